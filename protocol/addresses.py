@@ -1,0 +1,74 @@
+"""ZeroMQ addresses as a user writes them: checked before a socket sees them."""
+
+import ipaddress
+import re
+from typing import NamedTuple
+
+from protocol.errors import AddressError, ProtectionError
+
+MAX_UNIX_PATH_BYTES = 107
+"""`sun_path` of `unix(7)` is 108 bytes with its final zero."""
+
+_TCP = re.compile(r"(?P<host>\[[^\]]+\]|[^\[\]:/]+|\*):(?P<port>\d{1,5}|\*)")
+
+
+class Address(NamedTuple):
+    """A checked address; `url` is what ZeroMQ gets, `is_local` says that it cannot leave this machine."""
+
+    url: str
+    is_local: bool
+
+
+def parse_address(url: str, *, bind: bool) -> Address:
+    """Check `ipc://PATH` or `tcp://HOST:PORT`; raises `AddressError` with what is wrong.
+
+    `*` as host or port means "any" and is good for binding only.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in {"ipc", "tcp"}:
+        raise AddressError(f"address {url!r}: expected tcp://HOST:PORT or ipc:///PATH/TO/SOCKET")
+    if scheme == "ipc":
+        return _parse_ipc(url, rest)
+    match = _TCP.fullmatch(rest)
+    if match is None:
+        raise AddressError(f"address {url!r}: expected tcp://HOST:PORT (an IPv6 host in brackets)")
+    host, port = match["host"], match["port"]
+    if not bind and "*" in {host, port}:
+        raise AddressError(f"address {url!r}: '*' is for --bind; name the host and the port to connect to")
+    if port != "*" and not (0 if bind else 1) <= int(port) <= 65535:
+        raise AddressError(f"address {url!r}: the port must be {0 if bind else 1} to 65535")
+    return Address(url, _is_loopback(host))
+
+
+def require_protection(address: Address, *, has_keys: bool, insecure: bool, role: str) -> None:
+    """Raise `ProtectionError` for an address beyond this machine that has no CURVE keys, unless `insecure`.
+
+    `role` is `bind` or `connect`, for the text.
+    """
+    if address.is_local or has_keys or insecure:
+        return
+    raise ProtectionError(
+        f"{role} address {address.url!r} is beyond this machine and has no keys: anybody on the way could read "
+        "and change the samples; use loopback or ipc://, or say --insecure if the network itself is trusted"
+    )
+
+
+def _parse_ipc(url: str, path: str) -> Address:
+    if not path.startswith("/"):
+        raise AddressError(f"address {url!r}: an ipc:// path must be absolute (ipc:///run/…)")
+    length = len(path.encode())
+    if length > MAX_UNIX_PATH_BYTES:
+        raise AddressError(
+            f"address {url!r}: a Unix socket's path is limited to {MAX_UNIX_PATH_BYTES} bytes, this one has "
+            f"{length}; choose a shorter directory"
+        )
+    return Address(url, is_local=True)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,1 @@
+"""The uploader: takes samples from collectors, makes them durable and delivers them."""
