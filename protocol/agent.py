@@ -1,0 +1,66 @@
+"""This user's own uploader: where its socket and its spool are, so that collectors find it and share it.
+
+There is one for each target: what is delivered elsewhere, or with another token, goes through another agent.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from protocol.paths import data_home, runtime_dir, state_home
+
+TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN_FILE")
+TARGET_VARIABLE = "SENTINEL_TARGET"
+SENTINEL_TARGET = "sentinel:"
+_TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+class AgentPlace(NamedTuple):
+    """Where an agent listens and what it owns."""
+
+    socket_path: str
+    spool_dir: str
+    log_path: str
+
+    @property
+    def url(self) -> str:
+        """The agent's address."""
+        return f"ipc://{self.socket_path}"
+
+
+def default_target(environ: Mapping[str, str]) -> str:
+    """The Sentinel API when there is a token, else this user's directory of runs."""
+    named = environ.get(TARGET_VARIABLE, "")
+    if named:
+        return named
+    if any(environ.get(name) for name in TOKEN_VARIABLES):
+        return SENTINEL_TARGET
+    return os.path.join(data_home(environ), "runs")
+
+
+def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentPlace:
+    """Return the place of the agent for what the environment (or `target`) names as destination."""
+    target = target or default_target(environ)
+    identity = [target]
+    if target == SENTINEL_TARGET:
+        identity += [f"{name}={environ.get(name, '')}" for name in _TARGET_VARIABLES[1:]]
+        # A token file may be rotated: the agent is the same then.
+        identity += [f"{name}={environ[name]}" for name in TOKEN_VARIABLES if environ.get(name)][:1]
+    name = hashlib.sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    state = state_home(environ)
+    return AgentPlace(
+        socket_path=os.path.join(runtime_dir(environ), f"{name}.sock"),
+        spool_dir=os.path.join(state, "spool", name),
+        log_path=os.path.join(state, "spool", f"{name}.log"),
+    )
+
+
+def spool_dirs(environ: Mapping[str, str]) -> list[str]:
+    """Return the spool directories of all of this user's agents."""
+    base = os.path.join(state_home(environ), "spool")
+    try:
+        names = sorted(os.listdir(base))
+    except FileNotFoundError:
+        return []
+    return [path for name in names if os.path.isdir(path := os.path.join(base, name))]

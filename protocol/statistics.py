@@ -1,0 +1,97 @@
+"""Figures of a whole run, kept up row by row: the same at the collector's end and in the uploader's `run.json`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from protocol.sample import Sample
+
+_GAUGES = (
+    "process_cpu_usage",
+    "process_memory_mib",
+    "process_gpu_usage",
+    "process_gpu_vram_mib",
+    "system_cpu_usage",
+    "system_memory_used_mib",
+    "system_gpu_usage",
+    "system_gpu_vram_mib",
+)
+_TOTALS = (
+    "process_utime",
+    "process_stime",
+    "process_disk_read_bytes",
+    "process_disk_write_bytes",
+    "system_utime",
+    "system_stime",
+    "system_disk_read_bytes",
+    "system_disk_write_bytes",
+    "system_net_recv_bytes",
+    "system_net_sent_bytes",
+)
+
+
+class RunStatistics(msgspec.Struct):
+    """Sums over the rows seen so far; its size does not depend on how many they were."""
+
+    rows: int = 0
+    first_timestamp: float = 0.0
+    last_timestamp: float = 0.0
+    duration_s: float = 0.0
+    """Length of all rows' intervals together."""
+    weighted: dict[str, float] = {}
+    """Per gauge: sum of value times length of the row's interval."""
+    weights: dict[str, float] = {}
+    highest: dict[str, float] = {}
+    totals: dict[str, float] = {}
+
+    def copy(self) -> "RunStatistics":
+        """Return figures that can be added to without changing these."""
+        return msgspec.structs.replace(
+            self,
+            weighted=dict(self.weighted),
+            weights=dict(self.weights),
+            highest=dict(self.highest),
+            totals=dict(self.totals),
+        )
+
+    def add(self, samples: Iterable[Sample]) -> None:
+        """Take rows in, in their order."""
+        for sample in samples:
+            length = self._length_of(sample)
+            if not self.rows:
+                self.first_timestamp = sample.timestamp
+            self.rows += 1
+            self.last_timestamp = sample.timestamp
+            self.duration_s += length
+            for name in _GAUGES:
+                value = getattr(sample, name)
+                if value is not None:
+                    self.weighted[name] = self.weighted.get(name, 0.0) + value * length
+                    self.weights[name] = self.weights.get(name, 0.0) + length
+                    self.highest[name] = max(self.highest.get(name, value), value)
+            for name in _TOTALS:
+                value = getattr(sample, name)
+                if value is not None:
+                    self.totals[name] = self.totals.get(name, 0) + value
+
+    def summary(self) -> dict[str, Any]:
+        """Return `{column: {"mean", "max"}}` for gauges, `{column: {"total"}}` for the others, and the duration.
+
+        Means are weighted by the length of each row's interval. CPU seconds and bytes are totals of the run.
+        """
+        figures: dict[str, Any] = {"rows": self.rows, "duration_seconds": round(self.duration_s, 3)}
+        for name, highest in self.highest.items():
+            weight = self.weights[name]
+            mean = self.weighted[name] / weight if weight > 0 else highest
+            figures[name] = {"mean": round(mean, 4), "max": round(highest, 4)}
+        for name, total in self.totals.items():
+            figures[name] = {"total": round(total, 6)}
+        return figures
+
+    def _length_of(self, sample: Sample) -> float:
+        if self.rows:
+            return max(0.0, sample.timestamp - self.last_timestamp)
+        # The first row's beginning is not in the data, but usage is CPU seconds divided by the interval.
+        seconds = (sample.system_utime or 0.0) + (sample.system_stime or 0.0)
+        return seconds / sample.system_cpu_usage if sample.system_cpu_usage else 0.0

@@ -1,0 +1,39 @@
+"""Rows to `csv.gz`: the body of an object is a pure function of its rows."""
+
+import gzip
+from collections.abc import Iterable, Sequence
+
+from protocol.messages import Samples, decode_from_collector
+from protocol.sample import CSV_HEADER, Sample, csv_rows
+
+_LEVEL = 6
+
+
+def decode_frames(payloads: Iterable[bytes]) -> list[Sample]:
+    """Return the samples of stored frames, in order; they were validated when they came in."""
+    samples: list[Sample] = []
+    for payload in payloads:
+        message = decode_from_collector(payload)
+        assert isinstance(message, Samples)
+        samples.extend(message.samples)
+    return samples
+
+
+def csv_text(samples: Sequence[Sample]) -> bytes:
+    """Header and rows."""
+    return CSV_HEADER + csv_rows(samples)
+
+
+def compress(csv: bytes) -> bytes:
+    """One gzip member without a time stamp in its header."""
+    return gzip.compress(csv, compresslevel=_LEVEL, mtime=0)
+
+
+def rows_of_body(body: bytes) -> bytes:
+    """Return the rows of a body that `compress` made, without the header."""
+    return gzip.decompress(body)[len(CSV_HEADER) :]
+
+
+def object_uri(prefix: str, number: int) -> str:
+    """Return where object `number` (from 1) of a run goes."""
+    return f"{prefix.rstrip('/')}/{number:04d}.csv.gz"

@@ -1,0 +1,191 @@
+"""`sentinel-uploader`: serve, and what people ask of it."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from protocol import __version__
+from protocol.agent import spool_dirs
+from protocol.clock import Clock, SystemClock
+from protocol.errors import SentinelStreamError, UsageError
+from protocol.settings import Setting, add_arguments, build_parser, resolve
+from uploader.config import LOG_FORMAT, SETTINGS, SPOOL, VERBOSE, open_target, service_config, spool_dir
+from uploader.logs import set_up_logging
+from uploader.operate import ask
+from uploader.requests import DISCARD, RETRY
+from uploader.service import Service
+from uploader.status import describe_run, matches, owner_pid, read_status, status_text
+
+_DESCRIPTION = """Takes samples from collectors, makes them durable and delivers them.
+
+commands (the default is serve):
+  serve           listen, store, deliver
+  status          every run: state, rows waiting, objects, next try and last error
+  show RUN        everything about one run
+  drain           deliver what is there, then end
+  retry RUN       take up a parked run again
+  discard RUN     give a run up and delete its undelivered rows
+`sentinel-uploader COMMAND --help` says more."""
+_FIND_SPOOL = Setting(
+    name=SPOOL.name,
+    flag=SPOOL.flag,
+    env=SPOOL.env,
+    parse=SPOOL.parse,
+    metavar=SPOOL.metavar,
+    default_text="all of this user's",
+    help="directory of the spool",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = words.pop(0) if words and words[0] in _COMMANDS else "serve"
+    try:
+        return _COMMANDS[command](words, os.environ)
+    except UsageError as error:
+        return _complain(error, 2)
+    except SentinelStreamError as error:
+        return _complain(error, 1)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _serve(words: list[str], environ: Mapping[str, str]) -> int:
+    parser = build_parser(SETTINGS, "sentinel-uploader", _DESCRIPTION)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--version", action="version", version=f"sentinel-uploader {__version__}")
+    args = parser.parse_args(words)
+    values = resolve(SETTINGS, args, environ, args.config)
+    service = _open_service(values, environ, SystemClock())
+    _stop_on_signals(service)
+    service.run()
+    return 0
+
+
+def _drain(words: list[str], environ: Mapping[str, str]) -> int:
+    parser = build_parser(SETTINGS, "sentinel-uploader drain", "Deliver what is there, then end; 1 if rows are left.")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, default=300.0, help="default 300")
+    args = parser.parse_args(words)
+    values = resolve(SETTINGS, args, environ, args.config)
+    clock = SystemClock()
+    directory = spool_dir(values, environ)
+    if owner_pid(directory) is not None:
+        return _ask_to_drain(directory, args.timeout, clock)
+    service = _open_service(values, environ, clock, listen=False)
+    _stop_on_signals(service)
+    service.drain(args.timeout)
+    left = service.run()
+    print(f"runs with something left to deliver: {left}")
+    return 1 if left else 0
+
+
+def _status(words: list[str], environ: Mapping[str, str]) -> int:
+    args, spools = _inspect(words, environ, "status", "Every run: state, rows, objects, next try and last error.")
+    statuses = [read_status(directory) for directory in spools]
+    if args.json:
+        print(json.dumps(statuses, indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(status_text(statuses, now=SystemClock().now()))
+    return 0
+
+
+def _show(words: list[str], environ: Mapping[str, str]) -> int:
+    args, spools = _inspect(words, environ, "show", "Everything about one run.", run=True)
+    _, run = _find_run(spools, args.run)
+    if args.json:
+        print(json.dumps(run, indent=2, ensure_ascii=False))
+    else:
+        sys.stdout.write(describe_run(run))
+    return 0
+
+
+def _discard(words: list[str], environ: Mapping[str, str]) -> int:
+    return _change(words, environ, DISCARD, "Give a run up and delete its undelivered rows.")
+
+
+def _retry(words: list[str], environ: Mapping[str, str]) -> int:
+    return _change(words, environ, RETRY, "Take up a parked run again.")
+
+
+def _change(words: list[str], environ: Mapping[str, str], kind: str, description: str) -> int:
+    args, spools = _inspect(words, environ, kind, description, run=True)
+    directory, run = _find_run(spools, args.run)
+    ask(directory, kind, run["number"], clock=SystemClock())
+    print(f"{kind}: {run['run_id'] or run['key']} done")
+    return 0
+
+
+def _inspect(
+    words: list[str], environ: Mapping[str, str], command: str, description: str, *, run: bool = False
+) -> tuple[argparse.Namespace, list[str]]:
+    settings = (_FIND_SPOOL,)
+    parser = argparse.ArgumentParser(prog=f"sentinel-uploader {command}", description=description, allow_abbrev=False)
+    add_arguments(parser, settings)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    if run:
+        parser.add_argument("run", metavar="RUN", help="run id (its beginning will do) or run key")
+    args = parser.parse_args(words)
+    spool = resolve(settings, args, environ, None)["spool"]
+    return args, [spool] if spool else spool_dirs(environ)
+
+
+def _find_run(spools: Sequence[str], name: str) -> tuple[str, dict[str, Any]]:
+    found = [(path, run) for path in spools for run in read_status(path)["runs"] if matches(run, name)]
+    if not found:
+        raise UsageError(f"there is no run {name!r}; `sentinel-uploader status` lists them")
+    if len(found) > 1:
+        raise UsageError(f"{name!r} is the beginning of {len(found)} runs; write more of it")
+    return found[0]
+
+
+def _ask_to_drain(directory: str, timeout_s: float, clock: Clock) -> int:
+    ask(directory, "drain", round(timeout_s), clock=clock, until_gone_s=timeout_s + 15)
+    left = sum(1 for run in read_status(directory)["runs"] if run["rows_waiting"])
+    print(f"runs with something left to deliver: {left}")
+    return 1 if left else 0
+
+
+def _open_service(
+    values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock, *, listen: bool = True
+) -> Service:
+    set_up_logging(values[LOG_FORMAT.name], verbose=values[VERBOSE.name])
+    target = open_target(values["target"], environ, clock)
+    config = service_config(values, environ, target, listen=listen)
+    return Service(config, target=target, clock=clock)
+
+
+def _stop_on_signals(service: Service) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: service.stop())
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 86_400 * 365:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0")
+    return value
+
+
+def _complain(error: Exception, code: int) -> int:
+    print(f"sentinel-uploader: {error}", file=sys.stderr)
+    return code
+
+
+_COMMANDS: dict[str, Callable[[list[str], Mapping[str, str]], int]] = {
+    "serve": _serve,
+    "status": _status,
+    "show": _show,
+    "drain": _drain,
+    "retry": _retry,
+    "discard": _discard,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

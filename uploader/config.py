@@ -1,0 +1,160 @@
+"""The uploader's settings, and what follows from them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from protocol.addresses import parse_address, require_protection
+from protocol.agent import SENTINEL_TARGET, agent_place, default_target
+from protocol.clock import Clock
+from protocol.errors import UsageError
+from protocol.paths import make_private_dir
+from protocol.settings import Setting, boolean, choice, path, seconds, size, text
+from uploader.database import MIN_SPOOL_BYTES
+from uploader.run import Policy
+from uploader.sentinel.local import LocalSentinelAPI
+from uploader.service import ServiceConfig
+from uploader.steps import Target
+from uploader.storage.directory import DirectoryStore
+
+SPOOL = Setting(
+    name="spool",
+    flag="--spool",
+    env="SENTINEL_SPOOL",
+    parse=path,
+    metavar="DIR",
+    default_text="this user's own",
+    help="directory of the spool",
+)
+TARGET = Setting(
+    name="target",
+    flag="--target",
+    env="SENTINEL_TARGET",
+    parse=path,
+    metavar="URL-OR-DIR",
+    default_text="`sentinel:` with a token, else this user's directory of runs",
+    help="`sentinel:` for the HTTP API, or a directory",
+)
+LOG_FORMAT = Setting(
+    name="log_format",
+    flag="--log-format",
+    env="SENTINEL_LOG_FORMAT",
+    parse=choice("text", "json"),
+    metavar="text|json",
+    default="text",
+    help="how log lines are written",
+)
+VERBOSE = Setting(name="verbose", flag="--verbose", short="-v", parse=boolean, default=False, help="log more")
+SETTINGS = (
+    Setting(
+        name="bind",
+        flag="--bind",
+        env="SENTINEL_BIND",
+        parse=text,
+        repeatable=True,
+        metavar="URL",
+        default_text="this user's own socket",
+        help="address to listen at, `tcp://HOST:PORT` or `ipc:///PATH`; may be given several times",
+    ),
+    SPOOL,
+    Setting(
+        name="spool_max",
+        flag="--spool-max",
+        env="SENTINEL_SPOOL_MAX",
+        parse=size(minimum=MIN_SPOOL_BYTES),
+        metavar="SIZE",
+        default="2GiB",
+        help="largest size of the spool; when it is reached, collectors hold on",
+    ),
+    Setting(
+        name="upload_interval",
+        flag="--upload-interval",
+        env="TRACKER_UPLOAD_INTERVAL",
+        parse=seconds(minimum=0.1, maximum=86_400),
+        metavar="SECONDS",
+        default=60.0,
+        help="how often a run's rows are uploaded",
+    ),
+    TARGET,
+    Setting(
+        name="stale_after",
+        flag="--stale-after",
+        env="SENTINEL_STALE_AFTER",
+        parse=seconds(minimum=1),
+        metavar="SECONDS",
+        default=900.0,
+        help="silence after which a run is closed as failed",
+    ),
+    Setting(
+        name="exit_when_idle",
+        flag="--exit-when-idle",
+        env="SENTINEL_EXIT_WHEN_IDLE",
+        parse=seconds(minimum=0.1),
+        metavar="SECONDS",
+        help="end when all is delivered and nothing was heard for so long",
+    ),
+    Setting(
+        name="insecure",
+        flag="--insecure",
+        env="SENTINEL_INSECURE",
+        parse=boolean,
+        default=False,
+        help="listen beyond this machine without keys",
+    ),
+    LOG_FORMAT,
+    VERBOSE,
+)
+
+
+def service_config(
+    values: Mapping[str, Any], environ: Mapping[str, str], target: Target, *, listen: bool
+) -> ServiceConfig:
+    """Check what the settings say together and return it; raises `UsageError`."""
+    place = agent_place(environ, values["target"])
+    urls = values["bind"] if listen else []
+    if listen and not urls:
+        make_private_dir(place.socket_path.rpartition("/")[0])
+        urls = [place.url]
+    addresses = [parse_address(url, bind=True) for url in urls]
+    for address in addresses:
+        require_protection(address, has_keys=False, insecure=values["insecure"], role="bind")
+    return ServiceConfig(
+        addresses=addresses,
+        spool_dir=spool_dir(values, environ),
+        spool_max_bytes=values["spool_max"],
+        policy=Policy(
+            upload_interval_s=values["upload_interval"],
+            stale_after_s=values["stale_after"],
+            inline_limit_bytes=target.api.inline_limit_bytes,
+        ),
+        exit_when_idle_s=values["exit_when_idle"],
+    )
+
+
+def spool_dir(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """Return the spool's directory, named or this user's own for the target."""
+    return values["spool"] or agent_place(environ, values["target"]).spool_dir
+
+
+def open_target(named: str | None, environ: Mapping[str, str], clock: Clock) -> Target:
+    """Return where runs are delivered; raises `UsageError` for what cannot be used."""
+    where = named or default_target(environ)
+    if where != SENTINEL_TARGET:
+        if "://" in where:
+            raise UsageError(f"--target {where!r}: expected {SENTINEL_TARGET} or a directory")
+        return Target(api=LocalSentinelAPI(where), store=DirectoryStore(), needs_credentials=False)
+    try:
+        # urllib3 and botocore come with the extra, and only for those who need them.
+        from uploader.sentinel.endpoint import DEFAULT_BASE_URL
+        from uploader.sentinel.http_api import HttpSentinelAPI
+        from uploader.sentinel.token import token_source
+        from uploader.storage.s3 import S3Store
+    except ImportError as error:
+        raise UsageError(
+            f"the Sentinel API needs more than the base package ({error.name} is missing): "
+            "pip install 'sentinel-stream[uploader]'"
+        ) from error
+    token = token_source(environ)
+    if token is None:
+        raise UsageError("no API token: set SENTINEL_API_TOKEN or SENTINEL_API_TOKEN_FILE, or name a directory")
+    api = HttpSentinelAPI(token, environ.get("SENTINEL_API_URL") or DEFAULT_BASE_URL, clock, environ)
+    return Target(api=api, store=S3Store(environ=environ, clock=clock), needs_credentials=True)

@@ -1,0 +1,362 @@
+"""The conversation's far end: takes frames from collectors, makes them durable in groups, then acknowledges.
+
+One thread owns the socket. Nothing that a peer sends is fatal: what is not a message is counted and dropped.
+"""
+
+import logging
+import math
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import msgspec
+
+from protocol.clock import Clock
+from protocol.errors import BadMessageError
+from protocol.messages import (
+    MAX_RUN_KEY_CHARS,
+    MAX_SEQUENCE,
+    PROTOCOL_VERSION,
+    Ack,
+    Finish,
+    Finished,
+    Hello,
+    Ping,
+    Reject,
+    RejectCode,
+    Samples,
+    UploaderMessage,
+    Welcome,
+    decode_from_collector,
+    encode,
+)
+from protocol.transport import Router
+from uploader.batch import object_uri
+from uploader.database import SpoolError, SpoolFullError
+from uploader.records import Run, RunRecord
+from uploader.run import RunState
+from uploader.spool import NotOwnerError, RunClosedError, Spool, StoredFrame, SupersededError
+
+log = logging.getLogger(__name__)
+
+GROUP_FRAMES = 1000
+"""Most frames that one transaction waits for."""
+MAX_METADATA_BYTES = 16 << 10
+MAX_INCARNATION_CHARS = 64
+MAX_INTERVAL_S = 86_400.0
+_LOOP_S = 1.0
+LATE_S = 3.0
+"""A loop that took longer was stopped or starved: collectors were not heard meanwhile."""
+_FULL_LOG_INTERVAL_S = 60.0
+_MAX_FINISHED_BYTES = 32 << 10
+_FINISHED_OBJECTS = 100
+
+
+class _Session:
+    """One connection that has said `Hello`: its run, and what the group that is being gathered adds to it."""
+
+    __slots__ = ("finish", "identity", "incarnation", "next_seq", "run")
+
+    def __init__(self, identity: bytes, run: Run) -> None:
+        self.identity = identity
+        self.incarnation = run.record.incarnation
+        self.run = run
+        self.next_seq = run.acked_seq + 1
+        self.finish: Finish | None = None
+
+
+class Intake:
+    """The socket's loop. `wake_run` is told of runs for which something may be due now."""
+
+    def __init__(
+        self, *, router: Router, spool: Spool, clock: Clock, wake_run: Callable[[Run], None], max_batch_rows: int
+    ) -> None:
+        self._router = router
+        self._spool = spool
+        self._clock = clock
+        self._wake_run = wake_run
+        self._max_batch_rows = max_batch_rows
+        self._sessions: dict[bytes, _Session] = {}
+        self._session_of_run: dict[int, _Session] = {}
+        self._frames: list[StoredFrame] = []
+        self._touched: dict[bytes, _Session] = {}
+        self._over: queue.SimpleQueue[tuple[int, RunRecord]] = queue.SimpleQueue()
+        self._full_logged_at: float | None = None
+        self.counts: Counter[str] = Counter()
+        now = clock.monotonic()
+        self.looped_at = now
+        self.listening_since = now
+        """Since when collectors have been heard without a break: silence counts from there."""
+        self.heard_at = now
+        """When the last frame came."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until the event is set; `Router.wake` makes it look at the event at once."""
+        while not stop.is_set():
+            self.serve_once(_LOOP_S)
+
+    def serve_once(self, timeout_s: float) -> None:
+        """Take one group: receive, store, acknowledge."""
+        received, malformed = self._router.receive(most=GROUP_FRAMES, timeout_s=timeout_s)
+        now = self._clock.monotonic()
+        if now - self.looped_at > LATE_S + timeout_s:
+            self.listening_since = now
+        self.looped_at = now
+        self.counts["malformed"] += malformed
+        if received:
+            self.heard_at = now
+        for identity, frame in received:
+            self.counts["frames"] += 1
+            self._take(identity, frame)
+        self._commit()
+        self._tell_finished()
+
+    def run_is_over(self, run: Run) -> None:
+        """Tell the run's collector how it ended; may be called from any thread."""
+        self._over.put((run.id, run.record))
+        self._router.wake()
+
+    def has_sessions(self) -> bool:
+        """Whether a collector of an open run is or was connected."""
+        return bool(self._session_of_run)
+
+    # -- one frame ---------------------------------------------------------------------------------------------
+
+    def _take(self, identity: bytes, frame: bytes) -> None:
+        try:
+            message = decode_from_collector(frame)
+        except BadMessageError:
+            self.counts["bad"] += 1
+            return
+        if isinstance(message, Hello):
+            self._commit()
+            self._hello(identity, message)
+            return
+        session = self._sessions.get(identity)
+        if session is None:
+            self._reply(identity, Reject(RejectCode.HELLO_FIRST, "say hello first", retry=True))
+            return
+        session.run.heard_at = self._clock.monotonic()
+        match message:
+            case Samples():
+                self._samples(session, message, frame)
+            case Finish():
+                self._finish(session, message)
+            case Ping():
+                pass
+
+    def _samples(self, session: _Session, message: Samples, frame: bytes) -> None:
+        samples, first = message.samples, message.first_seq
+        count = len(samples)
+        last = first + count - 1
+        if not count or not 1 <= first <= last <= MAX_SEQUENCE or not _sound_timestamps(message):
+            self.counts["bad"] += 1
+            return
+        if session.run.record.has_ended and last > session.run.acked_seq:
+            self._reply(session.identity, Reject(RejectCode.CLOSED, "this run has ended", seq=session.run.acked_seq))
+            return
+        self._touched[session.identity] = session
+        if last < session.next_seq:
+            self.counts["duplicate_rows"] += count
+            return
+        if first > session.next_seq:
+            # Something before it was lost: the collector will notice the silence and begin again.
+            self.counts["gaps"] += 1
+            return
+        if first < session.next_seq:
+            self.counts["duplicate_rows"] += session.next_seq - first
+            samples = samples[session.next_seq - first :]
+            first = session.next_seq
+            frame = encode(Samples(first, samples))
+        self._frames.append(StoredFrame(session.run, first, len(samples), frame, samples[-1].timestamp))
+        session.next_seq = last + 1
+
+    def _finish(self, session: _Session, message: Finish) -> None:
+        self._touched[session.identity] = session
+        if session.run.record.has_ended or message.last_seq > session.next_seq - 1:
+            # A repetition is acknowledged again; one before the last row waits until the rows are here.
+            return
+        if message.last_seq < session.next_seq - 1 or not _sound_finish(message):
+            self.counts["bad"] += 1
+            return
+        session.finish = message
+
+    # -- greeting ----------------------------------------------------------------------------------------------
+
+    def _hello(self, identity: bytes, hello: Hello) -> None:
+        complaint = _complaint(hello)
+        if complaint is not None:
+            self.counts[f"rejected:{complaint.code}"] += 1
+            self._reply(identity, complaint)
+            return
+        try:
+            run = self._spool.greet(hello, owner="")
+        except SupersededError as error:
+            self._reply(identity, Reject(RejectCode.SUPERSEDED, str(error)))
+        except NotOwnerError as error:
+            self._reply(identity, Reject(RejectCode.NOT_ALLOWED, str(error)))
+        except RunClosedError as error:
+            self._greet_after_end(identity, hello, error)
+        except SpoolError as error:
+            self._note_full(error)
+            self._reply(identity, Reject(RejectCode.BUSY, str(error), retry=True))
+        else:
+            self._open_session(identity, run)
+
+    def _open_session(self, identity: bytes, run: Run) -> None:
+        earlier = self._session_of_run.get(run.id)
+        if earlier is not None and earlier.identity != identity:
+            del self._sessions[earlier.identity]
+            # The same collector on a new connection takes over from itself, and must not be told to stop.
+            if earlier.incarnation != run.record.incarnation:
+                text = "a newer collector has taken this run over"
+                self._reply(earlier.identity, Reject(RejectCode.SUPERSEDED, text))
+        elsewhere = self._sessions.pop(identity, None)
+        if elsewhere is not None and elsewhere.run.id != run.id:
+            del self._session_of_run[elsewhere.run.id]
+        record = run.record
+        if record.has_ended and record.closed_as_stale:
+            self._session_of_run.pop(run.id, None)
+            self._reply(identity, Reject(RejectCode.CLOSED, "this run was closed as stale", seq=run.acked_seq))
+            return
+        session = _Session(identity, run)
+        self._sessions[identity] = self._session_of_run[run.id] = session
+        self._reply(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp))
+        if record.has_ended:
+            self._reply(identity, Ack(run.acked_seq, finish=True))
+        self._wake_run(run)
+
+    def _greet_after_end(self, identity: bytes, hello: Hello, closed: RunClosedError) -> None:
+        """The collector that ended the run may not have heard so; everybody else needs a new run."""
+        record = self._spool.ended_record(hello.run_key)
+        if record is None or record.incarnation != hello.incarnation or record.closed_as_stale:
+            self._reply(identity, Reject(RejectCode.CLOSED, str(closed), seq=closed.seq))
+            return
+        self._reply(identity, Welcome(closed.seq + 1, record.run_id))
+        self._reply(identity, Ack(closed.seq, finish=True))
+        self._reply(identity, _finished_message(record))
+
+    # -- after a group -----------------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        touched, self._touched = self._touched, {}
+        frames, self._frames = self._frames, []
+        finishes = [(session.run, session.finish) for session in touched.values() if session.finish is not None]
+        if frames or finishes:
+            try:
+                self._spool.store(frames, finishes)
+            except SpoolError as error:
+                self._note_full(error)
+                self._refuse(touched)
+                return
+            if frames and self._full_logged_at is not None:
+                self._full_logged_at = None
+                log.info("spool has room again")
+        self.counts["rows"] += sum(frame.rows for frame in frames)
+        for session in touched.values():
+            session.finish = None
+            run = session.run
+            self._reply(session.identity, Ack(run.acked_seq, finish=run.record.has_ended))
+            if run.record.has_ended or run.open_rows >= self._max_batch_rows:
+                self._wake_run(run)
+
+    def _refuse(self, touched: dict[bytes, _Session]) -> None:
+        """No row of the group is durable: forget what was counted on, and let the collectors hold on.
+
+        An end whose rows are all here needs no room for rows: it is taken by itself.
+        """
+        for session in touched.values():
+            finish, session.finish = session.finish, None
+            session.next_seq = session.run.acked_seq + 1
+            if finish is not None and finish.last_seq == session.run.acked_seq and self._store_finish(session, finish):
+                continue
+            self._reply(session.identity, Reject(RejectCode.BUSY, "no room in the spool", retry=True))
+
+    def _store_finish(self, session: _Session, finish: Finish) -> bool:
+        try:
+            self._spool.store([], [(session.run, finish)])
+        except SpoolError as error:
+            self._note_full(error)
+            return False
+        self._reply(session.identity, Ack(session.run.acked_seq, finish=True))
+        self._wake_run(session.run)
+        return True
+
+    def _note_full(self, error: SpoolError) -> None:
+        self.counts["full"] += 1
+        now = self._clock.monotonic()
+        if self._full_logged_at is None or now - self._full_logged_at >= _FULL_LOG_INTERVAL_S:
+            self._full_logged_at = now
+            kind = "spool is full" if isinstance(error, SpoolFullError) else "spool cannot be written"
+            log.error("%s, not acknowledging samples until that changes error=%s", kind, error)
+
+    def _tell_finished(self) -> None:
+        while True:
+            try:
+                run_id, record = self._over.get_nowait()
+            except queue.Empty:
+                return
+            session = self._session_of_run.pop(run_id, None)
+            if session is None:
+                continue
+            del self._sessions[session.identity]
+            if record.state is RunState.FINISHED:
+                self._reply(session.identity, _finished_message(record))
+            else:
+                text = f"this run is {record.state}"
+                self._reply(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
+
+    def _reply(self, identity: bytes, message: UploaderMessage) -> None:
+        if not self._router.send(identity, encode(message)):
+            # Gone or not reading; a lost answer is asked for again.
+            self.counts["undeliverable"] += 1
+
+
+def _finished_message(record: RunRecord) -> Finished:
+    uris = [object_uri(record.uri_prefix, number) for number in range(1, min(record.batches, _FINISHED_OBJECTS) + 1)]
+    message = Finished(
+        run_id=record.run_id,
+        response=record.response,
+        objects=uris,
+        objects_count=record.batches,
+        rows=record.rows,
+        location=record.uri_prefix,
+    )
+    if len(encode(message)) > _MAX_FINISHED_BYTES:
+        return msgspec.structs.replace(message, response={}, objects=[])
+    return message
+
+
+def _sound_timestamps(message: Samples) -> bool:
+    return all(0.0 < sample.timestamp < math.inf for sample in message.samples)
+
+
+def _sound_finish(message: Finish) -> bool:
+    code = message.exit_code
+    peak = message.peak_memory_mib
+    return (
+        message.status in {"finished", "failed"}
+        and (code is None or 0 <= code <= 255)
+        and 0.0 <= message.time < math.inf
+        and (peak is None or 0.0 <= peak < math.inf)
+        and len(message.accounting) <= MAX_INCARNATION_CHARS
+    )
+
+
+def _complaint(hello: Hello) -> Reject | None:
+    """Return why the greeting is not accepted, in words for the person who reads it at the collector."""
+    if hello.version != PROTOCOL_VERSION:
+        text = f"this uploader speaks version {PROTOCOL_VERSION} of the protocol, not {hello.version}"
+        return Reject(RejectCode.UNKNOWN_VERSION, text)
+    if not hello.run_key or len(hello.run_key) > MAX_RUN_KEY_CHARS or not hello.run_key.isprintable():
+        return Reject(RejectCode.NOT_ALLOWED, f"a run key has 1 to {MAX_RUN_KEY_CHARS} printable characters")
+    if not 1 <= len(hello.incarnation) <= MAX_INCARNATION_CHARS:
+        return Reject(RejectCode.NOT_ALLOWED, "the incarnation is missing or too long")
+    if not 0.0 < hello.interval_s <= MAX_INTERVAL_S:
+        return Reject(RejectCode.NOT_ALLOWED, f"the interval must be above 0 and at most {MAX_INTERVAL_S:.0f} s")
+    if not 0 <= hello.oldest_seq <= MAX_SEQUENCE:
+        return Reject(RejectCode.NOT_ALLOWED, "the sequence number is out of range")
+    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > MAX_METADATA_BYTES:
+        return Reject(RejectCode.TOO_BIG, f"the metadata are longer than {MAX_METADATA_BYTES} bytes")
+    return None

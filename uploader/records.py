@@ -1,0 +1,163 @@
+"""What is known of a run: its durable record, and what this process knows beside."""
+
+from array import array
+from typing import Any
+
+import msgspec
+
+from protocol.messages import Finish, Hello
+from protocol.statistics import RunStatistics
+from uploader.ports import Credentials, RunDescription
+from uploader.run import ENDED_STATES, Facts, RunState
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about a run that survives this process; one row of the spool. Times are UNIX seconds."""
+
+    uid: str
+    key: str
+    owner: str = ""
+    """Name of the client whose key opened the run; empty on links without keys."""
+    incarnation: str
+    superseded: list[str] = []
+    """Earlier collectors of this run, newest last: none of them gets in again."""
+    state: RunState = RunState.NEW
+    created_at: float
+    interval_s: float
+    metadata: dict[str, Any] = {}
+    host: dict[str, Any] = {}
+    cloud: dict[str, Any] = {}
+    run_id: str = ""
+    uri_prefix: str = ""
+    settled_seq: int = 0
+    """Every row up to this number is in a frozen batch, or is missing."""
+    missing_rows: int = 0
+    """Rows that the run's collector could not send again after a spool was lost."""
+    batches: int = 0
+    """Batches frozen so far; the next one has the number after."""
+    delivered_batches: int = 0
+    rows: int = 0
+    """Rows in frozen batches."""
+    delivered_rows: int = 0
+    csv_bytes: int = 0
+    object_bytes: int = 0
+    put_tried: bool = False
+    finish_tried: bool = False
+    finish: Finish | None = None
+    closed_as_stale: bool = False
+    response: dict[str, Any] = {}
+    statistics: RunStatistics = msgspec.field(default_factory=RunStatistics)
+    cut_at: float = 0.0
+    ended_at: float = 0.0
+    last_error: str = ""
+    last_error_at: float = 0.0
+    next_try_at: float = 0.0
+
+    def describe(self) -> RunDescription:
+        """What the API is told at registration."""
+        return RunDescription(
+            uid=self.uid,
+            run_key=self.key,
+            created_at=self.created_at,
+            interval_s=self.interval_s,
+            metadata=self.metadata,
+            host=self.host,
+            cloud=self.cloud,
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run's end is known."""
+        return self.finish is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will happen to the run any more."""
+        return self.state in ENDED_STATES
+
+
+class Run:
+    """An open run in memory: its record as committed, and what is lost and found again at a restart.
+
+    Guarded by the spool's lock. Times are monotonic seconds.
+    """
+
+    __slots__ = (
+        "acked_seq",
+        "attempts",
+        "busy",
+        "cloud_pending",
+        "created_at",
+        "credentials",
+        "credentials_refused",
+        "cut_at",
+        "frames",
+        "heard_at",
+        "id",
+        "last_timestamp",
+        "not_before",
+        "open_bytes",
+        "open_rows",
+        "record",
+        "waiting_batches",
+    )
+
+    def __init__(self, run_id: int, record: RunRecord, *, now: float) -> None:
+        self.id = run_id
+        self.record = record
+        self.frames = array("q")
+        """Row ids of the frames that are not in a batch yet, oldest first: 8 bytes each, bounded by the batch size."""
+        self.open_rows = 0
+        self.open_bytes = 0
+        self.acked_seq = record.settled_seq
+        self.last_timestamp = record.statistics.last_timestamp
+        self.waiting_batches = record.batches - record.delivered_batches
+        self.created_at = now
+        self.cut_at = now
+        self.heard_at = now
+        self.cloud_pending = False
+        self.credentials: Credentials | None = None
+        self.credentials_refused = 0
+        self.attempts = 0
+        self.not_before = 0.0
+        self.busy = False
+
+    def facts(self, *, listening_since: float, flush: bool, needs_credentials: bool, wants_refresh: bool) -> Facts:
+        """What `next_step` wants to know; silence counts only while the uploader was there to hear."""
+        record = self.record
+        return Facts(
+            state=record.state,
+            has_ended=record.has_ended,
+            open_rows=self.open_rows,
+            open_bytes=self.open_bytes,
+            waiting_batches=self.waiting_batches,
+            # A column of msgpack takes up to 9 bytes, and up to 20 as text.
+            total_csv_bytes=record.csv_bytes + 2 * self.open_bytes + 1024,
+            was_put=record.put_tried,
+            created_at=self.created_at,
+            cut_at=self.cut_at,
+            silent_since=max(self.heard_at, listening_since),
+            interval_s=record.interval_s,
+            cloud_pending=self.cloud_pending,
+            flush=flush,
+            needs_credentials=needs_credentials,
+            wants_refresh=wants_refresh,
+        )
+
+
+def new_record(hello: Hello, *, uid: str, owner: str, now: float) -> RunRecord:
+    """Make the record of a run that says `Hello` for the first time (`now` in UNIX seconds)."""
+    return RunRecord(
+        uid=uid,
+        key=hello.run_key,
+        owner=owner,
+        incarnation=hello.incarnation,
+        created_at=now,
+        cut_at=now,
+        interval_s=hello.interval_s,
+        metadata=hello.metadata,
+        host=hello.host,
+        cloud=hello.cloud,
+        settled_seq=max(0, hello.oldest_seq - 1),
+        missing_rows=max(0, hello.oldest_seq - 1),
+    )

@@ -1,0 +1,183 @@
+"""A run's states, what moves it from one to the next, and what it needs next: pure functions of facts and time."""
+
+from enum import StrEnum
+
+import msgspec
+
+from protocol.errors import SentinelStreamError
+
+
+class RunState(StrEnum):
+    """Where a run is in its life."""
+
+    NEW = "new"
+    """Known here, not yet at the API."""
+    REGISTERED = "registered"
+    """Has its run id; objects are uploaded."""
+    FINISHING = "finishing"
+    """Nothing more will come; the rest is delivered and `finish` said until it is accepted."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    """Closed because its collector had gone silent."""
+    PARKED = "parked"
+    """A person must look at it; its data is kept."""
+    DISCARDED = "discarded"
+    """A person gave it up; its data is gone."""
+
+
+class Event(StrEnum):
+    """What happens to a run."""
+
+    REGISTERED = "registered"
+    ENDED = "ended"
+    """Its `Finish` is durable, or it was closed as stale."""
+    ACCEPTED = "accepted"
+    """The API took `finish`."""
+    CLOSED_STALE = "closed-stale"
+    """The API took the `finish` of a run whose collector is gone."""
+    REFUSED = "refused"
+    """An answer that no repetition changes."""
+    RETRIED = "retried"
+    """A person wants it tried again."""
+    DISCARDED = "discarded"
+
+
+class TransitionError(SentinelStreamError):
+    """An event that the run's state does not allow."""
+
+
+OPEN_STATES = frozenset({RunState.NEW, RunState.REGISTERED, RunState.FINISHING})
+ENDED_STATES = frozenset({RunState.FINISHED, RunState.FAILED, RunState.DISCARDED})
+
+_TRANSITIONS: dict[tuple[RunState, Event], RunState] = {
+    # A run may end before the API has ever answered: it stays new, and knows that it has ended.
+    (RunState.NEW, Event.ENDED): RunState.NEW,
+    (RunState.NEW, Event.REGISTERED): RunState.REGISTERED,
+    (RunState.REGISTERED, Event.ENDED): RunState.FINISHING,
+    (RunState.FINISHING, Event.ACCEPTED): RunState.FINISHED,
+    (RunState.FINISHING, Event.CLOSED_STALE): RunState.FAILED,
+    (RunState.NEW, Event.REFUSED): RunState.PARKED,
+    (RunState.REGISTERED, Event.REFUSED): RunState.PARKED,
+    (RunState.FINISHING, Event.REFUSED): RunState.PARKED,
+    # A parked run may still hear that it ended, and goes through its states anew when it is tried again.
+    (RunState.PARKED, Event.ENDED): RunState.PARKED,
+    (RunState.PARKED, Event.RETRIED): RunState.NEW,
+    (RunState.NEW, Event.DISCARDED): RunState.DISCARDED,
+    (RunState.REGISTERED, Event.DISCARDED): RunState.DISCARDED,
+    (RunState.FINISHING, Event.DISCARDED): RunState.DISCARDED,
+    (RunState.PARKED, Event.DISCARDED): RunState.DISCARDED,
+}
+
+
+def transition(state: RunState, event: Event) -> RunState:
+    """Return the state after the event; raises `TransitionError` when it is not allowed."""
+    try:
+        return _TRANSITIONS[state, event]
+    except KeyError:
+        raise TransitionError(f"a run that is {state} cannot be {event}") from None
+
+
+class Step(StrEnum):
+    """One effect on the outside, or one decision, that a run needs."""
+
+    REGISTER = "register"
+    CUT = "cut"
+    """Freeze the open rows into a batch."""
+    PUT = "put"
+    REFRESH = "refresh"
+    FINISH = "finish"
+    CLOSE_STALE = "close-stale"
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers behind what is due."""
+
+    upload_interval_s: float = 60.0
+    stale_after_s: float = 900.0
+    max_batch_rows: int = 3600
+    max_batch_bytes: int = 1 << 20
+    """Of encoded samples, about a third of it as CSV and a tenth as an object."""
+    inline_limit_bytes: int = 0
+    cloud_wait_s: float = 3.0
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a run, all times monotonic seconds."""
+
+    state: RunState
+    has_ended: bool
+    open_rows: int
+    open_bytes: int
+    waiting_batches: int
+    """Frozen, not confirmed."""
+    total_csv_bytes: int
+    """Upper estimate of the whole run as CSV."""
+    was_put: bool
+    """A PUT was tried: the run stays with storage."""
+    created_at: float
+    cut_at: float
+    """When rows were last frozen (or the run began)."""
+    silent_since: float
+    interval_s: float
+    cloud_pending: bool
+    flush: bool
+    """The uploader is told to deliver what is there."""
+    needs_credentials: bool
+    """Storage wants credentials and none are at hand."""
+    wants_refresh: bool
+    """The credentials at hand are good for a little while only."""
+
+
+def next_step(facts: Facts, policy: Policy, now: float) -> tuple[Step | None, float]:
+    """Return the step that is due, or `None` and the time at which to look again."""
+    if facts.state not in OPEN_STATES:
+        return None, float("inf")
+    if _must_cut(facts, policy):
+        return Step.CUT, now
+    if facts.state is RunState.NEW:
+        return _next_of_new(facts, policy, now)
+    if facts.state is RunState.FINISHING and goes_inline(facts, policy):
+        return Step.FINISH, now
+    if facts.waiting_batches:
+        if facts.needs_credentials or facts.wants_refresh:
+            return Step.REFRESH, now
+        return Step.PUT, now
+    if facts.open_rows and (facts.flush or facts.state is RunState.FINISHING):
+        return Step.CUT, now
+    if facts.state is RunState.FINISHING:
+        return Step.FINISH, now
+    return _next_of_registered(facts, policy, now)
+
+
+def goes_inline(facts: Facts, policy: Policy) -> bool:
+    """Whether the run's rows are delivered with `finish` itself."""
+    return not facts.was_put and facts.total_csv_bytes <= policy.inline_limit_bytes
+
+
+def _must_cut(facts: Facts, policy: Policy) -> bool:
+    return facts.open_rows >= policy.max_batch_rows or facts.open_bytes >= policy.max_batch_bytes
+
+
+def _stale_at(facts: Facts, policy: Policy) -> float:
+    return facts.silent_since + max(policy.stale_after_s, 3 * facts.interval_s)
+
+
+def _next_of_new(facts: Facts, policy: Policy, now: float) -> tuple[Step | None, float]:
+    if not facts.has_ended and now >= _stale_at(facts, policy):
+        return Step.CLOSE_STALE, now
+    wait_until = facts.created_at + policy.cloud_wait_s
+    if facts.cloud_pending and not facts.has_ended and now < wait_until:
+        return None, wait_until
+    return Step.REGISTER, now
+
+
+def _next_of_registered(facts: Facts, policy: Policy, now: float) -> tuple[Step | None, float]:
+    if now >= _stale_at(facts, policy):
+        return Step.CLOSE_STALE, now
+    if not facts.open_rows:
+        # Rows that come later are looked at when they could be due at the earliest.
+        return None, min(max(facts.cut_at, now) + policy.upload_interval_s, _stale_at(facts, policy))
+    due = facts.cut_at + policy.upload_interval_s
+    if now >= due:
+        return Step.CUT, now
+    return None, min(due, _stale_at(facts, policy))

@@ -1,0 +1,1 @@
+"""The conversation with the Sentinel API about runs: register, refresh credentials, finish."""

@@ -1,0 +1,81 @@
+"""The Sentinel API over HTTP, as the uploader's run lifecycle needs it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from protocol.clock import Clock
+from uploader.ports import Credentials, Ending, Registration, RunDescription
+from uploader.sentinel.api import (
+    DataSource,
+    Endpoint,
+    RunStatus,
+    SentinelAPIError,
+    finish_run,
+    refresh_credentials,
+    register_run,
+)
+from uploader.sentinel.credentials import parse_credentials
+
+INLINE_LIMIT_BYTES = 5 << 20
+
+
+class HttpSentinelAPI:
+    """Implements `uploader.ports.SentinelAPI`; `token` is called on every use, so that a rotated one is picked up.
+
+    `base_url` may have a path prefix. Raises `UsageError` for an address, a proxy or a file of certificate
+    authorities that cannot be used.
+    """
+
+    inline_limit_bytes = INLINE_LIMIT_BYTES
+
+    def __init__(self, token: Callable[[], str], base_url: str, clock: Clock, environ: Mapping[str, str]) -> None:
+        self._token = token
+        self._clock = clock
+        self._endpoint = Endpoint(base_url, clock=clock, environ=environ)
+        self.destination = self._endpoint.base_url
+
+    def register(self, run: RunDescription) -> Registration:
+        """Make the run known; raises `DeliveryError`."""
+        response = register_run(
+            self._token(), run.metadata, host_info=run.host, cloud_info=run.cloud, endpoint=self._endpoint
+        )
+        return Registration(
+            run_id=response["run_id"],
+            # Keys are made by adding "/0001.csv.gz": two slashes would be another object.
+            uri_prefix=response["upload_uri_prefix"].rstrip("/"),
+            credentials=self._credentials(response),
+        )
+
+    def refresh(self, run_id: str) -> Credentials:
+        """Return new credentials; raises `DeliveryError`."""
+        return self._credentials(refresh_credentials(self._token(), run_id, endpoint=self._endpoint))
+
+    def finish(self, ending: Ending) -> dict[str, Any]:
+        """Close the run; 409 says that it is closed already and is success without an answer (`{}`)."""
+        try:
+            return finish_run(
+                self._token(),
+                ending.run_id,
+                exit_code=ending.exit_code,
+                run_status=RunStatus(ending.status),
+                data_source=DataSource.inline if ending.data_csv is not None else DataSource.s3,
+                data_uris=ending.data_uris,
+                data_csv=ending.data_csv,
+                finished_at=ending.finished_at,
+                endpoint=self._endpoint,
+            )
+        except SentinelAPIError as error:
+            if error.status_code == 409:
+                return {}
+            raise
+
+    def close(self) -> None:
+        """Close the connections; calls under way fail."""
+        self._endpoint.close()
+
+    def _credentials(self, response: Mapping[str, Any]) -> Credentials:
+        return parse_credentials(
+            response["upload_credentials"],
+            obtained_at=self._clock.now(),
+            server_ahead_s=self._endpoint.server_ahead_s,
+        )

@@ -1,0 +1,194 @@
+"""What the spool says about its runs, for people and programs; read without disturbing the uploader that owns it."""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+from protocol.errors import UsageError
+from uploader.batch import object_uri
+from uploader.database import SCHEMA_VERSION, connect, database_path
+from uploader.records import RunRecord
+from uploader.run import RunState
+from uploader.spool import decode_record
+
+_COLUMNS = ("run", "state", "rows", "waiting", "objects", "next try", "last error")
+_MAX_ERROR_CHARS = 100
+
+
+def read_status(spool_dir: str) -> dict[str, Any]:
+    """Return `{"spool", "uploader_pid", "destinations": […], "runs": […]}`; times are UNIX seconds.
+
+    Raises `UsageError` when there is no spool or it cannot be read.
+    """
+    path = database_path(spool_dir)
+    if not os.path.isfile(path):
+        raise UsageError(f"there is no spool in {spool_dir}")
+    try:
+        with closing(connect(path)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA_VERSION:
+                raise UsageError(f"the spool {path} has schema version {version}, this command reads {SCHEMA_VERSION}")
+            destinations = _destinations(connection)
+            runs = _runs(connection, {entry["name"]: entry for entry in destinations})
+    except sqlite3.Error as error:
+        raise UsageError(f"cannot read the spool {path}: {error}") from error
+    return {
+        "spool": spool_dir,
+        "uploader_pid": owner_pid(spool_dir),
+        "destinations": destinations,
+        "runs": runs,
+    }
+
+
+def owner_pid(spool_dir: str) -> int | None:
+    """Return the process that owns the spool, `None` when nobody does."""
+    try:
+        descriptor = os.open(os.path.join(spool_dir, "lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        return int(text) if text.isdigit() else 0
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
+    """Return a table for people (`now` in UNIX seconds)."""
+    lines: list[str] = []
+    for status in statuses:
+        pid = status["uploader_pid"]
+        lines.append(
+            f"spool {status['spool']} ({'uploader ' + str(pid) if pid is not None else 'no uploader running'})"
+        )
+        lines.extend(
+            f"  waiting for {entry['name']}: {_shortened(entry['error'])} "
+            f"(failed {entry['attempts']} times, next try {_when(entry['next_try_at'], now)})"
+            for entry in status["destinations"]
+        )
+        rows = [_COLUMNS, *(_cells(run, now) for run in status["runs"])]
+        if len(rows) == 1:
+            lines.append("  no runs")
+            continue
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+        lines.extend(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+    return "\n".join(lines) + "\n" if lines else "no spool\n"
+
+
+def describe_run(run: dict[str, Any]) -> str:
+    """Return everything about one run as text, a line a fact."""
+    lines = []
+    for name, value in run.items():
+        if isinstance(value, dict):
+            lines.append(f"{name}:")
+            lines.extend(f"  {key}: {item}" for key, item in value.items())
+        elif isinstance(value, list):
+            lines.append(f"{name}: {len(value)}")
+            lines.extend(f"  {item}" for item in value)
+        elif name.endswith("_at"):
+            lines.append(f"{name}: {_utc(value)}")
+        else:
+            lines.append(f"{name}: {value}")
+    return "\n".join(lines) + "\n"
+
+
+def matches(run: dict[str, Any], name: str) -> bool:
+    """Whether a person who writes `name` means this run: its id or key, or the beginning of its id."""
+    run_id = run["run_id"]
+    return name in {run_id, run["key"]} or (bool(run_id) and len(name) >= 4 and run_id.startswith(name))
+
+
+def _destinations(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+    names = ("name", "attempts", "next_try_at", "error", "since")
+    rows = connection.execute("SELECT name, attempts, next_try_at, error, since FROM destinations ORDER BY name")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _runs(connection: sqlite3.Connection, destinations: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    open_rows = dict(connection.execute("SELECT run, sum(rows) FROM frames GROUP BY run").fetchall())
+    batches = {run: (rows, count) for run, rows, count in connection.execute(_WAITING_BATCHES)}
+    runs = []
+    for number, blob in connection.execute("SELECT id, record FROM runs ORDER BY id"):
+        record = decode_record(blob)
+        frozen_rows, frozen = batches.get(number, (0, 0))
+        runs.append(_run(number, record, open_rows.get(number, 0) + frozen_rows, frozen, destinations))
+    return runs
+
+
+_WAITING_BATCHES = "SELECT run, sum(rows), count(*) FROM batches GROUP BY run"
+
+
+def _run(
+    number: int, record: RunRecord, waiting_rows: int, waiting_objects: int, destinations: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    next_try_at, error = record.next_try_at, record.last_error
+    if not record.is_over and record.state is not RunState.PARKED and destinations and not error:
+        # It waits behind another run that tries for all.
+        entry = next(iter(destinations.values()))
+        next_try_at, error = entry["next_try_at"], f"waiting for {entry['name']}"
+    finish = record.finish
+    return {
+        "number": number,
+        "run_id": record.run_id,
+        "key": record.key,
+        "state": str(record.state),
+        "created_at": record.created_at,
+        "ended_at": record.ended_at,
+        "rows_delivered": record.delivered_rows,
+        "rows_waiting": waiting_rows,
+        "rows_missing": record.missing_rows,
+        "objects_delivered": record.delivered_batches,
+        "objects_waiting": waiting_objects,
+        "object_bytes": record.object_bytes,
+        "exit_code": None if finish is None else finish.exit_code,
+        "status": None if finish is None else finish.status,
+        "closed_as_stale": record.closed_as_stale,
+        "next_try_at": next_try_at,
+        "last_error": error,
+        "last_error_at": record.last_error_at,
+        "location": record.uri_prefix,
+        "metadata": record.metadata,
+        "host": record.host,
+        "cloud": record.cloud,
+        "response": record.response,
+        "statistics": record.statistics.summary(),
+        "objects": [object_uri(record.uri_prefix, n) for n in range(1, record.delivered_batches + 1)],
+    }
+
+
+def _cells(run: dict[str, Any], now: float) -> tuple[str, ...]:
+    rows = str(run["rows_delivered"])
+    if run["rows_missing"]:
+        rows += f" ({run['rows_missing']} missing)"
+    return (
+        run["run_id"] or run["key"],
+        run["state"],
+        rows,
+        str(run["rows_waiting"]),
+        str(run["objects_delivered"]),
+        _when(run["next_try_at"], now) if run["next_try_at"] else "-",
+        _shortened(run["last_error"]) or "-",
+    )
+
+
+def _when(at: float, now: float) -> str:
+    return "now" if at <= now else f"in {at - now:.0f} s"
+
+
+def _utc(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else "-"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_ERROR_CHARS else text[: _MAX_ERROR_CHARS - 1] + "…"

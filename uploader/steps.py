@@ -1,0 +1,235 @@
+"""What each step of a run does to the outside, and what it then writes down.
+
+A new state, and the fact that something is about to be tried, are committed before the effect; a repetition of any
+step after a crash does the same again.
+"""
+
+import hashlib
+import logging
+from typing import NamedTuple
+
+import msgspec
+
+from protocol.clock import Clock
+from protocol.messages import Finish
+from protocol.sample import CSV_HEADER, csv_rows
+from protocol.statistics import RunStatistics
+from uploader.batch import compress, csv_text, decode_frames, object_uri, rows_of_body
+from uploader.failures import DeliveryError, Remedy
+from uploader.ports import Credentials, Ending, ObjectStore, SentinelAPI
+from uploader.records import Run, RunRecord
+from uploader.run import Event, Policy, RunState, Step, goes_inline
+from uploader.sentinel.answers import processing_complaint
+from uploader.sentinel.credentials import is_refresh_due
+from uploader.spool import Batch, Spool
+
+log = logging.getLogger(__name__)
+
+_MAX_KEPT_RESPONSE_BYTES = 16 << 10
+_TOO_LARGE = 413
+
+
+class Target(NamedTuple):
+    """Where runs are delivered: the API and the store that belongs to it."""
+
+    api: SentinelAPI
+    store: ObjectStore
+    needs_credentials: bool
+
+
+class Steps:
+    """Performs one step of one run at a time; steps of one run are serialised by the dispatcher."""
+
+    def __init__(self, *, spool: Spool, target: Target, policy: Policy, clock: Clock) -> None:
+        self._spool = spool
+        self._target = target
+        self._policy = policy
+        self._clock = clock
+
+    def destination(self, run: Run, step: Step) -> str | None:
+        """Name what the step talks to; `None` for a step that stays inside."""
+        if step in {Step.CUT, Step.CLOSE_STALE}:
+            return None
+        if step is Step.PUT:
+            return self._target.store.destination(run.record.uri_prefix)
+        return self._target.api.destination
+
+    def needs_credentials(self, run: Run) -> bool:
+        """Whether nothing can be put without asking for credentials first."""
+        if not self._target.needs_credentials:
+            return False
+        credentials = run.credentials
+        return credentials is None or self._has_expired(credentials)
+
+    def wants_refresh(self, run: Run) -> bool:
+        """Whether the credentials are good for a little while only."""
+        credentials = run.credentials
+        return credentials is not None and is_refresh_due(credentials, self._clock.now())
+
+    def perform(self, run: Run, step: Step) -> None:
+        """Do one step; raises `DeliveryError` or `SpoolError`, and the same step is due again."""
+        match step:
+            case Step.REGISTER:
+                self._register(run)
+            case Step.CUT:
+                self._cut(run)
+            case Step.PUT:
+                self._put(run)
+            case Step.REFRESH:
+                run.credentials = self._target.api.refresh(run.record.run_id)
+            case Step.FINISH:
+                self._finish(run)
+            case Step.CLOSE_STALE:
+                self._close_stale(run)
+
+    def _register(self, run: Run) -> None:
+        record = run.record
+        events = [Event.REGISTERED, *([Event.ENDED] if record.has_ended else [])]
+        if record.run_id:
+            self._spool.update(run, *events)
+            return
+        answer = self._target.api.register(record.describe())
+        run.credentials = answer.credentials
+        # An answer that is lost between here and the commit leaves an empty run at the server: it cannot be undone.
+        self._spool.update(
+            run, *events, run_id=answer.run_id, uri_prefix=answer.uri_prefix, last_error="", next_try_at=0.0
+        )
+        log.info("run registered run=%s key=%s", answer.run_id, record.key)
+
+    def _cut(self, run: Run) -> None:
+        frames = self._spool.read_open(run, max_rows=self._policy.max_batch_rows)
+        if frames is None:
+            return
+        samples = decode_frames(frames.payloads)
+        csv = csv_text(samples)
+        body = compress(csv)
+        record = run.record
+        statistics = record.statistics.copy()
+        statistics.add(samples)
+        batch = Batch(
+            number=record.batches + 1,
+            first_seq=frames.first_seq,
+            last_seq=frames.last_seq,
+            rows=len(samples),
+            body=body,
+            sha256=hashlib.sha256(body).digest(),
+        )
+        self._spool.freeze(
+            run,
+            frames,
+            batch,
+            batches=batch.number,
+            rows=record.rows + batch.rows,
+            csv_bytes=record.csv_bytes + len(csv),
+            settled_seq=max(record.settled_seq, batch.last_seq),
+            statistics=statistics,
+            cut_at=self._clock.now(),
+        )
+
+    def _put(self, run: Run) -> None:
+        batch = self._spool.oldest_batch(run)
+        if batch is None:
+            return
+        if hashlib.sha256(batch.body).digest() != batch.sha256:
+            raise DeliveryError(f"object {batch.number:04d} is damaged in the spool", remedy=Remedy.GIVE_UP)
+        if not run.record.put_tried:
+            self._spool.update(run, put_tried=True)
+        self._target.store.put(object_uri(run.record.uri_prefix, batch.number), batch.body, run.credentials)
+        run.credentials_refused = 0
+        self._spool.delivered(run, batch)
+        log.debug("object stored run=%s number=%d rows=%d", run.record.run_id, batch.number, batch.rows)
+
+    def _close_stale(self, run: Run) -> None:
+        finish = Finish(last_seq=run.acked_seq, exit_code=None, status="failed", time=self._clock.now())
+        self._spool.update(run, Event.ENDED, finish=finish, closed_as_stale=True)
+        log.warning("run closed, its collector is silent run=%s key=%s", run.record.run_id, run.record.key)
+
+    def _finish(self, run: Run) -> None:
+        record = run.record
+        finish = record.finish
+        assert finish is not None
+        facts = run.facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
+        inline = goes_inline(facts, self._policy)
+        csv, rows, statistics = self._inline_data(run) if inline else (None, record.rows, record.statistics)
+        uris = None if inline else [object_uri(record.uri_prefix, n) for n in range(1, record.batches + 1)]
+        again = record.finish_tried
+        if not again:
+            self._spool.update(run, finish_tried=True)
+        ending = Ending(
+            run=record.describe(),
+            run_id=record.run_id,
+            exit_code=finish.exit_code,
+            status=finish.status,
+            finished_at=finish.time,
+            data_uris=uris,
+            data_csv=csv,
+            facts=_facts_of_run(msgspec.structs.replace(record, rows=rows, statistics=statistics)),
+        )
+        try:
+            response = self._target.api.finish(ending)
+        except DeliveryError as error:
+            self._finish_failed(run, error, inline=inline, again=again)
+            return
+        complaint = processing_complaint(response, rows)
+        if complaint is not None:
+            log.warning("the server reports trouble with the run's data run=%s %s", record.run_id, complaint)
+        self._spool.end(
+            run,
+            Event.CLOSED_STALE if record.closed_as_stale else Event.ACCEPTED,
+            response=_bounded(response),
+            rows=rows,
+            delivered_rows=rows,
+            statistics=statistics,
+        )
+        log.info("run finished run=%s status=%s rows=%d objects=%d", record.run_id, finish.status, rows, record.batches)
+
+    def _finish_failed(self, run: Run, error: DeliveryError, *, inline: bool, again: bool) -> None:
+        if inline and error.status_code == _TOO_LARGE:
+            # The server takes less inline than the contract says: the rows go through storage instead.
+            self._spool.update(run, put_tried=True, finish_tried=False)
+            return
+        if again and error.remedy is Remedy.GIVE_UP:
+            raise DeliveryError(
+                f"an earlier finish got no answer and may have been accepted; the repetition got: {error}",
+                remedy=Remedy.GIVE_UP,
+                status_code=error.status_code,
+            ) from error
+        raise error
+
+    def _inline_data(self, run: Run) -> tuple[bytes, int, RunStatistics]:
+        """Return header and all rows, how many, and the statistics over them."""
+        parts = [CSV_HEADER, *(rows_of_body(batch.body) for batch in self._spool.waiting_bodies(run))]
+        frames = self._spool.read_open(run, max_rows=2**62)
+        samples = decode_frames(frames.payloads) if frames is not None else []
+        statistics = run.record.statistics.copy()
+        statistics.add(samples)
+        return b"".join([*parts, csv_rows(samples)]), run.record.rows + len(samples), statistics
+
+    def _has_expired(self, credentials: Credentials) -> bool:
+        return credentials.expires_at is not None and credentials.expires_at <= self._clock.now()
+
+
+def park(spool: Spool, run: Run, error: Exception) -> None:
+    """Put a run aside for a person; its data stays."""
+    spool.update(run, Event.REFUSED, last_error=str(error), next_try_at=0.0)
+    log.error("run parked, see `sentinel-uploader status` run=%s error=%s", run.record.run_id, error)
+
+
+def _facts_of_run(record: RunRecord) -> dict[str, object]:
+    finish = record.finish
+    return {
+        "rows": record.rows,
+        "missing_rows": record.missing_rows,
+        "closed_as_stale": record.closed_as_stale,
+        "peak_memory_mib": None if finish is None else finish.peak_memory_mib,
+        "accounting": "" if finish is None else finish.accounting,
+        "statistics": record.statistics.summary(),
+        "state": str(RunState.FAILED if record.closed_as_stale else RunState.FINISHED),
+    }
+
+
+def _bounded(response: dict[str, object]) -> dict[str, object]:
+    size = len(msgspec.json.encode(response))
+    if size <= _MAX_KEPT_RESPONSE_BYTES:
+        return response
+    return {"note": f"the answer had {size} bytes and was not kept"}

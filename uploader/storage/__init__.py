@@ -1,0 +1,1 @@
+"""Where the runs' objects go."""
