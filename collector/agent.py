@@ -1,0 +1,111 @@
+"""Finds this user's own uploader, and starts one when none runs."""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping
+
+from protocol.agent import AgentPlace
+from protocol.paths import make_private_dir
+
+IDLE_S = 10.0
+"""An agent leaves when everything is delivered and nobody has called for so long."""
+_FIRST_RETRY_S = 1.0
+_MAX_RETRY_S = 30.0
+_MAX_LOG_BYTES = 1 << 20
+
+
+class AgentStarter:
+    """Sees to it that an agent listens. Starting two at once is harmless: the spool's lock lets one live.
+
+    `started` hears the pid of each agent that is started: it is a child of this process, and no part of the job.
+    """
+
+    def __init__(
+        self,
+        place: AgentPlace,
+        *,
+        environ: Mapping[str, str],
+        warn: Callable[[str], None],
+        started: Callable[[int], None],
+    ) -> None:
+        self._place = place
+        self._environ = environ
+        self._warn = warn
+        self._started = started
+        self._retry_s = _FIRST_RETRY_S
+        self._due_at = 0.0
+        self._children: list[int] = []
+
+    def ensure(self, now: float) -> None:
+        """Start an agent if none listens; cheap when called often (`now`: monotonic seconds)."""
+        if now < self._due_at:
+            return
+        self._due_at = now + self._retry_s
+        self._reap()
+        if _listens(self._place.socket_path):
+            return
+        self._retry_s = min(_MAX_RETRY_S, self._retry_s * 2)
+        try:
+            self._start()
+        except OSError as error:
+            self._warn(f"cannot start an uploader: {error.strerror}; keeping the samples")
+
+    def last_words(self) -> str:
+        """Return the last line of the agent's log, for when it does not answer."""
+        try:
+            with open(self._place.log_path, "rb") as file:
+                lines = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1] if lines else ""
+
+    def _start(self) -> None:
+        make_private_dir(os.path.dirname(self._place.socket_path))
+        make_private_dir(os.path.dirname(self._place.log_path))
+        log = os.open(self._place.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(log).st_size > _MAX_LOG_BYTES:
+                os.ftruncate(log, 0)
+            # -P: what lies in the job's working directory must not be taken for our packages.
+            place = ["--bind", self._place.url, "--spool", self._place.spool_dir]
+            words = [sys.executable, "-P", "-m", "uploader", "serve", *place, "--exit-when-idle", f"{IDLE_S:g}"]
+            pid = os.posix_spawn(
+                sys.executable,
+                words,
+                dict(self._environ),
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, log, 1),
+                    (os.POSIX_SPAWN_DUP2, log, 2),
+                ],
+                # A session of its own: neither the terminal's Ctrl-C nor its end is meant for the agent.
+                setsid=True,
+                setsigmask=[],
+            )
+        finally:
+            os.close(log)
+        self._children.append(pid)
+        self._started(pid)
+
+    def _reap(self) -> None:
+        for pid in list(self._children):
+            try:
+                ended, _ = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                ended = pid
+            if ended:
+                self._children.remove(pid)
+
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            # Its queue of connections is full: it is there.
+            return True
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,134 @@
+"""`sentinel-collector`: starts the job first, then everything else.
+
+Until the job runs, nothing is imported that it would have to wait for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from collector.config import SETTINGS
+from collector.job import Job, JobStartError, adopt_orphans
+from collector.sensors import baseline as baseline_sensor
+from collector.signals import Signals
+from protocol import __version__
+from protocol.clock import SystemClock
+from protocol.errors import UsageError
+from protocol.settings import build_parser, check_flags_and_environment, merge_file
+
+TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from protocol.addresses import Address
+
+_DESCRIPTION = "Records what a command, a running process or the host uses, and delivers it."
+_PREFIX = "sentinel-collector: "
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: the job's own, else 0 done, 1 failed, 2 wrong use."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    cut = words.index("--") if "--" in words else len(words)
+    command = words[cut + 1 :]
+    parser = build_parser(SETTINGS, "sentinel-collector", _DESCRIPTION)
+    parser.usage = "sentinel-collector [options] [-- COMMAND [ARG]...]"
+    parser.add_argument("--version", action="version", version=f"sentinel-collector {__version__}")
+    args, others = parser.parse_known_args(words[:cut])
+    try:
+        if others and not others[0].startswith("-"):
+            raise UsageError(f"unexpected {others[0]!r}; the command goes behind --: sentinel-collector -- {others[0]}")
+        if others:
+            parser.error(f"unrecognized arguments: {' '.join(others)}")
+        if cut < len(words) and not command:
+            raise UsageError("there is no command behind --")
+        given = check_flags_and_environment(SETTINGS, args, os.environ)
+        if command and "pid" in given:
+            raise UsageError("--pid and a command exclude each other")
+        if command:
+            return _wrap(command, given, args.config)
+        return _track(given, args.config)
+    except UsageError as error:
+        print(f"{_PREFIX}{error}", file=sys.stderr)
+        return 2
+
+
+def _wrap(command: list[str], given: dict[str, Any], file: str | None) -> int:
+    # What is certain to be wrong use must be said before anything is started.
+    addresses = _checked_addresses(given)
+    clock = SystemClock()
+    baseline = baseline_sensor.take(clock)
+    with Signals() as signals:
+        try:
+            job = Job.spawn(command, os.environ, signals)
+        except JobStartError as error:
+            print(f"{_PREFIX}{error}", file=sys.stderr)
+            return error.exit_code
+        adopts_orphans = adopt_orphans()
+        from collector.wrapping import track_job
+
+        return track_job(
+            job,
+            command,
+            given=given,
+            file=file,
+            addresses=addresses,
+            clock=clock,
+            signals=signals,
+            baseline=baseline,
+            adopts_orphans=adopts_orphans,
+        )
+
+
+def _track(given: dict[str, Any], file: str | None) -> int:
+    from collector.session import Session
+    from collector.wrapping import voice_of
+
+    settings = merge_file(SETTINGS, given, file)
+    addresses = _checked_addresses(settings)
+    root_pid = _living_pid(settings["pid"]) if settings["pid"] else None
+    clock = SystemClock()
+    with Signals() as signals:
+        session = Session(
+            settings=settings,
+            addresses=addresses,
+            environ=os.environ,
+            clock=clock,
+            voice=voice_of(settings),
+            signals=signals,
+            baseline=baseline_sensor.take(clock),
+            job=None,
+            argv=[],
+            root_pid=root_pid,
+            adopts_orphans=False,
+        )
+        return session.run()
+
+
+def _checked_addresses(values: dict[str, Any]) -> list[Address]:
+    """Return the uploaders' addresses, none when this user's own is meant; raises `UsageError`."""
+    if not values.get("connect"):
+        return []
+    from protocol.addresses import parse_address, require_protection
+
+    addresses = [parse_address(url, bind=False) for url in values["connect"]]
+    for address in addresses:
+        require_protection(address, has_keys=False, insecure=bool(values.get("insecure")), role="connect")
+    return addresses
+
+
+def _living_pid(text: str) -> int:
+    """Return the process to track; raises `UsageError` when it is none."""
+    import psutil
+
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--pid: {text!r}: must be a process id")
+    if not psutil.pid_exists(int(text)):
+        raise UsageError(f"--pid: there is no process {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The collector's settings. Read before the job starts: nothing is imported here but the table itself."""
+
+from protocol.settings import Setting, boolean, key_value, path, seconds, text
+
+_METADATA = (
+    ("project_name", "name of the project"),
+    ("job_name", "name of the job"),
+    ("stage_name", "name of the stage"),
+    ("task_name", "name of the task"),
+    ("team", "who it is run for"),
+    ("env", "environment, such as `dev` or `prod`"),
+    ("language", "programming language"),
+    ("orchestrator", "what schedules the job"),
+    ("executor", "what executes it"),
+    ("external_run_id", "the run's id elsewhere"),
+    ("container_image", "image that the job runs in"),
+)
+METADATA_NAMES = tuple(name for name, _ in _METADATA)
+
+SETTINGS = (
+    Setting(
+        name="pid",
+        flag="--pid",
+        parse=text,
+        metavar="PID",
+        help="track the process tree of a running process until it ends",
+    ),
+    Setting(
+        name="connect",
+        flag="--connect",
+        env="SENTINEL_CONNECT",
+        parse=text,
+        repeatable=True,
+        metavar="URL",
+        default_text="this user's own uploader, started when none runs",
+        help="address of an uploader, `tcp://HOST:PORT` or `ipc:///PATH`; of several, each run picks one",
+    ),
+    Setting(
+        name="interval",
+        flag="--interval",
+        env="SENTINEL_INTERVAL",
+        parse=seconds(minimum=0.1, maximum=86_400),
+        metavar="SECONDS",
+        default=1.0,
+        help="time between samples",
+    ),
+    Setting(
+        name="run_key",
+        flag="--run-key",
+        env="SENTINEL_RUN_KEY",
+        parse=text,
+        metavar="KEY",
+        default_text="from host, process and start time",
+        help="names the run: a collector that is started again with it continues the run",
+    ),
+    Setting(
+        name="state_dir",
+        flag="--state-dir",
+        env="SENTINEL_STATE_DIR",
+        parse=path,
+        metavar="DIR",
+        default_text="`$XDG_STATE_HOME/sentinel-stream/collector`",
+        help="where undelivered samples are kept",
+    ),
+    Setting(
+        name="output",
+        flag="--output",
+        parse=path,
+        metavar="FILE",
+        help="also write the rows to a CSV file, as they are taken",
+    ),
+    Setting(
+        name="wait",
+        flag="--wait",
+        env="SENTINEL_WAIT",
+        parse=seconds(),
+        metavar="SECONDS",
+        default_text="30; 0 with `--connect`",
+        help="how long to wait at the end for the run to be delivered",
+    ),
+    Setting(
+        name="summary_json",
+        flag="--summary-json",
+        parse=path,
+        metavar="FILE",
+        help="write the figures of the run to a file",
+    ),
+    *(
+        Setting(
+            name=name,
+            flag="--" + name.replace("_", "-"),
+            env="TRACKER_" + name.upper(),
+            parse=text,
+            metavar="TEXT",
+            help=f"metadata of the run: {words}",
+        )
+        for name, words in _METADATA
+    ),
+    Setting(
+        name="tag",
+        flag="--tag",
+        env="SENTINEL_TAGS",
+        parse=key_value,
+        metavar="K=V",
+        help="metadata of the run: a tag; may be given several times",
+    ),
+    Setting(
+        name="command_line",
+        flag="--command-line",
+        env="SENTINEL_COMMAND_LINE",
+        parse=boolean,
+        default=True,
+        help="put the job's command line into the run's metadata (`--no-command-line` leaves it out)",
+    ),
+    Setting(
+        name="share_identity",
+        flag="--share-identity",
+        env="SENTINEL_SHARE_IDENTITY",
+        parse=boolean,
+        default=False,
+        help="tell host name, host id, address and cloud account",
+    ),
+    Setting(
+        name="no_cloud",
+        flag="--no-cloud",
+        env="SENTINEL_NO_CLOUD",
+        parse=boolean,
+        default=False,
+        help="do not ask the cloud provider's metadata service what machine this is",
+    ),
+    Setting(
+        name="insecure",
+        flag="--insecure",
+        env="SENTINEL_INSECURE",
+        parse=boolean,
+        default=False,
+        help="connect beyond this machine without keys",
+    ),
+    Setting(
+        name="quiet",
+        flag="--quiet",
+        env="SENTINEL_QUIET",
+        parse=boolean,
+        default=False,
+        help="no summary, and only errors on stderr",
+    ),
+    Setting(name="verbose", flag="--verbose", short="-v", parse=boolean, default=False, help="say more on stderr"),
+)

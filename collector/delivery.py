@@ -1,0 +1,232 @@
+"""The rows' way out: backlog, link and socket of one run, the agent at the other end, and the run's file."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from collector.agent import AgentStarter
+from collector.backlog import Backlog
+from collector.identity import next_run_key
+from collector.link import End, Link
+from collector.spill import SpillError, SpillFile, SpillHead
+from collector.state import keep_rows, open_run_file
+from collector.voice import Voice
+from protocol.addresses import Address
+from protocol.clock import Clock
+from protocol.errors import SentinelStreamError
+from protocol.messages import PROTOCOL_VERSION, Finish, Finished, Hello, Welcome, encode
+from protocol.transport import Dealer
+
+
+@dataclass(kw_only=True)
+class RunFacts:
+    """What a `Hello` tells about the run; what discovery finds later is filled in."""
+
+    interval_s: float
+    metadata: dict[str, Any]
+    host: dict[str, str | int | float]
+    cloud: dict[str, str]
+    cloud_pending: bool
+
+
+class Delivery:
+    """One run's rows, from the sampler to an uploader's acknowledgement; not thread-safe.
+
+    `continued` says that an earlier collector of the same run left its file here.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_key: str,
+        incarnation: str,
+        address: Address,
+        agent: AgentStarter | None,
+        state_dir: str,
+        facts: RunFacts,
+        clock: Clock,
+        voice: Voice,
+        on_welcome: Callable[[Welcome], None],
+    ) -> None:
+        self.run_key = run_key
+        self._incarnation = incarnation
+        self._address = address
+        self._agent = agent
+        self._state_dir = state_dir
+        self._facts = facts
+        self._clock = clock
+        self._voice = voice
+        self.continued = False
+        recovered = self._claim()
+        self.last_row = None if recovered is None else recovered.last_row
+        self._backlog = Backlog(
+            open_file=lambda: open_run_file(state_dir, self.run_key),
+            head=self._head,
+            warn=voice.warn,
+            recovered=recovered,
+        )
+        self._dealer = Dealer(address)
+        self._link = Link(
+            dealer=self._dealer,
+            backlog=self._backlog,
+            hello=self._hello,
+            on_welcome=on_welcome,
+            on_closed=self._start_new_run,
+            warn=voice.warn,
+            clock=clock,
+            peer="the uploader" if agent is None else "this user's uploader",
+        )
+
+    @property
+    def run_id(self) -> str:
+        """The run's id at the backend, empty until it is known."""
+        return self._link.run_id
+
+    @property
+    def finished(self) -> Finished | None:
+        """What the backend said of the delivered run."""
+        return self._link.finished
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether the uploader holds everything, the end included."""
+        return self._link.settled and self._link.end is None
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether a newer collector has taken the run over."""
+        return self._link.end is End.SUPERSEDED
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more can be said."""
+        return self._link.end is not None or self._link.finished is not None
+
+    @property
+    def path(self) -> str | None:
+        """Path of the run's file, when there is one."""
+        return self._backlog.path
+
+    @property
+    def undelivered_rows(self) -> int:
+        """Rows that no uploader has acknowledged."""
+        return self._backlog.rows
+
+    def add(self, row: bytes) -> None:
+        """Take the newest row and send what can be sent."""
+        self._backlog.append(row, self._clock.monotonic())
+        self.pump()
+
+    def pump(self) -> None:
+        """Read what has come, send what is due, write to disk what has waited for too long."""
+        now = self._clock.monotonic()
+        self._link.pump()
+        if not self._link.welcomed and self._agent is not None:
+            self._agent.ensure(now)
+        self._backlog.spill_when_due(now)
+
+    def due_in(self) -> float:
+        """Seconds until `pump` wants to be called again."""
+        return self._link.due_in()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for an answer for at most so long, and take it in."""
+        self._dealer.poll(timeout_s)
+        self.pump()
+
+    def facts_changed(self) -> None:
+        """Tell the uploader what discovery has found."""
+        self._link.greet_again()
+
+    def finish(self, finish: Finish) -> None:
+        """The run is over; `finish` goes out behind the last row."""
+        self._link.finish(finish)
+        self.pump()
+
+    def close(self, finish: Finish | None) -> None:
+        """End: remove the run's file when all is delivered, otherwise keep everything in it for a later collector."""
+        try:
+            if self.is_durable:
+                self._backlog.discard_file()
+            elif self._link.end is not None:
+                self._keep_aside()
+            elif self._backlog.keep(finish, self._clock.monotonic()):
+                self._voice.error(
+                    f"{self._backlog.rows} samples wait in {self._backlog.path}; the next collector delivers them"
+                )
+            else:
+                self._voice.error(f"{self._backlog.rows} samples are lost: they could neither be sent nor written")
+        finally:
+            self._backlog.close()
+            self._dealer.close()
+
+    def agent_complaint(self) -> str:
+        """Return what the agent said last, for when it does not answer."""
+        return "" if self._agent is None else self._agent.last_words()
+
+    # -- inside ------------------------------------------------------------------------------------------------
+
+    def _claim(self) -> SpillFile | None:
+        """Open the run's file; without one everything goes on in memory."""
+        try:
+            spill = open_run_file(self._state_dir, self.run_key)
+            if spill.finish is not None:
+                # That run has ended and waits to be delivered; this one is another.
+                spill.close()
+                self.run_key = next_run_key(self.run_key, self._incarnation)
+                spill = open_run_file(self._state_dir, self.run_key)
+            self.continued = spill.head is not None
+            spill.write_head(self._head())
+        except (OSError, SentinelStreamError) as error:
+            self._voice.warn(f"no place for undelivered samples in {self._state_dir}, keeping them in memory: {error}")
+            return None
+        return spill
+
+    def _head(self) -> SpillHead:
+        return SpillHead(
+            run_key=self.run_key,
+            incarnation=self._incarnation,
+            destination=self._address.url,
+            hello=encode(self._hello(0)),
+        )
+
+    def _hello(self, oldest_seq: int) -> Hello:
+        facts = self._facts
+        return Hello(
+            PROTOCOL_VERSION,
+            self.run_key,
+            self._incarnation,
+            facts.interval_s,
+            metadata=facts.metadata,
+            host=facts.host,
+            cloud=facts.cloud,
+            oldest_seq=oldest_seq,
+            cloud_pending=facts.cloud_pending,
+        )
+
+    def _start_new_run(self) -> bool:
+        """The run was closed without us: what is not in it goes into another, with all that follows."""
+        old_key, self.run_key = self.run_key, next_run_key(self.run_key, self._incarnation)
+        if self.run_key == old_key:
+            self.run_key = next_run_key(self.run_key, self._incarnation[::-1])
+        self._voice.warn(f"the run has ended at the uploader; going on as a new run with {self._backlog.rows} samples")
+        with contextlib.suppress(OSError, SpillError):
+            self._backlog.start_new_run()
+        return True
+
+    def _keep_aside(self) -> None:
+        if not self._backlog.rows:
+            self._backlog.discard_file()
+            return
+        path = keep_rows(self._state_dir, self.run_key, self._incarnation, self._backlog.all_rows())
+        self._voice.error(f"{self._backlog.rows} samples cannot be added to the run any more; they are in {path}")
+        self._backlog.discard_file()
+
+
+def hello_of(head: SpillHead, oldest_seq: int) -> Hello:
+    """Return the greeting of a run whose collector is gone, as it was written to its file."""
+    hello = msgspec.msgpack.decode(head.hello, type=Hello)
+    return msgspec.structs.replace(hello, oldest_seq=oldest_seq, cloud_pending=False)

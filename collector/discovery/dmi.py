@@ -1,0 +1,63 @@
+"""Whose machine this is, by the firmware's own account: it spares the probes of all other providers.
+
+The strings are those by which the providers want to be recognised: the table of cloud-init's `tools/ds-identify` and
+its data sources (AliYun, Akamai, Azure, DigitalOcean, Ec2, Exoscale, GCE, Hetzner, OpenStack, Oracle, Scaleway,
+UpCloud, Vultr), and Amazon's page "Identify EC2 instances" for the BIOS version of Xen instances.
+"""
+
+import os
+
+DMI_DIR = "/sys/class/dmi/id"
+_MAX_VALUE_BYTES = 256
+
+_VENDOR_BY_SYS_VENDOR = {
+    "Amazon EC2": "aws",
+    "Hetzner": "hcloud",
+    "UpCloud": "upcloud",
+    "Vultr": "vultr",
+    "DigitalOcean": "digitalocean",
+    "Scaleway": "scaleway",
+    "Akamai": "linode",
+    "Linode": "linode",
+}
+_VENDOR_BY_PRODUCT_NAME = {
+    # the vendor alone would not do: "Google" also makes laptops
+    "Google Compute Engine": "gcp",
+    "Alibaba Cloud ECS": "alicloud",
+    # any OpenStack says so; of the providers known here only OVH is one, and the answers decide whether it is
+    "OpenStack Nova": "ovh",
+    "OpenStack Compute": "ovh",
+}
+_VENDOR_BY_CHASSIS_ASSET_TAG = {
+    # "Microsoft Corporation" is every Hyper-V guest, the tag is Azure alone
+    "7783-7084-3265-9085-8269-3286-77": "azure",
+    "OracleCloud.com": "oracle",
+}
+
+
+def hinted_vendor(dmi_dir: str = DMI_DIR) -> str | None:
+    """Return the vendor id that the firmware names, `None` when it names none or cannot be read; never raises."""
+    product_name = _read(dmi_dir, "product_name")
+    vendor = (
+        _VENDOR_BY_SYS_VENDOR.get(_read(dmi_dir, "sys_vendor"))
+        or _VENDOR_BY_PRODUCT_NAME.get(product_name)
+        or _VENDOR_BY_CHASSIS_ASSET_TAG.get(_read(dmi_dir, "chassis_asset_tag"))
+    )
+    if vendor is None and product_name.startswith("Exoscale"):
+        return "exoscale"
+    if vendor is None and _read(dmi_dir, "bios_version").endswith(".amazon"):
+        return "aws"
+    return vendor
+
+
+def _read(dmi_dir: str, name: str) -> str:
+    try:
+        descriptor = os.open(f"{dmi_dir}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(descriptor, _MAX_VALUE_BYTES).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)

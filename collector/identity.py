@@ -1,0 +1,59 @@
+"""What names a run, so that a collector that is started again continues it."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+
+from protocol.addresses import Address
+
+_START_TIME_FIELD = 19
+"""`starttime` of `/proc/PID/stat` (proc(5), field 22), counted from the field after the name."""
+
+
+def run_key_of_process(pid: int, *, proc: str = "/proc") -> str:
+    """Derive the key from the host's boot, the process and its start time: the same as long as it lives."""
+    return _key("process", str(pid), _start_time(pid, proc), _boot_id(proc))
+
+
+def run_key_of_host(state_dir: str, *, proc: str = "/proc") -> str:
+    """Derive the key from the host's boot and the collector's own place: two state directories, two runs."""
+    return _key("host", os.path.realpath(state_dir), _boot_id(proc))
+
+
+def next_run_key(key: str, incarnation: str) -> str:
+    """Return a key for what follows a run that has ended."""
+    return f"{key.partition('~')[0][:180]}~{incarnation[:12]}"
+
+
+def choose_address(addresses: Sequence[Address], run_key: str) -> Address:
+    """Pick the uploader of a run by rendezvous hashing: the same one every time, and evenly spread over the runs."""
+    return max(addresses, key=lambda address: hashlib.sha256(f"{address.url}\0{run_key}".encode()).digest())
+
+
+def _key(kind: str, *parts: str) -> str:
+    # The node name tells containers of one host apart; hashed, it tells nobody the host's name.
+    identity = "\0".join((kind, os.uname().nodename, str(os.getuid()), *parts))
+    return f"{kind}-{hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
+
+
+def _start_time(pid: int, proc: str) -> str:
+    try:
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[_START_TIME_FIELD].decode()
+    except (OSError, IndexError):
+        import psutil
+
+        try:
+            return str(psutil.Process(pid).create_time())
+        except psutil.Error:
+            return "gone"
+
+
+def _boot_id(proc: str) -> str:
+    try:
+        with open(f"{proc}/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        import psutil
+
+        return str(psutil.boot_time())

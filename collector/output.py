@@ -1,0 +1,64 @@
+"""The rows as a CSV file of the user's own, written line by line."""
+
+import os
+from collections.abc import Callable
+
+from protocol.sample import CSV_HEADER
+
+
+class CsvOutput:
+    """Appends rows; trouble with the file is told once and never more than that.
+
+    With `continued` the file of the same run is gone on with (a line that a kill cut short is removed first),
+    otherwise it is replaced.
+    """
+
+    def __init__(self, path: str, *, continued: bool, warn: Callable[[str], None]) -> None:
+        self._path = path
+        self._warn = warn
+        self._fd: int | None = None
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if continued else os.O_TRUNC), 0o644)
+            self._begin()
+        except OSError as error:
+            self._give_up(error)
+
+    def write(self, rows: bytes) -> None:
+        """Append CSV lines."""
+        if self._fd is None:
+            return
+        try:
+            os.write(self._fd, rows)
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _begin(self) -> None:
+        assert self._fd is not None
+        size = _size_of_whole_lines(self._fd)
+        if os.pread(self._fd, len(CSV_HEADER), 0) != CSV_HEADER:
+            size = 0
+        os.ftruncate(self._fd, size)
+        os.lseek(self._fd, size, os.SEEK_SET)
+        if not size:
+            os.write(self._fd, CSV_HEADER)
+
+    def _give_up(self, error: OSError) -> None:
+        self._warn(f"cannot write {self._path}: {error.strerror}")
+        self.close()
+
+
+def _size_of_whole_lines(fd: int) -> int:
+    size = os.fstat(fd).st_size
+    while size:
+        start = max(0, size - 4096)
+        newline = os.pread(fd, size - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        size = start
+    return 0

@@ -1,0 +1,305 @@
+"""One run from its first sample to its delivery: the loop that everything else is called from.
+
+Imported after the job was started.
+"""
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from collector.agent import AgentStarter
+from collector.delivery import Delivery, RunFacts
+from collector.discovery.cloud import CloudDiscovery
+from collector.discovery.host import host_info
+from collector.identity import choose_address, run_key_of_host, run_key_of_process
+from collector.job import Job
+from collector.leftovers import Leftovers
+from collector.metadata import run_metadata
+from collector.output import CsvOutput
+from collector.sampler import Sampler
+from collector.sensors.baseline import Baseline
+from collector.sensors.gpus import open_gpu_sensor
+from collector.signals import Action, Interrupts, Received, Signals
+from collector.summary import summary_figures, summary_json, summary_lines
+from collector.voice import Voice
+from collector.waiting import wait_for_job
+from protocol.addresses import Address, parse_address
+from protocol.agent import agent_place
+from protocol.clock import Clock
+from protocol.messages import Finish, Welcome
+from protocol.paths import state_home
+from protocol.sample import Sample, csv_rows, decode_sample, encode_sample
+from protocol.statistics import RunStatistics
+
+AGENT_WAIT_S = 30.0
+DURABLE_WAIT_S = 5.0
+"""A collector may end only when the uploader holds everything: even without waiting for delivery it waits so long."""
+_STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+_PID_POLL_S = 0.1
+_ANSWER_POLL_S = 0.02
+_LEFTOVERS_S = 1.0
+
+
+class Session:
+    """Tracks one job, one foreign process tree, or the host. `run` returns the exit code."""
+
+    def __init__(
+        self,
+        *,
+        settings: Mapping[str, Any],
+        addresses: Sequence[Address],
+        environ: Mapping[str, str],
+        clock: Clock,
+        voice: Voice,
+        signals: Signals,
+        baseline: Baseline,
+        job: Job | None,
+        argv: list[str],
+        root_pid: int | None,
+        adopts_orphans: bool,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._voice = voice
+        self._signals = signals
+        self._job = job
+        self._root_pid = root_pid
+        self._interval_s: float = settings["interval"]
+        self._state_dir: str = settings["state_dir"] or os.path.join(state_home(environ), "collector")
+        self._statistics = RunStatistics()
+        self._stopped = False
+        self._left = False
+        self._interrupts = None if job is None else Interrupts(job.contains)
+        # The GPU's driver may take long to answer; everything after it finds it ready or goes without.
+        self._gpu = open_gpu_sensor(clock=clock, warn=voice.warn)
+        self._sampler = Sampler(
+            clock=clock,
+            baseline=baseline,
+            root_pid=root_pid,
+            own_child=job is not None,
+            interval_s=self._interval_s,
+            gpu=self._gpu,
+            adopt_orphans=adopts_orphans,
+        )
+        self._discovery: CloudDiscovery | None = None
+        if not settings["no_cloud"]:
+            self._discovery = CloudDiscovery(clock=clock, share_identity=settings["share_identity"])
+            self._discovery.start()
+        self._facts = RunFacts(
+            interval_s=self._interval_s,
+            metadata=run_metadata(settings, argv),
+            host=host_info(share_identity=settings["share_identity"])
+            | ({} if self._gpu is None else self._gpu.gpu_info()),
+            cloud={},
+            cloud_pending=self._discovery is not None,
+        )
+        self._leftovers = Leftovers(state_dir=self._state_dir, clock=clock, voice=voice, insecure=settings["insecure"])
+        self._delivery = self._open_delivery(addresses, environ)
+        if self._delivery.last_row is not None:
+            self._sampler.not_before(decode_sample(self._delivery.last_row).timestamp)
+        self._output: CsvOutput | None = None
+        if settings["output"]:
+            self._output = CsvOutput(settings["output"], continued=self._delivery.continued, warn=voice.warn)
+        self._begun_at = baseline.monotonic
+        self._leftovers_due_at: float | None = baseline.monotonic + _LEFTOVERS_S
+
+    def run(self) -> int:
+        """Sample until the end, then deliver; the job's exit code, or 0."""
+        self._sample_until_end()
+        if self._delivery.is_superseded:
+            return self._leave_to_newer()
+        self._keep_row(self._sampler.final(None if self._left or self._job is None else self._job.reap))
+        finish = self._finish()
+        if finish.exit_code is not None:
+            self._voice.detail(f"the job ended with exit code {finish.exit_code}")
+        self._delivery.finish(finish)
+        self._await_delivery()
+        self._close(finish)
+        return self._exit_code()
+
+    # -- sampling ----------------------------------------------------------------------------------------------
+
+    def _sample_until_end(self) -> None:
+        due = self._next_sample_at(self._clock.monotonic())
+        while not self._has_ended():
+            now = self._clock.monotonic()
+            if now >= due:
+                self._keep_row(self._sampler.sample())
+                # After a stall the missed samples are skipped, never made up for in a burst.
+                due = self._next_sample_at(self._clock.monotonic())
+            else:
+                self._delivery.pump()
+            if self._delivery.is_superseded:
+                return
+            self._look_around()
+            timeout_s = min(due - self._clock.monotonic(), self._delivery.due_in())
+            if self._job is None and self._root_pid is not None:
+                timeout_s = min(timeout_s, _PID_POLL_S)
+            for received in self._signals.wait(timeout_s):
+                self._take_signal(received)
+
+    def _next_sample_at(self, now: float) -> float:
+        intervals = (now - self._begun_at) // self._interval_s + 1
+        return self._begun_at + intervals * self._interval_s
+
+    def _has_ended(self) -> bool:
+        if self._left or self._stopped:
+            return True
+        if self._job is not None:
+            return self._job.has_ended()
+        return self._root_pid is not None and not self._sampler.root_alive()
+
+    def _take_signal(self, received: Received) -> None:
+        if self._job is None or self._interrupts is None:
+            self._stopped = self._stopped or received.signum in _STOP
+            return
+        action = self._interrupts.note(received)
+        if action is Action.FORWARD:
+            self._job.forward(received.signum)
+        elif action is Action.LEAVE:
+            self._left = True
+
+    def _look_around(self) -> None:
+        """Take in what discovery has found, and see to what earlier collectors left."""
+        if self._discovery is not None and self._discovery.done():
+            self._facts.cloud = self._discovery.result()
+            self._facts.cloud_pending = False
+            self._discovery = None
+            self._facts.host |= self._gpu_info()
+            self._delivery.facts_changed()
+        if self._leftovers_due_at is not None and self._clock.monotonic() >= self._leftovers_due_at:
+            self._leftovers_due_at = None
+            self._leftovers.start(self._delivery.path)
+
+    def _keep_row(self, sample: Sample | None) -> None:
+        if sample is None:
+            return
+        row = encode_sample(sample)
+        self._statistics.add([sample])
+        if self._output is not None:
+            # What is written is what is sent, byte for byte: the row after its way through the wire's form.
+            self._output.write(csv_rows([decode_sample(row)]))
+        self._delivery.add(row)
+
+    # -- the end -----------------------------------------------------------------------------------------------
+
+    def _finish(self) -> Finish:
+        exit_code = 0 if self._job is None else self._job.exit_code
+        if self._left or (self._job is None and self._root_pid is not None):
+            # Nobody but a process' parent learns how it ended.
+            exit_code = None
+        failed = self._left or bool(exit_code)
+        return Finish(
+            last_seq=0,
+            exit_code=exit_code,
+            status="failed" if failed else "finished",
+            time=self._clock.now(),
+            peak_memory_mib=self._sampler.peak_memory_mib,
+            accounting="" if self._root_pid is None else self._sampler.accounting,
+        )
+
+    def _await_delivery(self) -> None:
+        wait_s = self._settings["wait"]
+        if wait_s is None:
+            wait_s = 0.0 if self._settings["connect"] else AGENT_WAIT_S
+        if self._left:
+            wait_s = 0.0
+        began = self._clock.monotonic()
+        if self._leftovers_due_at is not None:
+            self._leftovers.start(self._delivery.path)
+        while not self._delivery.is_over:
+            waited_s = self._clock.monotonic() - began
+            if waited_s >= (wait_s if self._delivery.is_durable else max(wait_s, DURABLE_WAIT_S)):
+                break
+            self._delivery.wait(_ANSWER_POLL_S)
+            if any(received.signum in _STOP for received in self._signals.wait(0)):
+                break
+        waited_s = self._clock.monotonic() - began
+        self._leftovers.finish(max(0.0, max(wait_s, DURABLE_WAIT_S) - waited_s))
+
+    def _close(self, finish: Finish) -> None:
+        figures = summary_figures(
+            run_key=self._delivery.run_key,
+            run_id=self._delivery.run_id,
+            status=finish.status,
+            exit_code=finish.exit_code,
+            statistics=self._statistics,
+            peak_memory_mib=finish.peak_memory_mib,
+            accounting=finish.accounting,
+            is_durable=self._delivery.is_durable,
+            undelivered_rows=self._delivery.undelivered_rows,
+            finished=self._delivery.finished,
+        )
+        if not self._delivery.is_durable and (complaint := self._delivery.agent_complaint()):
+            self._voice.error(f"this user's uploader said: {complaint}")
+        self._delivery.close(finish)
+        for line in summary_lines(figures):
+            self._voice.warn(line)
+        if self._settings["summary_json"]:
+            self._write_summary(self._settings["summary_json"], summary_json(figures))
+        self._close_sensors()
+
+    def _write_summary(self, path: str, content: bytes) -> None:
+        try:
+            with open(path, "wb") as file:
+                file.write(content)
+        except OSError as error:
+            self._voice.error(f"cannot write {path}: {error.strerror}")
+
+    def _leave_to_newer(self) -> int:
+        """A newer collector has the run: this one only waits for its job, if it has one."""
+        self._voice.error("a newer collector has taken this run over; this one records nothing more")
+        self._delivery.close(None)
+        self._close_sensors()
+        if self._job is None:
+            return 1
+        return wait_for_job(self._job, self._signals)
+
+    def _close_sensors(self) -> None:
+        self._sampler.close()
+        if self._output is not None:
+            self._output.close()
+
+    def _exit_code(self) -> int:
+        if self._left:
+            return 128 + signal.SIGINT
+        if self._job is None:
+            return 0
+        assert self._job.exit_code is not None
+        return self._job.exit_code
+
+    # -- the beginning -----------------------------------------------------------------------------------------
+
+    def _open_delivery(self, addresses: Sequence[Address], environ: Mapping[str, str]) -> Delivery:
+        run_key = self._settings["run_key"] or self._derived_run_key()
+        agent = None
+        if addresses:
+            address = choose_address(addresses, run_key)
+        else:
+            place = agent_place(environ)
+            address = parse_address(place.url, bind=False)
+            agent = AgentStarter(place, environ=environ, warn=self._voice.warn, started=self._sampler.exclude)
+        return Delivery(
+            run_key=run_key,
+            incarnation=os.urandom(8).hex(),
+            address=address,
+            agent=agent,
+            state_dir=self._state_dir,
+            facts=self._facts,
+            clock=self._clock,
+            voice=self._voice,
+            on_welcome=self._welcomed,
+        )
+
+    def _gpu_info(self) -> dict[str, str | int | float]:
+        return {} if self._gpu is None else self._gpu.gpu_info()
+
+    def _derived_run_key(self) -> str:
+        return run_key_of_host(self._state_dir) if self._root_pid is None else run_key_of_process(self._root_pid)
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        if welcome.last_timestamp:
+            self._sampler.not_before(welcome.last_timestamp)
+        if welcome.run_id:
+            self._voice.detail(f"run {welcome.run_id}")

@@ -1,0 +1,208 @@
+"""Signals of the wrapper: taken one at a time, told apart by who sent them, and what follows from each.
+
+On Linux the signals are blocked from the very start and taken with `sigtimedwait(2)`: none is lost, no handler
+runs in the middle of anything, and `siginfo_t` says whether the terminal sent it. The terminal sends to the whole
+foreground process group, so the job has such a signal already; `kill` to the collector's pid is for the job.
+Elsewhere (macOS) handlers write to a pipe, and the sender is guessed.
+
+Imported before the job starts: nothing here that the interpreter and `argparse` have not loaded, but `signal`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from enum import Enum
+
+TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any
+
+FORWARDED = frozenset(
+    {
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGWINCH,
+    }
+)
+"""What reaches the job as well when somebody sends it to the collector."""
+
+_SI_KERNEL = 0x80
+"""`si_code` of what the kernel sends by itself, as the terminal driver does (sigaction(2))."""
+
+_SET_BY_PYTHON = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
+"""Ignored by the interpreter at its start; what they were before cannot be known any more."""
+
+
+class Received:
+    """One signal: `from_terminal` says that the foreground process group, hence the job, has it too.
+
+    `sender_pid` is 0 where the sender is the kernel or unknown.
+    """
+
+    __slots__ = ("from_terminal", "sender_pid", "signum")
+
+    def __init__(self, signum: int, *, from_terminal: bool, sender_pid: int = 0) -> None:
+        self.signum = signum
+        self.from_terminal = from_terminal
+        self.sender_pid = sender_pid
+
+    def __repr__(self) -> str:
+        name = signal.Signals(self.signum).name
+        return f"Received({name}, from_terminal={self.from_terminal}, sender_pid={self.sender_pid})"
+
+
+class Signals:
+    """The forwarded signals and SIGCHLD, held back from now until `close`. Main thread only, before any other thread.
+
+    What was ignored at the start (`nohup`: SIGHUP; a shell's background job: SIGINT and SIGQUIT) stays ignored and is
+    never received. SIGCHLD is the exception: while it is ignored the kernel throws exit codes away.
+
+    `original_mask` and `reset_in_children` are the `setsigmask` and `setsigdef` of `os.posix_spawn` that give a child
+    process what the collector itself was given: a child that is started otherwise has the signals blocked.
+    """
+
+    def __init__(self, *, with_handlers: bool = not hasattr(signal, "sigtimedwait")) -> None:
+        self._sigchld_was_ignored = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+        if self._sigchld_was_ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        ignored = {signum for signum in FORWARDED if signal.getsignal(signum) is signal.SIG_IGN}
+        signums = frozenset((FORWARDED | {signal.SIGCHLD}) - ignored)
+        self.original_mask = frozenset(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+        self.reset_in_children = _SET_BY_PYTHON
+        self._source: _Blocked | _Caught = _Caught(signums) if with_handlers else _Blocked(signums)
+
+    def __enter__(self) -> Signals:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def wait(self, timeout_s: float) -> list[Received]:
+        """Return what arrives within `timeout_s` seconds, at once when there is something; empty when nothing does.
+
+        SIGCHLD among them says that a child ended, stopped or went on: look at the job.
+        """
+        return self._source.wait(max(timeout_s, 0.0))
+
+    def close(self) -> None:
+        """Give all signals back as they were; what is pending is dropped. May be called twice."""
+        self._source.close()
+        if self._sigchld_was_ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            self._sigchld_was_ignored = False
+
+
+class _Blocked:
+    """Blocked signals, taken with `sigtimedwait(2)`: one system call for a wait in which nothing arrives."""
+
+    def __init__(self, signums: frozenset[signal.Signals]) -> None:
+        self._signums = signums
+        self._previous: set[Any] | None = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
+
+    def wait(self, timeout_s: float) -> list[Received]:
+        received: list[Received] = []
+        while (info := signal.sigtimedwait(self._signums, 0 if received else timeout_s)) is not None:
+            from_kernel = info.si_code == _SI_KERNEL
+            # A hang-up goes to the session's leader alone: the group has it only when the leader is somebody else.
+            to_group = info.si_signo != signal.SIGHUP or os.getsid(0) != os.getpid()
+            sender_pid = 0 if from_kernel else info.si_pid
+            received.append(Received(info.si_signo, from_terminal=from_kernel and to_group, sender_pid=sender_pid))
+        return received
+
+    def close(self) -> None:
+        if self._previous is not None:
+            self.wait(0)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._previous)
+            self._previous = None
+
+
+class _Caught:
+    """Handlers that write to a pipe, for systems without `sigtimedwait`."""
+
+    def __init__(self, signums: frozenset[signal.Signals]) -> None:
+        self._read_fd, self._write_fd = os.pipe()
+        os.set_blocking(self._read_fd, False)
+        os.set_blocking(self._write_fd, False)
+        self._previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        self._handlers = {signum: signal.signal(signum, _leave_to_the_pipe) for signum in signums}
+
+    def wait(self, timeout_s: float) -> list[Received]:
+        import select
+
+        if not select.select([self._read_fd], [], [], timeout_s)[0]:
+            return []
+        signums = [signum for signum in os.read(self._read_fd, 4096) if signum in self._handlers]
+        return [Received(signum, from_terminal=_probably_from_terminal(signum)) for signum in signums]
+
+    def close(self) -> None:
+        if not self._handlers:
+            return
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+        signal.set_wakeup_fd(self._previous_fd)
+        os.close(self._read_fd)
+        os.close(self._write_fd)
+
+
+def _leave_to_the_pipe(_signum: int, _frame: FrameType | None) -> None:
+    """Nothing to do: the interpreter has written the number to the wake-up descriptor."""
+
+
+def _probably_from_terminal(signum: int) -> bool:
+    """A guess without `siginfo_t`: what a terminal sends, while this process is in its foreground."""
+    if signum not in {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH}:
+        return False
+    try:
+        terminal_fd = os.open(os.ctermid(), os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal_fd) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal_fd)
+
+
+class Action(Enum):
+    """What the wrapper does about a signal while the job runs."""
+
+    FORWARD = "forward"
+    IGNORE = "ignore"
+    """The job has it already, or sent it itself."""
+    LEAVE = "leave"
+    """End now with exit code 130 and let the job be."""
+
+
+class Interrupts:
+    """Decides what follows from a signal while a job runs.
+
+    `is_of_job(pid)` says whether a sender belongs to the job (`Job.contains`). Such a signal is not sent back: a job
+    that signals its own process group (`kill 0`) means its children, may shield itself meanwhile, and would be
+    killed by the echo that comes a moment later.
+    """
+
+    def __init__(self, is_of_job: Callable[[int], bool]) -> None:
+        self._is_of_job = is_of_job
+        self._terminal_interrupts = 0
+
+    def note(self, received: Received) -> Action:
+        """Return what to do about `received`; the second Ctrl-C of the terminal is the one that means us."""
+        if received.signum == signal.SIGCHLD:
+            return Action.IGNORE
+        if received.from_terminal:
+            if received.signum == signal.SIGINT:
+                self._terminal_interrupts += 1
+            is_second = received.signum == signal.SIGINT and self._terminal_interrupts > 1
+            return Action.LEAVE if is_second else Action.IGNORE
+        if received.sender_pid and self._is_of_job(received.sender_pid):
+            return Action.IGNORE
+        return Action.FORWARD

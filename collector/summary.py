@@ -1,0 +1,98 @@
+"""What the run used, for the person who started it: two lines on stderr, or a JSON file."""
+
+import json
+from typing import Any
+
+from protocol.messages import Finished
+from protocol.statistics import RunStatistics
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def summary_lines(figures: dict[str, Any]) -> list[str]:
+    """Return the figures of `summary_figures` as text."""
+    lines = [f"run {figures['run_id'] or figures['run_key']}: {_outcome(figures)}; {_usage(figures)}"]
+    if figures["location"]:
+        state = "delivered" if figures["delivered"] else "being delivered"
+        lines.append(f"{figures['rows']} samples {state} to {figures['location']}")
+    return lines
+
+
+def summary_figures(
+    *,
+    run_key: str,
+    run_id: str,
+    status: str,
+    exit_code: int | None,
+    statistics: RunStatistics,
+    peak_memory_mib: float | None,
+    accounting: str,
+    is_durable: bool,
+    undelivered_rows: int,
+    finished: Finished | None,
+) -> dict[str, Any]:
+    """Return the run's figures; `statistics` are those of `run.json` (`RunStatistics.summary`)."""
+    return {
+        "run_id": run_id,
+        "run_key": run_key,
+        "status": status,
+        "exit_code": exit_code,
+        "rows": statistics.rows,
+        "statistics": statistics.summary(),
+        "peak_memory_mib": peak_memory_mib,
+        "accounting": accounting,
+        "durable": is_durable,
+        "delivered": finished is not None,
+        "undelivered_rows": undelivered_rows,
+        "location": "" if finished is None else _readable(finished.location),
+        "objects": [] if finished is None else [_readable(uri) for uri in finished.objects],
+        "response": {} if finished is None else finished.response,
+    }
+
+
+def summary_json(figures: dict[str, Any]) -> bytes:
+    """Return the figures as JSON text."""
+    return (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def _outcome(figures: dict[str, Any]) -> str:
+    code = figures["exit_code"]
+    return str(figures["status"]) if code is None else f"{figures['status']} with exit code {code}"
+
+
+def _usage(figures: dict[str, Any]) -> str:
+    statistics = figures["statistics"]
+    scope = "process" if "process_cpu_usage" in statistics else "system"
+    memory = statistics.get("process_memory_mib" if scope == "process" else "system_memory_used_mib", {"max": 0.0})
+    peak = max(memory["max"], figures["peak_memory_mib"] or 0.0)
+    cpu = statistics.get(f"{scope}_cpu_usage", {"mean": 0.0, "max": 0.0})
+    seconds = sum(statistics.get(f"{scope}_{kind}", {"total": 0.0})["total"] for kind in ("utime", "stime"))
+    parts = [
+        f"{statistics['duration_seconds']:.1f} s",
+        f"CPU {seconds:.2f} s ({cpu['mean']:.2f} cores on average, {cpu['max']:.2f} at most)",
+        f"memory {peak:.0f} MiB at most",
+    ]
+    disk = [statistics.get(f"{scope}_disk_{kind}_bytes", {"total": 0})["total"] for kind in ("read", "write")]
+    if any(disk):
+        parts.append(f"disk {_size(disk[0])} read, {_size(disk[1])} written")
+    gpu = statistics.get(f"{scope}_gpu_usage")
+    if gpu is not None and gpu["max"] > 0:
+        parts.append(f"GPU {gpu['mean']:.2f} on average, {gpu['max']:.2f} at most")
+    return ", ".join(parts)
+
+
+def _size(size: float) -> str:
+    for unit in _UNITS:
+        if size < 1000 or unit == _UNITS[-1]:
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _readable(uri: str) -> str:
+    """A directory as a person would write it; other addresses as they are."""
+    if not uri.startswith("file://"):
+        return uri
+    from urllib.parse import unquote
+
+    return unquote(uri.removeprefix("file://"))

@@ -1,0 +1,44 @@
+"""Lines for people on stderr: few, short, and never in the way of the job's own."""
+
+import os
+from enum import IntEnum
+
+PREFIX = "sentinel-collector: "
+
+
+class Level(IntEnum):
+    """How much is said."""
+
+    QUIET = 0
+    NORMAL = 1
+    VERBOSE = 2
+
+
+class Voice:
+    """Writes whole lines straight to the descriptor: nothing is buffered, and nothing raises when it is closed."""
+
+    def __init__(self, level: Level, *, fd: int = 2) -> None:
+        self._level = level
+        self._fd = fd
+
+    def error(self, text: str) -> None:
+        """Say what must be known: always."""
+        self._write(text)
+
+    def warn(self, text: str) -> None:
+        """Say what may matter: unless told to be quiet."""
+        if self._level >= Level.NORMAL:
+            self._write(text)
+
+    def detail(self, text: str) -> None:
+        """Say what helps to understand: when asked to be verbose."""
+        if self._level >= Level.VERBOSE:
+            self._write(text)
+
+    def _write(self, text: str) -> None:
+        line = "".join(char if char.isprintable() else " " for char in text)
+        try:
+            os.write(self._fd, f"{PREFIX}{line}\n".encode("utf-8", "replace"))
+        except OSError:
+            # Nobody listens; a full or closed stderr is no reason to disturb the job.
+            self._level = Level.QUIET

@@ -1,0 +1,23 @@
+"""Being the job's wrapper and nothing else."""
+
+import signal
+
+from collector.job import Job
+from collector.signals import Action, Interrupts, Signals
+
+_POLL_S = 1.0
+
+
+def wait_for_job(job: Job, signals: Signals) -> int:
+    """Forward signals until the job has ended and return its exit code (130 when the user's second Ctrl-C meant us)."""
+    interrupts = Interrupts(job.contains)
+    while not job.has_ended():
+        for received in signals.wait(_POLL_S):
+            action = interrupts.note(received)
+            if action is Action.FORWARD:
+                job.forward(received.signum)
+            elif action is Action.LEAVE:
+                return 128 + signal.SIGINT
+    job.reap()
+    assert job.exit_code is not None
+    return job.exit_code

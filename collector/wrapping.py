@@ -1,0 +1,72 @@
+"""Tracking a job that runs already: whatever goes wrong from here on is a line on stderr and no affair of the job's."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from collector.config import SETTINGS
+from collector.job import Job
+from collector.sensors.baseline import Baseline
+from collector.signals import Signals
+from collector.voice import Level, Voice
+from collector.waiting import wait_for_job
+from protocol.addresses import Address, parse_address, require_protection
+from protocol.clock import Clock
+from protocol.errors import SentinelStreamError
+from protocol.settings import merge_file
+
+
+def track_job(
+    job: Job,
+    argv: list[str],
+    *,
+    given: dict[str, Any],
+    file: str | None,
+    addresses: Sequence[Address],
+    clock: Clock,
+    signals: Signals,
+    baseline: Baseline,
+    adopts_orphans: bool,
+) -> int:
+    """Record the job until it ends and return its exit code."""
+    voice = voice_of(given)
+    try:
+        settings = merge_file(SETTINGS, given, file)
+        voice = voice_of(settings)
+        if settings["connect"] and not addresses:
+            addresses = [parse_address(url, bind=False) for url in settings["connect"]]
+            for address in addresses:
+                require_protection(address, has_keys=False, insecure=settings["insecure"], role="connect")
+        # Heavy: sensors, ZeroMQ, discovery.
+        from collector.session import Session
+
+        session = Session(
+            settings=settings,
+            addresses=addresses,
+            environ=os.environ,
+            clock=clock,
+            voice=voice,
+            signals=signals,
+            baseline=baseline,
+            job=job,
+            argv=argv,
+            root_pid=job.pid,
+            adopts_orphans=adopts_orphans,
+        )
+        return session.run()
+    except SentinelStreamError as error:
+        voice.error(f"{error}; the job goes on and is not recorded")
+    except Exception as error:  # noqa: BLE001 -- a defect here must not cost the job its signals and its exit code
+        import traceback
+
+        voice.error(f"unexpected {type(error).__name__}: {error}; the job goes on and is not recorded any more")
+        for line in traceback.format_exc().splitlines():
+            voice.detail(line)
+    return job.exit_code if job.exit_code is not None else wait_for_job(job, signals)
+
+
+def voice_of(settings: Mapping[str, Any]) -> Voice:
+    """Return how much is said."""
+    if settings.get("quiet"):
+        return Voice(Level.QUIET)
+    return Voice(Level.VERBOSE if settings.get("verbose") else Level.NORMAL)
