@@ -1,0 +1,44 @@
+"""Growth on its way into rows: what a row may not show is carried into the next, nothing is lost."""
+
+
+class CarriedCpu:
+    """CPU microseconds on their way into rows: none gets more than the machine has, none is lost.
+
+    Counters tick every 10 ms and are not all read in the same instant, so that a row of a fully busy machine would
+    show up to a few ticks too many.
+    """
+
+    __slots__ = ("_system_us", "_user_us")
+
+    def __init__(self) -> None:
+        self._user_us = self._system_us = 0
+
+    def row(self, grown_us: tuple[int, int], limit_us: int | None) -> tuple[int, int]:
+        """Add growth and return what this row shows, at most `limit_us` (`None`: all there is) and never below 0."""
+        self._user_us += grown_us[0]
+        self._system_us += grown_us[1]
+        user, system = max(0, self._user_us), max(0, self._system_us)
+        if limit_us is not None and user + system > limit_us:
+            user = user * limit_us // (user + system)
+            system = limit_us - user
+        self._user_us -= user
+        self._system_us -= system
+        return user, system
+
+
+class CarriedBytes:
+    """Bytes on their way into rows: what one row counted too much is taken off the next ones, never shown below 0."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def row(self, grown: int | None) -> int | None:
+        """Add growth and return what this row shows; `None` stays unknown."""
+        if grown is None:
+            return None
+        self._bytes += grown
+        shown = max(0, self._bytes)
+        self._bytes -= shown
+        return shown

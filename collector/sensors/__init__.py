@@ -1,0 +1,1 @@
+"""What a machine and a process tree use, read as cheaply as the kernel allows."""

@@ -1,0 +1,60 @@
+"""The counters as they were before the job: read before it is started, when nothing heavy is imported yet.
+
+Imports `os` alone. Measured: 0.1 ms.
+"""
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from protocol.clock import Clock
+
+_CHUNK_BYTES = 1 << 16
+
+
+class Baseline:
+    """Raw `/proc/stat`, `/proc/diskstats` and `/proc/net/dev` (empty where missing), and when they were read.
+
+    `status` is this process' own `/proc/self/status`: its peak shows in the `ru_maxrss` of what it spawns.
+    `wall` is UNIX seconds, `monotonic` the clock's monotonic seconds.
+    """
+
+    __slots__ = ("diskstats", "monotonic", "net_dev", "stat", "status", "wall")
+
+    def __init__(
+        self, *, stat: bytes, diskstats: bytes, net_dev: bytes, status: bytes = b"", wall: float, monotonic: float
+    ) -> None:
+        self.stat = stat
+        self.diskstats = diskstats
+        self.net_dev = net_dev
+        self.status = status
+        self.wall = wall
+        self.monotonic = monotonic
+
+
+def take(clock: "Clock", *, proc: str = "/proc") -> Baseline:
+    """Read the counters that the first row's growth is measured against; never raises."""
+    return Baseline(
+        stat=_read(f"{proc}/stat"),
+        diskstats=_read(f"{proc}/diskstats"),
+        net_dev=_read(f"{proc}/net/dev"),
+        status=_read(f"{proc}/self/status"),
+        wall=clock.now(),
+        monotonic=clock.monotonic(),
+    )
+
+
+def _read(path: str) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    chunks = []
+    try:
+        while chunk := os.read(descriptor, _CHUNK_BYTES):
+            chunks.append(chunk)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+    return b"".join(chunks)

@@ -1,0 +1,80 @@
+"""Bytes read from and written to whole disks, from `/proc/diskstats` (the kernel's `iostats.rst`).
+
+A whole disk is a device of `/sys/block` (so no partition) that is not made of other disks: no `slaves` (device mapper,
+md, bcache), none of the drivers that put a disk on a file, on memory or on another disk, and not hidden (one path of
+a multipath NVMe name space, whose head is counted). Each byte is thus counted once, at the disk that stores it.
+"""
+
+import os
+from collections.abc import Iterator
+
+from collector.sensors.counters import ByteCounters
+from collector.sensors.procfs import KeptFile, read_file, read_machine_list
+
+SECTOR_BYTES = 512
+"""The unit of `/proc/diskstats`, whatever the disk's own sector size."""
+
+_COMPOSED = ("loop", "ram", "zram", "dm-", "md", "zd", "drbd", "bcache")
+
+
+class DiskSensor:
+    """Growth of all whole disks' counters; the first reading is measured against `baseline`."""
+
+    def __init__(self, *, proc: str, sys: str, baseline: bytes) -> None:
+        self._file = KeptFile(f"{proc}/diskstats")
+        self._sys = sys
+        self._whole: dict[bytes, bool] = {}
+        self._counters = ByteCounters()
+        self._last = baseline
+        self._counters.growth(self._parse(baseline))
+        self._has_base = bool(baseline)
+
+    def read(self) -> tuple[int | None, int | None]:
+        """Bytes read and written since the previous reading; `None` when there is no `/proc/diskstats`."""
+        data = read_machine_list(self._file)
+        if not data:
+            return None, None
+        if data == self._last:
+            return 0, 0
+        self._last = data
+        read, written = self._counters.growth(self._parse(data))
+        if not self._has_base:
+            self._has_base = True
+            return 0, 0
+        return read * SECTOR_BYTES, written * SECTOR_BYTES
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._file.close()
+
+    def _parse(self, data: bytes) -> Iterator[tuple[bytes, int, int]]:
+        whole = self._whole
+        for line in data.splitlines():
+            fields = line.split(None, 10)
+            if len(fields) < 10:
+                continue
+            name = fields[2]
+            known = whole.get(name)
+            if known is None:
+                known = whole[name] = is_whole_disk(name.decode(errors="replace"), sys=self._sys)
+            if known:
+                yield name, int(fields[5]), int(fields[9])
+
+
+def is_whole_disk(name: str, *, sys: str = "/sys") -> bool:
+    """Say whether a device of `/proc/diskstats` is a disk of its own; see the module's text."""
+    if name.startswith(_COMPOSED):
+        return False
+    # The kernel writes a slash in a device's name (cciss/c0d0) as an exclamation mark.
+    directory = f"{sys}/block/{name.replace('/', '!')}"
+    try:
+        if not os.path.isdir(directory):
+            return False
+        if read_file(f"{directory}/hidden").strip() == b"1":
+            return False
+    except OSError:
+        pass
+    try:
+        return not os.listdir(f"{directory}/slaves")
+    except OSError:
+        return True

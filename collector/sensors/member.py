@@ -1,0 +1,177 @@
+"""One process of the tree: its files, and what they last said."""
+
+import os
+
+from collector.sensors.cpu import TICK_US
+from collector.sensors.ledger import Account, Ledger
+from collector.sensors.procfs import Descriptors, KeptFile, stat_fields
+
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+_STAT_FIELDS = 22
+"""Up to the resident set, field 24 of `proc(5)`."""
+
+
+class Member:
+    """A process by pid and start time. All reading ends quietly when it is gone."""
+
+    __slots__ = (
+        "_children_files",
+        "_descriptors",
+        "_directory",
+        "_io_file",
+        "_last_io",
+        "_last_stat",
+        "_stat_file",
+        "account",
+        "faults",
+        "io_readable",
+        "is_zombie",
+        "parent_pid",
+        "pid",
+        "pss",
+        "rss_kib",
+        "start",
+        "threads",
+    )
+
+    def __init__(self, pid: int, *, proc: str, descriptors: Descriptors, parent: Account | None) -> None:
+        self.pid = pid
+        self.start = b""
+        """Ticks after boot, as the kernel writes them; empty until the first reading."""
+        self.parent_pid = 0
+        self.threads = 1
+        self.is_zombie = False
+        self.rss_kib = 0
+        self.faults = 0
+        """Minor page faults so far."""
+        self.io_readable: bool | None = None
+        self.account = Account(parent)
+        self.pss = PssState()
+        self._descriptors = descriptors
+        self._directory = f"{proc}/{pid}"
+        self._stat_file = KeptFile(f"{self._directory}/stat", descriptors)
+        self._io_file = KeptFile(f"{self._directory}/io", descriptors)
+        self._children_files: dict[str, KeptFile] = {}
+        self._last_stat = b""
+        self._last_io = b""
+
+    def read(self, ledger: Ledger) -> bool:
+        """Read times and bytes into the ledger; False when the process is gone or its pid is somebody else's."""
+        try:
+            data = self._stat_file.read()
+        except (ProcessLookupError, FileNotFoundError):
+            return False
+        except OSError:
+            # Out of descriptors or memory: that says nothing about the process.
+            return True
+        # An idle process' line stays the same to the byte: nothing to split.
+        if data != self._last_stat and not self._take(data, ledger):
+            return False
+        if self.io_readable is not False:
+            self._read_io(ledger)
+        return True
+
+    def is_alive(self) -> bool:
+        """Look whether the process still runs, without counting anything."""
+        try:
+            fields = stat_fields(self._stat_file.read(), _STAT_FIELDS)
+        except (OSError, ValueError):
+            return False
+        return fields[0] not in b"ZXx" and (not self.start or fields[19] == self.start)
+
+    def children(self) -> list[int]:
+        """Children of all its threads (`/proc/PID/task/TID/children`)."""
+        names = [str(self.pid)]
+        if self.threads > 1 or self.is_zombie:
+            try:
+                names = os.listdir(f"{self._directory}/task")
+            except OSError:
+                return []
+        files = self._children_files
+        if len(files) > len(names):
+            for gone in files.keys() - set(names):
+                files.pop(gone).close()
+        found: list[int] = []
+        for name in names:
+            file = files.get(name)
+            if file is None:
+                file = files[name] = KeptFile(f"{self._directory}/task/{name}/children", self._descriptors)
+            try:
+                data = file.read_list()
+            except OSError:
+                files.pop(name).close()
+                continue
+            if data:
+                found.extend(map(int, data.split()))
+        return found
+
+    def read_file(self, name: str) -> bytes:
+        """Read a file of the process that is opened each time (an `exec` replaces what it shows); raises `OSError`."""
+        file = KeptFile(f"{self._directory}/{name}")
+        try:
+            return file.read()
+        finally:
+            file.close()
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        self._stat_file.close()
+        self._io_file.close()
+        for file in self._children_files.values():
+            file.close()
+        self._children_files.clear()
+
+    def _take(self, data: bytes, ledger: Ledger) -> bool:
+        try:
+            fields = stat_fields(data, _STAT_FIELDS)
+            times = [int(field) * TICK_US for field in fields[11:15]]
+            parent_pid, faults, threads, rss = int(fields[1]), int(fields[7]), int(fields[17]), int(fields[21])
+        except ValueError:
+            return bool(self.start)
+        if self.start and fields[19] != self.start:
+            return False
+        self.start = fields[19]
+        self.is_zombie = fields[0] in b"ZXx"
+        self.parent_pid, self.faults, self.threads, self.rss_kib = parent_pid, faults, threads, rss * PAGE_KIB
+        ledger.count_cpu(self.account, (times[0], times[1]), (times[2], times[3]))
+        self._last_stat = data
+        return True
+
+    def _read_io(self, ledger: Ledger) -> None:
+        try:
+            data = self._io_file.read()
+        except PermissionError:
+            self.io_readable = False
+            self._io_file.close()
+            return
+        except OSError:
+            # Gone since its stat was read: the next reading finds out. Or a kernel without I/O accounting.
+            return
+        self.io_readable = True
+        if data != self._last_io:
+            self._last_io = data
+            try:
+                words = data.split()
+                place = words.index(b"read_bytes:")
+                ledger.count_io(self.account, (int(words[place + 1]), int(words[place + 3])))
+            except (ValueError, IndexError):
+                return
+
+
+class PssState:
+    """What is known about a process' proportional set size; `kib` is -1 until it was read."""
+
+    __slots__ = ("cost_s", "denied", "epoch", "faults", "has_forked", "kib", "read_at_s", "rss_kib")
+
+    def __init__(self) -> None:
+        self.kib = -1
+        self.rss_kib = 0
+        """Resident set when PSS was read."""
+        self.faults = 0
+        self.epoch = 0
+        self.read_at_s = 0.0
+        self.cost_s = 0.0
+        self.denied = False
+        self.has_forked = False
+        """A child with many of its pages appeared since: what was its own is shared now."""
