@@ -131,7 +131,10 @@ class Sampler:
 
     @property
     def peak_memory_mib(self) -> float | None:
-        """The tree's highest memory in MiB: of a row, or of one process as the kernel recorded it between rows."""
+        """The tree's highest memory in MiB: of a row, or of one process as the kernel recorded it between rows.
+
+        Reads a file of each living member: meant for the end of a run, not for every row.
+        """
         return round(self._tree.peak_kib / 1024, 3) if self._tree is not None else None
 
     @property

@@ -1,21 +1,28 @@
 """Time is injected: nothing else in the packages calls `time.*`."""
 
-import threading
+from __future__ import annotations
+
 import time
-from typing import Protocol
 
+TYPE_CHECKING = False  # `typing` and `threading` would cost milliseconds of the job's start
+if TYPE_CHECKING:
+    import threading
+    from typing import Protocol
 
-class Clock(Protocol):
-    """Wall time, monotonic time, and waiting."""
+    class Clock(Protocol):
+        """Wall time, monotonic time, and waiting."""
 
-    def now(self) -> float:
-        """UNIX seconds; may step."""
+        def now(self) -> float:
+            """UNIX seconds; may step."""
 
-    def monotonic(self) -> float:
-        """Seconds that never step; only differences mean something."""
+        def monotonic(self) -> float:
+            """Seconds that never step; only differences mean something."""
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
-        """Wait until the event is set (True) or the time has passed (False)."""
+        def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+            """Wait until the event is set (True) or the time has passed (False)."""
+
+else:
+    Clock = object
 
 
 class SystemClock:

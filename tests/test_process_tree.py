@@ -257,6 +257,35 @@ def test_attaching_leaves_out_what_was_used_before(start: Callable[..., subproce
     tree.close()
 
 
+@pytest.mark.skipif(os.uname().machine not in {"x86_64", "aarch64"}, reason="knows the number of exit(2) there only")
+def test_a_process_whose_main_thread_has_ended_still_runs(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    job = start(
+        f"""
+import ctypes
+number = {60 if os.uname().machine == "x86_64" else 93}
+def work():
+    while open("/proc/self/stat").read().rpartition(") ")[2][0] != "Z":
+        time.sleep(.01)
+    burn(.1)
+    print("ready", flush=True)
+    child(time.sleep, 60)
+    print("done", flush=True)
+    time.sleep(60)
+threading.Thread(target=work).start()
+ctypes.CDLL(None).syscall(number, 0)
+"""
+    )
+    assert job.stdout is not None
+    assert job.stdout.readline() == b"done\n"
+    tree = tree_of(job.pid, own_child=True)
+    reading = tree.read(forks=0, elapsed_s=1)
+    assert Path(f"/proc/{job.pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    assert tree.root_alive()
+    assert reading.children == 1
+    assert reading.user_us + reading.system_us >= 100_000
+    tree.close()
+
+
 def test_an_orphan_is_tracked_on_after_its_parents_end(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     job = start(
         """
@@ -336,3 +365,31 @@ def _link(fd: str) -> str:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return ""
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root to become somebody else")
+def test_another_users_tree_is_read_as_far_as_allowed(start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    job = start("child(time.sleep, 60)\nprint('ready', flush=True)\ntime.sleep(60)")
+    code = """
+import json, os, sys
+from collector.sensors.process_tree import ProcessTree
+from protocol.clock import SystemClock
+import collector.sensors.children, collector.sensors.pss
+os.setgid(65534)
+os.setuid(65534)
+tree = ProcessTree(clock=SystemClock(), root_pid=int(sys.argv[1]), own_child=False, interval_s=1.0)
+print(json.dumps(tree.read(forks=0, elapsed_s=1)))
+print(json.dumps(tree.read(forks=0, elapsed_s=1)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(job.pid)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in done.stdout.splitlines():
+        _user, _system, children, memory_kib, read, written = json.loads(line)
+        assert children == 1
+        assert memory_kib > 1000
+        assert (read, written) == (None, None)

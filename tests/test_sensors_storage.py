@@ -1,6 +1,8 @@
 """Which mounts are real file systems, and that each is counted once."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,46 @@ def test_this_machines_root_is_part_of_the_sum() -> None:
     sensor.close()
     if found is not None:
         assert found.total >= found.used > 0
+
+
+def can_unshare() -> bool:
+    try:
+        return subprocess.run(["unshare", "-m", "true"], capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def test_a_mount_that_comes_or_goes_is_noticed(tmp_path: Path) -> None:
+    if not can_unshare():
+        pytest.skip("needs a mount name space of its own")
+    code = """
+import os, subprocess, sys
+from collector.sensors.storage import StorageSensor
+base = sys.argv[1]
+sensor = StorageSensor(proc="/proc")
+def total():
+    found = sensor.read()
+    return found.total if found else 0
+print(total())
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", base], check=True)
+for name in "lower", "upper", "work", "merged":
+    os.mkdir(f"{base}/{name}")
+options = f"lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work"
+mounted = subprocess.run(["mount", "-t", "overlay", "-o", options, "none", f"{base}/merged"], capture_output=True)
+print(mounted.returncode)
+print(total())
+subprocess.run(["umount", f"{base}/merged"])
+print(total())
+"""
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert done.returncode == 0, done.stderr
+    before, mounted, during, after = map(int, done.stdout.split())
+    if mounted != 0:
+        pytest.skip("no overlay file system here")
+    assert during == before + (8 << 20)
+    assert after == before

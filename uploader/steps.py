@@ -83,18 +83,20 @@ class Steps:
                 self._close_stale(run)
 
     def _register(self, run: Run) -> None:
-        record = run.record
-        events = [Event.REGISTERED, *([Event.ENDED] if record.has_ended else [])]
-        if record.run_id:
-            self._spool.update(run, *events)
+        if run.record.run_id:
+            self._registered(run)
             return
-        answer = self._target.api.register(record.describe())
+        answer = self._target.api.register(run.record.describe())
         run.credentials = answer.credentials
         # An answer that is lost between here and the commit leaves an empty run at the server: it cannot be undone.
-        self._spool.update(
-            run, *events, run_id=answer.run_id, uri_prefix=answer.uri_prefix, last_error="", next_try_at=0.0
-        )
-        log.info("run registered run=%s key=%s", answer.run_id, record.key)
+        self._registered(run, run_id=answer.run_id, uri_prefix=answer.uri_prefix)
+        log.info("run registered run=%s key=%s", answer.run_id, run.record.key)
+
+    def _registered(self, run: Run, **changes: str) -> None:
+        # The run's end may come while the API is being asked: it is looked at when the state changes, not before.
+        with self._spool.lock:
+            events = [Event.REGISTERED, *([Event.ENDED] if run.record.has_ended else [])]
+            self._spool.update(run, *events, last_error="", next_try_at=0.0, **changes)
 
     def _cut(self, run: Run) -> None:
         frames = self._spool.read_open(run, max_rows=self._policy.max_batch_rows)
@@ -140,8 +142,11 @@ class Steps:
         log.debug("object stored run=%s number=%d rows=%d", run.record.run_id, batch.number, batch.rows)
 
     def _close_stale(self, run: Run) -> None:
-        finish = Finish(last_seq=run.acked_seq, exit_code=None, status="failed", time=self._clock.now())
-        self._spool.update(run, Event.ENDED, finish=finish, closed_as_stale=True)
+        with self._spool.lock:
+            if run.record.has_ended:
+                return
+            finish = Finish(last_seq=run.acked_seq, exit_code=None, status="failed", time=self._clock.now())
+            self._spool.update(run, Event.ENDED, finish=finish, closed_as_stale=True)
         log.warning("run closed, its collector is silent run=%s key=%s", run.record.run_id, run.record.key)
 
     def _finish(self, run: Run) -> None:

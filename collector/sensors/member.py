@@ -76,14 +76,16 @@ class Member:
         """Look whether the process still runs, without counting anything."""
         try:
             fields = stat_fields(self._stat_file.read(), _STAT_FIELDS)
-        except (OSError, ValueError):
+        except (ProcessLookupError, FileNotFoundError):
             return False
-        return fields[0] not in b"ZXx" and (not self.start or fields[19] == self.start)
+        except (OSError, ValueError):
+            return True
+        return not _is_zombie(fields) and (not self.start or fields[19] == self.start)
 
     def children(self) -> list[int]:
         """Children of all its threads (`/proc/PID/task/TID/children`)."""
         names = [str(self.pid)]
-        if self.threads > 1 or self.is_zombie:
+        if self.threads > 1:
             try:
                 names = os.listdir(f"{self._directory}/task")
             except OSError:
@@ -132,7 +134,7 @@ class Member:
         if self.start and fields[19] != self.start:
             return False
         self.start = fields[19]
-        self.is_zombie = fields[0] in b"ZXx"
+        self.is_zombie = _is_zombie(fields)
         self.parent_pid, self.faults, self.threads, self.rss_kib = parent_pid, faults, threads, rss * PAGE_KIB
         ledger.count_cpu(self.account, (times[0], times[1]), (times[2], times[3]))
         self._last_stat = data
@@ -157,6 +159,11 @@ class Member:
                 ledger.count_io(self.account, (int(words[place + 1]), int(words[place + 3])))
             except (ValueError, IndexError):
                 return
+
+
+def _is_zombie(fields: list[bytes]) -> bool:
+    """Whether a process has ended and waits to be reaped; one whose main thread alone has ended says Z too."""
+    return fields[0] in b"ZXx" and fields[17] in {b"0", b"1"}
 
 
 class PssState:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from resource import struct_rusage
 
 from collector.sensors.children import children_by_parent, has_children_files
-from collector.sensors.ledger import Ledger
+from collector.sensors.ledger import Account, Ledger
 from collector.sensors.member import Member
 from collector.sensors.procfs import Descriptors, KeptFile
 from collector.sensors.pss import DEFAULT_SHARE, PssMeter
@@ -100,10 +100,13 @@ class ProcessTree:
     def reaped(self, pid: int, usage: struct_rusage) -> None:
         """Take the exact total of a member that this process waited for."""
         self._reaped_peak_kib = max(self._reaped_peak_kib, usage.ru_maxrss)
+        user_us, system_us = round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6)
         member = self._members.pop(pid, None)
         if member is None:
+            if self._adopt_orphans and pid not in self._excluded and pid != self._root_pid:
+                # An orphan that came to us and ended between two readings.
+                self._ledger.close_exactly(Account(None), user_us, system_us, was_final=True)
             return
-        user_us, system_us = round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6)
         self._ledger.close_exactly(member.account, user_us, system_us, was_final=member.is_zombie)
         member.close()
         self._pss.members_changed()

@@ -1,0 +1,60 @@
+# One entry point for everything; each target builds the environment that it needs and finds it again.
+#
+#   make demo     track a real job and deliver its samples to ./demo-data
+#   make test     build the wheel, install it, test what was installed
+#   make lint     ruff and mypy
+#   make ci       lint and test, as .ci/run does
+#   make bench    compare with the peer (benchmarks/README.md)
+#   make lock     write the lock files anew (needs uv)
+#   make clean    remove what was built
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first interpreter that is there, works and is new enough.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+SOURCES := $(shell find collector uploader protocol -name '*.py') pyproject.toml README.md LICENSE
+DEMO := $(CURDIR)/demo-data
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PYTEST_ARGS ?=
+
+.PHONY: demo test lint ci bench lock clean environment
+.DEFAULT_GOAL := test
+
+$(VENV)/.dependencies: requirements-dev.lock
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+# The wheel is what is tested and shown: no network is needed to build it again.
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	rm -rf dist
+	$(BIN)/python -m hatchling build -t wheel -d dist
+	$(PIP) install --no-index --no-deps --force-reinstall dist/*.whl
+	@touch $@
+
+environment: $(VENV)/.installed
+
+demo: environment
+	@sh examples/demo.sh $(BIN) $(DEMO)
+
+test: environment
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: environment
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ci: lint test
+
+bench: environment
+	$(BIN)/python -m benchmarks
+
+lock:
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader pyproject.toml -o requirements.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader --extra dev pyproject.toml -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) dist build demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,478 @@
+"""The two installed commands as processes, from `/proc` to the delivered object."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from standins.keyring import Keyring
+from standins.product import (
+    COLLECTOR,
+    DEADLINE_S,
+    UPLOADER,
+    Home,
+    busy,
+    python,
+    rows_of_file,
+    rows_of_objects,
+    timestamps,
+    wait_until,
+)
+from standins.s3 import S3Server
+from standins.sentinel_api import SentinelServer
+
+from protocol.sample import COLUMNS
+
+TOKEN = "planted-token-6d1f"
+
+
+@dataclass
+class Backend:
+    api: SentinelServer
+    s3: S3Server
+    keyring: Keyring
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            "SENTINEL_API_URL": self.api.url,
+            "SENTINEL_API_TOKEN": TOKEN,
+            "AWS_ENDPOINT_URL_S3": self.s3.url,
+        }
+
+    def only_run(self) -> Any:
+        (run,) = self.api.runs.values()
+        return run
+
+    def rows(self, run: Any) -> list[str]:
+        """What `finish` delivered, in order: inline, or the named objects."""
+        assert run.finish is not None
+        if "data_csv" in run.finish:
+            header, *rows = run.finish["data_csv"].splitlines()
+            assert header.startswith("timestamp,")
+            return list(rows)
+        bodies = [self.s3.fetch(uri) for uri in run.finish["data_uris"]]
+        return rows_of_objects(body for body in bodies if body is not None)
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    keyring = Keyring()
+    with (
+        S3Server(keyring) as s3,
+        SentinelServer(token=TOKEN, keyring=keyring, upload_root="s3://bucket/some prefix+@x", fetch=s3.fetch) as api,
+    ):
+        yield Backend(api, s3, keyring)
+
+
+def finished(run: Any) -> bool:
+    return run.finish is not None
+
+
+def assert_whole(rows: list[str], expected: list[str]) -> None:
+    assert rows == expected
+    times = timestamps(rows)
+    assert times == sorted(set(times))
+
+
+def test_collector_alone_delivers_to_the_local_directory_and_ends_with_the_jobs_exit_code(home: Home) -> None:
+    output = home.directory / "rows.csv"
+    done = home.collector("--interval", "0.2", "--output", str(output), "--job-name", "alone", "--", *busy(1.0, 3))
+
+    assert done.returncode == 3
+    (run,) = home.local_runs()
+    assert_whole(home.local_rows(run), rows_of_file(output))
+    assert (run["state"], run["status"], run["exit_code"]) == ("finished", "failed", 3)
+    assert run["metadata"]["job_name"] == "alone"
+    assert run["rows"] == len(rows_of_file(output))
+    assert run["statistics"]["process_utime"]["total"] == pytest.approx(1.0, abs=0.3)
+    assert run["run_id"] in done.stderr
+    assert str(home.runs / run["run_id"]) in done.stderr
+    assert list((home.state / "collector").iterdir()) == []
+
+
+def test_job_shorter_than_the_interval_has_one_exact_row(home: Home) -> None:
+    home.collector("--quiet", "--", *busy(0.3))
+
+    (run,) = home.local_runs()
+    (row,) = home.local_rows(run)
+    columns = dict(zip(COLUMNS, row.split(","), strict=True))
+    used = float(columns["process_utime"]) + float(columns["process_stime"])
+    assert 0.25 <= used <= 0.6
+    assert float(columns["process_memory_mib"]) > 1
+
+
+def test_job_keeps_its_streams_and_arguments(home: Home) -> None:
+    code = "import sys; print(sys.stdin.read() + sys.argv[1]); print('to stderr', file=sys.stderr)"
+    process = home.start(COLLECTOR, "--quiet", "--", *python(code), "--pid", stdin=subprocess.PIPE)
+    out, err = process.communicate("in ", timeout=DEADLINE_S)
+
+    assert (process.returncode, out, err) == (0, "in --pid\n", "to stderr\n")
+
+
+@pytest.mark.parametrize(("words", "code"), [(["no-such-command-here"], 127), (["/etc/passwd"], 126)])
+def test_command_that_cannot_start_ends_like_a_shell(home: Home, words: list[str], code: int) -> None:
+    done = home.collector("--", *words)
+
+    assert done.returncode == code
+    assert done.stderr.startswith("sentinel-collector: ")
+    assert "Traceback" not in done.stderr
+    assert home.local_runs() == []
+
+
+def test_job_killed_by_a_signal_ends_with_128_and_the_signal(home: Home) -> None:
+    done = home.collector("--quiet", "--", "sh", "-c", "kill -9 $$")
+
+    assert done.returncode == 137
+    (run,) = home.local_runs()
+    assert (run["status"], run["exit_code"]) == ("failed", 137)
+
+
+def test_termination_reaches_the_job_and_its_last_words_are_recorded(home: Home) -> None:
+    ready = home.directory / "ready"
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))\n"
+        f"open({str(ready)!r}, 'w').close()\n"
+        "while True: time.sleep(0.01)"
+    )
+    process = home.start(COLLECTOR, "--quiet", "--", *python(code))
+    wait_until(ready.exists, "the job is ready")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=DEADLINE_S)
+
+    assert process.returncode == 7
+    assert [run["exit_code"] for run in home.local_runs()] == [7]
+
+
+def test_every_row_is_in_exactly_one_object_of_finish(home: Home, backend: Backend) -> None:
+    output = home.directory / "rows.csv"
+    home.start_uploader("--upload-interval", "0.5", env=backend.environ)
+    done = home.collector(
+        "--connect", home.address, "--interval", "0.1", "--output", str(output), "--wait", "30", "--", *busy(2.5)
+    )
+
+    assert done.returncode == 0
+    run = backend.only_run()
+    assert_whole(backend.rows(run), rows_of_file(output))
+    uris = run.finish["data_uris"]
+    assert len(uris) >= 3
+    assert uris == [f"{run.prefix}/{number:04d}.csv.gz" for number in range(1, len(uris) + 1)]
+    assert (run.finish["run_status"], run.finish["exit_code"]) == ("finished", 0)
+    assert run.registration["command"].startswith("[")
+    assert "pid" not in run.registration
+    assert not {"host_id", "host_hostname", "host_ip"} & set(run.registration)
+    for uri in uris:
+        assert len(backend.s3.versions(uri)) == 1
+
+
+def test_short_job_is_delivered_inline(home: Home, backend: Backend) -> None:
+    output = home.directory / "rows.csv"
+    done = home.collector("--interval", "0.2", "--output", str(output), "--", *busy(1.0), env=backend.environ)
+
+    assert done.returncode == 0
+    run = backend.only_run()
+    assert "data_csv" in run.finish
+    assert_whole(backend.rows(run), rows_of_file(output))
+    assert backend.s3.objects() == {}
+
+
+def test_host_is_tracked_until_told_to_stop(home: Home) -> None:
+    process = home.start(COLLECTOR, "--interval", "0.1")
+    wait_until(lambda: any(run["rows_waiting"] >= 3 for run in _statuses(home)), "rows arrive")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=DEADLINE_S)
+
+    assert process.returncode == 0
+    (run,) = home.local_runs()
+    assert (run["status"], run["exit_code"]) == ("finished", 0)
+    assert all(row.endswith("," * 10) for row in home.local_rows(run))
+
+
+def test_foreign_process_is_tracked_until_it_ends(home: Home) -> None:
+    target = home.start(*busy(1.0))
+    done = home.collector("--quiet", "--interval", "0.1", "--pid", str(target.pid))
+
+    assert done.returncode == 0
+    (run,) = home.local_runs()
+    assert (run["status"], run["exit_code"]) == ("finished", None)
+    assert {row.split(",")[21] for row in home.local_rows(run)} == {str(target.pid)}
+
+
+def test_killed_uploader_and_killed_collector_go_on_with_the_same_run(home: Home, backend: Backend) -> None:
+    output = home.directory / "rows.csv"
+    words = ["--upload-interval", "1"]
+    target = home.start(*python("import time; time.sleep(60)"))
+    collect = [COLLECTOR, "--connect", home.address, "--interval", "0.1", "--pid", str(target.pid)]
+    collect += ["--output", str(output), "--wait", "40"]
+    uploader = home.start_uploader(*words, env=backend.environ)
+    collector = home.start(*collect)
+    wait_until(backend.s3.objects, "a first object")
+
+    uploader.kill()
+    uploader.wait()
+    rows_before = len(rows_of_file(output))
+    wait_until(lambda: len(rows_of_file(output)) > rows_before + 5, "rows are taken while the uploader is away")
+    home.start_uploader(*words, env=backend.environ)
+    stored = _stored_rows(home)
+    wait_until(lambda: _stored_rows(home) > stored + 10, "the run goes on")
+
+    collector.kill()
+    collector.wait()
+    at_kill = rows_of_file(output)
+    collector = home.start(*collect)
+    wait_until(lambda: len(rows_of_file(output)) > len(at_kill) + 5, "the new collector takes rows")
+    target.kill()
+    target.wait()
+    collector.communicate(timeout=DEADLINE_S)
+
+    assert collector.returncode == 0
+    run = backend.only_run()
+    rows, written = backend.rows(run), rows_of_file(output)
+    times = timestamps(rows)
+    assert times == sorted(set(times))
+    # The row of the instant of the kill may be in one place and not in the other.
+    assert set(rows) ^ set(written) <= {at_kill[-1], *(set(rows) - set(written))}
+    assert len(set(rows) ^ set(written)) <= 1
+    assert written[: len(at_kill)] == at_kill
+
+
+def test_two_collectors_share_one_uploader_and_have_two_runs(home: Home, backend: Backend) -> None:
+    home.start_uploader("--upload-interval", "1", env=backend.environ)
+    outputs = [home.directory / f"rows-{number}.csv" for number in range(2)]
+    processes = [
+        home.start(
+            COLLECTOR, "--connect", home.address, "--interval", "0.1", "--output", str(output), "--wait", "30",
+            "--job-name", output.name, "--", *busy(1.5),
+        )
+        for output in outputs
+    ]  # fmt: skip
+    for process in processes:
+        process.communicate(timeout=DEADLINE_S)
+
+    assert [process.returncode for process in processes] == [0, 0]
+    runs = {run.registration["job_name"]: run for run in backend.api.runs.values()}
+    assert len(runs) == 2
+    for output in outputs:
+        assert_whole(backend.rows(runs[output.name]), rows_of_file(output))
+
+
+def test_two_collectors_that_start_at_once_share_one_agent(home: Home) -> None:
+    processes = [home.start(COLLECTOR, "--quiet", "--interval", "0.1", "--", *busy(0.5)) for _ in range(3)]
+    for process in processes:
+        process.communicate(timeout=DEADLINE_S)
+
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert len(home.local_runs()) == 3
+    assert len(list((home.state / "spool").glob("*/spool.db"))) == 1
+
+
+@pytest.mark.timeout(180)
+def test_outages_of_register_storage_and_finish_lose_nothing_and_are_not_hammered(home: Home, backend: Backend) -> None:
+    away_s = 3.0
+    register = backend.api.faults.add("register", status=503, for_s=away_s)
+    put = backend.s3.faults.add("put", code="ServiceUnavailable", for_s=away_s)
+    finish = backend.api.faults.add("finish", status=503, times=3)
+    output = home.directory / "rows.csv"
+    home.start_uploader("--upload-interval", "1", env=backend.environ)
+    target = home.start(*python("import time; time.sleep(120)"))
+    collector = home.start(
+        COLLECTOR, "--connect", home.address, "--interval", "0.1", "--output", str(output), "--wait", "100",
+        "--pid", str(target.pid),
+    )  # fmt: skip
+    wait_until(backend.s3.objects, "an object, after registration and storage had been away")
+    target.kill()
+    collector.communicate(timeout=DEADLINE_S)
+
+    assert collector.returncode == 0
+    assert register.fired
+    assert put.fired
+    assert finish.fired == 3
+    assert_whole(backend.rows(backend.only_run()), rows_of_file(output))
+    calls = [*backend.api.requests.of("register"), *backend.s3.requests.of("put")]
+    # Without back-off seconds of outage would see thousands of calls.
+    assert len([call for call in calls if call.status == 503]) <= 2 * away_s / 0.25 + 2
+
+
+def test_no_uploader_in_reach_leaves_the_run_for_the_next_collector(home: Home) -> None:
+    output = home.directory / "rows.csv"
+    done = home.collector("--connect", home.address, "--interval", "0.1", "--output", str(output), "--", *busy(0.6, 5))
+
+    assert done.returncode == 5
+    kept = list((home.state / "collector").glob("*.rows"))
+    assert len(kept) == 1
+    assert str(kept[0]) in done.stderr
+
+    home.start_uploader()
+    done = home.collector("--connect", home.address, "--wait", "20", "--quiet", "--", "true")
+
+    assert done.returncode == 0
+    wait_until(lambda: len(_finished_runs(home)) == 2, "both runs are delivered")
+    (left,) = [run for run in _finished_runs(home) if run["exit_code"] == 5]
+    assert_whole(home.local_rows(left), rows_of_file(output))
+    assert list((home.state / "collector").glob("*.rows")) == []
+
+
+def test_newer_collector_takes_the_run_over_and_the_older_ones_job_goes_on(home: Home) -> None:
+    home.start_uploader()
+    common = ["--connect", home.address, "--interval", "0.1", "--run-key", "shared"]
+    older = home.start(COLLECTOR, *common, "--", *busy(3.0, 4))
+    wait_until(lambda: any(run["rows_waiting"] for run in _statuses(home)), "the older one is heard")
+    newer = home.start(COLLECTOR, *common, "--state-dir", str(home.directory / "other"), "--", *busy(4.0))
+    _, older_words = older.communicate(timeout=DEADLINE_S)
+    newer.communicate(timeout=DEADLINE_S)
+
+    assert (older.returncode, newer.returncode) == (4, 0)
+    assert "a newer collector has taken this run over" in older_words
+    wait_until(lambda: len(_finished_runs(home)) == 1, "the run is delivered")
+    (run,) = _finished_runs(home)
+    assert (run["run_key"], run["exit_code"]) == ("shared", 0)
+
+
+def test_silent_collectors_run_is_closed_as_failed_without_an_exit_code(home: Home, backend: Backend) -> None:
+    home.start_uploader("--stale-after", "1", env=backend.environ)
+    target = home.start(*python("import time; time.sleep(60)"))
+    collector = home.start(COLLECTOR, "--connect", home.address, "--interval", "0.1", "--pid", str(target.pid))
+    wait_until(lambda: backend.api.runs and _stored_rows(home) > 3, "rows arrive")
+    collector.kill()
+    run = backend.only_run()
+    wait_until(lambda: finished(run), "the run is closed")
+
+    assert run.finish["run_status"] == "failed"
+    assert "exit_code" not in run.finish
+    assert backend.rows(run)
+    assert [run["state"] for run in home.status("--spool", str(home.directory / "spool"))] == ["failed"]
+
+
+def test_local_target_needs_no_package_of_the_extra(home: Home) -> None:
+    blocked = home.directory / "blocked"
+    blocked.mkdir()
+    for name in ("boto3", "botocore", "urllib3"):
+        (blocked / f"{name}.py").write_text("raise ImportError('not installed', name=__name__)\n", encoding="utf-8")
+    env = {"PYTHONPATH": str(blocked)}
+    done = home.collector("--", "true", env=env)
+
+    assert done.returncode == 0
+    assert len(home.local_runs()) == 1
+    refused = home.run(UPLOADER, "serve", env=env | {"SENTINEL_API_TOKEN": TOKEN})
+    assert refused.returncode == 2
+    assert "sentinel-stream[uploader]" in refused.stderr
+
+
+def test_secrets_stay_with_the_uploader(home: Home, backend: Backend) -> None:
+    home.start_uploader("--upload-interval", "0.3", "-v", env=backend.environ)
+    process = home.start(
+        COLLECTOR, "-v", "--connect", home.address, "--interval", "0.1", "--wait", "20", "--", *busy(1.5)
+    )
+    wait_until(backend.s3.objects, "an object")
+    command_lines = b"".join(path.read_bytes() for path in _readable(Path("/proc").glob("[0-9]*/cmdline")))
+    _, said = process.communicate(timeout=DEADLINE_S)
+
+    secrets = [TOKEN, *(issued.secret_key for issued in backend.keyring.all())]
+    secrets += [issued.session_token for issued in backend.keyring.all() if issued.session_token]
+    assert len(secrets) >= 3
+    written = b"".join(path.read_bytes() for path in home.directory.rglob("*") if path.is_file())
+    for secret in secrets:
+        assert secret.encode() not in written
+        assert secret.encode() not in command_lines
+        assert secret not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--intervall", "1", "--", "true"], "--interval"),
+        (["--interval", "0", "--", "true"], "0"),
+        (["--connect", "tcp://example.org:1", "--", "true"], "--insecure"),
+        (["--connect", "udp://x", "--", "true"], "udp://x"),
+        (["--pid", "0"], "--pid"),
+        (["--pid", "4194999"], "4194999"),
+        (["--pid", "1", "--", "true"], "--pid"),
+        (["true"], "--"),
+        (["--"], "command"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_starts(home: Home, words: list[str], named: str) -> None:
+    marker = home.directory / "started"
+    words = [word if word != "true" or "--" not in words else f"touch {marker}" for word in words]
+    done = home.collector(*words)
+
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not marker.exists()
+
+
+def test_bad_configuration_file_is_told_and_the_job_runs_all_the_same(home: Home) -> None:
+    file = home.directory / "settings.toml"
+    file.write_text("intervall = 1\n", encoding="utf-8")
+    done = home.collector("--config", str(file), "--", *python("raise SystemExit(9)"))
+
+    assert done.returncode == 9
+    assert "intervall" in done.stderr
+    assert str(file) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_continued_output_is_appended_to_and_another_runs_is_replaced(home: Home) -> None:
+    output = home.directory / "rows.csv"
+    target = home.start(*python("import time; time.sleep(60)"))
+    words = ["--quiet", "--interval", "0.1", "--output", str(output), "--pid", str(target.pid)]
+    collector = home.start(COLLECTOR, *words)
+    wait_until(lambda: output.exists() and len(output.read_text().splitlines()) > 3, "rows are written")
+    collector.kill()
+    collector.wait()
+    with open(output, "a", encoding="utf-8") as file:
+        file.write("1795")
+    first = rows_of_file(output)[:-1]
+    collector = home.start(COLLECTOR, *words)
+    wait_until(lambda: len(rows_of_file(output)) > len(first) + 2, "rows are appended")
+    collector.terminate()
+    collector.communicate(timeout=DEADLINE_S)
+    rows = rows_of_file(output)
+
+    assert rows[: len(first)] == first
+    assert all(row.count(",") == 31 for row in rows)
+    home.collector("--quiet", "--output", str(output), "--", "true")
+    assert len(rows_of_file(output)) == 1
+
+
+def _statuses(home: Home) -> list[dict[str, Any]]:
+    if not (home.state / "spool").exists() and not (home.directory / "spool" / "spool.db").exists():
+        return []
+    words = ("--spool", str(home.directory / "spool")) if (home.directory / "spool" / "spool.db").exists() else ()
+    done = home.run(UPLOADER, "status", "--json", *words)
+    return [] if done.returncode else [run for spool in json.loads(done.stdout) for run in spool["runs"]]
+
+
+def _stored_rows(home: Home) -> int:
+    """Rows of all runs that the uploader holds or has delivered."""
+    return sum(run["rows_waiting"] + run["rows_delivered"] for run in _statuses(home))
+
+
+def _finished_runs(home: Home) -> list[Mapping[str, Any]]:
+    return [run for run in home.local_runs() if run["state"] != "running"]
+
+
+def _readable(paths: Any) -> Iterator[Path]:
+    for path in paths:
+        if os.access(path, os.R_OK):
+            try:
+                path.read_bytes()
+            except OSError:
+                continue
+            yield path
+
+
+def test_spool_is_a_sound_database_after_all_of_it(home: Home) -> None:
+    home.start_uploader()
+    home.collector("--connect", home.address, "--wait", "20", "--", "true")
+    with closing(sqlite3.connect(home.directory / "spool" / "spool.db")) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
