@@ -17,6 +17,8 @@ SOURCES := $(shell find collector uploader protocol -name '*.py') pyproject.toml
 DEMO := $(CURDIR)/demo-data
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
+PEER := .venv-peer
 
 .PHONY: demo test lint ci bench lock clean environment
 .DEFAULT_GOAL := test
@@ -34,6 +36,12 @@ $(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
 	$(PIP) install --no-index --no-deps --force-reinstall dist/*.whl
 	@touch $@
 
+# The peer is measured, never imported by ours: it has an environment of its own.
+$(PEER)/.installed: benchmarks/requirements.txt
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip --quiet --disable-pip-version-check install --require-hashes -r benchmarks/requirements.txt
+	@touch $@
+
 environment: $(VENV)/.installed
 
 demo: environment
@@ -49,12 +57,12 @@ lint: environment
 
 ci: lint test
 
-bench: environment
-	$(BIN)/python -m benchmarks
+bench: environment $(PEER)/.installed
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader pyproject.toml -o requirements.lock
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader --extra dev pyproject.toml -o requirements-dev.lock
 
 clean:
-	rm -rf $(VENV) dist build demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEER) dist build demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,11 +1,13 @@
 """Finds this user's own uploader, and starts one when none runs."""
 
+import contextlib
 import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
 
 from protocol.agent import AgentPlace
+from protocol.errors import UsageError
 from protocol.paths import make_private_dir
 
 IDLE_S = 10.0
@@ -13,6 +15,7 @@ IDLE_S = 10.0
 _FIRST_RETRY_S = 1.0
 _MAX_RETRY_S = 30.0
 _MAX_LOG_BYTES = 1 << 20
+_STDERR = 2
 
 
 class AgentStarter:
@@ -36,6 +39,7 @@ class AgentStarter:
         self._retry_s = _FIRST_RETRY_S
         self._due_at = 0.0
         self._children: list[int] = []
+        self._is_failing = False
 
     def ensure(self, now: float) -> None:
         """Start an agent if none listens; cheap when called often (`now`: monotonic seconds)."""
@@ -44,12 +48,19 @@ class AgentStarter:
         self._due_at = now + self._retry_s
         self._reap()
         if _listens(self._place.socket_path):
+            self._retry_s = _FIRST_RETRY_S
+            return
+        if self._children:
+            # Starting takes its time on a busy machine, and another one would find the spool taken.
             return
         self._retry_s = min(_MAX_RETRY_S, self._retry_s * 2)
         try:
             self._start()
-        except OSError as error:
-            self._warn(f"cannot start an uploader: {error.strerror}; keeping the samples")
+            self._is_failing = False
+        except (OSError, UsageError) as error:
+            if not self._is_failing:
+                self._is_failing = True
+                self._warn(f"cannot start an uploader: {error}; keeping the samples")
 
     def last_words(self) -> str:
         """Return the last line of the agent's log, for when it does not answer."""
@@ -78,6 +89,7 @@ class AgentStarter:
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, log, 1),
                     (os.POSIX_SPAWN_DUP2, log, 2),
+                    *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited_fds()),
                 ],
                 # A session of its own: neither the terminal's Ctrl-C nor its end is meant for the agent.
                 setsid=True,
@@ -96,6 +108,20 @@ class AgentStarter:
                 ended = pid
             if ended:
                 self._children.remove(pid)
+
+
+def _inherited_fds() -> list[int]:
+    """What our parent has given us beside the three: whoever waits for the end of such a pipe must not wait for us."""
+    try:
+        names = os.listdir("/dev/fd")
+    except OSError:
+        return []
+    found = []
+    for fd in (int(name) for name in names):
+        with contextlib.suppress(OSError):
+            if fd > _STDERR and os.get_inheritable(fd):
+                found.append(fd)
+    return found
 
 
 def _listens(path: str) -> bool:

@@ -2,16 +2,20 @@
 
 Rows are a queue: those in the file first, those in memory after them. A row's sequence number is its place in the
 run. A collector that continues a run learns from the uploader's `Welcome` where to go on counting; until then its
-rows have no numbers, and none is sent. Memory is bounded: the file takes what memory does not hold, and where no
-file can be written the oldest rows give way, counted.
+rows have no numbers, and none is sent. A number that was used once is never given to another row: the uploader may
+have its row even though it has not said so. Memory is bounded: the file takes what memory does not hold, and where
+no file can be written the oldest rows that were never sent give way, counted.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
 from collector.spill import Position, SpillError, SpillFile, SpillHead
+from protocol.errors import SentinelStreamError
 from protocol.messages import Finish
+from protocol.sample import decode_sample, shift_sample
 
 SPILL_AFTER_S = 2.0
 """Age of the oldest row in memory at which all rows in memory go to the file."""
@@ -24,7 +28,11 @@ _ROWS_A_RECORD = 128
 
 
 class Backlog:
-    """The queue of one run; not thread-safe. Times are monotonic seconds, rows are encoded samples."""
+    """The queue of one run; not thread-safe. Times are monotonic seconds, rows are encoded samples.
+
+    `open_file` makes a new file for the run when there is none yet; `head` says whose rows these are at the moment.
+    What reads or writes the file may raise `OSError` or `SpillError`; nothing has changed then.
+    """
 
     def __init__(
         self,
@@ -44,11 +52,17 @@ class Backlog:
         self._appended_at: deque[float] = deque()
         self._spill_not_before = 0.0
         self._spill_broken = False
-        self._next_seq: int | None = None
-        self._numbered_rows = 0
-        self._recovered_first_seq = 0
+        self._next_seq = 0
+        """Sequence number of the oldest row, 0 while no row has one."""
+        self._is_numbered = False
+        """Whether rows that were never sent have their numbers."""
+        self._used = 0
+        """So many of the oldest rows have numbers that an uploader may know."""
         self._sent = 0
         self._cursor: Position | None = None
+        self._anew_due = False
+        """The file does not say yet that its rows belong to another run now."""
+        self._newest: bytes | None = None
         self.finish: Finish | None = None
         self.dropped_rows = 0
         if recovered is not None:
@@ -58,6 +72,11 @@ class Backlog:
     def rows(self) -> int:
         """Rows held: not acknowledged."""
         return self._file_rows + len(self._memory)
+
+    @property
+    def memory_rows(self) -> int:
+        """Rows held that are not in the file."""
+        return len(self._memory)
 
     @property
     def unsent_rows(self) -> int:
@@ -72,36 +91,39 @@ class Backlog:
     @property
     def oldest_seq(self) -> int:
         """Sequence number of the oldest row held (of the next row where none is held), 0: not known yet."""
-        return self._recovered_first_seq if self._next_seq is None else self._next_seq
+        return self._next_seq
 
     @property
     def last_seq(self) -> int | None:
         """Sequence number of the newest row, 0 where the run has none, `None` while numbers are not known."""
-        return None if self._next_seq is None else self._next_seq + self.rows - 1
+        return self._next_seq + self.rows - 1 if self._is_numbered else None
+
+    @property
+    def newest_timestamp(self) -> float:
+        """Time stamp of the newest row that was ever held, UNIX seconds; 0 where there was none."""
+        return 0.0 if self._newest is None else decode_sample(self._newest).timestamp
 
     def append(self, row: bytes, now: float) -> None:
         """Add the newest row."""
         self._memory.append(row)
         self._appended_at.append(now)
+        self._newest = row
         if len(self._memory) > MAX_MEMORY_ROWS:
             self._give_way()
 
-    def resume(self, next_seq: int) -> int:
+    def resume(self, next_seq: int, last_timestamp: float = 0.0) -> int:
         """Take up the uploader's `Welcome`: go on sending from `next_seq`.
 
+        Rows that were never sent are stamped later, all by as much, where they would not come after `last_timestamp`.
         Returns how many rows it asks for that are not here any more.
         """
-        missing = 0
-        if self._next_seq is None:
-            missing = self._number(next_seq)
-        elif next_seq > self._next_seq + self._sent:
-            # Numbers that we have not used belong to somebody's rows: ours go behind them, none is lost.
-            self._drop(self._sent)
+        missing = max(0, self._next_seq - next_seq) if self._next_seq else 0
+        if not self._is_numbered:
+            self._number(next_seq, last_timestamp)
+        elif next_seq > self._next_seq + self._used:
             self._renumber(next_seq)
-        elif next_seq >= self._next_seq:
-            self._drop(next_seq - self._next_seq)
         else:
-            missing = self._next_seq - next_seq
+            self._drop(max(0, next_seq - self._next_seq))
         self._sent = 0
         self._cursor = None
         return missing
@@ -111,7 +133,7 @@ class Backlog:
 
         `sent` has to be called once they were handed over.
         """
-        if self._next_seq is None or not self.unsent_rows:
+        if not self._is_numbered or not self.unsent_rows:
             return None
         chunk: list[bytes] = []
         size = 0
@@ -128,17 +150,17 @@ class Backlog:
             in_file = min(count, self._file_rows - self._sent)
             self._cursor = self._file.advance(self._position_of_cursor(self._file), in_file)
         self._sent += count
+        self._used = max(self._used, self._sent)
 
     def acknowledge(self, seq: int) -> int:
-        """Drop everything up to and including `seq`; returns how many rows that were."""
-        if self._next_seq is None:
-            return 0
-        # No more than was sent: an uploader cannot hold what it never got.
-        count = min(seq - self._next_seq + 1, self._sent)
+        """Drop everything up to and including `seq`; returns how many rows that were.
+
+        No more than was ever sent: an uploader cannot hold what it never got.
+        """
+        count = min(seq - self._next_seq + 1, self._used)
         if count <= 0:
             return 0
         self._drop(count)
-        self._sent -= count
         return count
 
     def spill_when_due(self, now: float) -> None:
@@ -146,19 +168,27 @@ class Backlog:
         if self._memory and now - self._appended_at[0] >= SPILL_AFTER_S and now >= self._spill_not_before:
             self.spill(now)
 
-    def spill(self, now: float) -> bool:
-        """Move what is in memory to the file; False (and a warning, once) when it cannot be written."""
+    def spill(self, now: float, *, is_last: bool = False) -> bool:
+        """Move what is in memory to the file; False (and a warning, once) when it cannot be written.
+
+        What memory holds is bounded: the last time it may go beyond the file's limit.
+        """
         try:
             spill_file = self._file_for_writing()
+            if spill_file.size_bytes > MAX_FILE_BYTES and not is_last:
+                raise SpillError(f"{spill_file.path} has reached {MAX_FILE_BYTES >> 20} MiB")
             while self._memory:
                 rows = list(islice(self._memory, _ROWS_A_RECORD))
-                first = 0 if self._next_seq is None else self._next_seq + self._file_rows
+                first = self._next_seq + self._file_rows if self._is_numbered else 0
+                place = spill_file.end
                 spill_file.append_rows(rows, first)
+                if not self._file_rows:
+                    self._front = place
                 self._forget_memory(len(rows))
                 self._file_rows += len(rows)
                 # Rows that were sent from memory lie in the file now: the place to read on is looked up again.
                 self._cursor = None
-        except (OSError, SpillError) as error:
+        except (OSError, SentinelStreamError) as error:
             self._spill_not_before = now + RETRY_SPILL_S
             if not self._spill_broken:
                 self._spill_broken = True
@@ -169,7 +199,7 @@ class Backlog:
 
     def keep(self, finish: Finish | None, now: float) -> bool:
         """Write everything to the file, durably, for a later collector; False when it cannot be written."""
-        if not self.spill(now):
+        if not self.spill(now, is_last=True):
             return False
         try:
             if finish is not None:
@@ -182,14 +212,24 @@ class Backlog:
         return True
 
     def start_new_run(self) -> None:
-        """Turn what is held into the first rows of another run (the old one was closed): numbers start anew."""
-        self._sent = 0
+        """Turn what is held into the first rows of another run (the old one was closed): numbers start anew.
+
+        `head` names the new run already. One record in the file says so; where it cannot be written now, it is
+        before the next row.
+        """
+        self._next_seq = self._used = self._sent = 0
+        self._is_numbered = False
         self._cursor = None
-        self._next_seq = None
-        self._recovered_first_seq = 0
-        self._numbered_rows = 0
+        self._anew_due = self._file is not None
         if self._file is not None:
-            self._rewrite(0)
+            with contextlib.suppress(OSError):
+                self._file_for_writing()
+
+    def head_changed(self) -> None:
+        """Write the head anew for a collector that may come after this one; without a place it is left."""
+        if self._file is not None and not self._anew_due:
+            with contextlib.suppress(OSError):
+                self._file.write_head(self._head())
 
     def all_rows(self) -> Iterator[bytes]:
         """Yield every row that is held, oldest first."""
@@ -204,9 +244,10 @@ class Backlog:
         return None if self._file is None else self._file.path
 
     def discard_file(self) -> None:
-        """Remove the file: everything is delivered or kept elsewhere."""
+        """Remove the file: everything is delivered or kept elsewhere. Raises `OSError`."""
         if self._file is not None:
-            self._file.remove()
+            self._file.unlink()
+            self._file.close()
             self._file = None
             self._file_rows = 0
 
@@ -220,56 +261,62 @@ class Backlog:
         self._file = spill_file
         self._front = spill_file.start
         self._file_rows = spill_file.numbered_rows + spill_file.unnumbered_rows
-        self._numbered_rows = spill_file.numbered_rows
-        self._recovered_first_seq = spill_file.first_seq if spill_file.numbered_rows else 0
+        self._used = spill_file.numbered_rows
+        self._next_seq = spill_file.first_seq if spill_file.numbered_rows else 0
+        self._newest = spill_file.last_row
         self.finish = spill_file.finish
 
-    def _number(self, next_seq: int) -> int:
+    def _number(self, next_seq: int, last_timestamp: float) -> None:
         """Give the rows their numbers; those of recovered rows are fixed, the others follow them."""
-        first, count = self._recovered_first_seq, self._numbered_rows
-        if count and next_seq <= first + count:
-            self._next_seq, unnumbered_from = first, first + count
-        else:
-            # What had numbers is durable already, or nothing had.
-            self._drop(count)
-            self._next_seq = unnumbered_from = next_seq
-            count = 0
-        if self._file is not None and self._file_rows > count:
-            self._file.write_base(unnumbered_from)
-        self._numbered_rows = 0
-        missing = max(0, self._next_seq - next_seq)
-        self._drop(max(0, next_seq - self._next_seq))
-        return missing
+        used = self._used
+        delivered, base = used, next_seq
+        if self._next_seq and next_seq <= self._next_seq + used:
+            delivered, base = max(0, next_seq - self._next_seq), self._next_seq + used
+        shift_ms = self._shift_ms(last_timestamp)
+        if self._file_rows > used:
+            spill_file = self._file_for_writing()
+            spill_file.write_base(base, start=spill_file.advance(self._front, used), shift_ms=shift_ms)
+        if shift_ms:
+            self._shift_memory(shift_ms)
+        self._next_seq = base - used
+        self._is_numbered = True
+        self._drop(delivered)
 
-    def _renumber(self, first_seq: int) -> None:
-        self._next_seq = first_seq
+    def _renumber(self, next_seq: int) -> None:
+        """Numbers that we have not used belong to somebody's rows: ours go behind them, none is lost."""
+        self._drop(self._used)
         if self._file is not None and self._file_rows:
-            self._rewrite(first_seq)
+            self._anew_due = True
+            self._file_for_writing().write_base(next_seq, start=self._front)
+        self._next_seq = next_seq
 
-    def _rewrite(self, first_seq: int) -> None:
-        """Write the file's rows anew under the current head, numbered from `first_seq` (0: without numbers)."""
-        assert self._file is not None
-        old, count = self._file, self._file_rows
-        self._file = None
-        self._file_rows = 0
-        rows = islice((row for row, _ in old.rows_from(self._front)), count)
-        new = self._file_for_writing(aside=old.path)
-        while chunk := list(islice(rows, _ROWS_A_RECORD)):
-            new.append_rows(chunk, first_seq and first_seq + self._file_rows)
-            self._file_rows += len(chunk)
-        new.sync()
-        old.remove()
+    def _shift_ms(self, last_timestamp: float) -> int:
+        """By how much rows that were never sent have to move: the clock was set back between two collectors."""
+        if not last_timestamp or self.rows == self._used:
+            return 0
+        if self._file is not None and self._file_rows > self._used:
+            oldest, _ = next(self._file.rows_from(self._file.advance(self._front, self._used)))
+        else:
+            oldest = self._memory[0]
+        return max(0, round(last_timestamp * 1000) + 1 - round(decode_sample(oldest).timestamp * 1000))
 
-    def _file_for_writing(self, aside: str | None = None) -> SpillFile:
+    def _shift_memory(self, shift_ms: int) -> None:
+        self._memory = deque(shift_sample(row, shift_ms) for row in self._memory)
+        if self._newest is not None:
+            self._newest = shift_sample(self._newest, shift_ms)
+        self._warn(
+            f"the clock was set back since the run's last sample: {self.rows - self._used} samples that wait are "
+            f"stamped {shift_ms / 1000:.3f} s later"
+        )
+
+    def _file_for_writing(self) -> SpillFile:
         if self._file is None:
-            spill_file = self._open_file()
-            if spill_file.path == aside:
-                raise SpillError(f"{aside} is still in use")
-            spill_file.write_head(self._head())
-            self._file = spill_file
-            self._front = Position(spill_file.size_bytes, 0)
-        if self._file.size_bytes > MAX_FILE_BYTES:
-            raise SpillError(f"{self._file.path} has reached {MAX_FILE_BYTES >> 20} MiB")
+            self._file = self._open_file()
+        if self._anew_due:
+            self._file.write_anew(self._head(), self._front if self._file_rows else self._file.end)
+            self._anew_due = False
+        if self._file.head is None:
+            self._file.write_head(self._head())
         return self._file
 
     def _unsent(self) -> Iterator[bytes]:
@@ -290,12 +337,20 @@ class Backlog:
             self._front = self._file.advance(self._front, from_file)
             self._file_rows -= from_file
             if not self._file_rows:
-                self._file.clear()
-                self._front = Position(self._file.size_bytes, 0)
-                self._cursor = None
+                self._clear_file(self._file)
         self._forget_memory(count - from_file)
-        if self._next_seq is not None:
-            self._next_seq += count
+        self._next_seq += count
+        self._used = max(0, self._used - count)
+        if count > self._sent:
+            self._cursor = None
+        self._sent = max(0, self._sent - count)
+
+    def _clear_file(self, spill_file: SpillFile) -> None:
+        # Where that fails the rows stay on disk: the uploader's next `Welcome` says that they are delivered.
+        with contextlib.suppress(OSError):
+            spill_file.clear(self._head())
+            self._anew_due = False
+        self._cursor = None
 
     def _forget_memory(self, count: int) -> None:
         for _ in range(min(count, len(self._memory))):
@@ -303,10 +358,10 @@ class Backlog:
             self._appended_at.popleft()
 
     def _give_way(self) -> None:
-        """Drop the oldest row that was not sent yet: those behind it take its number, nothing else moves."""
+        """Drop the oldest row that was never sent: those behind it take its number, nothing else moves."""
         if not self.dropped_rows:
             self._warn(f"{MAX_MEMORY_ROWS} undelivered samples in memory and no disk to put them: dropping the oldest")
         self.dropped_rows += 1
-        index = max(0, self._sent - self._file_rows)
+        index = max(0, self._used - self._file_rows)
         del self._memory[index]
         del self._appended_at[index]

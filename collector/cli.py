@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import sys
 
-from collector.config import SETTINGS
-from collector.job import Job, JobStartError, adopt_orphans
+from collector.accounting import RunAccounting
+from collector.config import SETTINGS, early
+from collector.job import Job, JobStartError
 from collector.sensors import baseline as baseline_sensor
+from collector.sensors.container import open_view
+from collector.sensors.subreaper import set_subreaper
 from collector.signals import Signals
 from protocol import __version__
 from protocol.clock import SystemClock
@@ -59,14 +62,16 @@ def _wrap(command: list[str], given: dict[str, Any], file: str | None) -> int:
     # What is certain to be wrong use must be said before anything is started.
     addresses = _checked_addresses(given)
     clock = SystemClock()
+    wanted = early(given, file, "accounting", "scope")
     baseline = baseline_sensor.take(clock)
-    with Signals() as signals:
+    container = open_view(wanted["scope"], os.environ)
+    with Signals() as signals, RunAccounting(wanted["accounting"]) as accounting:
         try:
-            job = Job.spawn(command, os.environ, signals)
+            job = accounting.counted(lambda: Job.spawn(command, os.environ, signals))
         except JobStartError as error:
             print(f"{_PREFIX}{error}", file=sys.stderr)
             return error.exit_code
-        adopts_orphans = adopt_orphans()
+        adopts_orphans = set_subreaper()
         from collector.wrapping import track_job
 
         return track_job(
@@ -79,6 +84,8 @@ def _wrap(command: list[str], given: dict[str, Any], file: str | None) -> int:
             signals=signals,
             baseline=baseline,
             adopts_orphans=adopts_orphans,
+            accounting=accounting,
+            container=container,
         )
 
 
@@ -90,19 +97,24 @@ def _track(given: dict[str, Any], file: str | None) -> int:
     addresses = _checked_addresses(settings)
     root_pid = _living_pid(settings["pid"]) if settings["pid"] else None
     clock = SystemClock()
+    voice = voice_of(settings)
+    if settings["accounting"] == "cgroup":
+        voice.warn("no cgroup for what runs already, CPU time is read from /proc")
     with Signals() as signals:
         session = Session(
             settings=settings,
             addresses=addresses,
             environ=os.environ,
             clock=clock,
-            voice=voice_of(settings),
+            voice=voice,
             signals=signals,
             baseline=baseline_sensor.take(clock),
             job=None,
             argv=[],
             root_pid=root_pid,
             adopts_orphans=False,
+            accounting=None,
+            container=open_view(settings["scope"], os.environ),
         )
         return session.run()
 

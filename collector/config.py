@@ -1,6 +1,14 @@
 """The collector's settings. Read before the job starts: nothing is imported here but the table itself."""
 
-from protocol.settings import Setting, boolean, key_value, path, seconds, text
+from __future__ import annotations
+
+from protocol.errors import UsageError
+from protocol.settings import Setting, boolean, choice, key_value, merge_file, path, seconds, text
+
+TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 _METADATA = (
     ("project_name", "name of the project"),
@@ -43,6 +51,24 @@ SETTINGS = (
         metavar="SECONDS",
         default=1.0,
         help="time between samples",
+    ),
+    Setting(
+        name="accounting",
+        flag="--accounting",
+        env="SENTINEL_ACCOUNTING",
+        parse=choice("auto", "proc", "cgroup"),
+        metavar="HOW",
+        default="auto",
+        help="how the job's CPU time is counted: `cgroup` (exact), `proc`, or `auto`: a cgroup where one can be had",
+    ),
+    Setting(
+        name="scope",
+        flag="--scope",
+        env="SENTINEL_SCOPE",
+        parse=choice("auto", "host", "container"),
+        metavar="WHOSE",
+        default="auto",
+        help="whose the system columns are: the `host`'s, the `container`'s, or `auto`: a container's if it has limits",
     ),
     Setting(
         name="run_key",
@@ -146,3 +172,22 @@ SETTINGS = (
     ),
     Setting(name="verbose", flag="--verbose", short="-v", parse=boolean, default=False, help="say more on stderr"),
 )
+
+
+def early(given: Mapping[str, Any], file: str | None, *names: str) -> dict[str, Any]:
+    """Return the settings that matter before the job starts; what the file says is read only where it names them.
+
+    A file that is wrong is reported later, once the job runs.
+    """
+    values = {setting.name: given.get(setting.name, setting.default) for setting in SETTINGS if setting.name in names}
+    if file is None or all(name in given for name in names):
+        return values
+    try:
+        with open(file, encoding="utf-8") as opened:
+            content = opened.read()
+        if any(name in content for name in names):
+            merged = merge_file(SETTINGS, given, file)
+            values = {name: merged[name] for name in names}
+    except (OSError, ValueError, UsageError):
+        return values
+    return values

@@ -1,6 +1,6 @@
 """The rows' way out: backlog, link and socket of one run, the agent at the other end, and the run's file."""
 
-import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from collector.backlog import Backlog
 from collector.identity import next_run_key
 from collector.link import End, Link
 from collector.spill import SpillError, SpillFile, SpillHead
-from collector.state import keep_rows, open_run_file
+from collector.state import create_run_file, keep_rows, open_run_file
 from collector.voice import Voice
 from protocol.addresses import Address
 from protocol.clock import Clock
@@ -63,7 +63,7 @@ class Delivery:
         recovered = self._claim()
         self.last_row = None if recovered is None else recovered.last_row
         self._backlog = Backlog(
-            open_file=lambda: open_run_file(state_dir, self.run_key),
+            open_file=lambda: create_run_file(state_dir, self.run_key),
             head=self._head,
             warn=voice.warn,
             recovered=recovered,
@@ -140,6 +140,7 @@ class Delivery:
     def facts_changed(self) -> None:
         """Tell the uploader what discovery has found."""
         self._link.greet_again()
+        self._backlog.head_changed()
 
     def finish(self, finish: Finish) -> None:
         """The run is over; `finish` goes out behind the last row."""
@@ -148,19 +149,23 @@ class Delivery:
 
     def close(self, finish: Finish | None) -> None:
         """End: remove the run's file when all is delivered, otherwise keep everything in it for a later collector."""
+        backlog = self._backlog
         try:
             if self.is_durable:
-                self._backlog.discard_file()
+                backlog.discard_file()
             elif self._link.end is not None:
                 self._keep_aside()
-            elif self._backlog.keep(finish, self._clock.monotonic()):
-                self._voice.error(
-                    f"{self._backlog.rows} samples wait in {self._backlog.path}; the next collector delivers them"
-                )
+            elif backlog.keep(finish, self._clock.monotonic()):
+                what = f"{backlog.rows} samples wait" if backlog.rows else "the end of the run waits"
+                self._voice.error(f"{what} in {backlog.path}; the next collector delivers what lies there")
             else:
-                self._voice.error(f"{self._backlog.rows} samples are lost: they could neither be sent nor written")
+                self._voice.error(f"{backlog.memory_rows} samples are lost: they could neither be sent nor written")
+        except (OSError, SentinelStreamError) as error:
+            self._voice.error(f"{backlog.path or self._state_dir}: {error}")
         finally:
-            self._backlog.close()
+            if backlog.dropped_rows:
+                self._voice.error(f"{backlog.dropped_rows} samples were dropped: there was no room to keep them")
+            backlog.close()
             self._dealer.close()
 
     def agent_complaint(self) -> str:
@@ -172,18 +177,36 @@ class Delivery:
     def _claim(self) -> SpillFile | None:
         """Open the run's file; without one everything goes on in memory."""
         try:
-            spill = open_run_file(self._state_dir, self.run_key)
+            spill = self._open_own()
             if spill.finish is not None:
                 # That run has ended and waits to be delivered; this one is another.
                 spill.close()
-                self.run_key = next_run_key(self.run_key, self._incarnation)
-                spill = open_run_file(self._state_dir, self.run_key)
-            self.continued = spill.head is not None
-            spill.write_head(self._head())
+                self.run_key = self._another_key()
+                spill = create_run_file(self._state_dir, self.run_key)
         except (OSError, SentinelStreamError) as error:
             self._voice.warn(f"no place for undelivered samples in {self._state_dir}, keeping them in memory: {error}")
             return None
+        if spill.head is not None:
+            self.continued = True
+            # The run may have been closed and gone on under another key.
+            self.run_key = spill.head.run_key
+        if spill.set_aside is not None:
+            self._voice.error(f"{spill.path} was damaged; what could not be read of it is in {spill.set_aside}")
+        try:
+            spill.write_head(self._head())
+        except OSError as error:
+            self._voice.warn(f"cannot write to {spill.path}: {error.strerror}")
         return spill
+
+    def _open_own(self) -> SpillFile:
+        try:
+            return open_run_file(self._state_dir, self.run_key)
+        except SpillError as error:
+            self._voice.error(f"cannot continue the run: {error}")
+            return create_run_file(self._state_dir, self.run_key)
+
+    def _another_key(self) -> str:
+        return next_run_key(self.run_key, os.urandom(6).hex())
 
     def _head(self) -> SpillHead:
         return SpillHead(
@@ -209,24 +232,22 @@ class Delivery:
 
     def _start_new_run(self) -> bool:
         """The run was closed without us: what is not in it goes into another, with all that follows."""
-        old_key, self.run_key = self.run_key, next_run_key(self.run_key, self._incarnation)
-        if self.run_key == old_key:
-            self.run_key = next_run_key(self.run_key, self._incarnation[::-1])
+        self.run_key = self._another_key()
         self._voice.warn(f"the run has ended at the uploader; going on as a new run with {self._backlog.rows} samples")
-        with contextlib.suppress(OSError, SpillError):
-            self._backlog.start_new_run()
+        self._backlog.start_new_run()
         return True
 
     def _keep_aside(self) -> None:
-        if not self._backlog.rows:
-            self._backlog.discard_file()
-            return
-        path = keep_rows(self._state_dir, self.run_key, self._incarnation, self._backlog.all_rows())
-        self._voice.error(f"{self._backlog.rows} samples cannot be added to the run any more; they are in {path}")
+        if self._backlog.rows:
+            path = keep_rows(self._state_dir, self.run_key, self._incarnation, self._backlog.all_rows())
+            self._voice.error(f"{self._backlog.rows} samples cannot be added to the run any more; they are in {path}")
         self._backlog.discard_file()
 
 
-def hello_of(head: SpillHead, oldest_seq: int) -> Hello:
-    """Return the greeting of a run whose collector is gone, as it was written to its file."""
-    hello = msgspec.msgpack.decode(head.hello, type=Hello)
-    return msgspec.structs.replace(hello, oldest_seq=oldest_seq, cloud_pending=False)
+def hello_of(head: SpillHead) -> Hello:
+    """Return the greeting of a run whose collector is gone, as it was written to its file; raises `SpillError`."""
+    try:
+        hello = msgspec.msgpack.decode(head.hello, type=Hello)
+    except msgspec.DecodeError as error:
+        raise SpillError(f"the run {head.run_key!r} was recorded by another version: {error}") from error
+    return msgspec.structs.replace(hello, cloud_pending=False)

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 
 from protocol.addresses import Address
 
+_FOLLOWING = re.compile(r"~[0-9a-f]{12}\Z")
 _START_TIME_FIELD = 19
 """`starttime` of `/proc/PID/stat` (proc(5), field 22), counted from the field after the name."""
 
@@ -20,14 +22,17 @@ def run_key_of_host(state_dir: str, *, proc: str = "/proc") -> str:
     return _key("host", os.path.realpath(state_dir), _boot_id(proc))
 
 
-def next_run_key(key: str, incarnation: str) -> str:
-    """Return a key for what follows a run that has ended."""
-    return f"{key.partition('~')[0][:180]}~{incarnation[:12]}"
+def next_run_key(key: str, token: str) -> str:
+    """Return a key for what follows a run that has ended; `token` is drawn anew each time, 12 hexadecimal digits."""
+    return f"{_FOLLOWING.sub('', key)[:180]}~{token[:12]}"
 
 
 def choose_address(addresses: Sequence[Address], run_key: str) -> Address:
     """Pick the uploader of a run by rendezvous hashing: the same one every time, and evenly spread over the runs."""
-    return max(addresses, key=lambda address: hashlib.sha256(f"{address.url}\0{run_key}".encode()).digest())
+    return max(
+        addresses,
+        key=lambda address: hashlib.sha256(f"{address.url}\0{run_key}".encode("utf-8", "surrogateescape")).digest(),
+    )
 
 
 def _key(kind: str, *parts: str) -> str:

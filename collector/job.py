@@ -23,7 +23,6 @@ NOT_EXECUTABLE = 126
 SIGNAL_BASE = 128
 """Exit code of a job that signal N killed: 128 + N, as shells have it."""
 
-_PR_SET_CHILD_SUBREAPER = 36
 _HARMLESS_BEFORE_START = (signal.SIGCHLD, signal.SIGWINCH)
 
 
@@ -112,27 +111,6 @@ class Job:
             self._wait(0)
         return self._usage
 
-    def reap_orphans(self) -> list[struct_rusage]:
-        """Wait for every ended child but the job and return their resource usage; never blocks.
-
-        While the job is a zombie it may hide others that ended after it: call this again after `reap`.
-        """
-        usages: list[struct_rusage] = []
-        while (ended_pid := self._ended_orphan()) is not None:
-            usages.append(os.wait4(ended_pid, 0)[2])
-        return usages
-
-    def _ended_orphan(self) -> int | None:
-        if not hasattr(os, "waitid"):  # hence no sub-reapers either
-            return None
-        try:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return None
-        if found is None or (found.si_pid == self.pid and self._usage is None):
-            return None
-        return found.si_pid
-
     def _wait(self, options: int) -> bool:
         pid, status, usage = os.wait4(self.pid, options)
         if pid == 0:
@@ -141,19 +119,6 @@ class Job:
         self.exit_code = code if code >= 0 else SIGNAL_BASE - code
         self._usage = usage
         return True
-
-
-def adopt_orphans() -> bool:
-    """Make orphaned descendants, present and future ones, our children (`PR_SET_CHILD_SUBREAPER` of prctl(2)).
-
-    Returns False where that cannot be had. Imports `ctypes`: call it right after the spawn, not before.
-    """
-    import ctypes
-
-    try:
-        return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
-    except (AttributeError, OSError):
-        return False
 
 
 def _spawn(path: str, argv: Sequence[str], environ: Mapping[str, str], signals: Signals) -> int:

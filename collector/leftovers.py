@@ -5,11 +5,13 @@ Works in a thread of its own beside the run at hand, and only where such files l
 
 import threading
 
+import msgspec
+
 from collector.backlog import Backlog
 from collector.delivery import hello_of
 from collector.link import End, Link
 from collector.spill import SpillFile, SpillHead, SpillInUseError
-from collector.state import keep_rows, open_run_file, run_files
+from collector.state import create_run_file, keep_rows, run_files
 from collector.voice import Voice
 from protocol.addresses import parse_address, require_protection
 from protocol.clock import Clock
@@ -18,6 +20,10 @@ from protocol.transport import Dealer
 
 _POLL_S = 0.2
 _GIVE_UP_S = 30.0
+_FIRST_ANSWER_S = 3.0
+"""A run's end waits no longer for a destination that has not said a word."""
+_MAY_COME_BACK_S = 60.0
+"""Age up to which a file without an end is left to whoever continues the run of a killed collector."""
 _ABANDONED_AFTER_S = 86_400.0
 """Age of a file without rows and without an end: its collector was killed, and whoever continues the run needs it."""
 
@@ -31,7 +37,11 @@ class Leftovers:
         self._voice = voice
         self._insecure = insecure
         self._stop = threading.Event()
+        self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._silent: set[str] = set()
+        """Destinations that did not answer: not asked again for another file."""
+        self._is_answered = False
 
     def start(self, own_path: str | None) -> None:
         """Begin, if there is anything beside the file of the run at hand."""
@@ -42,77 +52,100 @@ class Leftovers:
 
     def finish(self, timeout_s: float) -> None:
         """Let what is under way come to its end for at most so long; what is not delivered stays where it is."""
-        if self._thread is not None:
-            self._thread.join(timeout_s)
-            self._stop.set()
-            self._thread.join(_POLL_S * 5)
+        if self._thread is None:
+            return
+        began = self._clock.monotonic()
+        while (waited_s := self._clock.monotonic() - began) < timeout_s:
+            if not self._is_answered and waited_s >= _FIRST_ANSWER_S:
+                break
+            if self._clock.wait(self._over, min(_POLL_S, timeout_s - waited_s)):
+                break
+        self._stop.set()
+        self._thread.join(_POLL_S * 5)
 
     def _deliver_all(self, paths: list[str]) -> None:
-        for path in paths:
-            if self._stop.is_set():
-                return
-            try:
-                self._deliver(path)
-            except SpillInUseError:
-                continue
-            except (OSError, SentinelStreamError) as error:
-                self._voice.warn(f"cannot deliver {path}: {error}")
+        try:
+            for path in paths:
+                if self._stop.is_set():
+                    return
+                try:
+                    self._deliver(path)
+                except (SpillInUseError, FileNotFoundError):
+                    continue
+                except (OSError, SentinelStreamError, msgspec.DecodeError) as error:
+                    self._voice.warn(f"cannot deliver {path}: {error}")
+        finally:
+            self._over.set()
 
     def _deliver(self, path: str) -> None:
+        spill = SpillFile.open(path)
+        owned: SpillFile | Backlog = spill
         try:
-            spill = SpillFile.open(path, create=False)
-        except FileNotFoundError:
-            return
-        head = spill.head
-        rows = spill.numbered_rows + spill.unnumbered_rows
-        if head is None or (not rows and spill.finish is None):
-            age_s = self._clock.now() - spill.modified_at
-            spill.remove() if age_s > _ABANDONED_AFTER_S else spill.close()
-            return
-        address = parse_address(head.destination, bind=False)
-        require_protection(address, has_keys=False, insecure=self._insecure, role="connect")
-        backlog = Backlog(
-            open_file=lambda: open_run_file(self._state_dir, head.run_key),
-            head=lambda: head,
-            warn=self._voice.warn,
-            recovered=spill,
-        )
-        try:
+            head = self._head_if_due(spill)
+            if head is None or head.destination in self._silent:
+                return
+            address = parse_address(head.destination, bind=False)
+            require_protection(address, has_keys=False, insecure=self._insecure, role="connect")
+            hello_of(head)
+            backlog = owned = Backlog(
+                open_file=lambda: create_run_file(self._state_dir, head.run_key),
+                head=lambda: head,
+                warn=self._voice.warn,
+                recovered=spill,
+            )
             with Dealer(address) as dealer:
-                self._converse(dealer, backlog, head, rows)
+                self._converse(dealer, backlog, head)
         finally:
-            backlog.close()
+            owned.close()
 
-    def _converse(self, dealer: Dealer, backlog: Backlog, head: SpillHead, rows: int) -> None:
+    def _head_if_due(self, spill: SpillFile) -> SpillHead | None:
+        """Return whose rows these are; `None` where there is nothing to be done, or not yet."""
+        if spill.set_aside is not None:
+            self._voice.error(f"{spill.path} was damaged; what could not be read of it is in {spill.set_aside}")
+        rows = spill.numbered_rows + spill.unnumbered_rows
+        age_s = self._clock.now() - spill.modified_at
+        if not rows and spill.finish is None:
+            if age_s > _ABANDONED_AFTER_S:
+                spill.unlink()
+            return None
+        if spill.head is None:
+            self._voice.warn(f"{spill.path} holds {rows} samples of an unknown run; it is left where it is")
+            return None
+        if spill.finish is None and 0 <= age_s < _MAY_COME_BACK_S:
+            return None
+        return spill.head
+
+    def _converse(self, dealer: Dealer, backlog: Backlog, head: SpillHead) -> None:
         link = Link(
             dealer=dealer,
             backlog=backlog,
-            hello=lambda oldest_seq: hello_of(head, oldest_seq),
+            hello=lambda oldest_seq: msgspec.structs.replace(hello_of(head), oldest_seq=oldest_seq),
             on_welcome=lambda _: None,
             on_closed=lambda: False,
             warn=self._voice.detail,
             clock=self._clock,
             peer=head.destination,
         )
-        finish = backlog.finish
-        if finish is not None:
-            link.finish(finish)
+        if backlog.finish is not None:
+            link.finish(backlog.finish)
+        rows = held = backlog.rows
         give_up_at = self._clock.monotonic() + _GIVE_UP_S
-        held = backlog.rows
         while not link.settled and not self._stop.is_set():
             link.pump()
+            self._is_answered = link.has_answer
             dealer.poll(_POLL_S)
-            now = self._clock.monotonic()
             if backlog.rows < held:
                 held = backlog.rows
-                give_up_at = now + _GIVE_UP_S
-            if now >= give_up_at:
+                give_up_at = self._clock.monotonic() + _GIVE_UP_S
+            if self._clock.monotonic() >= give_up_at:
+                if not link.has_answer:
+                    self._silent.add(head.destination)
                 return
         if link.end is not None:
             self._set_aside(backlog, head, link.end)
         elif link.settled:
             backlog.discard_file()
-            self._voice.warn(f"delivered {rows} samples that an earlier collector had left")
+            self._voice.warn(f"delivered what an earlier collector had left: {rows} samples")
 
     def _set_aside(self, backlog: Backlog, head: SpillHead, end: End) -> None:
         if backlog.rows:

@@ -11,10 +11,12 @@ from typing import Protocol
 
 import msgspec
 
-from collector.backlog import Backlog
+from collector.backlog import RETRY_SPILL_S, Backlog
+from collector.spill import SpillError
 from protocol.clock import Clock
 from protocol.errors import BadMessageError
 from protocol.messages import (
+    MAX_SEQUENCE,
     Ack,
     Finish,
     Finished,
@@ -33,12 +35,15 @@ WINDOW_ROWS = 1024
 CHUNK_ROWS = 128
 CHUNK_BYTES = 256 << 10
 SILENCE_S = 3.0
-"""Age of the oldest unacknowledged send at which the conversation begins again."""
+"""Age of the oldest unacknowledged send (or vain attempt to send) at which the conversation begins again."""
 MAX_HELLO_WAIT_S = 60.0
 REFUSED_WAIT_S = 60.0
 AWAY_WARNING_S = 10.0
 _EAGER_S = 0.05
 _POLL_S = 1.5
+_MOST_FRAMES = 256
+_MAX_TIMESTAMP = 1e11
+"""UNIX seconds, far beyond any run."""
 
 
 class Dealer(Protocol):
@@ -63,8 +68,9 @@ class End(Enum):
 class Link:
     """One run's conversation with one uploader; not thread-safe.
 
-    `hello` makes the greeting for a given lowest sequence number; `on_welcome` hears each `Welcome`; `on_closed` is
-    asked when the run has been closed meanwhile and returns True when another run was begun for the rest.
+    `hello` makes the greeting for a given lowest sequence number; `on_welcome` hears each `Welcome`, with the time
+    stamp of the run's newest sample, wherever that is; `on_closed` is asked when the run has been closed meanwhile
+    and returns True when another run was begun for the rest.
     """
 
     def __init__(
@@ -93,11 +99,18 @@ class Link:
         self._hello_due_at = 0.0
         self._hello_attempts = 0
         self._in_flight: deque[tuple[int, float]] = deque()
+        self._blocked_since: float | None = None
+        """Since when nothing can be handed over: there is no connection."""
         self._finish: Finish | None = None
         self._finish_sent_at: float | None = None
         self._chunk_rows = CHUNK_ROWS
         self._warned: set[str] = set()
+        self._refusals: set[str] = set()
+        self._has_answer = False
         self._hello_changed = False
+        self._is_slim = False
+        self._is_new_run = False
+        """Another run was begun: answers to what was sent before are not about it."""
         self.welcomed = False
         self.end: End | None = None
         self.finish_durable = False
@@ -111,6 +124,11 @@ class Link:
             return True
         return self.finish_durable if self._finish is not None else self.welcomed and not self._backlog.rows
 
+    @property
+    def has_answer(self) -> bool:
+        """Whether the peer has said anything yet."""
+        return self._has_answer
+
     def finish(self, finish: Finish) -> None:
         """The run is over: `finish` follows the last row (its `last_seq` is filled in when it is sent)."""
         self._finish = finish
@@ -122,14 +140,18 @@ class Link:
     def pump(self) -> None:
         """Take in what has come and send what is due; never blocks."""
         now = self._clock.monotonic()
-        while (frame := self._dealer.receive()) is not None:
-            self._take(frame, now)
-        if self.end is not None:
-            return
-        if not self.welcomed or self._hello_changed or now >= self._silence_deadline():
-            self._say_hello(now)
-        if self.welcomed:
-            self._send(now)
+        try:
+            self._receive(now)
+            if self.end is not None:
+                return
+            if not self.welcomed or self._hello_changed or now >= self._silence_deadline():
+                self._say_hello(now)
+            if self.welcomed:
+                self._send(now)
+        except (OSError, SpillError) as error:
+            # Nothing in the backlog has moved: begin again when the disk may be well.
+            self._warn_once("disk", f"cannot use the file of undelivered samples: {error}; trying again")
+            self._begin_again(now + RETRY_SPILL_S)
         self._watch(now)
 
     def due_in(self) -> float:
@@ -137,9 +159,17 @@ class Link:
         now = self._clock.monotonic()
         if not self.welcomed:
             return _EAGER_S if now - self._opened_at < 1.0 else _POLL_S
-        if self._in_flight or self._finish_sent_at is not None:
+        if self._in_flight or self._finish_sent_at is not None or self._blocked_since is not None:
             return _POLL_S
         return max(0.0, self._sent_at + self._ping_interval_s - now)
+
+    def _receive(self, now: float) -> None:
+        # Whoever floods us must not keep us from sampling.
+        for _ in range(_MOST_FRAMES):
+            frame = self._dealer.receive()
+            if frame is None:
+                return
+            self._take(frame, now)
 
     def _take(self, frame: bytes, now: float) -> None:
         try:
@@ -150,13 +180,11 @@ class Link:
         self._heard(now)
         match message:
             case Welcome():
-                self._welcome(message)
+                self._welcome(message, now)
             case Ack():
                 self._acknowledged(message)
             case Finished():
-                self.finished = message
-                self.run_id = message.run_id
-                self.finish_durable = True
+                self._run_finished(message, now)
             case Reject():
                 self._rejected(message, now)
 
@@ -165,68 +193,119 @@ class Link:
             self._warned.discard("away")
             self._warn(f"{self._peer} is back after {now - self._heard_at:.0f} s")
         self._heard_at = now
+        self._has_answer = True
 
-    def _welcome(self, welcome: Welcome) -> None:
-        if welcome.next_seq < 1:
+    def _welcome(self, welcome: Welcome, now: float) -> None:
+        if not 1 <= welcome.next_seq <= MAX_SEQUENCE or not 0 <= welcome.last_timestamp <= _MAX_TIMESTAMP:
+            self._warn_once("bad-message", f"{self._peer} asks for sample {welcome.next_seq}: not taken seriously")
             return
-        missing = self._backlog.resume(welcome.next_seq)
+        missing = self._backlog.resume(welcome.next_seq, welcome.last_timestamp)
         self._forget_flight()
+        self._is_new_run = False
         self.run_id = welcome.run_id or self.run_id
-        self._on_welcome(welcome)
+        newest = max(welcome.last_timestamp, self._backlog.newest_timestamp)
+        self._on_welcome(msgspec.structs.replace(welcome, last_timestamp=newest))
         if missing:
-            self._warn(f"{self._peer} asks for {missing} samples that are not here any more; going on without them")
+            self._warn_once(
+                "missing", f"{self._peer} asks for {missing} samples that are not here any more; going on without them"
+            )
             # The next greeting names the lowest row that is here, and the uploader goes on from that.
-            self.welcomed = False
-            self._hello_due_at = 0.0
+            self._begin_again(now if self._hello_attempts <= 1 else self._hello_due_at)
             return
         self.welcomed = True
+        if self._refusals:
+            self._warn(f"{self._peer} takes samples again")
+            self._warned -= self._refusals
+            self._refusals.clear()
 
     def _acknowledged(self, ack: Ack) -> None:
+        if self._is_new_run or ack.seq > MAX_SEQUENCE:
+            return
         if self._backlog.acknowledge(ack.seq):
             self._hello_attempts = 0
         while self._in_flight and self._in_flight[0][0] <= ack.seq:
             self._in_flight.popleft()
-        if ack.finish and self._finish is not None:
+        # An end without our last rows is the end of something else.
+        if ack.finish and self._finish is not None and not self._backlog.rows:
             self.finish_durable = True
 
+    def _run_finished(self, finished: Finished, now: float) -> None:
+        if self._is_new_run:
+            return
+        if self._finish is None or self._backlog.rows:
+            self._run_closed(0, now)
+            return
+        self.finished = finished
+        self.run_id = finished.run_id
+        self.finish_durable = True
+
     def _rejected(self, reject: Reject, now: float) -> None:
-        self.welcomed = False
-        self._forget_flight()
-        self._hello_due_at = now
         match reject.code:
             case RejectCode.HELLO_FIRST:
-                pass
+                # One for each frame that was in flight: the first has been answered already.
+                if self.welcomed:
+                    self._begin_again(self._hello_due_at if self._hello_attempts else now)
             case RejectCode.SUPERSEDED:
-                self.end = End.SUPERSEDED
+                if not self._is_new_run:
+                    self.welcomed = False
+                    self.end = End.SUPERSEDED
             case RejectCode.CLOSED:
-                self._backlog.resume(reject.seq + 1)
-                if self._on_closed():
-                    self.finish_durable = False
-                    self.finished = None
-                else:
-                    self.end = End.CLOSED
+                if not self._is_new_run:
+                    self._run_closed(reject.seq, now)
             case RejectCode.TOO_BIG:
-                self._chunk_rows = max(1, self._chunk_rows // 2)
-                self._refused(reject, now)
+                self._too_big(reject, now)
             case RejectCode.BUSY:
-                self._refused(reject, now, wait_s=self._next_hello_wait_s())
+                # A greeting that is refused has its waiting time already.
+                self._refused(reject, now + self._next_hello_wait_s() if self.welcomed else self._hello_due_at)
             case _:
-                self._refused(reject, now)
+                self._refused(reject, now + REFUSED_WAIT_S)
 
-    def _refused(self, reject: Reject, now: float, wait_s: float = REFUSED_WAIT_S) -> None:
+    def _run_closed(self, last_seq: int, now: float) -> None:
+        """The run has ended without us: rows up to `last_seq` are part of it, the others are not."""
+        self._backlog.acknowledge(min(last_seq, MAX_SEQUENCE))
+        self._begin_again(now)
+        if self._on_closed():
+            self._is_new_run = True
+            self.finish_durable = False
+            self.finished = None
+            self.run_id = ""
+        else:
+            self.end = End.CLOSED
+
+    def _too_big(self, reject: Reject, now: float) -> None:
+        if self.welcomed:
+            self._chunk_rows = max(1, self._chunk_rows // 2)
+            self._refused(reject, now + self._next_hello_wait_s())
+        elif not self._is_slim:
+            self._is_slim = True
+            self._warn(f"{self._peer} does not take the run's description ({reject.text}); going on without it")
+            self._begin_again(now)
+        else:
+            self._refused(reject, now + REFUSED_WAIT_S)
+
+    def _refused(self, reject: Reject, hello_due_at: float) -> None:
+        self._refusals.add(reject.code)
         self._warn_once(reject.code, f"{self._peer} does not take samples ({reject.code}: {reject.text}); keeping them")
-        self._hello_due_at = now + wait_s
+        self._begin_again(hello_due_at)
+
+    def _begin_again(self, hello_due_at: float) -> None:
+        self.welcomed = False
+        self._forget_flight()
+        self._hello_due_at = hello_due_at
 
     def _say_hello(self, now: float) -> None:
         if now < self._hello_due_at:
             return
-        if not self._dealer.send(encode(self._hello(self._backlog.oldest_seq))):
-            return
-        self.welcomed = False
-        self._hello_changed = False
-        self._forget_flight()
-        self._sent_at = now
-        self._hello_due_at = now + self._next_hello_wait_s()
+        hello = self._hello(self._backlog.oldest_seq)
+        if self._is_slim:
+            hello = msgspec.structs.replace(hello, metadata={}, host={}, cloud={})
+        is_sent = self._hand_over(encode(hello), now)
+        if is_sent:
+            self._hello_changed = False
+            self._sent_at = now
+            self._begin_again(now + self._next_hello_wait_s())
+        elif now >= self._silence_deadline():
+            self._begin_again(now)
 
     def _next_hello_wait_s(self) -> float:
         wait = min(MAX_HELLO_WAIT_S, SILENCE_S * 2.0**self._hello_attempts)
@@ -240,27 +319,37 @@ class Link:
             if chunk is None:
                 break
             first, rows = chunk
-            if not self._dealer.send(encode(SamplesRaw(first, [msgspec.Raw(row) for row in rows]))):
+            if not self._hand_over(encode(SamplesRaw(first, [msgspec.Raw(row) for row in rows])), now):
                 return
             self._backlog.sent(len(rows))
             self._in_flight.append((first + len(rows) - 1, now))
             self._sent_at = now
         if self._finish is not None and self._finish_sent_at is None and not self._backlog.unsent_rows:
             self._send_finish(self._finish, now)
-        elif now - self._sent_at >= self._ping_interval_s and self._dealer.send(encode(Ping())):
+        elif now - self._sent_at >= self._ping_interval_s and self._hand_over(encode(Ping()), now):
             self._sent_at = now
 
     def _send_finish(self, finish: Finish, now: float) -> None:
         last_seq = self._backlog.last_seq
         assert last_seq is not None
-        if self._dealer.send(encode(msgspec.structs.replace(finish, last_seq=last_seq))):
+        if self._hand_over(encode(msgspec.structs.replace(finish, last_seq=last_seq)), now):
             self._finish_sent_at = self._sent_at = now
+
+    def _hand_over(self, frame: bytes, now: float) -> bool:
+        if self._dealer.send(frame):
+            self._blocked_since = None
+            return True
+        if self._blocked_since is None:
+            self._blocked_since = now
+        return False
 
     def _silence_deadline(self) -> float:
         """When to begin again, counted from the oldest unacknowledged send: a newer one moves nothing."""
         oldest: list[float] = [self._in_flight[0][1]] if self._in_flight else []
         if self._finish_sent_at is not None and not self.finish_durable:
             oldest.append(self._finish_sent_at)
+        if self._blocked_since is not None:
+            oldest.append(self._blocked_since)
         return min(oldest) + SILENCE_S if oldest else float("inf")
 
     def _forget_flight(self) -> None:

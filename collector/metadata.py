@@ -5,7 +5,10 @@ from typing import Any
 
 from collector.config import METADATA_NAMES
 
-_MAX_COMMAND_CHARS = 4096
+_MAX_COMMAND_BYTES = 4096
+"""As the message's encoding counts them; what an uploader takes of a description altogether is four times that."""
+_WORD_BYTES = 3
+"""Of the encoding, for each word."""
 
 
 def run_metadata(settings: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
@@ -21,11 +24,11 @@ def run_metadata(settings: Mapping[str, Any], argv: list[str]) -> dict[str, Any]
 def _bounded(argv: list[str]) -> list[str]:
     """A command line may be megabytes long and hold bytes that are no text; a run's description may not."""
     words: list[str] = []
-    left = _MAX_COMMAND_CHARS
+    left = _MAX_COMMAND_BYTES
     for word in argv:
-        text = word.encode("utf-8", "replace").decode("utf-8", "replace")
-        if len(text) > left:
-            return [*words, text[:left] + "…"]
-        words.append(text)
-        left -= len(text)
+        text = word.encode("utf-8", "replace")
+        left -= len(text) + _WORD_BYTES
+        if left < 0:
+            return [*words, text[: max(0, left + len(text))].decode("utf-8", "ignore") + "…"]
+        words.append(text.decode("utf-8"))
     return words

@@ -1,6 +1,8 @@
 """The rows as a CSV file of the user's own, written line by line."""
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 
 from protocol.sample import CSV_HEADER
@@ -17,18 +19,19 @@ class CsvOutput:
         self._path = path
         self._warn = warn
         self._fd: int | None = None
+        self._is_file = True
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if continued else os.O_TRUNC), 0o644)
-            self._begin()
+            self._begin(self._fd)
         except OSError as error:
             self._give_up(error)
 
     def write(self, rows: bytes) -> None:
-        """Append CSV lines."""
+        """Append CSV lines, whole ones only."""
         if self._fd is None:
             return
         try:
-            os.write(self._fd, rows)
+            self._write_whole(self._fd, rows)
         except OSError as error:
             self._give_up(error)
 
@@ -38,15 +41,29 @@ class CsvOutput:
             os.close(self._fd)
             self._fd = None
 
-    def _begin(self) -> None:
-        assert self._fd is not None
-        size = _size_of_whole_lines(self._fd)
-        if os.pread(self._fd, len(CSV_HEADER), 0) != CSV_HEADER:
+    def _begin(self, fd: int) -> None:
+        self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
+        if not self._is_file:
+            # A pipe that nobody reads must not stop us.
+            os.set_blocking(fd, False)
+            self._write_whole(fd, CSV_HEADER)
+            return
+        size = _size_of_whole_lines(fd)
+        if os.pread(fd, len(CSV_HEADER), 0) != CSV_HEADER:
             size = 0
-        os.ftruncate(self._fd, size)
-        os.lseek(self._fd, size, os.SEEK_SET)
+        os.ftruncate(fd, size)
+        os.lseek(fd, size, os.SEEK_SET)
         if not size:
-            os.write(self._fd, CSV_HEADER)
+            self._write_whole(fd, CSV_HEADER)
+
+    def _write_whole(self, fd: int, content: bytes) -> None:
+        written = os.write(fd, content)
+        if written == len(content):
+            return
+        if self._is_file:
+            # The disk filled up within a line: readers get whole ones.
+            os.ftruncate(fd, os.lseek(fd, -written, os.SEEK_CUR))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _give_up(self, error: OSError) -> None:
         self._warn(f"cannot write {self._path}: {error.strerror}")

@@ -9,10 +9,12 @@ from resource import struct_rusage
 
 from collector.carry import CarriedBytes, CarriedCpu
 from collector.sensors.baseline import Baseline
+from collector.sensors.container import ContainerView
 from collector.sensors.gpu import NO_GPU, GpuReading, GpuSensor
 from collector.sensors.pss import DEFAULT_SHARE
 from collector.sensors.readings import Accounting, Reap, SystemReading, SystemSensors, TreeReading, TreeSensor
 from collector.timeline import Timeline
+from collector.tree_cpu import TreeCpu
 from protocol.clock import Clock
 from protocol.sample import Sample
 
@@ -31,8 +33,9 @@ class Sampler:
 
     `baseline` was taken before the job was started. `root_pid` is the tracked process (`None`: the host alone);
     `own_child` says that this process started it after the base line; `adopt_orphans` that this process is a
-    sub-reaper (`set_subreaper`). `accounting` stands in for the ledger's CPU time. `pss_share` is the part of the
-    time that reading PSS may take. Where `proc` is no Linux `/proc`, psutil reads.
+    sub-reaper (`set_subreaper`). `accounting` stands in for the ledger's CPU time. With `container` (Linux only) the
+    system columns are the container's. `pss_share` is the part of the time that reading PSS may take. Where `proc`
+    is no Linux `/proc`, psutil reads.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Sampler:
         interval_s: float,
         gpu: GpuSensor | None = None,
         accounting: Accounting | None = None,
+        container: ContainerView | None = None,
         adopt_orphans: bool = False,
         pss_share: float = DEFAULT_SHARE,
         proc: str = "/proc",
@@ -52,7 +56,7 @@ class Sampler:
     ) -> None:
         self._clock = clock
         self._gpu = gpu
-        self._accounting = accounting
+        self._cpu_source = TreeCpu(accounting)
         self._root_pid = root_pid
         self._system: SystemSensors
         self._tree: TreeSensor | None = None
@@ -60,7 +64,7 @@ class Sampler:
             from collector.sensors.linux import LinuxSystem
             from collector.sensors.process_tree import ProcessTree
 
-            self._system = LinuxSystem(baseline=baseline, proc=proc, sys=sys)
+            self._system = LinuxSystem(baseline=baseline, container=container, proc=proc, sys=sys)
             if root_pid is not None:
                 self._tree = ProcessTree(
                     clock=clock,
@@ -140,7 +144,7 @@ class Sampler:
     @property
     def accounting(self) -> str:
         """What the tree's CPU time is read from: `proc` (the ledger), or the name of what stands in for it."""
-        return self._accounting.name if self._accounting is not None else "proc"
+        return self._cpu_source.source
 
     def close(self) -> None:
         """Give all descriptors back."""
@@ -203,13 +207,7 @@ class Sampler:
     def _tree_columns(
         self, tree: TreeReading, gpu: GpuReading, cpus: int, limit_us: int | None, elapsed_s: float
     ) -> _TreeColumns:
-        grown_us = (tree.user_us, tree.system_us)
-        if self._accounting is not None:
-            exact_us = self._accounting.growth_us()
-            if exact_us is None:
-                self._accounting = None
-            else:
-                grown_us = exact_us
+        grown_us = self._cpu_source.growth_us((tree.user_us, tree.system_us))
         user_us, system_us = self._tree_cpu.row(grown_us, limit_us)
         memory_kib = tree.memory_kib
         if memory_kib > 0:

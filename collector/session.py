@@ -19,7 +19,9 @@ from collector.metadata import run_metadata
 from collector.output import CsvOutput
 from collector.sampler import Sampler
 from collector.sensors.baseline import Baseline
+from collector.sensors.container import ContainerView
 from collector.sensors.gpus import open_gpu_sensor
+from collector.sensors.readings import Accounting
 from collector.signals import Action, Interrupts, Received, Signals
 from collector.summary import summary_figures, summary_json, summary_lines
 from collector.voice import Voice
@@ -33,6 +35,7 @@ from protocol.sample import Sample, csv_rows, decode_sample, encode_sample
 from protocol.statistics import RunStatistics
 
 AGENT_WAIT_S = 30.0
+AGENT_START_S = 10.0
 DURABLE_WAIT_S = 5.0
 """A collector may end only when the uploader holds everything: even without waiting for delivery it waits so long."""
 _STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
@@ -58,6 +61,8 @@ class Session:
         argv: list[str],
         root_pid: int | None,
         adopts_orphans: bool,
+        accounting: Accounting | None,
+        container: ContainerView | None,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -65,6 +70,9 @@ class Session:
         self._signals = signals
         self._job = job
         self._root_pid = root_pid
+        self._scope = "host" if container is None else "container"
+        if settings["scope"] not in {"auto", self._scope}:
+            voice.warn("no cgroup counts what this container uses: the system columns are the host's")
         self._interval_s: float = settings["interval"]
         self._state_dir: str = settings["state_dir"] or os.path.join(state_home(environ), "collector")
         self._statistics = RunStatistics()
@@ -80,6 +88,8 @@ class Session:
             own_child=job is not None,
             interval_s=self._interval_s,
             gpu=self._gpu,
+            accounting=accounting,
+            container=container,
             adopt_orphans=adopts_orphans,
         )
         self._discovery: CloudDiscovery | None = None
@@ -89,7 +99,7 @@ class Session:
         self._facts = RunFacts(
             interval_s=self._interval_s,
             metadata=run_metadata(settings, argv),
-            host=host_info(share_identity=settings["share_identity"])
+            host=host_info(share_identity=settings["share_identity"], container=container)
             | ({} if self._gpu is None else self._gpu.gpu_info()),
             cloud={},
             cloud_pending=self._discovery is not None,
@@ -109,6 +119,8 @@ class Session:
         self._sample_until_end()
         if self._delivery.is_superseded:
             return self._leave_to_newer()
+        # What came until now was the job's: the Ctrl-C that ended it does not mean the delivery as well.
+        self._signals.wait(0)
         self._keep_row(self._sampler.final(None if self._left or self._job is None else self._job.reap))
         finish = self._finish()
         if finish.exit_code is not None:
@@ -197,26 +209,33 @@ class Session:
             time=self._clock.now(),
             peak_memory_mib=self._sampler.peak_memory_mib,
             accounting="" if self._root_pid is None else self._sampler.accounting,
+            scope=self._scope,
         )
 
     def _await_delivery(self) -> None:
-        wait_s = self._settings["wait"]
-        if wait_s is None:
-            wait_s = 0.0 if self._settings["connect"] else AGENT_WAIT_S
-        if self._left:
-            wait_s = 0.0
+        wait_s, durable_wait_s = self._waits()
         began = self._clock.monotonic()
         if self._leftovers_due_at is not None:
             self._leftovers.start(self._delivery.path)
         while not self._delivery.is_over:
             waited_s = self._clock.monotonic() - began
-            if waited_s >= (wait_s if self._delivery.is_durable else max(wait_s, DURABLE_WAIT_S)):
+            if waited_s >= (wait_s if self._delivery.is_durable else durable_wait_s):
                 break
             self._delivery.wait(_ANSWER_POLL_S)
             if any(received.signum in _STOP for received in self._signals.wait(0)):
                 break
         waited_s = self._clock.monotonic() - began
-        self._leftovers.finish(max(0.0, max(wait_s, DURABLE_WAIT_S) - waited_s))
+        self._leftovers.finish(max(0.0, durable_wait_s - waited_s))
+
+    def _waits(self) -> tuple[float, float]:
+        """Return for how many seconds to wait for the delivery, and for the uploader to hold everything."""
+        wait_s = self._settings["wait"]
+        if self._left:
+            return 0.0, DURABLE_WAIT_S
+        if wait_s is not None:
+            return wait_s, max(wait_s, DURABLE_WAIT_S)
+        # An agent that cannot start is no reason to keep somebody waiting for it.
+        return (0.0, DURABLE_WAIT_S) if self._settings["connect"] else (AGENT_WAIT_S, AGENT_START_S)
 
     def _close(self, finish: Finish) -> None:
         figures = summary_figures(

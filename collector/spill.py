@@ -1,8 +1,9 @@
 """The file in which a collector keeps what no uploader has acknowledged yet.
 
 Layout: 8 magic bytes, then records, each a 21-byte header (kind, payload bytes, rows, first sequence number, CRC-32
-of the payload; little endian) and a payload. A record that is cut short or damaged ends the file: whatever was
-killed while it wrote has lost at most that record. The file is locked (`flock`) by the collector that owns it.
+of these and of the payload; little endian) and a payload. Records are only ever appended; what was true before a
+kill is read again from their order. A record that is cut short ends the file: whatever was killed while it wrote
+has lost at most that record. The file is locked (`flock`) by the collector that owns it.
 """
 
 import errno
@@ -11,17 +12,25 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from itertools import takewhile
+from typing import NamedTuple
 
 import msgspec
 
 from protocol.errors import SentinelStreamError
 from protocol.messages import Finish
+from protocol.sample import decode_sample, shift_sample
 
 _MAGIC = b"SSPILL1\n"
-_HEADER = struct.Struct("<BIIQI")
-_HEAD, _ROWS, _BASE, _FINISH = 1, 2, 3, 4
+_FIELDS = struct.Struct("<BIIQ")
+_CRC = struct.Struct("<I")
+_HEADER_BYTES = _FIELDS.size + _CRC.size
+_SHIFT = struct.Struct("<q")
+_HEAD, _ROWS, _BASE, _FINISH, _ANEW = 1, 2, 3, 4, 5
 _MAX_PAYLOAD_BYTES = 16 << 20
+_MAX_TORN_BYTES = 64 << 10
+"""More than any record that a collector writes: a longer end that cannot be read was damaged, not cut short."""
+_MOST_SET_ASIDE = 100
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_rows = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -56,7 +65,7 @@ class _Record(NamedTuple):
 
     @property
     def end(self) -> int:
-        return self.offset + _HEADER.size + self.size
+        return self.offset + _HEADER_BYTES + self.size
 
 
 class Position(NamedTuple):
@@ -66,30 +75,45 @@ class Position(NamedTuple):
     skip: int
 
 
+class _Shift(NamedTuple):
+    """Rows of the records from `start` to `end` are stamped `shift_ms` later than they were written."""
+
+    start: int
+    end: int
+    shift_ms: int
+
+
 class SpillFile:
-    """Append-only rows on disk; rows are addressed by `Position` and counted, never indexed in memory."""
+    """Append-only rows on disk; rows are addressed by `Position` and counted, never indexed in memory.
+
+    `start`, `first_seq`, `numbered_rows`, `unnumbered_rows` and `last_row` say what was there when it was opened.
+    """
 
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self.path = path
         self._size = os.fstat(fd).st_size
+        self._shifts: list[_Shift] = []
         self.head: SpillHead | None = None
         self.finish: Finish | None = None
+        self.start = Position(len(_MAGIC), 0)
         self.first_seq = 0
         """Sequence number of the first numbered row, 0 when there is none."""
         self.numbered_rows = 0
         self.unnumbered_rows = 0
+        """Rows behind the numbered ones that were never sent."""
         self.last_row: bytes | None = None
-        self.start = Position(len(_MAGIC), 0)
+        self.set_aside: str | None = None
+        """Where a damaged end of the file was put."""
 
     @classmethod
-    def open(cls, path: str, *, create: bool = True) -> "SpillFile":
-        """Open and lock the file and read what it holds.
+    def open(cls, path: str, *, create: bool = False) -> "SpillFile":
+        """Open and lock the file and read what it holds; with `create` it must not exist yet.
 
         Raises `SpillInUseError` when another process holds it, `SpillError` when it is not such a file and
         `OSError` when the file system refuses.
         """
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
         fd = os.open(path, flags, 0o600)
         try:
             try:
@@ -98,7 +122,7 @@ class SpillFile:
                 raise SpillInUseError(f"{path} is in use by another collector") from error
             # Its last owner may have removed it between our open and our lock.
             if os.fstat(fd).st_nlink == 0:
-                raise SpillInUseError(f"{path} was just delivered by another collector")
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             spill = cls(fd, path)
             spill._recover()
         except BaseException:
@@ -116,26 +140,37 @@ class SpillFile:
         payload = _encode([msgspec.Raw(row) for row in rows])
         self._append(_ROWS, payload, rows=len(rows), first_seq=first_seq)
 
-    def write_base(self, first_seq: int) -> None:
-        """Give the rows without numbers their numbers, on disk before the first of them is sent."""
-        self._append(_BASE, b"", first_seq=first_seq)
-        os.fsync(self._fd)
+    def write_base(self, first_seq: int, *, start: Position, shift_ms: int = 0) -> None:
+        """Give the rows from `start` on, which have none, their numbers, and stamp them `shift_ms` later.
+
+        It is on disk when this returns: before the first of them is sent.
+        """
+        offset = self._append(_BASE, _SHIFT.pack(shift_ms), first_seq=first_seq, is_synced=True)
+        self._note_shift(start.offset, offset, shift_ms)
+
+    def write_anew(self, head: SpillHead, start: Position) -> None:
+        """From now on the rows held are those from `start` on, they belong to `head` and have no numbers."""
+        self._append(_ANEW, _encode(head), rows=start.skip, first_seq=start.offset, is_synced=True)
+        self.head = head
 
     def write_finish(self, finish: Finish) -> None:
         """Record that the run is over and make the whole file durable."""
-        self._append(_FINISH, _encode(finish))
-        os.fsync(self._fd)
+        self._append(_FINISH, _encode(finish), is_synced=True)
+        self.finish = finish
 
     def rows_from(self, position: Position) -> Iterator[tuple[bytes, Position]]:
-        """Yield encoded samples from there on, each with the position after it."""
+        """Yield encoded samples from there on, each with the position after it; raises `OSError`, `SpillError`."""
         for record in self._records(position.offset):
             if record.kind != _ROWS:
                 continue
             skip = position.skip if record.offset == position.offset else 0
-            rows = _decode_rows(os.pread(self._fd, record.size, record.offset + _HEADER.size))
+            rows = self._rows_of(record, self._payload(record))
+            if rows is None:
+                raise SpillError(f"{self.path}: damaged at byte {record.offset}")
+            shift_ms = sum(shift.shift_ms for shift in self._shifts if shift.start <= record.offset < shift.end)
             for index in range(skip, len(rows)):
                 after = Position(record.end, 0) if index + 1 == len(rows) else Position(record.offset, index + 1)
-                yield bytes(rows[index]), after
+                yield shift_sample(rows[index], shift_ms) if shift_ms else rows[index], after
 
     def advance(self, position: Position, count: int) -> Position:
         """Return the position `count` rows further on; reads headers only."""
@@ -152,12 +187,15 @@ class SpillFile:
                 return Position(record.end, 0)
         raise SpillError(f"{self.path}: {left} rows are missing")
 
-    def clear(self) -> None:
-        """Forget all rows: they are delivered."""
+    def clear(self, head: SpillHead) -> None:
+        """Forget all rows: they are delivered. While an end waits for its own delivery everything stays."""
+        if self.finish is not None:
+            return
         os.ftruncate(self._fd, len(_MAGIC))
         self._size = len(_MAGIC)
-        if self.head is not None:
-            self.write_head(self.head)
+        self._shifts.clear()
+        self.head = None
+        self.write_head(head)
 
     def sync(self) -> None:
         """Make what was appended durable."""
@@ -169,96 +207,166 @@ class SpillFile:
         return self._size
 
     @property
+    def end(self) -> Position:
+        """Where the next row will be."""
+        return Position(self._size, 0)
+
+    @property
     def modified_at(self) -> float:
         """When it was last written, UNIX seconds."""
         return os.fstat(self._fd).st_mtime
 
-    def remove(self) -> None:
-        """Delete the file and close it."""
+    def unlink(self) -> None:
+        """Delete the file; it stays open. Raises `OSError`."""
         os.unlink(self.path)
-        self.close()
 
     def close(self) -> None:
         """Close and unlock."""
         os.close(self._fd)
 
-    def _append(self, kind: int, payload: bytes, *, rows: int = 0, first_seq: int = 0) -> None:
-        record = _HEADER.pack(kind, len(payload), rows, first_seq, zlib.crc32(payload)) + payload
+    def _append(self, kind: int, payload: bytes, *, rows: int = 0, first_seq: int = 0, is_synced: bool = False) -> int:
+        """Append a record, all of it or nothing, and return its offset."""
+        fields = _FIELDS.pack(kind, len(payload), rows, first_seq)
+        record = fields + _CRC.pack(zlib.crc32(payload, zlib.crc32(fields))) + payload
+        offset = self._size
         try:
-            written = os.pwrite(self._fd, record, self._size)
+            written = os.pwrite(self._fd, record, offset)
+            if written != len(record):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            if is_synced:
+                os.fsync(self._fd)
         except OSError:
-            os.ftruncate(self._fd, self._size)
+            os.ftruncate(self._fd, offset)
             raise
-        if written != len(record):
-            os.ftruncate(self._fd, self._size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
         self._size += len(record)
+        return offset
 
     def _records(self, offset: int) -> Iterator[_Record]:
         """Yield the records from there on, without looking at their payloads."""
-        while offset + _HEADER.size <= self._size:
-            kind, size, rows, first_seq, crc = _HEADER.unpack(os.pread(self._fd, _HEADER.size, offset))
+        while offset + _HEADER_BYTES <= self._size:
+            header = os.pread(self._fd, _HEADER_BYTES, offset)
+            kind, size, rows, first_seq = _FIELDS.unpack_from(header)
+            (crc,) = _CRC.unpack_from(header, _FIELDS.size)
             record = _Record(kind, size, rows, first_seq, crc, offset)
             if size > _MAX_PAYLOAD_BYTES or record.end > self._size:
                 return
             yield record
             offset = record.end
 
+    def _payload(self, record: _Record) -> bytes:
+        return os.pread(self._fd, record.size, record.offset + _HEADER_BYTES)
+
+    def _rows_of(self, record: _Record, payload: bytes) -> list[bytes] | None:
+        """Return a record's rows, `None` when they are not what the header says."""
+        try:
+            rows = [bytes(row) for row in _decode_rows(payload)]
+        except msgspec.DecodeError:
+            return None
+        return rows if rows and len(rows) == record.rows else None
+
+    def _note_shift(self, start: int, end: int, shift_ms: int) -> None:
+        if shift_ms:
+            self._shifts.append(_Shift(start, end, shift_ms))
+
+    # -- reading what an earlier collector left ----------------------------------------------------------------
+
     def _recover(self) -> None:
-        if not self._size:
-            os.pwrite(self._fd, _MAGIC, 0)
+        magic = os.pread(self._fd, len(_MAGIC), 0)
+        if not _MAGIC.startswith(magic):
+            raise SpillError(f"{self.path} is not a file of undelivered samples of this version")
+        if magic != _MAGIC:
+            if os.pwrite(self._fd, _MAGIC, 0) != len(_MAGIC):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
             self._size = len(_MAGIC)
             return
-        if os.pread(self._fd, len(_MAGIC), 0) != _MAGIC:
-            raise SpillError(f"{self.path} is not a file of undelivered samples of this version")
         intact = len(_MAGIC)
+        is_damaged = False
         for record in self._records(intact):
-            payload = os.pread(self._fd, record.size, record.offset + _HEADER.size)
-            if zlib.crc32(payload) != record.crc or not self._take(record, payload):
+            payload = self._payload(record)
+            fields = _FIELDS.pack(record.kind, record.size, record.rows, record.first_seq)
+            is_damaged = zlib.crc32(payload, zlib.crc32(fields)) != record.crc or not self._take(record, payload)
+            if is_damaged:
                 break
             intact = record.end
         if intact < self._size:
-            os.ftruncate(self._fd, intact)
-            self._size = intact
+            self._cut(intact, is_damaged=is_damaged)
+
+    def _cut(self, intact: int, *, is_damaged: bool) -> None:
+        """Take off what cannot be read; more than a record that was being written is put into a file beside."""
+        if is_damaged or self._size - intact > _MAX_TORN_BYTES:
+            self.set_aside = self._copy_aside(intact)
+        os.ftruncate(self._fd, intact)
+        self._size = intact
+
+    def _copy_aside(self, offset: int) -> str:
+        for number in range(1, _MOST_SET_ASIDE):
+            path = f"{self.path}.damaged-{number}"
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileExistsError:
+                continue
+            with open(fd, "wb") as file:
+                while block := os.pread(self._fd, 1 << 20, offset):
+                    file.write(block)
+                    offset += len(block)
+            return path
+        raise SpillError(f"{self.path} is damaged again and again")
 
     def _take(self, record: _Record, payload: bytes) -> bool:
         """Count one recovered record; False when it is damaged."""
         try:
+            if record.kind == _ROWS:
+                return self._take_rows(record, payload)
             if record.kind == _HEAD:
                 self.head = msgspec.msgpack.decode(payload, type=SpillHead)
+            elif record.kind == _BASE:
+                self._take_base(record, *_SHIFT.unpack(payload))
             elif record.kind == _FINISH:
                 self.finish = msgspec.msgpack.decode(payload, type=Finish)
-            elif record.kind == _ROWS:
-                self._take_rows(record, _decode_rows(payload))
-            elif record.kind == _BASE:
-                self._take_base(record)
-        except msgspec.DecodeError:
+            elif record.kind == _ANEW:
+                self._take_anew(record, msgspec.msgpack.decode(payload, type=SpillHead))
+            else:
+                return False
+        except (msgspec.DecodeError, struct.error, SpillError):
             return False
-        return record.kind in {_HEAD, _ROWS, _BASE, _FINISH}
+        return True
 
-    def _take_rows(self, record: _Record, rows: list[Any]) -> None:
-        self.last_row = bytes(rows[-1])
+    def _take_rows(self, record: _Record, payload: bytes) -> bool:
+        rows = self._rows_of(record, payload)
+        if rows is None:
+            return False
+        decode_sample(rows[-1])
+        self.last_row = rows[-1]
         if not record.first_seq or self.unnumbered_rows:
             self.unnumbered_rows += record.rows
-            return
-        self._restart_at(record.first_seq, record.offset)
-        self.numbered_rows += record.rows
-
-    def _take_base(self, record: _Record) -> None:
-        numbered = self.numbered_rows
-        if numbered and record.first_seq != self.first_seq + numbered:
-            # The rows before were durable already when these numbers were given.
-            self.start = self.advance(self.start, numbered)
-            self.numbered_rows = 0
+        elif self.numbered_rows and record.first_seq == self.first_seq + self.numbered_rows:
+            self.numbered_rows += record.rows
+        else:
+            # Numbered rows follow one another; where they do not, those before were durable already.
+            self.start = Position(record.offset, 0)
             self.first_seq = record.first_seq
-        elif not numbered:
+            self.numbered_rows = record.rows
+        return True
+
+    def _take_base(self, record: _Record, shift_ms: int) -> None:
+        unnumbered = self.advance(self.start, self.numbered_rows)
+        if record.first_seq != self.first_seq + self.numbered_rows:
+            # The rows before were durable already when these numbers were given.
+            self.start = unnumbered
+            self.numbered_rows = 0
+        if not self.numbered_rows:
             self.first_seq = record.first_seq
         self.numbered_rows += self.unnumbered_rows
         self.unnumbered_rows = 0
+        self._note_shift(unnumbered.offset, record.offset, shift_ms)
+        if shift_ms and self.last_row is not None:
+            self.last_row = shift_sample(self.last_row, shift_ms)
 
-    def _restart_at(self, first_seq: int, offset: int) -> None:
-        """Numbered rows follow one another; where they do not, those before were durable already."""
-        if not self.numbered_rows or first_seq != self.first_seq + self.numbered_rows:
-            self.first_seq = first_seq
-            self.numbered_rows = 0
-            self.start = Position(offset, 0)
+    def _take_anew(self, record: _Record, head: SpillHead) -> None:
+        start = Position(record.first_seq, record.rows)
+        before = takewhile(lambda other: other.offset < record.offset, self._records(start.offset))
+        held = sum(other.rows for other in before if other.kind == _ROWS)
+        self.head = head
+        self.start = start
+        self.first_seq = self.numbered_rows = 0
+        self.unnumbered_rows = held - start.skip

@@ -1,33 +1,48 @@
 """The collector's own files: one of undelivered samples for each run, and what could not be delivered any more."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import BinaryIO
+
+import msgspec
 
 from collector.spill import SpillError, SpillFile, SpillInUseError
 from protocol.paths import make_private_dir
-from protocol.sample import CSV_HEADER, csv_rows, decode_sample
+from protocol.sample import CSV_HEADER, csv_rows, decode_samples
 
 _SUFFIX = ".rows"
-_MOST_OF_ONE_RUN = 10
+_MOST_OF_ONE_RUN = 100
 _ROWS_A_WRITE = 1000
+_MOST_KEPT = 1000
 
 
 def open_run_file(state_dir: str, run_key: str) -> SpillFile:
-    """Open and lock the file of a run, new or as an earlier collector of the run left it.
+    """Open and lock the newest file of a run that no living collector holds, or make one.
 
-    While an older collector of the run still holds its file, another one is made beside it. Raises `OSError`,
-    `UsageError` or `SpillError`.
+    Raises `OSError`, `UsageError`, or `SpillError` for a file that cannot be read.
     """
     make_private_dir(state_dir)
-    name = hashlib.sha256(run_key.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-    for number in range(_MOST_OF_ONE_RUN):
-        path = os.path.join(state_dir, f"{name}{f'-{number}' if number else ''}{_SUFFIX}")
+    found = [path for path in _paths(state_dir, run_key) if os.path.exists(path)]
+    for path in sorted(found, key=_modified_at, reverse=True):
         try:
             return SpillFile.open(path)
-        except SpillInUseError:
+        except (SpillInUseError, FileNotFoundError):
             continue
-    raise SpillError(f"{_MOST_OF_ONE_RUN} collectors claim the run {run_key!r}")
+    return create_run_file(state_dir, run_key)
+
+
+def create_run_file(state_dir: str, run_key: str) -> SpillFile:
+    """Make another file of a run, beside those that are there; raises `OSError`, `UsageError` or `SpillError`."""
+    make_private_dir(state_dir)
+    for path in _paths(state_dir, run_key):
+        try:
+            return SpillFile.open(path, create=True)
+        except (FileExistsError, SpillInUseError):
+            continue
+    raise SpillError(f"there are {_MOST_OF_ONE_RUN} files of the run {run_key!r} already")
 
 
 def run_files(state_dir: str) -> Iterator[str]:
@@ -40,19 +55,49 @@ def run_files(state_dir: str) -> Iterator[str]:
 
 
 def keep_rows(state_dir: str, run_key: str, incarnation: str, rows: Iterable[bytes]) -> str:
-    """Write rows that no uploader takes any more to a CSV file and return its path; raises `OSError`."""
+    """Write rows that no uploader takes any more to a CSV file of their own and return its path.
+
+    The file is there whole or not at all. Raises `OSError`, `UsageError`, or `SpillError` for rows that are none.
+    """
     directory = make_private_dir(os.path.join(state_dir, "kept"))
-    safe_key = "".join(char if char.isalnum() or char in "._-" else "_" for char in run_key)[:100]
-    path = os.path.join(directory, f"{safe_key}-{incarnation[:8]}.csv")
-    with open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(CSV_HEADER)
-        batch = []
-        for row in rows:
-            batch.append(decode_sample(row))
-            if len(batch) == _ROWS_A_WRITE:
-                file.write(csv_rows(batch))
-                batch.clear()
-        file.write(csv_rows(batch))
-        file.flush()
-        os.fsync(file.fileno())
-    return path
+    safe_key = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "_" for char in run_key)
+    stem = os.path.join(directory, f"{safe_key[:100]}-{incarnation[:8]}")
+    part = f"{stem}.{os.getpid()}.part"
+    try:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            _write_csv(file, rows)
+        for number in range(_MOST_KEPT):
+            path = f"{stem}{f'-{number}' if number else ''}.csv"
+            with contextlib.suppress(FileExistsError):
+                # Unlike a rename, a link never takes the place of what an earlier collector kept.
+                os.link(part, path)
+                return path
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(part)
+    raise SpillError(f"there are {_MOST_KEPT} files {stem}*.csv already")
+
+
+def _write_csv(file: BinaryIO, rows: Iterable[bytes]) -> None:
+    file.write(CSV_HEADER)
+    remaining = iter(rows)
+    try:
+        while batch := decode_samples(islice(remaining, _ROWS_A_WRITE)):
+            file.write(csv_rows(batch))
+    except msgspec.DecodeError as error:
+        raise SpillError(f"a row is not a sample: {error}") from error
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _paths(state_dir: str, run_key: str) -> Iterator[str]:
+    name = hashlib.sha256(run_key.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    for number in range(_MOST_OF_ONE_RUN):
+        yield os.path.join(state_dir, f"{name}{f'-{number}' if number else ''}{_SUFFIX}")
+
+
+def _modified_at(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except FileNotFoundError:
+        return 0

@@ -39,6 +39,9 @@ class Voice:
         line = "".join(char if char.isprintable() else " " for char in text)
         try:
             os.write(self._fd, f"{PREFIX}{line}\n".encode("utf-8", "replace"))
+        except BlockingIOError:
+            # Whoever reads is slow: this line is lost, the next may get through.
+            return
         except OSError:
             # Nobody listens; a full or closed stderr is no reason to disturb the job.
             self._level = Level.QUIET

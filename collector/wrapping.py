@@ -4,9 +4,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from collector.accounting import RunAccounting
 from collector.config import SETTINGS
 from collector.job import Job
 from collector.sensors.baseline import Baseline
+from collector.sensors.container import ContainerView
 from collector.signals import Signals
 from collector.voice import Level, Voice
 from collector.waiting import wait_for_job
@@ -27,12 +29,15 @@ def track_job(
     signals: Signals,
     baseline: Baseline,
     adopts_orphans: bool,
+    accounting: RunAccounting,
+    container: ContainerView | None,
 ) -> int:
     """Record the job until it ends and return its exit code."""
     voice = voice_of(given)
     try:
         settings = merge_file(SETTINGS, given, file)
         voice = voice_of(settings)
+        accounting.settle(voice)
         if settings["connect"] and not addresses:
             addresses = [parse_address(url, bind=False) for url in settings["connect"]]
             for address in addresses:
@@ -52,6 +57,8 @@ def track_job(
             argv=argv,
             root_pid=job.pid,
             adopts_orphans=adopts_orphans,
+            accounting=accounting.counter,
+            container=container,
         )
         return session.run()
     except SentinelStreamError as error:

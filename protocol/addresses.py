@@ -9,7 +9,7 @@ from protocol.errors import AddressError, ProtectionError
 MAX_UNIX_PATH_BYTES = 107
 """`sun_path` of `unix(7)` is 108 bytes with its final zero."""
 
-_TCP = re.compile(r"(?P<host>\[[^\]]+\]|[^\[\]:/]+|\*):(?P<port>\d{1,5}|\*)")
+_TCP = re.compile(r"(?P<host>\[[^\]\s;]+\]|[^\[\]:/;\s]+):(?P<port>[0-9]{1,5}|\*)")
 
 
 class Address(NamedTuple):
@@ -56,6 +56,8 @@ def require_protection(address: Address, *, has_keys: bool, insecure: bool, role
 def _parse_ipc(url: str, path: str) -> Address:
     if not path.startswith("/"):
         raise AddressError(f"address {url!r}: an ipc:// path must be absolute (ipc:///run/…)")
+    if not path.isprintable():
+        raise AddressError(f"address {url!r}: the path holds characters that cannot be printed")
     length = len(path.encode())
     if length > MAX_UNIX_PATH_BYTES:
         raise AddressError(
@@ -66,7 +68,7 @@ def _parse_ipc(url: str, path: str) -> Address:
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback

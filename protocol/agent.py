@@ -42,6 +42,9 @@ def default_target(environ: Mapping[str, str]) -> str:
 def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentPlace:
     """Return the place of the agent for what the environment (or `target`) names as destination."""
     target = target or default_target(environ)
+    if "://" not in target and target != SENTINEL_TARGET:
+        # Relative to where we are: from elsewhere it is another one.
+        target = os.path.abspath(os.path.expanduser(target))
     identity = [target]
     if target == SENTINEL_TARGET:
         identity += [f"{name}={environ.get(name, '')}" for name in _TARGET_VARIABLES[1:]]

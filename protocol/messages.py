@@ -58,7 +58,7 @@ class Hello(_Message, frozen=True, tag="hello"):
     run_key: str
     incarnation: str
     interval_s: float
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, str | int | float | bool | list[str] | dict[str, str] | None] = {}
     host: dict[str, str | int | float] = {}
     cloud: dict[str, str] = {}
     oldest_seq: int = 0
@@ -95,6 +95,8 @@ class Finish(_Message, frozen=True, tag="finish"):
     peak_memory_mib: float | None = None
     accounting: str = ""
     """What the tree's CPU time was read from: `proc`, `cgroup`, …"""
+    scope: str = ""
+    """Whose the system columns are: `host` or `container`."""
 
 
 class Ping(_Message, frozen=True, tag="ping"):

@@ -1,5 +1,6 @@
 """Where files lie: the XDG base directories, created for this user alone."""
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -29,21 +30,35 @@ def runtime_dir(environ: Mapping[str, str]) -> str:
 
 
 def make_private_dir(path: str) -> str:
-    """Create the directory with mode 0700 where it is missing and return its path.
+    """Create the directory, and what is missing above it, with mode 0700 and return its path.
 
     Raises `UsageError` when it cannot be made or belongs to somebody else: a shared temporary directory
-    is where another user could have put one first.
+    is where another user could have put one first. Root may use a directory of another user's, but not there.
     """
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        found = os.lstat(path) if not os.path.islink(path) else os.stat(path)
+        _make_dirs(path)
+        owners = {os.lstat(path).st_uid, os.stat(path).st_uid}
+        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+        is_shared = bool(os.stat(os.path.dirname(os.path.abspath(path))).st_mode & stat.S_IWOTH)
     except OSError as error:
         raise UsageError(f"cannot create the directory {path}: {error.strerror}") from error
-    if not stat.S_ISDIR(found.st_mode):
+    if not is_directory:
         raise UsageError(f"{path} is not a directory")
-    if found.st_uid != os.getuid() and os.getuid() != 0:
-        raise UsageError(f"the directory {path} belongs to another user (uid {found.st_uid})")
+    strangers = owners - {os.getuid()}
+    if strangers and (os.getuid() != 0 or is_shared):
+        raise UsageError(f"the directory {path} belongs to another user (uid {strangers.pop()})")
     return path
+
+
+def _make_dirs(path: str) -> None:
+    """`os.makedirs` gives only the last one its mode; the XDG specification wants all of them private."""
+    if os.path.lexists(path):
+        return
+    parent = os.path.dirname(path.rstrip("/"))
+    if parent:
+        _make_dirs(parent)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
 
 
 def _base(environ: Mapping[str, str], variable: str, default: str) -> str:

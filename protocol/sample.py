@@ -74,6 +74,13 @@ def decode_samples(encoded: Iterable[bytes]) -> list[Sample]:
     return [_decode_one(one) for one in encoded]
 
 
+def shift_sample(encoded: bytes, shift_ms: int) -> bytes:
+    """Return an encoded sample with its time stamp `shift_ms` milliseconds later."""
+    sample = _decode_one(encoded)
+    timestamp = (round(sample.timestamp * 1000) + shift_ms) / 1000
+    return _msgpack.encode(msgspec.structs.replace(sample, timestamp=timestamp))
+
+
 def csv_rows(samples: Sequence[Sample]) -> bytes:
     """Return the samples as CSV lines without the header, `\\n` after each; a pure function of the samples.
 

@@ -1,12 +1,14 @@
 """Figures of a whole run, kept up row by row: the same at the collector's end and in the uploader's `run.json`."""
 
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any
 
 import msgspec
 
 from protocol.sample import Sample
 
+_MAX_INT = 2**63 - 1
 _GAUGES = (
     "process_cpu_usage",
     "process_memory_mib",
@@ -43,7 +45,7 @@ class RunStatistics(msgspec.Struct):
     """Per gauge: sum of value times length of the row's interval."""
     weights: dict[str, float] = {}
     highest: dict[str, float] = {}
-    totals: dict[str, float] = {}
+    totals: dict[str, int | float] = {}
 
     def copy(self) -> "RunStatistics":
         """Return figures that can be added to without changing these."""
@@ -66,14 +68,16 @@ class RunStatistics(msgspec.Struct):
             self.duration_s += length
             for name in _GAUGES:
                 value = getattr(sample, name)
-                if value is not None:
+                if value is not None and isfinite(value):
                     self.weighted[name] = self.weighted.get(name, 0.0) + value * length
                     self.weights[name] = self.weights.get(name, 0.0) + length
                     self.highest[name] = max(self.highest.get(name, value), value)
             for name in _TOTALS:
                 value = getattr(sample, name)
-                if value is not None:
-                    self.totals[name] = self.totals.get(name, 0) + value
+                if value is not None and isfinite(value):
+                    total = self.totals.get(name, 0) + value
+                    # Beyond what msgpack can write as an integer the last digits do not matter.
+                    self.totals[name] = total if -_MAX_INT <= total <= _MAX_INT else float(total)
 
     def summary(self) -> dict[str, Any]:
         """Return `{column: {"mean", "max"}}` for gauges, `{column: {"total"}}` for the others, and the duration.

@@ -264,39 +264,6 @@ def test_the_job_and_its_descendants_are_recognised(signals: Signals) -> None:
     assert not job.contains(sender_pid)
 
 
-ADOPTING = """
-import os
-from collector.job import Job, adopt_orphans
-from collector.signals import Signals
-
-assert adopt_orphans()
-with Signals() as signals:
-    read_fd, write_fd = os.pipe()
-    os.set_inheritable(read_fd, True)
-    # Leaves a child behind that has used CPU time and ends when the pipe is closed.
-    child = f"i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done; exec cat <&{read_fd}"
-    job = Job.spawn(["sh", "-c", 'sh -c "$1" & exec true', "sh", child], os.environ, signals)
-    while not job.has_ended():
-        assert signals.wait(20), "the job does not end"
-    assert job.reap_orphans() == []
-    assert job.exit_code is None
-    own = job.reap()
-    os.close(write_fd)
-    while not (orphans := job.reap_orphans()):
-        assert signals.wait(20), "the orphan does not end"
-    assert len(orphans) == 1
-    assert orphans[0].ru_utime + orphans[0].ru_stime > own.ru_utime + own.ru_stime
-    assert job.reap_orphans() == []
-    assert job.exit_code == 0
-"""
-
-
-@linux_only
-def test_orphans_of_the_job_are_reaped_and_the_job_is_not() -> None:
-    done = subprocess.run([sys.executable, "-c", ADOPTING], capture_output=True, text=True, timeout=PATIENCE_S)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 IMPORTED = """
 import sys
 import argparse, signal

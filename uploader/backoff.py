@@ -1,10 +1,13 @@
 """When to try again: per destination, because an API or a bucket is away for all runs at once.
 
-A destination counts as failing when it cannot be reached at all, or when two different runs have failed there with no
-success between: one run that fails by itself never holds up the others. While a destination is failing, one run at a
-time tries it; the others wait for that one's success and are woken spread over a moment.
+A destination counts as failing when it cannot be reached at all or says itself when to come back, or when two different
+runs have failed there with no success between. One run that fails by itself never holds up the others: once another has
+succeeded since its first failure, its failures are its own. While a destination is failing, one run at a time tries it;
+the others wait for that one's success and are woken spread over a moment. Trouble that a single run has met so far is
+tried by another one soon.
 """
 
+import math
 import random
 from collections import OrderedDict
 
@@ -51,28 +54,46 @@ class Destination:
         self._most_calls = most_calls
         self._rng = rng
         self._failed_run: int | None = None
-        self._tried_at = 0.0
         self._failed_at = 0.0
+        self._succeeded_at = -math.inf
+        self._only_run: int | None = None
+        """The run that has failed since the trouble began, `None` when there were several."""
+        self._hurried_from = 0.0
+        """The earliest next try, however much somebody is in a hurry."""
 
     @property
     def is_failing(self) -> bool:
         """Whether only one run at a time may try."""
         return self.attempts > 0
 
-    def admits(self, now: float) -> bool:
-        """Whether a call may start now."""
+    def admits(self, run_id: int, now: float) -> bool:
+        """Whether the run's call may start now."""
         if self.is_failing:
-            return self.calls == 0 and now >= self.not_before
+            return self.calls == 0 and now >= self.next_try_at(run_id)
         return self.calls < self._most_calls
 
-    def begin(self, now: float) -> None:
-        """A call starts at `now`, which `failed` wants to hear again."""
-        self.calls += 1
-        self._tried_at = now
+    def next_try_at(self, run_id: int) -> float:
+        """When a run may try a failing destination.
 
-    def succeeded(self) -> bool:
-        """A call has succeeded; True when the destination was failing until now."""
+        As long as a single run has met the trouble, the first other one finds out soon whose trouble it is.
+        """
+        if self._only_run in {None, run_id}:
+            return self.not_before
+        return min(self.not_before, self._hurried_from)
+
+    def begin(self) -> None:
+        """A call starts."""
+        self.calls += 1
+
+    @property
+    def free_places(self) -> int:
+        """How many calls may start beside those under way while it is not failing."""
+        return self._most_calls - self.calls
+
+    def succeeded(self, now: float) -> bool:
+        """A call was answered; True when the destination was failing until now."""
         recovered = self.is_failing
+        self._succeeded_at = now
         self.attempts = 0
         self.error = ""
         self._failed_run = None
@@ -85,33 +106,48 @@ class Destination:
         error: str,
         *,
         began_at: float,
+        run_failing_since: float | None,
         certain: bool,
         slowly: bool,
         retry_after_s: float | None,
     ) -> bool:
         """A call has failed; True when the destination counts as failing from now on.
 
+        `run_failing_since`: when the run's first failure without a success since was, `None` if this is it.
         `certain`: the failure is the destination's own (no connection, no authorisation), whatever the run.
         """
         known = self.is_failing
+        if known and run_id != self._only_run:
+            self._only_run = None
         if known and began_at < self._failed_at:
             # It was under way already when the trouble became known: one outage, not one more failed try.
             return False
-        if not known and not certain and self._failed_run in {None, run_id}:
-            self._failed_run = run_id
+        if not known and self._is_the_runs_own(run_id, run_failing_since, certain=certain):
             return False
         if not known:
             self.failing_since = now
+            self._only_run = run_id if self._failed_run in {None, run_id} else None
         self.attempts += 1
         self._failed_at = now
         self.error = error
         if slowly:
             wait = slow_backoff(self.attempts, rng=self._rng)
+            self._hurried_from = now + min(wait, SLOW_BASE_S / 2)
         else:
             wait = backoff(self.attempts, rng=self._rng, retry_after_s=retry_after_s)
+            # A wish of the server's is never shortened.
+            self._hurried_from = now + (wait if retry_after_s else min(wait, HURRY_S))
         self.not_before = now + wait
         return not known
 
-    def hurry(self, now: float) -> None:
+    def hurry(self) -> None:
         """Somebody is waiting for a result: try soon, but not again right after the last try."""
-        self.not_before = min(self.not_before, max(now, self._tried_at + HURRY_S))
+        self.not_before = min(self.not_before, self._hurried_from)
+
+    def _is_the_runs_own(self, run_id: int, run_failing_since: float | None, *, certain: bool) -> bool:
+        if run_failing_since is not None and self._succeeded_at >= run_failing_since:
+            return True
+        if not certain and self._failed_run in {None, run_id}:
+            self._failed_run = run_id
+            return True
+        return False

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +16,11 @@ from protocol.errors import SentinelStreamError, UsageError
 from protocol.settings import Setting, add_arguments, build_parser, resolve
 from uploader.config import LOG_FORMAT, SETTINGS, SPOOL, VERBOSE, open_target, service_config, spool_dir
 from uploader.logs import set_up_logging
-from uploader.operate import ask
+from uploader.operate import ask, ask_to_drain
+from uploader.ownership import owner_pid
 from uploader.requests import DISCARD, RETRY
 from uploader.service import Service
-from uploader.status import describe_run, matches, owner_pid, read_status, status_text
+from uploader.status import describe_run, has_something_left, matches, read_status, status_text
 
 _DESCRIPTION = """Takes samples from collectors, makes them durable and delivers them.
 
@@ -46,15 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     command = words.pop(0) if words and words[0] in _COMMANDS else "serve"
     try:
-        return _COMMANDS[command](words, os.environ)
+        code = _COMMANDS[command](words, os.environ)
+        sys.stdout.flush()
     except UsageError as error:
         return _complain(error, 2)
     except SentinelStreamError as error:
         return _complain(error, 1)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    return code
 
 
 def _serve(words: list[str], environ: Mapping[str, str]) -> int:
@@ -77,11 +83,13 @@ def _drain(words: list[str], environ: Mapping[str, str]) -> int:
     clock = SystemClock()
     directory = spool_dir(values, environ)
     if owner_pid(directory) is not None:
-        return _ask_to_drain(directory, args.timeout, clock)
-    service = _open_service(values, environ, clock, listen=False)
-    _stop_on_signals(service)
-    service.drain(args.timeout)
-    left = service.run()
+        ask_to_drain(directory, args.timeout, clock=clock)
+    else:
+        service = _open_service(values, environ, clock, listen=False)
+        _stop_on_signals(service)
+        service.drain(args.timeout)
+        service.run()
+    left = sum(1 for run in read_status(directory)["runs"] if has_something_left(run))
     print(f"runs with something left to deliver: {left}")
     return 1 if left else 0
 
@@ -145,13 +153,6 @@ def _find_run(spools: Sequence[str], name: str) -> tuple[str, dict[str, Any]]:
     return found[0]
 
 
-def _ask_to_drain(directory: str, timeout_s: float, clock: Clock) -> int:
-    ask(directory, "drain", round(timeout_s), clock=clock, until_gone_s=timeout_s + 15)
-    left = sum(1 for run in read_status(directory)["runs"] if run["rows_waiting"])
-    print(f"runs with something left to deliver: {left}")
-    return 1 if left else 0
-
-
 def _open_service(
     values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock, *, listen: bool = True
 ) -> Service:
@@ -162,14 +163,25 @@ def _open_service(
 
 
 def _stop_on_signals(service: Service) -> None:
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda *_: service.stop())
+    """Let a thread of its own wait for the signals: a handler would run with the main thread's locks held."""
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def wait() -> None:
+        while True:
+            signal.sigwait(signals)
+            service.stop()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value <= 86_400 * 365:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
     return value
 
 

@@ -1,22 +1,26 @@
-"""The spool's SQLite file: opening, locking, durability, size limit, schema versions.
+"""The spool's SQLite file: opening, durability, size limit, schema versions.
 
 Pragmas: WAL with `synchronous=FULL`, because an acknowledged sample must survive a power cut; `max_page_count` is the
 hard size limit; `auto_vacuum=INCREMENTAL` lets the file shrink; the WAL is bounded by `journal_size_limit`.
 """
 
-import fcntl
+import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from protocol.errors import SentinelStreamError, UsageError
-from protocol.paths import make_private_dir
 
 SCHEMA_VERSION = 1
 PAGE_BYTES = 4096
 MIN_SPOOL_BYTES = 128 << 10
 _WAL_LIMIT_BYTES = 4 << 20
+_CHECKPOINT_PAGES = 1000
+_SHRINK_PAGES = 2048
+"""Free pages that are given back at a time: everybody else waits meanwhile."""
+_RESERVE_BYTES = 64 << 10
+_BUSY_MS = 10_000
 _FILE_NAME = "spool.db"
 
 _SCHEMA = """
@@ -76,6 +80,10 @@ class SpoolFullError(SpoolError):
     """There is no room for more rows; what is there stays intact."""
 
 
+class SpoolDamagedError(SpoolError):
+    """What the spool holds cannot be read."""
+
+
 class Database:
     """One connection to the spool's file. Its owner serialises all calls."""
 
@@ -90,40 +98,53 @@ class Database:
         self.path = os.path.join(directory, _FILE_NAME)
         self.set_aside: str | None = None
         self._max_bytes = max_bytes
+        self._page_limit = max_bytes // PAGE_BYTES
         self._closed = False
         try:
             self.connection = self._open()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError) and not _is_damage(error):
-                raise SpoolError(f"cannot open the spool {self.path}: {error}") from error
+        except SpoolDamagedError:
             self.set_aside = self._move_aside()
             self.connection = self._open()
 
-    @contextmanager
+    def begin_anew(self) -> None:
+        """Set the file aside, because what it holds cannot be read, and go on with an empty one."""
+        self.connection.close()
+        self.set_aside = self._move_aside()
+        self.connection = self._open()
+
+    @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run a block as one durable transaction; it is on disk when the block has ended without an exception.
 
-        Raises `SpoolFullError` when the disk or the limit leaves no room: nothing of the block has happened then.
+        Raises `SpoolFullError` when the disk or the limit leaves no room, `SpoolError` for other trouble with the file:
+        nothing of the block has happened then.
         """
-        connection = self.connection
-        if self._closed:
-            raise SpoolError(f"the spool {self.path} is closed")
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
-        except BaseException as error:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
-                raise _translate(error, self.path) from error
-            raise
+        with self._translated():
+            connection = self.connection
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                # After some errors SQLite has rolled back by itself.
+                if connection.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        connection.execute("ROLLBACK")
+                raise
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
+        """Return all rows of a query; raises `SpoolError`."""
+        with self._translated():
+            return self.connection.execute(sql, parameters).fetchall()
+
+    def each(self, sql: str) -> Iterator[Any]:
+        """Yield the rows of a query one by one; raises `SpoolError`."""
+        with self._translated():
+            yield from self.connection.execute(sql)
 
     def used_bytes(self) -> int:
         """Bytes in use: the file without its free pages."""
-        (pages,) = self.connection.execute("PRAGMA page_count").fetchone()
-        (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
-        return int(pages - free) * PAGE_BYTES
+        return (self._pragma("page_count") - self._pragma("freelist_count")) * PAGE_BYTES
 
     @property
     def max_bytes(self) -> int:
@@ -133,46 +154,91 @@ class Database:
     @property
     def rows_limit_bytes(self) -> int:
         """Where rows stop being taken, so that changes of state always have room."""
-        return self._max_bytes - max(64 << 10, min(self._max_bytes // 20, 8 << 20))
+        return self._max_bytes - max(_RESERVE_BYTES, min(self._max_bytes // 20, 8 << 20))
 
-    def shrink(self) -> None:
-        """Give free pages and the WAL back to the file system."""
-        (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
-        if free * PAGE_BYTES > 1 << 20 or free * 2 * PAGE_BYTES > self.used_bytes():
-            # `execute` would free one page only: it stops at the first row.
-            self.connection.executescript("PRAGMA incremental_vacuum")
-        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    def shrink(self) -> bool:
+        """Give free pages and the WAL back to the file system; True when more could be given back.
+
+        One call moves a few MiB at most. Raises `SpoolError`.
+        """
+        free = self._pragma("freelist_count")
+        worthwhile = free * PAGE_BYTES > 1 << 20 or free * 2 * PAGE_BYTES > self.used_bytes()
+        with self._translated():
+            if worthwhile:
+                # `execute` would free one page only: it stops at the first row.
+                self.connection.executescript(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
+            # A reader that keeps the WAL in use is not waited for: there is a next time.
+            self.connection.execute("PRAGMA busy_timeout = 0")
+            try:
+                self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                self.connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+            self._page_limit = max(
+                self._max_bytes // PAGE_BYTES, min(self._page_limit, self._pages_needed(self.connection))
+            )
+            self.connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
+        return worthwhile and free > _SHRINK_PAGES
 
     def changed_elsewhere(self) -> int:
-        """Return a number that changes when another connection has written."""
-        (version,) = self.connection.execute("PRAGMA data_version").fetchone()
-        return int(version)
+        """Return a number that changes when another connection has written; raises `SpoolError`."""
+        return self._pragma("data_version")
 
     def close(self) -> None:
         """Close; the WAL is folded into the file."""
         self._closed = True
         self.connection.close()
 
-    def _open(self) -> sqlite3.Connection:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.close(descriptor)
-        connection = connect(self.path)
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        """No error of SQLite's leaves this module, whatever its kind."""
+        if self._closed:
+            raise SpoolError(f"the spool {self.path} is closed")
         try:
-            connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-            # A smaller limit than the file has already is taken as the file's size.
-            connection.execute(f"PRAGMA max_page_count = {self._max_bytes // PAGE_BYTES}")
-            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            if verdict != "ok":
-                raise sqlite3.DatabaseError(f"database disk image is malformed: {verdict}")
-            self._migrate(connection)
-        except BaseException:
-            connection.close()
+            yield
+        except sqlite3.Error as error:
+            raise _translate(error, self.path) from error
+
+    def _pragma(self, name: str) -> int:
+        ((value,),) = self.query(f"PRAGMA {name}")
+        return int(value)
+
+    def _open(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = None
+        try:
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            connection = connect(self.path)
+            self._prepare(connection)
+        except BaseException as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise _translate(error, self.path) from error
+            if isinstance(error, OSError):
+                raise SpoolError(f"cannot open the spool {self.path}: {error.strerror}") from error
             raise
         return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
+        # The WAL of a small spool must not be many times the spool.
+        pages = max(16, min(_CHECKPOINT_PAGES, self._max_bytes // PAGE_BYTES // 4))
+        connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+        # A file that is larger than its limit was lowered to keeps room for changes of state beside its rows.
+        self._page_limit = max(self._max_bytes // PAGE_BYTES, self._pages_needed(connection))
+        connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise SpoolDamagedError(f"the spool {self.path} is damaged: {verdict}")
+        self._migrate(connection)
+
+    def _pages_needed(self, connection: sqlite3.Connection) -> int:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        return int(pages - free + _RESERVE_BYTES // PAGE_BYTES)
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -196,34 +262,9 @@ class Database:
         return aside
 
 
-class SpoolLock:
-    """Exclusive ownership of a spool directory for as long as the process lives."""
-
-    def __init__(self, directory: str) -> None:
-        """Take the lock; raises `SpoolLockedError` that names the owner."""
-        make_private_dir(directory)
-        path = os.path.join(directory, "lock")
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise UsageError(f"cannot write in the spool directory {directory}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(self._fd)
-            raise SpoolLockedError(f"the spool {directory} is in use by another uploader (process {owner})") from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-
-    def release(self) -> None:
-        """Give the lock back."""
-        os.close(self._fd)
-
-
 def connect(path: str) -> sqlite3.Connection:
     """Open a connection that may be used from several threads, one at a time, without implicit transactions."""
-    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10.0)
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
 
 
 def database_path(directory: str) -> str:
@@ -231,12 +272,10 @@ def database_path(directory: str) -> str:
     return os.path.join(directory, _FILE_NAME)
 
 
-def _is_damage(error: sqlite3.OperationalError) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-
-
-def _translate(error: sqlite3.OperationalError, path: str) -> SpoolError:
+def _translate(error: sqlite3.Error, path: str) -> SpoolError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
         return SpoolFullError(f"no room in the spool {path}: {error}")
-    return SpoolError(f"the spool {path} cannot be written: {error}")
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return SpoolDamagedError(f"the spool {path} is damaged: {error}")
+    return SpoolError(f"the spool {path} cannot be used: {error}")

@@ -7,6 +7,7 @@ may be tried now. Nothing has to be remembered across a restart.
 import heapq
 import itertools
 import logging
+import math
 import random
 import threading
 
@@ -16,16 +17,18 @@ from uploader.database import SpoolError
 from uploader.failures import DeliveryError, Remedy
 from uploader.intake import LATE_S, Intake
 from uploader.pool import WorkerPool
+from uploader.queues import Queues
 from uploader.records import Run
-from uploader.run import Policy, RunState, Step, next_step
+from uploader.run import Policy, Step, next_step
 from uploader.spool import Spool, open_runs
 from uploader.steps import Steps, park
+from uploader.trouble import TroubleReport
 
 log = logging.getLogger(__name__)
 
-WORKERS = 16
-MAX_CALLS_PER_DESTINATION = 8
-_LOG_INTERVAL_S = 60.0
+CALL_WORKERS = 32
+INNER_WORKERS = 2
+"""Batches are cut by threads of their own: calls that hang must not keep memory from being bounded."""
 _WAKE_SPREAD_S = 1.0
 
 
@@ -41,15 +44,19 @@ class Dispatcher:
         self._policy = policy
         self._clock = clock
         self._rng = rng
-        self._pool = WorkerPool(WORKERS)
+        self._calls = WorkerPool(CALL_WORKERS)
+        self._inner = WorkerPool(INNER_WORKERS)
+        # Taken before the spool's lock, never while that is held.
         self._lock = threading.RLock()
         self._heap: list[tuple[float, int, int]] = []
         self._tickets = itertools.count()
         self._ticket_of: dict[int, int] = {}
-        self._destinations: dict[str, Destination] = {}
-        self._logged_at: dict[str, float] = {}
+        self._queues = Queues(schedule=self._schedule_id, rng=rng)
+        self._trouble = TroubleReport(spool=spool, clock=clock)
         self._ended: set[int] = set()
-        self._flush = False
+        self._under_way = 0
+        self._abandoned = False
+        self._flush_frames_before = 0
         self.changed = threading.Event()
         """Set when `step_due` should be called before the time that it named."""
         for run in spool.runs.values():
@@ -58,16 +65,20 @@ class Dispatcher:
     def wake(self, run: Run) -> None:
         """Something has happened to the run: look at it soon."""
         with self._lock:
+            if run.id not in self._spool.runs:
+                return
             if run.record.has_ended and run.id not in self._ended:
                 self._ended.add(run.id)
-                self._hurry(run)
+                # Somebody may be waiting for the result.
+                run.not_before = min(run.not_before, max(self._clock.monotonic() + HURRY_S, run.not_sooner))
+                self._queues.hurry(run.id)
             self._schedule(run, 0.0)
         self.changed.set()
 
     def flush(self) -> None:
-        """Deliver what is there without waiting for the upload interval, from now on."""
+        """Deliver the rows that are there now without waiting for the upload interval."""
         with self._lock:
-            self._flush = True
+            self._flush_frames_before = self._spool.next_frame_id
             for run in list(self._spool.runs.values()):
                 self._schedule(run, 0.0)
         self.changed.set()
@@ -75,10 +86,9 @@ class Dispatcher:
     def retry_all_now(self) -> None:
         """Try everything at once, whatever was being waited for."""
         with self._lock:
-            for destination in self._destinations.values():
-                destination.not_before = 0.0
+            self._queues.forget_waits()
             for run in list(self._spool.runs.values()):
-                run.not_before = 0.0
+                run.not_before = run.refresh_not_before = 0.0
                 self._schedule(run, 0.0)
         self.changed.set()
 
@@ -89,7 +99,7 @@ class Dispatcher:
             with self._lock:
                 run = self._pop_due(now)
                 if run is None:
-                    return self._heap[0][0] if self._heap else float("inf")
+                    return self._heap[0][0] if self._heap else math.inf
                 self._consider(run, now)
 
     def undelivered(self) -> int:
@@ -97,109 +107,120 @@ class Dispatcher:
         with self._spool.lock:
             return sum(1 for run in open_runs(self._spool.runs.values()) if _has_work(run))
 
-    def busy(self) -> bool:
-        """Whether a step is under way."""
+    def is_flushed(self) -> bool:
+        """Whether all that was there at the last `flush` is delivered, and every run that has ended since."""
+        with self._spool.lock:
+            return not any(
+                run.record.has_ended or run.waiting_batches or self._is_to_be_flushed(run)
+                for run in open_runs(self._spool.runs.values())
+            )
+
+    def abandon(self) -> None:
+        """The process ends: whatever the steps under way come to is repeated after a restart, with the same effect."""
         with self._lock:
-            return any(run.busy for run in list(self._spool.runs.values()))
+            self._abandoned = True
+
+    @property
+    def steps_under_way(self) -> int:
+        """Steps that have not ended, the telling of collectors included."""
+        with self._lock:
+            return self._under_way
+
+    def run_is_over(self, run: Run) -> None:
+        """Forget a run that has ended, and let its collector know; called from any thread."""
+        with self._lock:
+            self._ended.discard(run.id)
+            self._trouble.forget(run)
+            self._queues.leave(run.id, self._clock.monotonic())
+        self._intake.run_is_over(run)
 
     # -- deciding ----------------------------------------------------------------------------------------------
 
     def _pop_due(self, now: float) -> Run | None:
         while self._heap:
             when, ticket, run_id = self._heap[0]
-            if self._ticket_of.get(run_id) != ticket:
-                heapq.heappop(self._heap)
-                continue
-            if when > now:
+            is_valid = self._ticket_of.get(run_id) == ticket
+            if is_valid and when > now:
                 return None
             heapq.heappop(self._heap)
-            del self._ticket_of[run_id]
-            run = self._spool.runs.get(run_id)
-            if run is not None:
-                return run
+            if is_valid:
+                del self._ticket_of[run_id]
+                run = self._spool.runs.get(run_id)
+                if run is not None:
+                    return run
         return None
 
     def _consider(self, run: Run, now: float) -> None:
         if run.busy:
             return
         step, look_again_at = self._next_step(run, now)
-        if step is None:
-            self._schedule(run, look_again_at)
-            return
         if step is Step.CLOSE_STALE and now - self._intake.looped_at > LATE_S:
             # The intake has not listened lately: it decides first whether anybody was heard.
-            self._schedule(run, now + LATE_S)
+            step, look_again_at = None, now + LATE_S
+        elif step is not None and now < run.not_before:
+            step, look_again_at = None, run.not_before
+        if step is None:
+            self._queues.leave(run.id, now)
+            self._schedule(run, look_again_at)
             return
-        name = self._steps.destination(run, step)
-        if name is None:
-            self._start(run, step, None, now)
-            return
-        if now < run.not_before:
+        try:
+            name = self._steps.destination(run, step)
+        except DeliveryError as error:
+            self._failed(run, step, None, error, now)
+            self._queues.leave(run.id, now)
             self._schedule(run, run.not_before)
             return
-        destination = self._destination(name)
-        if destination.admits(now):
-            destination.waiting.pop(run.id, None)
-            destination.begin(now)
+        if name is None:
+            self._queues.leave(run.id, now)
+            self._start(run, step, None, now)
+            return
+        destination = self._queues.destination(name)
+        if destination.admits(run.id, now):
+            destination.begin()
+            self._queues.leave(run.id, now)
             self._start(run, step, destination, now)
         else:
-            destination.waiting[run.id] = None
-            self._schedule_probe(destination)
+            self._queues.join(run.id, destination, now)
 
     def _next_step(self, run: Run, now: float) -> tuple[Step | None, float]:
         needs = self._steps.needs_credentials(run)
-        wants = not needs and self._steps.wants_refresh(run) and self._api_admits(run, now)
+        wants = not needs and self._steps.wants_refresh(run) and self._may_refresh(run, now)
         facts = run.facts(
             listening_since=self._intake.listening_since,
-            flush=self._flush,
+            flush=self._is_to_be_flushed(run),
             needs_credentials=needs,
             wants_refresh=wants,
         )
         return next_step(facts, self._policy, now)
 
-    def _api_admits(self, run: Run, now: float) -> bool:
+    def _may_refresh(self, run: Run, now: float) -> bool:
         """A refresh that is only wanted does not wait: the credentials at hand are still good."""
         name = self._steps.destination(run, Step.REFRESH)
-        return name is not None and now >= run.not_before and not self._destination(name).is_failing
+        return name is not None and now >= run.refresh_not_before and self._queues.destination(name).admits(run.id, now)
+
+    def _is_to_be_flushed(self, run: Run) -> bool:
+        return bool(run.frames) and run.frames[0] < self._flush_frames_before
 
     def _schedule(self, run: Run, when: float) -> None:
-        if when == float("inf"):
+        if when == math.inf:
             self._ticket_of.pop(run.id, None)
             return
         ticket = next(self._tickets)
         self._ticket_of[run.id] = ticket
         heapq.heappush(self._heap, (when, ticket, run.id))
 
-    def _schedule_probe(self, destination: Destination) -> None:
-        """One of those that wait tries a failing destination when its time has come."""
-        if destination.is_failing and not destination.calls and destination.waiting:
-            run = self._spool.runs.get(next(iter(destination.waiting)))
-            if run is None:
-                destination.waiting.popitem(last=False)
-                self._schedule_probe(destination)
-            else:
-                self._schedule(run, destination.not_before)
-
-    def _destination(self, name: str) -> Destination:
-        if name not in self._destinations:
-            self._destinations[name] = Destination(name, most_calls=MAX_CALLS_PER_DESTINATION, rng=self._rng)
-        return self._destinations[name]
-
-    def _hurry(self, run: Run) -> None:
-        """The run has ended and somebody may be waiting for it."""
-        now = self._clock.monotonic()
-        run.not_before = min(run.not_before, now + HURRY_S)
-        for destination in self._destinations.values():
-            if run.id in destination.waiting:
-                destination.hurry(now)
-                destination.waiting.move_to_end(run.id, last=False)
-                self._schedule_probe(destination)
+    def _schedule_id(self, run_id: int, when: float) -> None:
+        run = self._spool.runs.get(run_id)
+        if run is not None:
+            self._schedule(run, when)
 
     # -- doing -------------------------------------------------------------------------------------------------
 
     def _start(self, run: Run, step: Step, destination: Destination | None, now: float) -> None:
         run.busy = True
-        self._pool.submit(lambda: self._do(run, step, destination, now))
+        self._under_way += 1
+        pool = self._inner if destination is None else self._calls
+        pool.submit(lambda: self._do(run, step, destination, now))
 
     def _do(self, run: Run, step: Step, destination: Destination | None, began_at: float) -> None:
         error: Exception | None = None
@@ -208,154 +229,133 @@ class Dispatcher:
         except (DeliveryError, SpoolError) as failure:
             error = failure
         except Exception as failure:
+            if self._abandoned:
+                return
             # A defect in one run's step must not take the others with it: it is shown, and tried again later.
             log.exception("step failed unexpectedly run=%s step=%s", run.record.run_id or run.record.key, step)
             error = failure
         with self._lock:
-            now = self._clock.monotonic()
+            if self._abandoned:
+                return
             if destination is not None:
                 destination.calls -= 1
-            if error is None:
-                self._succeeded(run, destination)
-            else:
-                self._failed(run, step, destination, error, began_at)
-            run.busy = False
-            if run.id in self._spool.runs:
-                self._schedule(run, 0.0)
-            else:
-                self._ended.discard(run.id)
-                self._intake.run_is_over(run)
-            if destination is not None:
-                self._wake_waiting(destination, now)
+            try:
+                if error is None:
+                    self._succeeded(run, step, destination)
+                else:
+                    self._failed(run, step, destination, error, began_at)
+            finally:
+                run.busy = False
+                if run.id in self._spool.runs:
+                    self._schedule(run, 0.0)
+                else:
+                    self.run_is_over(run)
+                if destination is not None:
+                    self._queues.wake(destination, self._clock.monotonic())
+                self._under_way -= 1
         self.changed.set()
 
-    def _succeeded(self, run: Run, destination: Destination | None) -> None:
+    def _succeeded(self, run: Run, step: Step, destination: Destination | None) -> None:
         if destination is None:
             return
+        run.failing_since = None
         run.attempts = 0
-        run.not_before = 0.0
-        if destination.succeeded():
-            now = self._clock.monotonic()
-            log.info(
-                "destination is back destination=%s after_s=%.0f", destination.name, now - destination.failing_since
-            )
-            self._logged_at.pop(destination.name, None)
-            self._show(destination, now)
-            for run_id in destination.waiting:
-                waiting = self._spool.runs.get(run_id)
-                if waiting is not None:
-                    waiting.not_before = now + self._rng.uniform(0.0, _WAKE_SPREAD_S)
-                    self._schedule(waiting, waiting.not_before)
-            destination.waiting.clear()
+        run.not_before = run.not_sooner = 0.0
+        if step is Step.REFRESH:
+            run.refresh_attempts = 0
+        self._answered(destination)
+
+    def _answered(self, destination: Destination) -> None:
+        now = self._clock.monotonic()
+        if not destination.succeeded(now):
+            return
+        self._trouble.destination_is_back(destination)
+        for run_id in self._queues.release(destination):
+            waiting = self._spool.runs.get(run_id)
+            if waiting is not None:
+                waiting.not_before = now + self._rng.uniform(0.0, _WAKE_SPREAD_S)
+                self._schedule(waiting, waiting.not_before)
 
     def _failed(self, run: Run, step: Step, destination: Destination | None, error: Exception, began_at: float) -> None:
         now = self._clock.monotonic()
+        failing_since, run.failing_since = run.failing_since, run.failing_since or now
         run.attempts += 1
-        if not isinstance(error, DeliveryError) or destination is None:
+        if not isinstance(error, DeliveryError):
             run.not_before = now + backoff(run.attempts, rng=self._rng)
-            self._note(run, step, error, run.not_before)
+        elif error.remedy is Remedy.GIVE_UP:
+            self._give_up(run, destination, error, now)
             return
-        if error.remedy is Remedy.GIVE_UP:
-            self._park(run, error)
-            return
-        if error.remedy is Remedy.REFRESH:
-            self._credentials_refused(run, error, now, step)
-            return
+        elif error.remedy is Remedy.REFRESH:
+            self._credentials_refused(run, destination, error, now)
+        elif destination is None:
+            run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
+        else:
+            self._delay(run, step, destination, error, now, began_at=began_at, failing_since=failing_since)
+        self._trouble.step_failed(run, step, error, self._next_try(run))
+
+    def _next_try(self, run: Run) -> float:
+        destination = self._queues.queued_at(run.id)
+        return run.not_before if destination is None else destination.next_try_at(run.id)
+
+    def _delay(
+        self,
+        run: Run,
+        step: Step,
+        destination: Destination,
+        error: DeliveryError,
+        now: float,
+        *,
+        began_at: float,
+        failing_since: float | None,
+    ) -> None:
         slowly = error.remedy is Remedy.RETRY_SLOWLY
-        wait = (
-            slow_backoff(run.attempts, rng=self._rng)
-            if slowly
-            else backoff(run.attempts, rng=self._rng, retry_after_s=error.retry_after_s)
-        )
-        run.not_before = now + wait
         # Authorisation at the API is the same for all runs; what storage refuses may be this run's own affair.
-        certain = error.status_code is None or (slowly and step is not Step.PUT)
+        certain = error.status_code is None or error.retry_after_s is not None or (slowly and step is not Step.PUT)
         began = destination.failed(
             run.id,
             now,
             str(error),
             began_at=began_at,
+            run_failing_since=failing_since,
             certain=certain,
             slowly=slowly,
             retry_after_s=error.retry_after_s,
         )
         if destination.is_failing:
+            self._trouble.destination_failed(destination, began=began)
+        if step is Step.REFRESH and not self._steps.needs_credentials(run):
+            # The credentials at hand are still good: uploads go on.
+            run.refresh_attempts += 1
+            run.refresh_not_before = now + backoff(
+                run.refresh_attempts, rng=self._rng, retry_after_s=error.retry_after_s
+            )
+        elif destination.is_failing:
             # Back-off belongs to the destination now; this run queues up behind those that wait already.
             run.not_before = 0.0
-            destination.waiting[run.id] = None
-            destination.waiting.move_to_end(run.id)
-            self._log_destination(destination, now, began=began)
-            self._note(run, step, error, destination.not_before)
+            self._queues.join(run.id, destination, now)
+        elif slowly:
+            run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
         else:
-            self._note(run, step, error, run.not_before)
+            run.not_before = now + backoff(run.attempts, rng=self._rng, retry_after_s=error.retry_after_s)
+            run.not_sooner = run.not_before if error.retry_after_s else 0.0
 
-    def _credentials_refused(self, run: Run, error: Exception, now: float, step: Step) -> None:
+    def _credentials_refused(self, run: Run, destination: Destination | None, error: DeliveryError, now: float) -> None:
         run.credentials = None
         run.credentials_refused += 1
         # The first refusal is what expiry looks like; new credentials that are refused as well are another matter.
         if run.credentials_refused > 1:
             run.not_before = now + backoff(run.credentials_refused, rng=self._rng)
-        self._note(run, step, error, run.not_before)
+        if destination is not None and error.status_code is not None:
+            self._answered(destination)
 
-    def _park(self, run: Run, error: Exception) -> None:
+    def _give_up(self, run: Run, destination: Destination | None, error: DeliveryError, now: float) -> None:
+        if destination is not None and error.status_code is not None:
+            self._answered(destination)
         try:
             park(self._spool, run, error)
         except SpoolError as failure:
-            run.not_before = self._clock.monotonic() + backoff(run.attempts, rng=self._rng)
+            run.not_before = now + backoff(run.attempts, rng=self._rng)
             log.error("cannot park run=%s error=%s", run.record.run_id, failure)  # noqa: TRY400 -- no defect, no trace
-
-    def _wake_waiting(self, destination: Destination, now: float) -> None:
-        if destination.is_failing:
-            self._schedule_probe(destination)
-        elif destination.waiting:
-            run = self._spool.runs.get(destination.waiting.popitem(last=False)[0])
-            if run is not None:
-                self._schedule(run, now)
-
-    # -- telling -----------------------------------------------------------------------------------------------
-
-    def _note(self, run: Run, step: Step, error: Exception, next_try: float) -> None:
-        """Show the failure to `status`, and log it unless the destination's own line says it already."""
-        now = self._clock.monotonic()
-        wall = self._clock.now()
-        name = run.record.run_id or run.record.key
-        key = f"run:{run.id}"
-        if now - self._logged_at.get(key, -_LOG_INTERVAL_S) >= _LOG_INTERVAL_S:
-            self._logged_at[key] = now
-            log.warning("step failed run=%s step=%s next_try_in_s=%.1f error=%s", name, step, next_try - now, error)
-        if run.record.state is RunState.PARKED or run.id not in self._spool.runs:
-            return
-        try:
-            self._spool.update(
-                run, last_error=str(error), last_error_at=wall, next_try_at=wall + max(0.0, next_try - now)
-            )
-        except SpoolError as failure:
-            log.warning("cannot note a failed step run=%s error=%s", name, failure)
-
-    def _log_destination(self, destination: Destination, now: float, *, began: bool) -> None:
-        self._show(destination, now)
-        if began or now - self._logged_at.get(destination.name, 0.0) >= _LOG_INTERVAL_S:
-            self._logged_at[destination.name] = now
-            log.warning(
-                "destination is failing destination=%s attempts=%d next_try_in_s=%.1f error=%s",
-                destination.name,
-                destination.attempts,
-                destination.not_before - now,
-                destination.error,
-            )
-
-    def _show(self, destination: Destination, now: float) -> None:
-        wall = self._clock.now()
-        try:
-            self._spool.note_destination(
-                destination.name,
-                attempts=destination.attempts,
-                next_try_at=wall + destination.not_before - now,
-                error=destination.error,
-                since=wall + destination.failing_since - now,
-            )
-        except SpoolError as error:
-            log.warning("cannot note the state of a destination destination=%s error=%s", destination.name, error)
 
 
 def _has_work(run: Run) -> bool:

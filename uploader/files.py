@@ -1,24 +1,28 @@
 """Files that are there whole or not at all, also after a power cut."""
 
+import contextlib
 import os
-import tempfile
 
 
 def write_atomically(path: str, content: bytes) -> None:
     """Write `content` under `path` (mode 0600): a reader sees the old file or the new one, never a part.
 
-    Durable when it returns; raises `OSError`.
+    Durable when it returns; raises `OSError`. A name has one writer at a time: what one that was killed has left behind
+    is overwritten by the next.
     """
-    directory = os.path.dirname(path)
-    descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=".", suffix=".part")
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f".{name}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
         raise
     sync_directory(directory)
 

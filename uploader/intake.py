@@ -4,7 +4,6 @@ One thread owns the socket. Nothing that a peer sends is fatal: what is not a me
 """
 
 import logging
-import math
 import queue
 import threading
 from collections import Counter
@@ -15,9 +14,7 @@ import msgspec
 from protocol.clock import Clock
 from protocol.errors import BadMessageError
 from protocol.messages import (
-    MAX_RUN_KEY_CHARS,
     MAX_SEQUENCE,
-    PROTOCOL_VERSION,
     Ack,
     Finish,
     Finished,
@@ -35,22 +32,24 @@ from protocol.transport import Router
 from uploader.batch import object_uri
 from uploader.database import SpoolError, SpoolFullError
 from uploader.records import Run, RunRecord
-from uploader.run import RunState
-from uploader.spool import NotOwnerError, RunClosedError, Spool, StoredFrame, SupersededError
+from uploader.run import Policy, RunState
+from uploader.screening import MAX_FRAME_ROWS, cleaned, complaint, sound_finish, sound_timestamps
+from uploader.spool import Spool
+from uploader.spooled import NotOwnerError, RunClosedError, StoredFrame, SupersededError
 
 log = logging.getLogger(__name__)
 
 GROUP_FRAMES = 1000
 """Most frames that one transaction waits for."""
-MAX_METADATA_BYTES = 16 << 10
-MAX_INCARNATION_CHARS = 64
-MAX_INTERVAL_S = 86_400.0
+GROUP_BYTES = 16 << 20
+_RECEIVE_FRAMES = 64
 _LOOP_S = 1.0
 LATE_S = 3.0
 """A loop that took longer was stopped or starved: collectors were not heard meanwhile."""
 _FULL_LOG_INTERVAL_S = 60.0
 _MAX_FINISHED_BYTES = 32 << 10
 _FINISHED_OBJECTS = 100
+_RECOVER_S = 1.0
 
 
 class _Session:
@@ -65,18 +64,23 @@ class _Session:
         self.next_seq = run.acked_seq + 1
         self.finish: Finish | None = None
 
+    def forget_group(self) -> None:
+        """Count on nothing that is not durable."""
+        self.finish = None
+        self.next_seq = self.run.acked_seq + 1
+
 
 class Intake:
     """The socket's loop. `wake_run` is told of runs for which something may be due now."""
 
     def __init__(
-        self, *, router: Router, spool: Spool, clock: Clock, wake_run: Callable[[Run], None], max_batch_rows: int
+        self, *, router: Router, spool: Spool, clock: Clock, wake_run: Callable[[Run], None], policy: Policy
     ) -> None:
         self._router = router
         self._spool = spool
         self._clock = clock
         self._wake_run = wake_run
-        self._max_batch_rows = max_batch_rows
+        self._policy = policy
         self._sessions: dict[bytes, _Session] = {}
         self._session_of_run: dict[int, _Session] = {}
         self._frames: list[StoredFrame] = []
@@ -94,23 +98,52 @@ class Intake:
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; `Router.wake` makes it look at the event at once."""
         while not stop.is_set():
-            self.serve_once(_LOOP_S)
+            try:
+                self.serve_once(_LOOP_S)
+            except Exception:
+                # A defect must not deafen the uploader: collectors send again what was not acknowledged.
+                log.exception("intake failed unexpectedly")
+                self._forget_group()
+                self._clock.wait(stop, _RECOVER_S)
+        self._tell_finished()
 
     def serve_once(self, timeout_s: float) -> None:
         """Take one group: receive, store, acknowledge."""
-        received, malformed = self._router.receive(most=GROUP_FRAMES, timeout_s=timeout_s)
-        now = self._clock.monotonic()
-        if now - self.looped_at > LATE_S + timeout_s:
-            self.listening_since = now
-        self.looped_at = now
-        self.counts["malformed"] += malformed
+        received = self._receive(timeout_s)
+        began_at = self._clock.monotonic()
+        if began_at - self.looped_at > LATE_S + timeout_s:
+            self.listening_since = began_at
         if received:
-            self.heard_at = now
+            self.heard_at = began_at
         for identity, frame in received:
             self.counts["frames"] += 1
             self._take(identity, frame)
         self._commit()
         self._tell_finished()
+        now = self._clock.monotonic()
+        if now - began_at > LATE_S:
+            self.listening_since = now
+        # Told last: whoever sees it knows that all that had come before is taken into account.
+        self.looped_at = now
+
+    def _receive(self, timeout_s: float) -> list[tuple[bytes, bytes]]:
+        """Wait for messages and return what is there, as long as it can be held in memory and on disk at once."""
+        received: list[tuple[bytes, bytes]] = []
+        size = 0
+        while len(received) < GROUP_FRAMES and size < GROUP_BYTES:
+            some, malformed = self._router.receive(most=_RECEIVE_FRAMES, timeout_s=0.0 if received else timeout_s)
+            self.counts["malformed"] += malformed
+            received += some
+            size += sum(len(frame) for _, frame in some)
+            if len(some) + malformed < _RECEIVE_FRAMES:
+                break
+        return received
+
+    def _forget_group(self) -> None:
+        self._frames = []
+        self._touched = {}
+        for session in self._sessions.values():
+            session.forget_group()
 
     def run_is_over(self, run: Run) -> None:
         """Tell the run's collector how it ended; may be called from any thread."""
@@ -150,8 +183,13 @@ class Intake:
         samples, first = message.samples, message.first_seq
         count = len(samples)
         last = first + count - 1
-        if not count or not 1 <= first <= last <= MAX_SEQUENCE or not _sound_timestamps(message):
+        if not count or not 1 <= first <= last <= MAX_SEQUENCE or not sound_timestamps(message):
             self.counts["bad"] += 1
+            return
+        if count > MAX_FRAME_ROWS:
+            self.counts[f"rejected:{RejectCode.TOO_BIG}"] += 1
+            text = f"a message has at most {MAX_FRAME_ROWS} samples"
+            self._reply(session.identity, Reject(RejectCode.TOO_BIG, text, retry=True))
             return
         if session.run.record.has_ended and last > session.run.acked_seq:
             self._reply(session.identity, Reject(RejectCode.CLOSED, "this run has ended", seq=session.run.acked_seq))
@@ -173,11 +211,15 @@ class Intake:
         session.next_seq = last + 1
 
     def _finish(self, session: _Session, message: Finish) -> None:
+        if session.run.record.closed_as_stale:
+            text = "this run was closed as stale"
+            self._reply(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
+            return
         self._touched[session.identity] = session
         if session.run.record.has_ended or message.last_seq > session.next_seq - 1:
             # A repetition is acknowledged again; one before the last row waits until the rows are here.
             return
-        if message.last_seq < session.next_seq - 1 or not _sound_finish(message):
+        if message.last_seq < session.next_seq - 1 or not sound_finish(message):
             self.counts["bad"] += 1
             return
         session.finish = message
@@ -185,13 +227,13 @@ class Intake:
     # -- greeting ----------------------------------------------------------------------------------------------
 
     def _hello(self, identity: bytes, hello: Hello) -> None:
-        complaint = _complaint(hello)
-        if complaint is not None:
-            self.counts[f"rejected:{complaint.code}"] += 1
-            self._reply(identity, complaint)
+        rejection = complaint(hello)
+        if rejection is not None:
+            self.counts[f"rejected:{rejection.code}"] += 1
+            self._reply(identity, rejection)
             return
         try:
-            run = self._spool.greet(hello, owner="")
+            run = self._spool.greet(cleaned(hello), owner="")
         except SupersededError as error:
             self._reply(identity, Reject(RejectCode.SUPERSEDED, str(error)))
         except NotOwnerError as error:
@@ -230,7 +272,7 @@ class Intake:
     def _greet_after_end(self, identity: bytes, hello: Hello, closed: RunClosedError) -> None:
         """The collector that ended the run may not have heard so; everybody else needs a new run."""
         record = self._spool.ended_record(hello.run_key)
-        if record is None or record.incarnation != hello.incarnation or record.closed_as_stale:
+        if record is None or record.incarnation != hello.incarnation or record.state is not RunState.FINISHED:
             self._reply(identity, Reject(RejectCode.CLOSED, str(closed), seq=closed.seq))
             return
         self._reply(identity, Welcome(closed.seq + 1, record.run_id))
@@ -246,6 +288,7 @@ class Intake:
         if frames or finishes:
             try:
                 self._spool.store(frames, finishes)
+                self.counts["rows"] += sum(frame.rows for frame in frames)
             except SpoolError as error:
                 self._note_full(error)
                 self._refuse(touched)
@@ -253,13 +296,21 @@ class Intake:
             if frames and self._full_logged_at is not None:
                 self._full_logged_at = None
                 log.info("spool has room again")
-        self.counts["rows"] += sum(frame.rows for frame in frames)
         for session in touched.values():
-            session.finish = None
             run = session.run
-            self._reply(session.identity, Ack(run.acked_seq, finish=run.record.has_ended))
-            if run.record.has_ended or run.open_rows >= self._max_batch_rows:
+            lost = session.next_seq != run.acked_seq + 1
+            session.forget_group()
+            if lost:
+                # The run has ended between the message and its transaction: the rows are not part of it.
+                text = "this run has ended"
+                self._reply(session.identity, Reject(RejectCode.CLOSED, text, seq=run.acked_seq))
+                continue
+            self._reply(session.identity, Ack(run.acked_seq, finish=_is_finish_durable(run)))
+            if run.record.has_ended or self._fills_a_batch(run):
                 self._wake_run(run)
+
+    def _fills_a_batch(self, run: Run) -> bool:
+        return run.open_rows >= self._policy.max_batch_rows or run.open_bytes >= self._policy.max_batch_bytes
 
     def _refuse(self, touched: dict[bytes, _Session]) -> None:
         """No row of the group is durable: forget what was counted on, and let the collectors hold on.
@@ -267,8 +318,8 @@ class Intake:
         An end whose rows are all here needs no room for rows: it is taken by itself.
         """
         for session in touched.values():
-            finish, session.finish = session.finish, None
-            session.next_seq = session.run.acked_seq + 1
+            finish = session.finish
+            session.forget_group()
             if finish is not None and finish.last_seq == session.run.acked_seq and self._store_finish(session, finish):
                 continue
             self._reply(session.identity, Reject(RejectCode.BUSY, "no room in the spool", retry=True))
@@ -279,7 +330,7 @@ class Intake:
         except SpoolError as error:
             self._note_full(error)
             return False
-        self._reply(session.identity, Ack(session.run.acked_seq, finish=True))
+        self._reply(session.identity, Ack(session.run.acked_seq, finish=_is_finish_durable(session.run)))
         self._wake_run(session.run)
         return True
 
@@ -328,35 +379,5 @@ def _finished_message(record: RunRecord) -> Finished:
     return message
 
 
-def _sound_timestamps(message: Samples) -> bool:
-    return all(0.0 < sample.timestamp < math.inf for sample in message.samples)
-
-
-def _sound_finish(message: Finish) -> bool:
-    code = message.exit_code
-    peak = message.peak_memory_mib
-    return (
-        message.status in {"finished", "failed"}
-        and (code is None or 0 <= code <= 255)
-        and 0.0 <= message.time < math.inf
-        and (peak is None or 0.0 <= peak < math.inf)
-        and len(message.accounting) <= MAX_INCARNATION_CHARS
-    )
-
-
-def _complaint(hello: Hello) -> Reject | None:
-    """Return why the greeting is not accepted, in words for the person who reads it at the collector."""
-    if hello.version != PROTOCOL_VERSION:
-        text = f"this uploader speaks version {PROTOCOL_VERSION} of the protocol, not {hello.version}"
-        return Reject(RejectCode.UNKNOWN_VERSION, text)
-    if not hello.run_key or len(hello.run_key) > MAX_RUN_KEY_CHARS or not hello.run_key.isprintable():
-        return Reject(RejectCode.NOT_ALLOWED, f"a run key has 1 to {MAX_RUN_KEY_CHARS} printable characters")
-    if not 1 <= len(hello.incarnation) <= MAX_INCARNATION_CHARS:
-        return Reject(RejectCode.NOT_ALLOWED, "the incarnation is missing or too long")
-    if not 0.0 < hello.interval_s <= MAX_INTERVAL_S:
-        return Reject(RejectCode.NOT_ALLOWED, f"the interval must be above 0 and at most {MAX_INTERVAL_S:.0f} s")
-    if not 0 <= hello.oldest_seq <= MAX_SEQUENCE:
-        return Reject(RejectCode.NOT_ALLOWED, "the sequence number is out of range")
-    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > MAX_METADATA_BYTES:
-        return Reject(RejectCode.TOO_BIG, f"the metadata are longer than {MAX_METADATA_BYTES} bytes")
-    return None
+def _is_finish_durable(run: Run) -> bool:
+    return run.record.has_ended and not run.record.closed_as_stale

@@ -1,43 +1,68 @@
 """Asks the owner of a spool for something, or does it where nobody owns the spool."""
 
+import contextlib
+import sqlite3
 import threading
-from contextlib import closing
 
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
-from uploader.database import MIN_SPOOL_BYTES, Database, SpoolLock, SpoolLockedError, connect, database_path
+from uploader.database import SpoolLockedError, connect, database_path
+from uploader.ownership import SpoolLock, owner_pid
 from uploader.requests import DISCARD, DONE, discard_run, retry_run
-from uploader.spool import Spool
+from uploader.spool import open_spool
 
 _ANSWER_S = 15.0
 _POLL_S = 0.05
-_UNLIMITED_BYTES = 1 << 45
+_UNLIMITED_BYTES = 1 << 43
 
 
 class RefusedError(SentinelStreamError):
     """What was asked for was not done; the text says why."""
 
 
-def ask(spool_dir: str, kind: str, run: int, *, clock: Clock, until_gone_s: float | None = None) -> None:
-    """Have it done; raises `RefusedError` with the reason when it was not.
+class _OwnerGoneError(SentinelStreamError):
+    """The uploader ended before it answered."""
 
-    With `until_gone_s` it also waits until the owner has ended.
-    """
+
+def ask(spool_dir: str, kind: str, run: int, *, clock: Clock) -> None:
+    """Have a run discarded or retried; raises `RefusedError` with the reason when it was not."""
+    deadline = clock.monotonic() + _ANSWER_S
+    while clock.monotonic() < deadline:
+        # An uploader may come or go at any moment between two looks: then once more.
+        with contextlib.suppress(_OwnerGoneError, SpoolLockedError):
+            if owner_pid(spool_dir) is not None:
+                _ask_owner(spool_dir, kind, run, clock, deadline)
+            else:
+                _do_here(spool_dir, kind, run, clock)
+            return
+    raise RefusedError(f"the uploader did not answer within {_ANSWER_S:.0f} s")
+
+
+def ask_to_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
+    """Have the uploader that owns the spool deliver what is there and end, and wait until it has."""
     try:
-        lock = SpoolLock(spool_dir)
-    except SpoolLockedError:
-        _ask_owner(spool_dir, kind, run, clock)
-        if until_gone_s is not None:
-            _wait_until_gone(spool_dir, clock, until_gone_s)
+        # The timeout travels where other requests name their run.
+        _ask_owner(spool_dir, "drain", round(timeout_s), clock, clock.monotonic() + _ANSWER_S)
+    except _OwnerGoneError:
         return
+    never = threading.Event()
+    deadline = clock.monotonic() + timeout_s + _ANSWER_S
+    while owner_pid(spool_dir) is not None:
+        if clock.monotonic() >= deadline:
+            raise RefusedError("the uploader has not ended in time")
+        clock.wait(never, _POLL_S)
+
+
+def _do_here(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
+    lock = SpoolLock(spool_dir, clock=clock)
     try:
-        _do(spool_dir, kind, run, clock)
+        _do(spool_dir, kind, number, clock)
     finally:
         lock.release()
 
 
 def _do(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
-    spool = Spool(Database(spool_dir, max_bytes=max(_UNLIMITED_BYTES, MIN_SPOOL_BYTES)), clock=clock)
+    spool = open_spool(spool_dir, max_bytes=_UNLIMITED_BYTES, clock=clock)
     try:
         run = spool.runs.get(number)
         if run is None:
@@ -49,30 +74,29 @@ def _do(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
         raise RefusedError(answer)
 
 
-def _ask_owner(spool_dir: str, kind: str, run: int, clock: Clock) -> None:
-    never = threading.Event()
-    with closing(connect(database_path(spool_dir))) as connection:
-        request = connection.execute("INSERT INTO requests (kind, run) VALUES (?, ?)", (kind, run)).lastrowid
-        deadline = clock.monotonic() + _ANSWER_S
-        answer: str | None = None
-        while answer is None and clock.monotonic() < deadline:
-            clock.wait(never, _POLL_S)
-            (answer,) = connection.execute("SELECT answer FROM requests WHERE id = ?", (request,)).fetchone()
-        connection.execute("DELETE FROM requests WHERE id = ?", (request,))
-    if answer is None:
-        raise RefusedError(f"the uploader did not answer within {_ANSWER_S:.0f} s")
+def _ask_owner(spool_dir: str, kind: str, run: int, clock: Clock, deadline: float) -> None:
+    try:
+        with contextlib.closing(connect(database_path(spool_dir))) as connection:
+            request = connection.execute("INSERT INTO requests (kind, run) VALUES (?, ?)", (kind, run)).lastrowid
+            try:
+                answer = _await_answer(connection, request, spool_dir, clock, deadline)
+            finally:
+                connection.execute("DELETE FROM requests WHERE id = ?", (request,))
+    except sqlite3.Error as error:
+        raise RefusedError(f"cannot ask the uploader through its spool {spool_dir}: {error}") from error
     if answer != DONE:
         raise RefusedError(answer)
 
 
-def _wait_until_gone(spool_dir: str, clock: Clock, timeout_s: float) -> None:
+def _await_answer(
+    connection: sqlite3.Connection, request: int | None, spool_dir: str, clock: Clock, deadline: float
+) -> str:
     never = threading.Event()
-    deadline = clock.monotonic() + timeout_s
     while clock.monotonic() < deadline:
-        try:
-            SpoolLock(spool_dir).release()
-        except SpoolLockedError:
-            clock.wait(never, _POLL_S)
-        else:
-            return
-    raise RefusedError("the uploader has not ended in time")
+        row = connection.execute("SELECT answer FROM requests WHERE id = ?", (request,)).fetchone()
+        if row is None or (row[0] is None and owner_pid(spool_dir) is None):
+            raise _OwnerGoneError("the uploader ended before it answered")
+        if row[0] is not None:
+            return str(row[0])
+        clock.wait(never, _POLL_S)
+    raise RefusedError(f"the uploader did not answer within {_ANSWER_S:.0f} s")

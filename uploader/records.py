@@ -6,9 +6,13 @@ from typing import Any
 import msgspec
 
 from protocol.messages import Finish, Hello
+from protocol.sample import CSV_HEADER
 from protocol.statistics import RunStatistics
-from uploader.ports import Credentials, RunDescription
+from uploader.ports import Credentials, Registration, RunDescription
 from uploader.run import ENDED_STATES, Facts, RunState
+
+_MAX_TEXT_PER_ENCODED_BYTE = 5
+_MAX_TEXT_PER_ROW_BYTES = 64
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,14 +95,20 @@ class Run:
         "credentials",
         "credentials_refused",
         "cut_at",
+        "failing_since",
         "frames",
         "heard_at",
         "id",
         "last_timestamp",
         "not_before",
+        "not_sooner",
         "open_bytes",
         "open_rows",
         "record",
+        "refresh_attempts",
+        "refresh_not_before",
+        "registration",
+        "response",
         "waiting_batches",
     )
 
@@ -118,8 +128,19 @@ class Run:
         self.cloud_pending = False
         self.credentials: Credentials | None = None
         self.credentials_refused = 0
+        self.registration: Registration | None = None
+        """An answer that could not be written down yet: asking again would make another run at the server."""
+        self.response: dict[str, Any] | None = None
+        """The same for `finish`."""
         self.attempts = 0
+        """Failures since the last success."""
+        self.failing_since: float | None = None
         self.not_before = 0.0
+        self.not_sooner = 0.0
+        """A server's wish for this run, which no hurry shortens."""
+        self.refresh_attempts = 0
+        self.refresh_not_before = 0.0
+        """Holds for a refresh that is only wanted; uploads go on meanwhile."""
         self.busy = False
 
     def facts(self, *, listening_since: float, flush: bool, needs_credentials: bool, wants_refresh: bool) -> Facts:
@@ -131,8 +152,12 @@ class Run:
             open_rows=self.open_rows,
             open_bytes=self.open_bytes,
             waiting_batches=self.waiting_batches,
-            # A column of msgpack takes up to 9 bytes, and up to 20 as text.
-            total_csv_bytes=record.csv_bytes + 2 * self.open_bytes + 1024,
+            # One byte of msgpack may be four as text with its comma (-32), five are up to 21; columns that a row leaves
+            # out are commas all the same.
+            total_csv_bytes=record.csv_bytes
+            + _MAX_TEXT_PER_ENCODED_BYTE * self.open_bytes
+            + _MAX_TEXT_PER_ROW_BYTES * self.open_rows
+            + len(CSV_HEADER),
             was_put=record.put_tried,
             created_at=self.created_at,
             cut_at=self.cut_at,

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from uploader.database import SpoolError
 from uploader.records import Run
 from uploader.run import Event, RunState, TransitionError
-from uploader.spool import Request, Spool
+from uploader.spool import Spool
+from uploader.spooled import Request
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ DONE = "done"
 def answer_requests(
     spool: Spool, *, wake: Callable[[Run], None], over: Callable[[Run], None], drain: Callable[[float], None]
 ) -> None:
-    """Do what is asked and write the answer: `done`, or why not."""
+    """Do what is asked and write the answer: `done`, or why not. Raises `SpoolError` when that cannot be written."""
     for request in spool.requests():
         try:
             if request.kind == DRAIN:

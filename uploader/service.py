@@ -14,12 +14,13 @@ from protocol.addresses import Address
 from protocol.clock import Clock
 from protocol.errors import UsageError
 from protocol.transport import Router
-from uploader.database import Database, SpoolError, SpoolLock
+from uploader.database import SpoolError
 from uploader.dispatch import Dispatcher
 from uploader.intake import Intake
+from uploader.ownership import SpoolLock
 from uploader.requests import answer_requests
 from uploader.run import Policy
-from uploader.spool import Spool, open_runs
+from uploader.spool import open_runs, open_spool
 from uploader.steps import Steps, Target
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 STOP_DRAIN_S = 8.0
 ENDING_COLLECTORS_S = 2.0
 """How long a stop waits for collectors that are told to stop at the same moment to say how their jobs ended."""
-_TICK_S = 1.0
+_TICK_S = 0.5
 _MAINTENANCE_S = 60.0
 
 
@@ -42,7 +43,10 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    """One uploader process. `stop` may be called from a signal handler: once to drain, twice to leave at once."""
+    """One uploader process. `stop` may be called from another thread: once to drain, twice to leave at once.
+
+    Not from a signal handler: it sets an event, whose lock the interrupted thread may hold.
+    """
 
     def __init__(self, config: ServiceConfig, *, target: Target, clock: Clock) -> None:
         """Take the spool and start to listen; raises `UsageError` or `SpoolError`."""
@@ -51,16 +55,12 @@ class Service:
         self._target = target
         self._stops = 0
         self._drain_until: float | None = None
-        self._lock = SpoolLock(config.spool_dir)
+        self._active_at = clock.monotonic()
+        self._lock = SpoolLock(config.spool_dir, clock=clock)
         try:
             _raise_descriptor_limit()
-            database = Database(config.spool_dir, max_bytes=config.spool_max_bytes)
-            if database.set_aside is not None:
-                log.error("spool was not readable and is set aside file=%s", database.set_aside)
-            self._spool = Spool(database, clock=clock)
-            for address in config.addresses:
-                _refuse_socket_in_use(address)
-            self._router = Router(config.addresses)
+            self._spool = open_spool(config.spool_dir, max_bytes=config.spool_max_bytes, clock=clock)
+            self._router = self._listen()
         except BaseException:
             self._lock.release()
             raise
@@ -70,7 +70,7 @@ class Service:
             spool=self._spool,
             clock=clock,
             wake_run=self._wake_run,
-            max_batch_rows=policy.max_batch_rows,
+            policy=policy,
         )
         steps = Steps(spool=self._spool, target=target, policy=policy, clock=clock)
         self._dispatcher = Dispatcher(
@@ -112,6 +112,15 @@ class Service:
             left = self._close(intake)
         return left
 
+    def _listen(self) -> Router:
+        try:
+            for address in self._config.addresses:
+                _refuse_socket_in_use(address)
+            return Router(self._config.addresses)
+        except BaseException:
+            self._spool.close()
+            raise
+
     def _wake_run(self, run: object) -> None:
         self._dispatcher.wake(run)  # type: ignore[arg-type]  # the intake is made before the dispatcher
 
@@ -123,8 +132,7 @@ class Service:
             now = self._clock.monotonic()
             seen = self._answer(seen)
             if now >= next_maintenance:
-                next_maintenance = now + _MAINTENANCE_S
-                self._maintain()
+                next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)
             if self._is_idle(now) or self._is_drained(now):
                 return
             self._wait(min(due - now, _TICK_S))
@@ -140,7 +148,7 @@ class Service:
             ending = self._intake.has_sessions() and now - began < ENDING_COLLECTORS_S
             if now - began >= STOP_DRAIN_S:
                 return
-            if not ending and not self._dispatcher.undelivered() and not self._dispatcher.busy():
+            if not ending and self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way:
                 return
             self._wait(min(due - now, 0.1))
 
@@ -150,40 +158,53 @@ class Service:
         self._dispatcher.changed.clear()
 
     def _answer(self, seen: int) -> int:
-        with self._spool.lock:
-            version = self._spool.database.changed_elsewhere()
-        if version != seen:
-            answer_requests(self._spool, wake=self._dispatcher.wake, over=self._intake.run_is_over, drain=self.drain)
-        return version
-
-    def _maintain(self) -> None:
         try:
             with self._spool.lock:
-                self._spool.database.shrink()
+                version = self._spool.database.changed_elsewhere()
+            if version != seen:
+                over = self._dispatcher.run_is_over
+                answer_requests(self._spool, wake=self._dispatcher.wake, over=over, drain=self.drain)
+        except SpoolError as error:
+            log.warning("cannot answer a request error=%s", error)
+            return seen
+        return version
+
+    def _maintain(self) -> bool:
+        """Keep the spool's files small; True when there is more to do."""
+        try:
+            with self._spool.lock:
+                return self._spool.database.shrink()
         except SpoolError as error:
             log.warning("spool maintenance failed error=%s", error)
+            return False
 
     def _is_idle(self, now: float) -> bool:
         limit = self._config.exit_when_idle_s
-        if limit is None or now - self._intake.heard_at < limit:
+        if limit is None:
             return False
         with self._spool.lock:
-            return not open_runs(self._spool.runs.values())
+            has_open_runs = bool(open_runs(self._spool.runs.values()))
+        if has_open_runs or self._dispatcher.steps_under_way:
+            # Counted from the last delivery: its collector is to hear of it.
+            self._active_at = now
+        return now - max(self._active_at, self._intake.heard_at) >= limit
 
     def _is_drained(self, now: float) -> bool:
         if self._drain_until is None:
             return False
-        return now >= self._drain_until or not (self._dispatcher.undelivered() or self._dispatcher.busy())
+        return now >= self._drain_until or (self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way)
 
     def _close(self, intake: threading.Thread) -> int:
         self._intake_stop.set()
         self._router.wake()
         intake.join()
-        # Steps that hang are left behind: each is repeated after a restart, with the same effect.
+        # Steps that hang are left behind.
+        self._dispatcher.abandon()
         with self._spool.lock:
             left = self._dispatcher.undelivered()
             rows = sum(run.open_rows for run in self._spool.runs.values())
             batches = sum(run.waiting_batches for run in self._spool.runs.values())
+            self._maintain()
             self._spool.close()
         self._router.close()
         self._target.api.close()
@@ -205,12 +226,18 @@ def _refuse_socket_in_use(address: Address) -> None:
     if not address.url.startswith("ipc://"):
         return
     path = address.url.removeprefix("ipc://")
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        raise UsageError(f"cannot listen at {address.url}: {directory} is not a directory")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # One whose queue of connections is full is in use as well, and must not make us wait.
+        probe.settimeout(0)
         try:
             probe.connect(path)
-        except OSError:
-            directory = os.path.dirname(path)
-            if not os.path.isdir(directory):
-                raise UsageError(f"cannot listen at {address.url}: {directory} is not a directory") from None
+        except (FileNotFoundError, ConnectionRefusedError):
             return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise UsageError(f"cannot listen at {address.url}: {error.strerror}") from None
     raise UsageError(f"cannot listen at {address.url}: another uploader does already")

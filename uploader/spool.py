@@ -4,78 +4,28 @@ Each change is one transaction; memory follows after the commit, never before. T
 the length of a transaction and never during encoding or a call to the outside.
 """
 
+import contextlib
+import logging
 import sqlite3
 import threading
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from protocol.clock import Clock
-from protocol.errors import SentinelStreamError
 from protocol.messages import Finish, Hello
-from uploader.database import Database, SpoolFullError
+from uploader.database import Database, SpoolDamagedError, SpoolFullError
+from uploader.ended import EndedRuns
 from uploader.records import Run, RunRecord, new_record
 from uploader.run import OPEN_STATES, Event, RunState, transition
+from uploader.spooled import Batch, NotOwnerError, OpenFrames, Request, RunClosedError, StoredFrame, SupersededError
 
-MAX_ENDED_RUNS = 10_000
-_ENDED_RUN_BYTES = 16 << 10
+log = logging.getLogger(__name__)
+
 _MAX_SUPERSEDED = 32
 _READ_SLICE = 256
-
-
-class RunClosedError(SentinelStreamError):
-    """The run has ended; `seq` is its last row here."""
-
-    def __init__(self, seq: int) -> None:
-        super().__init__("this run has ended")
-        self.seq = seq
-
-
-class SupersededError(SentinelStreamError):
-    """A newer collector has taken the run over."""
-
-
-class NotOwnerError(SentinelStreamError):
-    """The run belongs to another client."""
-
-
-class StoredFrame(NamedTuple):
-    """A validated frame as it goes to disk."""
-
-    run: Run
-    first_seq: int
-    rows: int
-    payload: bytes
-    last_timestamp: float
-
-
-class OpenFrames(NamedTuple):
-    """Rows that are not in a batch yet: the range they cover and their frames' payloads."""
-
-    first_seq: int
-    last_seq: int
-    payloads: list[bytes]
-
-
-class Batch(NamedTuple):
-    """A frozen batch: its range and its bytes will never change."""
-
-    number: int
-    first_seq: int
-    last_seq: int
-    rows: int
-    body: bytes
-    sha256: bytes
-
-
-class Request(NamedTuple):
-    """What a person asked for through another process."""
-
-    id: int
-    kind: str
-    run: int | None
 
 
 class Spool:
@@ -88,9 +38,17 @@ class Spool:
         self.runs: dict[int, Run] = {}
         self._by_key: dict[str, Run] = {}
         self._next_frame_id = 1
-        self._ended_runs = 0
-        self._max_ended_runs = min(MAX_ENDED_RUNS, database.max_bytes // _ENDED_RUN_BYTES)
-        self._load()
+        try:
+            self._ended = EndedRuns(database)
+            self._load()
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise SpoolDamagedError(f"the spool {database.path} holds what cannot be read: {error}") from error
+
+    @property
+    def next_frame_id(self) -> int:
+        """Every frame that is here has a lower number."""
+        with self.lock:
+            return self._next_frame_id
 
     # -- intake ------------------------------------------------------------------------------------------------
 
@@ -114,11 +72,15 @@ class Spool:
             return run
 
     def store(self, frames: Sequence[StoredFrame], finishes: Sequence[tuple[Run, Finish]]) -> None:
-        """Make rows and ends durable in one transaction; raises `SpoolFullError` and has stored nothing then."""
+        """Make rows and ends durable in one transaction; raises `SpoolError` and has stored nothing then.
+
+        What is for a run that has ended meanwhile (closed as stale, discarded) is left out: its `acked_seq` stays.
+        """
         with self.lock:
-            size = sum(len(frame.payload) for frame in frames)
-            if frames and self.database.used_bytes() + size > self.database.rows_limit_bytes:
-                raise SpoolFullError(f"the spool has reached its limit of {self.database.max_bytes} bytes")
+            frames = [frame for frame in frames if self._takes_rows(frame.run)]
+            finishes = [(run, finish) for run, finish in finishes if self._takes_rows(run)]
+            if frames:
+                self._require_room(sum(len(frame.payload) for frame in frames))
             first_id = self._next_frame_id
             ended: list[tuple[Run, RunRecord]] = []
             with self.database.transaction() as connection:
@@ -154,9 +116,9 @@ class Spool:
         for start in range(0, len(ids), _READ_SLICE):
             with self.lock:
                 for frame_id in ids[start : start + _READ_SLICE]:
-                    seq, count, payload = self.database.connection.execute(
+                    ((seq, count, payload),) = self.database.query(
                         "SELECT first_seq, rows, payload FROM frames WHERE id = ?", (frame_id,)
-                    ).fetchone()
+                    )
                     if payloads and rows + count > max_rows:
                         return OpenFrames(first_seq, last_seq, payloads)
                     first_seq = first_seq or seq
@@ -169,7 +131,9 @@ class Spool:
         """Turn rows into a batch, in one transaction: from now on its range and bytes are fixed."""
         with self.lock:
             ids = run.frames[: len(frames.payloads)]
-            record = msgspec.structs.replace(run.record, **changes)
+            # Rows that are missing may have been settled beyond these while they were encoded.
+            settled_seq = max(run.record.settled_seq, frames.last_seq)
+            record = msgspec.structs.replace(run.record, settled_seq=settled_seq, **changes)
             with self.database.transaction() as connection:
                 connection.executemany("DELETE FROM frames WHERE id = ?", [(frame_id,) for frame_id in ids])
                 connection.execute(
@@ -233,18 +197,19 @@ class Spool:
     def end(self, run: Run, event: Event, **changes: Any) -> None:
         """Take a run out of the open ones: finished, failed or discarded. Whatever rows it still has are gone."""
         with self.lock:
-            record = self._after(run, event, ended_at=self._clock.now(), last_error="", next_try_at=0.0, **changes)
+            changes |= {"settled_seq": run.acked_seq, "ended_at": self._clock.now()}
+            record = self._after(run, event, last_error="", next_try_at=0.0, **changes)
             with self.database.transaction() as connection:
                 connection.executemany("DELETE FROM frames WHERE id = ?", [(frame_id,) for frame_id in run.frames])
                 connection.execute("DELETE FROM batches WHERE run = ?", (run.id,))
+                remembered = self._ended.room_for(connection, len(msgspec.msgpack.encode(record)))
                 self._write(connection, run.id, record)
-                self._forget_oldest_ended(connection)
             run.record = record
             del run.frames[:]
             run.open_rows = run.open_bytes = run.waiting_batches = 0
             del self.runs[run.id]
             del self._by_key[record.key]
-            self._ended_runs = min(self._ended_runs + 1, self._max_ended_runs)
+            self._ended.now = remembered
 
     def ended_record(self, key: str) -> RunRecord | None:
         """Return the record of a run that has ended, as long as it is remembered."""
@@ -257,8 +222,8 @@ class Spool:
     def requests(self) -> list[Request]:
         """Return what other processes ask for and nobody has answered."""
         with self.lock:
-            found = self.database.connection.execute("SELECT id, kind, run FROM requests WHERE answer IS NULL")
-            return [Request(*row) for row in found.fetchall()]
+            found = self.database.query("SELECT id, kind, run FROM requests WHERE answer IS NULL")
+        return [Request(*row) for row in found]
 
     def answer(self, request: Request, text: str) -> None:
         """Answer a request; whoever asked removes it."""
@@ -284,14 +249,23 @@ class Spool:
 
     # -- inside ------------------------------------------------------------------------------------------------
 
+    def _takes_rows(self, run: Run) -> bool:
+        return run.id in self.runs and not run.record.has_ended
+
+    def _require_room(self, size: int) -> None:
+        if self.database.used_bytes() + size > self.database.rows_limit_bytes:
+            raise SpoolFullError(f"the spool has reached its limit of {self.database.max_bytes} bytes")
+
     def _greet_unknown(self, hello: Hello, owner: str) -> Run:
         found = self._find(hello.run_key)
         if found is not None:
             _, record = found
             if record.owner != owner:
                 raise NotOwnerError("this run belongs to another client")
-            raise RunClosedError(record.finish.last_seq if record.finish else record.settled_seq)
+            raise RunClosedError(record.settled_seq)
         record = new_record(hello, uid=uuid.uuid4().hex, owner=owner, now=self._clock.now())
+        # The reserve is for changes of the runs that are there.
+        self._require_room(len(msgspec.msgpack.encode(record)))
         with self.database.transaction() as connection:
             cursor = connection.execute(
                 "INSERT INTO runs (key, state, record) VALUES (?, ?, ?)",
@@ -337,23 +311,16 @@ class Spool:
 
     def _batches(self, run: Run, *, limit: int) -> list[Batch]:
         with self.lock:
-            rows = self.database.connection.execute(
+            rows = self.database.query(
                 "SELECT number, first_seq, last_seq, rows, body, sha256 FROM batches WHERE run = ? "
                 "ORDER BY number LIMIT ?",
                 (run.id, limit),
-            ).fetchall()
+            )
         return [Batch(*row) for row in rows]
 
-    def _forget_oldest_ended(self, connection: sqlite3.Connection) -> None:
-        if self._ended_runs >= self._max_ended_runs:
-            connection.execute(
-                "DELETE FROM runs WHERE id = (SELECT id FROM runs WHERE state IN ('finished', 'failed', 'discarded') "
-                "ORDER BY ended_at LIMIT 1)"
-            )
-
     def _find(self, key: str) -> tuple[int, RunRecord] | None:
-        row = self.database.connection.execute("SELECT id, record FROM runs WHERE key = ?", (key,)).fetchone()
-        return None if row is None else (row[0], decode_record(row[1]))
+        rows = self.database.query("SELECT id, record FROM runs WHERE key = ?", (key,))
+        return (rows[0][0], decode_record(rows[0][1])) if rows else None
 
     def _mirror(self, run_id: int, record: RunRecord) -> Run:
         run = Run(run_id, record, now=self._clock.monotonic())
@@ -364,19 +331,46 @@ class Spool:
         return run
 
     def _load(self) -> None:
-        connection = self.database.connection
-        for run_id, blob in connection.execute(
+        for run_id, blob in self.database.query(
             "SELECT id, record FROM runs WHERE state NOT IN ('finished', 'failed', 'discarded')"
-        ).fetchall():
+        ):
             self._mirror(run_id, decode_record(blob))
-        (self._ended_runs,) = connection.execute(
-            "SELECT count(*) FROM runs WHERE state IN ('finished', 'failed', 'discarded')"
-        ).fetchone()
-        for frame_id, run_id, first_seq, rows, size in connection.execute(
+        orphans = 0
+        for frame_id, run_id, first_seq, rows, size in self.database.each(
             "SELECT id, run, first_seq, rows, length(payload) FROM frames ORDER BY id"
         ):
-            _note_frame(self.runs[run_id], frame_id, first_seq, rows, size)
             self._next_frame_id = frame_id + 1
+            run = self.runs.get(run_id)
+            if run is None:
+                orphans += 1
+            else:
+                _note_frame(run, frame_id, first_seq, rows, size)
+        if orphans:
+            log.error("spool holds messages of runs that it does not know, they stay there messages=%d", orphans)
+        # Whoever asked the uploader before this one has had its answer, or has given up. A full disk is no hindrance.
+        with contextlib.suppress(SpoolFullError), self.database.transaction() as connection:
+            connection.execute("DELETE FROM requests")
+
+
+def open_spool(directory: str, *, max_bytes: int, clock: Clock) -> Spool:
+    """Open the spool in a directory that is locked already; one that cannot be read is set aside and reported.
+
+    Raises `SpoolError` for what cannot be opened at all, `UsageError` for a limit that is too small.
+    """
+    database = Database(directory, max_bytes=max_bytes)
+    try:
+        try:
+            spool = Spool(database, clock=clock)
+        except SpoolDamagedError as error:
+            log.error("spool cannot be read error=%s", error)  # noqa: TRY400 -- no defect, no trace
+            database.begin_anew()
+            spool = Spool(database, clock=clock)
+    except BaseException:
+        database.close()
+        raise
+    if database.set_aside is not None:
+        log.error("spool is damaged and set aside, nothing in it is deleted file=%s", database.set_aside)
+    return spool
 
 
 def decode_record(blob: bytes) -> RunRecord:

@@ -1,6 +1,5 @@
 """What the spool says about its runs, for people and programs; read without disturbing the uploader that owns it."""
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterable
@@ -8,11 +7,15 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from protocol.errors import UsageError
 from uploader.batch import object_uri
 from uploader.database import SCHEMA_VERSION, connect, database_path
+from uploader.ownership import owner_pid
+from uploader.plain import plain
 from uploader.records import RunRecord
-from uploader.run import RunState
+from uploader.run import ENDED_STATES, OPEN_STATES, RunState
 from uploader.spool import decode_record
 
 _COLUMNS = ("run", "state", "rows", "waiting", "objects", "next try", "last error")
@@ -34,7 +37,7 @@ def read_status(spool_dir: str) -> dict[str, Any]:
                 raise UsageError(f"the spool {path} has schema version {version}, this command reads {SCHEMA_VERSION}")
             destinations = _destinations(connection)
             runs = _runs(connection, {entry["name"]: entry for entry in destinations})
-    except sqlite3.Error as error:
+    except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the spool {path}: {error}") from error
     return {
         "spool": spool_dir,
@@ -42,23 +45,6 @@ def read_status(spool_dir: str) -> dict[str, Any]:
         "destinations": destinations,
         "runs": runs,
     }
-
-
-def owner_pid(spool_dir: str) -> int | None:
-    """Return the process that owns the spool, `None` when nobody does."""
-    try:
-        descriptor = os.open(os.path.join(spool_dir, "lock"), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
-        return int(text) if text.isdigit() else 0
-    else:
-        return None
-    finally:
-        os.close(descriptor)
 
 
 def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
@@ -109,6 +95,12 @@ def matches(run: dict[str, Any], name: str) -> bool:
     return name in {run_id, run["key"]} or (bool(run_id) and len(name) >= 4 and run_id.startswith(name))
 
 
+def has_something_left(run: dict[str, Any]) -> bool:
+    """Whether rows of the run, or its end, are still to be delivered; a parked run's are, some day."""
+    is_over = run["state"] in {str(state) for state in ENDED_STATES}
+    return not is_over and bool(run["rows_waiting"] or run["status"] is not None)
+
+
 def _destinations(connection: sqlite3.Connection) -> list[dict[str, Any]]:
     names = ("name", "attempts", "next_try_at", "error", "since")
     rows = connection.execute("SELECT name, attempts, next_try_at, error, since FROM destinations ORDER BY name")
@@ -133,10 +125,10 @@ def _run(
     number: int, record: RunRecord, waiting_rows: int, waiting_objects: int, destinations: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
     next_try_at, error = record.next_try_at, record.last_error
-    if not record.is_over and record.state is not RunState.PARKED and destinations and not error:
+    behind = None if error else _destination_waited_for(record, waiting_objects, destinations)
+    if behind is not None:
         # It waits behind another run that tries for all.
-        entry = next(iter(destinations.values()))
-        next_try_at, error = entry["next_try_at"], f"waiting for {entry['name']}"
+        next_try_at, error = behind["next_try_at"], f"waiting for {behind['name']}"
     finish = record.finish
     return {
         "number": number,
@@ -162,9 +154,29 @@ def _run(
         "host": record.host,
         "cloud": record.cloud,
         "response": record.response,
-        "statistics": record.statistics.summary(),
+        "statistics": plain(record.statistics.summary()),
         "objects": [object_uri(record.uri_prefix, n) for n in range(1, record.delivered_batches + 1)],
     }
+
+
+def _destination_waited_for(
+    record: RunRecord, waiting_objects: int, destinations: dict[str, dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Return the failing destination that the run's next call goes to, `None` when that one is not failing."""
+    if record.state not in OPEN_STATES:
+        return None
+    for name, entry in destinations.items():
+        is_store = bool(record.uri_prefix) and f"{record.uri_prefix}/".startswith(f"{name}/")
+        is_api = name.startswith(("http://", "https://"))
+        if is_store and waiting_objects:
+            return entry
+        if (is_api or name.startswith("file:")) and _asks_api(record, waiting_objects):
+            return entry
+    return None
+
+
+def _asks_api(record: RunRecord, waiting_objects: int) -> bool:
+    return record.state is RunState.NEW or (record.state is RunState.FINISHING and not waiting_objects)
 
 
 def _cells(run: dict[str, Any], now: float) -> tuple[str, ...]:

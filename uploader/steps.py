@@ -16,17 +16,20 @@ from protocol.sample import CSV_HEADER, csv_rows
 from protocol.statistics import RunStatistics
 from uploader.batch import compress, csv_text, decode_frames, object_uri, rows_of_body
 from uploader.failures import DeliveryError, Remedy
+from uploader.plain import plain
 from uploader.ports import Credentials, Ending, ObjectStore, SentinelAPI
 from uploader.records import Run, RunRecord
 from uploader.run import Event, Policy, RunState, Step, goes_inline
 from uploader.sentinel.answers import processing_complaint
 from uploader.sentinel.credentials import is_refresh_due
-from uploader.spool import Batch, Spool
+from uploader.spool import Spool
+from uploader.spooled import Batch
 
 log = logging.getLogger(__name__)
 
 _MAX_KEPT_RESPONSE_BYTES = 16 << 10
 _TOO_LARGE = 413
+_SHORTEST_USE_S = 1.0
 
 
 class Target(NamedTuple):
@@ -47,11 +50,14 @@ class Steps:
         self._clock = clock
 
     def destination(self, run: Run, step: Step) -> str | None:
-        """Name what the step talks to; `None` for a step that stays inside."""
+        """Name what the step talks to; `None` for a step that stays inside.
+
+        Raises `DeliveryError` when the run has an address that leads nowhere.
+        """
         if step in {Step.CUT, Step.CLOSE_STALE}:
             return None
         if step is Step.PUT:
-            return self._target.store.destination(run.record.uri_prefix)
+            return self._target.store.destination(object_uri(run.record.uri_prefix, 1))
         return self._target.api.destination
 
     def needs_credentials(self, run: Run) -> bool:
@@ -64,7 +70,10 @@ class Steps:
     def wants_refresh(self, run: Run) -> bool:
         """Whether the credentials are good for a little while only."""
         credentials = run.credentials
-        return credentials is not None and is_refresh_due(credentials, self._clock.now())
+        now = self._clock.now()
+        if credentials is None or abs(now - credentials.obtained_at) < _SHORTEST_USE_S:
+            return False
+        return is_refresh_due(credentials, now)
 
     def perform(self, run: Run, step: Step) -> None:
         """Do one step; raises `DeliveryError` or `SpoolError`, and the same step is due again."""
@@ -86,10 +95,13 @@ class Steps:
         if run.record.run_id:
             self._registered(run)
             return
-        answer = self._target.api.register(run.record.describe())
+        if run.registration is None:
+            run.registration = self._target.api.register(run.record.describe())
+        answer = run.registration
         run.credentials = answer.credentials
-        # An answer that is lost between here and the commit leaves an empty run at the server: it cannot be undone.
+        # A crash between here and the commit leaves an empty run at the server: it cannot be undone.
         self._registered(run, run_id=answer.run_id, uri_prefix=answer.uri_prefix)
+        run.registration = None
         log.info("run registered run=%s key=%s", answer.run_id, run.record.key)
 
     def _registered(self, run: Run, **changes: str) -> None:
@@ -123,7 +135,6 @@ class Steps:
             batches=batch.number,
             rows=record.rows + batch.rows,
             csv_bytes=record.csv_bytes + len(csv),
-            settled_seq=max(record.settled_seq, batch.last_seq),
             statistics=statistics,
             cut_at=self._clock.now(),
         )
@@ -170,18 +181,20 @@ class Steps:
             data_csv=csv,
             facts=_facts_of_run(msgspec.structs.replace(record, rows=rows, statistics=statistics)),
         )
-        try:
-            response = self._target.api.finish(ending)
-        except DeliveryError as error:
-            self._finish_failed(run, error, inline=inline, again=again)
-            return
+        if run.response is None:
+            try:
+                run.response = self._target.api.finish(ending)
+            except DeliveryError as error:
+                self._finish_failed(run, error, inline=inline and rows > 0, again=again)
+                return
+        response = run.response
         complaint = processing_complaint(response, rows)
         if complaint is not None:
             log.warning("the server reports trouble with the run's data run=%s %s", record.run_id, complaint)
         self._spool.end(
             run,
             Event.CLOSED_STALE if record.closed_as_stale else Event.ACCEPTED,
-            response=_bounded(response),
+            response=_bounded(plain(response)),
             rows=rows,
             delivered_rows=rows,
             statistics=statistics,
@@ -211,12 +224,18 @@ class Steps:
         return b"".join([*parts, csv_rows(samples)]), run.record.rows + len(samples), statistics
 
     def _has_expired(self, credentials: Credentials) -> bool:
-        return credentials.expires_at is not None and credentials.expires_at <= self._clock.now()
+        now = self._clock.now()
+        expires_at, obtained_at = credentials.expires_at, credentials.obtained_at
+        # Credentials that had expired before they came tell of clocks that disagree, and any are good for one try:
+        # otherwise a refresh would follow upon a refresh.
+        if expires_at is None or expires_at <= obtained_at or abs(now - obtained_at) < _SHORTEST_USE_S:
+            return False
+        return expires_at <= now
 
 
 def park(spool: Spool, run: Run, error: Exception) -> None:
     """Put a run aside for a person; its data stays."""
-    spool.update(run, Event.REFUSED, last_error=str(error), next_try_at=0.0)
+    spool.update(run, Event.REFUSED, last_error=plain(str(error)), next_try_at=0.0)
     log.error("run parked, see `sentinel-uploader status` run=%s error=%s", run.record.run_id, error)
 
 
@@ -228,7 +247,8 @@ def _facts_of_run(record: RunRecord) -> dict[str, object]:
         "closed_as_stale": record.closed_as_stale,
         "peak_memory_mib": None if finish is None else finish.peak_memory_mib,
         "accounting": "" if finish is None else finish.accounting,
-        "statistics": record.statistics.summary(),
+        "scope": "" if finish is None else finish.scope,
+        "statistics": plain(record.statistics.summary()),
         "state": str(RunState.FAILED if record.closed_as_stale else RunState.FINISHED),
     }
 

@@ -8,6 +8,7 @@ bare machine may be shared by many users. Who knows it is the cloud's catalogue 
 import os
 import socket
 
+from collector.sensors.container import ContainerView
 from collector.sensors.network import counted_interfaces
 from collector.sensors.procfs import read_file
 from collector.sensors.storage import StorageSensor
@@ -44,13 +45,23 @@ _ARM_PARTS = {
 }
 
 
-def host_info(*, share_identity: bool = False, proc: str = "/proc", sys: str = "/sys", etc: str = "/etc") -> HostInfo:
-    """Return what is known of the machine; nothing that identifies it unless `share_identity`. Never raises."""
-    info: HostInfo = {"host_vcpus": os.cpu_count() or 1}
+def host_info(
+    *,
+    share_identity: bool = False,
+    container: ContainerView | None = None,
+    proc: str = "/proc",
+    sys: str = "/sys",
+    etc: str = "/etc",
+) -> HostInfo:
+    """Return what is known of the machine; nothing that identifies it unless `share_identity`. Never raises.
+
+    With `container`, processors and memory are what the container may use.
+    """
+    info: HostInfo = {"host_vcpus": (os.cpu_count() or 1) if container is None else container.vcpus}
     model = cpu_model(proc=proc, sys=sys)
     if model:
         info["host_cpu_model"] = model
-    memory_mib = _memory_mib(proc)
+    memory_mib = (container is not None and container.memory_mib) or _memory_mib(proc)
     if memory_mib:
         info["host_memory_mib"] = memory_mib
     storage_gb = _storage_gb(proc)

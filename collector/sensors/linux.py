@@ -1,19 +1,27 @@
-"""The whole machine on Linux: every sensor of `/proc`, read next to each other."""
+"""The whole machine on Linux, or the container: every sensor of `/proc`, read next to each other."""
 
 from collector.sensors.baseline import Baseline
+from collector.sensors.container import ContainerView
 from collector.sensors.cpu import CpuSensor
 from collector.sensors.disk import DiskSensor
 from collector.sensors.memory import MemorySensor
 from collector.sensors.network import NetworkSensor
 from collector.sensors.population import PopulationSensor
-from collector.sensors.readings import SystemReading
+from collector.sensors.readings import MemoryReading, SystemReading
 from collector.sensors.storage import StorageSensor
 
 
 class LinuxSystem:
-    """`SystemSensors` from `/proc` and `/sys`."""
+    """`SystemSensors` from `/proc` and `/sys`.
 
-    def __init__(self, *, baseline: Baseline, proc: str = "/proc", sys: str = "/sys") -> None:
+    With `container`, CPU time, memory and processes are the container's; the network is that of our name space
+    in any case, and the disks and file systems are those that can be seen.
+    """
+
+    def __init__(
+        self, *, baseline: Baseline, container: ContainerView | None = None, proc: str = "/proc", sys: str = "/sys"
+    ) -> None:
+        self._container = container
         self._cpu = CpuSensor(proc=proc, baseline=baseline.stat)
         self._memory = MemorySensor(proc=proc)
         self._disk = DiskSensor(proc=proc, sys=sys, baseline=baseline.diskstats)
@@ -23,17 +31,22 @@ class LinuxSystem:
 
     def read(self) -> SystemReading:
         """Read all; the CPU's time last, next to the tree's, which is read after it."""
-        memory = self._memory.read()
+        memory = self._read_memory()
         disk_read, disk_written = self._disk.read()
         space = self._storage.read()
         received, sent = self._network.read()
-        processes = self._population.read()
+        processes = self._container.processes() if self._container is not None else None
+        if processes is None:
+            processes = self._population.read()
         cpu = self._cpu.read()
+        user_us, system_us = cpu.user_us, cpu.system_us
+        if self._container is not None and self._container.has_cpu:
+            user_us, system_us = self._container.cpu_growth_us() or (None, None)
         return SystemReading(
             cpu.cpus,
             cpu.forks,
-            cpu.user_us,
-            cpu.system_us,
+            user_us,
+            system_us,
             processes,
             memory,
             disk_read,
@@ -45,7 +58,20 @@ class LinuxSystem:
             sent,
         )
 
+    def _read_memory(self) -> MemoryReading:
+        host = self._memory.read()
+        if self._container is None or not self._container.has_memory:
+            return host
+        found = self._container.memory()
+        if found is None:
+            return MemoryReading()
+        # Without a limit of its own the container gets what the host has left. No cgroup tells of buffers.
+        free = host.free if found.free is None else found.free
+        return MemoryReading(free, found.used, None, found.cached, found.active, found.inactive)
+
     def close(self) -> None:
         """Give descriptors back."""
         for sensor in (self._cpu, self._memory, self._disk, self._storage, self._network):
             sensor.close()
+        if self._container is not None:
+            self._container.close()

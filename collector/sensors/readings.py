@@ -20,7 +20,7 @@ class MemoryReading(NamedTuple):
 
 
 class SystemReading(NamedTuple):
-    """The whole machine: growth since the previous reading, and levels now; `None` where it cannot be read.
+    """The whole machine, or the container: growth since the previous reading, and levels now; `None`: unknown.
 
     `user_us` and `system_us` are CPU microseconds, `disk_*` and `net_*` bytes since the previous reading;
     `space_*` are bytes of all mounted real file systems. `forks` is the kernel's count of processes and

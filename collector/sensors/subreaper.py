@@ -7,7 +7,7 @@ def set_subreaper() -> bool:
     """Adopt what the job orphans (`prctl(2)`); False where the system cannot do that.
 
     Whoever adopts must reap: the process tree's sensor does it when told `adopt_orphans`. Importing ctypes costs
-    6 ms, so call it after the job has been started; the attribute needs not be there at the start.
+    3 ms, so call it after the job has been started; the attribute needs not be there at the start.
     """
     try:
         import ctypes

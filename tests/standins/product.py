@@ -167,11 +167,10 @@ def python(code: str) -> list[str]:
 
 
 def busy(seconds: float, exit_code: int = 0) -> list[str]:
-    """Words of a job that uses one core for so long."""
+    """Words of a job that uses so many seconds of CPU, however long that takes on a loaded machine."""
     lines = (
         "import time",
-        f"end = time.monotonic() + {seconds}",
-        "while time.monotonic() < end: pass",
+        f"while time.process_time() < {seconds}: pass",
         f"raise SystemExit({exit_code})",
     )
     return python("\n".join(lines))

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 from protocol.errors import UsageError
-from protocol.paths import make_private_dir
 from uploader.failures import DeliveryError, Remedy
 from uploader.files import sync_directory, write_atomically
 from uploader.ports import Credentials, Ending, Registration, RunDescription
@@ -23,8 +22,12 @@ class LocalSentinelAPI:
 
     def __init__(self, directory: str) -> None:
         """Runs go below `directory`; raises `UsageError` when it cannot be made."""
-        self._directory = make_private_dir(os.path.abspath(directory))
-        if not os.access(self._directory, os.W_OK):
+        self._directory = os.path.abspath(directory)
+        try:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot create the target directory {directory}: {error.strerror}") from error
+        if not os.access(self._directory, os.W_OK | os.X_OK):
             raise UsageError(f"cannot write in the target directory {directory}")
         self.destination = uri_of_path(self._directory)
 
@@ -32,11 +35,6 @@ class LocalSentinelAPI:
         """Make the run's directory and its first `run.json`."""
         run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(run.created_at))}-{run.uid[:8]}"
         path = os.path.join(self._directory, run_id)
-        try:
-            os.makedirs(path, mode=0o700, exist_ok=True)
-            sync_directory(self._directory)
-        except OSError as error:
-            raise DeliveryError(f"cannot make {path}: {error.strerror}", remedy=Remedy.RETRY) from error
         _write(path, _described(run, run_id) | {"state": "running"})
         return Registration(run_id=run_id, uri_prefix=uri_of_path(path), credentials=None)
 
@@ -75,8 +73,11 @@ def _described(run: RunDescription, run_id: str) -> dict[str, Any]:
 
 def _write(directory: str, description: dict[str, Any]) -> None:
     path = os.path.join(directory, RUN_FILE)
+    # What a client sent was made plain when it came in: NaN here would be a defect.
     text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        sync_directory(os.path.dirname(directory))
         write_atomically(path, text.encode())
     except OSError as error:
         raise DeliveryError(f"cannot write {path}: {error.strerror}", remedy=Remedy.RETRY) from error

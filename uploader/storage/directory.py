@@ -1,11 +1,13 @@
 """Objects as files below a local directory."""
 
 import os
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes
 
 from uploader.failures import DeliveryError, Remedy
 from uploader.files import write_atomically
 from uploader.ports import Credentials
+
+_SCHEME = "file://"
 
 
 class DirectoryStore:
@@ -19,6 +21,8 @@ class DirectoryStore:
         """Write the file atomically and durably."""
         path = path_of_uri(uri)
         try:
+            # Somebody may have removed the run's directory: the run goes on to its end all the same.
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             write_atomically(path, body)
         except OSError as error:
             raise DeliveryError(f"cannot write {path}: {error.strerror}", remedy=Remedy.RETRY) from error
@@ -29,9 +33,9 @@ class DirectoryStore:
 
 def uri_of_path(path: str) -> str:
     """Return the `file://` uri of an absolute path."""
-    return "file://" + quote(os.path.abspath(path))
+    return _SCHEME + quote(os.fsencode(os.path.abspath(path)))
 
 
 def path_of_uri(uri: str) -> str:
     """Return the path of a `file://` uri."""
-    return unquote(urlsplit(uri).path)
+    return os.fsdecode(unquote_to_bytes(uri.removeprefix(_SCHEME)))

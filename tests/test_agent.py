@@ -1,0 +1,188 @@
+"""This user's own uploader: found or started, one for all collectors, gone when it has delivered everything."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, wait_until
+
+from collector.agent import AgentStarter
+from protocol.agent import AgentPlace, agent_place
+
+
+@pytest.fixture
+def place(home: Home) -> AgentPlace:
+    return agent_place(home.environ)
+
+
+class Starter:
+    """Starts agents as a collector does, in this process."""
+
+    def __init__(self, home: Home, place: AgentPlace) -> None:
+        self.place = place
+        self.warnings: list[str] = []
+        self.started: list[int] = []
+        self.agent = AgentStarter(place, environ=home.environ, warn=self.warnings.append, started=self.started.append)
+        self.now = 1000.0
+
+    def ensure(self, later_s: float = 0.0) -> None:
+        self.now += later_s
+        self.agent.ensure(self.now)
+
+    def close(self) -> None:
+        for pid in self.started:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+        wait_until(self._reaped, "agents are gone")
+
+    def _reaped(self) -> bool:
+        for pid in self.started:
+            try:
+                os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+        return not any(psutil.pid_exists(pid) for pid in self.started)
+
+
+@pytest.fixture
+def starter(home: Home, place: AgentPlace) -> Iterator[Starter]:
+    made = Starter(home, place)
+    yield made
+    made.close()
+
+
+def ready(place: AgentPlace) -> bool:
+    try:
+        return "uploader ready" in Path(place.log_path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+
+
+def test_an_agent_is_started_once_and_found_from_then_on(starter: Starter) -> None:
+    starter.ensure()
+    (pid,) = starter.started
+    # While it starts nobody else is, however often we look.
+    starter.ensure(10.0)
+    starter.ensure(100.0)
+    assert starter.started == [pid]
+    wait_until(lambda: ready(starter.place), "the agent listens")
+    starter.ensure(1000.0)
+    assert starter.started == [pid]
+    assert os.getsid(pid) == pid
+    assert Path(starter.place.log_path).stat().st_mode & 0o777 == 0o600
+    assert Path(starter.place.socket_path).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_killed_agent_s_socket_does_no_harm(starter: Starter) -> None:
+    starter.ensure()
+    wait_until(lambda: ready(starter.place), "the agent listens")
+    os.kill(starter.started[0], signal.SIGKILL)
+    wait_until(lambda: is_over(starter.started[0]), "the agent is dead")
+    assert Path(starter.place.socket_path).exists(), "there is no stale socket to try"
+    Path(starter.place.log_path).write_text("")
+    starter.ensure(1000.0)
+    assert len(starter.started) == 2
+    wait_until(lambda: ready(starter.place), "the second agent listens")
+    starter.ensure(1000.0)
+    assert len(starter.started) == 2
+
+
+def test_an_agent_gets_none_of_the_descriptors_that_our_parent_gave_us(starter: Starter) -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)  # noqa: FBT003 -- the standard library takes it so
+    starter.ensure()
+    wait_until(lambda: ready(starter.place), "the agent listens")
+    os.close(write)
+    # The pipe ends: the agent does not hold it open.
+    assert os.read(read, 1) == b""
+    os.close(read)
+    targets = [os.readlink(f"/proc/{starter.started[0]}/fd/{fd}") for fd in (0, 1, 2)]
+    assert targets == ["/dev/null", starter.place.log_path, starter.place.log_path]
+
+
+def test_an_agent_that_cannot_be_started_is_told_once(home: Home, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    place = AgentPlace(f"{tmp_path}/file/x.sock", str(tmp_path / "spool"), str(tmp_path / "log"))
+    starter = Starter(home, place)
+    for _ in range(5):
+        starter.ensure(1000.0)
+    assert len(starter.warnings) == 1
+    assert "cannot start an uploader" in starter.warnings[0]
+    assert starter.started == []
+
+
+def test_an_agent_that_ends_at_once_is_tried_again_with_pauses(home: Home, place: AgentPlace) -> None:
+    broken = Home(home.directory, home.runtime, {})
+    broken.environ["SENTINEL_SPOOL_MAX"] = "nonsense"
+    starter = Starter(broken, place)
+    for _ in range(60):
+        starter.ensure(1.0)
+        wait_until(lambda: all(is_over(pid) for pid in starter.started), "the agent ends")
+    assert 4 <= len(starter.started) <= 8
+    assert "nonsense" in starter.agent.last_words()
+    starter.close()
+
+
+def is_over(pid: int) -> bool:
+    """A child can be waited for, or was: a zombie whose other threads are still ending cannot."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
+
+
+def agents(place: AgentPlace) -> list[int]:
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if place.url in (process.info["cmdline"] or []) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+def test_two_collectors_at_once_share_one_agent(home: Home, place: AgentPlace) -> None:
+    words = (COLLECTOR, "--interval", "0.1", "--quiet", "--")
+    both = [home.start(*words, "sleep", "0.5") for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, err) == (0, "")
+    # The other one finds the spool taken and leaves, while this one serves both.
+    wait_until(lambda: len(agents(place)) == 1, "one agent is left")
+    wait_until(lambda: len(home.local_runs()) == 2, "both runs are there")
+    assert {run["state"] for run in home.local_runs()} == {"finished"}
+
+
+def test_what_lies_in_the_job_s_directory_is_not_taken_for_the_agent(home: Home) -> None:
+    for name in ("uploader", "protocol", "collector"):
+        (home.directory / name).mkdir()
+        (home.directory / name / "__init__.py").write_text("raise SystemExit('taken')")
+        (home.directory / name / "__main__.py").write_text("raise SystemExit('taken')")
+    done = home.collector("--interval", "0.1", "--", "true")
+    assert done.returncode == 0
+    assert "delivered to" in done.stderr
+
+
+def test_a_killed_agent_is_started_again_in_the_middle_of_a_run(home: Home, place: AgentPlace) -> None:
+    output = home.directory / "rows.csv"
+    job = home.start(COLLECTOR, "--interval", "0.1", "--output", str(output), "--", "cat", stdin=subprocess.PIPE)
+    first = wait_until(lambda: agents(place), "an agent is there")
+    wait_until(lambda: [run for run in home.status() if run["rows_waiting"] > 2], "rows are with the agent")
+    os.kill(first[0], signal.SIGKILL)
+    wait_until(lambda: set(agents(place)) - set(first), "another agent is there")
+    _, err = job.communicate("", timeout=DEADLINE_S)
+    assert job.returncode == 0, err
+    (run,) = home.local_runs()
+    assert home.local_rows(run) == output.read_text().splitlines()[1:]
+
+
+def test_an_agent_leaves_when_it_is_idle_and_leaves_nothing_behind(home: Home, place: AgentPlace) -> None:
+    agent = home.start(UPLOADER, "serve", "--exit-when-idle", "1")
+    wait_until(lambda: Path(place.socket_path).exists(), "the agent listens")
+    done = home.collector("--interval", "0.1", "--", "true")
+    assert "delivered to" in done.stderr
+    agent.communicate(timeout=DEADLINE_S)
+    assert agent.returncode == 0
+    assert not Path(place.socket_path).exists()

@@ -1,0 +1,108 @@
+"""The user's own CSV file: header, whole lines, and trouble told once."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rows import row
+
+from collector.output import CsvOutput
+from protocol.sample import CSV_HEADER, csv_rows, decode_sample
+
+
+def line(number: int) -> bytes:
+    return csv_rows([decode_sample(row(number))])
+
+
+def opened(path: Path, warnings: list[str], *, continued: bool = False) -> CsvOutput:
+    return CsvOutput(str(path), continued=continued, warn=warnings.append)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "out.csv"
+
+
+@pytest.mark.parametrize("before", [b"", b"other,header\n1,2\n", CSV_HEADER + b"old\n"])
+def test_a_file_is_replaced(path: Path, before: bytes) -> None:
+    path.write_bytes(before)
+    warnings: list[str] = []
+    output = opened(path, warnings)
+    output.write(line(1))
+    # Line by line: whoever looks sees it now.
+    assert path.read_bytes() == CSV_HEADER + line(1)
+    output.close()
+    output.close()
+    assert not warnings
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        (b"", CSV_HEADER),
+        (CSV_HEADER[:10], CSV_HEADER),
+        (CSV_HEADER, CSV_HEADER),
+        (CSV_HEADER + line(1), CSV_HEADER + line(1)),
+        (CSV_HEADER + line(1) + line(2)[:-1], CSV_HEADER + line(1)),
+        (CSV_HEADER + line(1) * 300 + b"x" * 9000, CSV_HEADER + line(1) * 300),
+        (b"something else\n", CSV_HEADER),
+    ],
+)
+def test_a_continued_file_goes_on_behind_its_last_whole_line(path: Path, before: bytes, kept: bytes) -> None:
+    path.write_bytes(before)
+    output = opened(path, [], continued=True)
+    output.write(line(7))
+    output.close()
+    assert path.read_bytes() == kept + line(7)
+
+
+def test_a_full_disk_is_told_once_and_leaves_whole_lines(path: Path) -> None:
+    script = (
+        "import resource, sys\nfrom collector.output import CsvOutput\n"
+        "from protocol.sample import csv_rows, decode_sample\nfrom rows import row\n"
+        "output = CsvOutput(sys.argv[1], continued=False, warn=print)\n"
+        "for number in range(100): output.write(csv_rows([decode_sample(row(number))]))\n"
+        "output.close()\n"
+    )
+    limit = len(CSV_HEADER) + 2 * len(line(50)) + 20
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+    assert done.stdout.count("cannot write") == 1
+    content = path.read_bytes()
+    assert content.startswith(CSV_HEADER)
+    assert content.endswith(b"\n")
+    assert content.count(b"\n") == 3
+
+
+def test_what_cannot_be_opened_is_told_once(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing" / "x", Path("/dev/full")):
+        warnings: list[str] = []
+        output = opened(path, warnings)
+        output.write(line(1))
+        output.write(line(2))
+        output.close()
+        assert [str(path) in text for text in warnings] == [True]
+
+
+def test_a_pipe_gets_the_same_lines_and_nobody_waits_for_its_reader(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    warnings: list[str] = []
+    output = opened(fifo, warnings, continued=True)
+    output.write(line(1))
+    assert os.read(reader, 1 << 16) == CSV_HEADER + line(1)
+    for number in range(10_000):
+        output.write(line(number))
+    assert len(warnings) == 1
+    output.close()
+    os.close(reader)

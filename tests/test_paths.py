@@ -1,0 +1,112 @@
+"""Directories of this user's alone, and one agent for each target."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from protocol.agent import agent_place, default_target, spool_dirs
+from protocol.errors import UsageError
+from protocol.paths import data_home, make_private_dir, runtime_dir, state_home
+
+
+def test_places_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/x")
+    environ = {"XDG_STATE_HOME": "/s", "XDG_DATA_HOME": "/d", "XDG_RUNTIME_DIR": str(tmp_path)}
+    assert state_home(environ) == "/s/sentinel-stream"
+    assert data_home(environ) == "/d/sentinel-stream"
+    assert runtime_dir(environ) == f"{tmp_path}/sentinel-stream"
+    relative = {"XDG_STATE_HOME": "s", "XDG_DATA_HOME": "", "XDG_RUNTIME_DIR": str(tmp_path / "missing")}
+    assert state_home(relative) == "/home/x/.local/state/sentinel-stream"
+    assert data_home(relative) == "/home/x/.local/share/sentinel-stream"
+    assert runtime_dir(relative).endswith(f"/sentinel-stream-{os.getuid()}")
+
+
+def test_every_directory_that_is_made_is_private(tmp_path: Path) -> None:
+    made = make_private_dir(str(tmp_path / "a" / "b" / "c"))
+    assert made == str(tmp_path / "a" / "b" / "c")
+    for path in ("a", "a/b", "a/b/c"):
+        assert (tmp_path / path).stat().st_mode & 0o777 == 0o700
+    assert make_private_dir(made + "/") == made + "/"
+
+
+def test_a_directory_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir(mode=0o750)
+    make_private_dir(str(tmp_path / "shared"))
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o750
+
+
+def test_what_is_no_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "file/below", "loop"):
+        with pytest.raises(UsageError, match=str(tmp_path / name)):
+            make_private_dir(str(tmp_path / name))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_a_stranger_s_directory_is_refused_where_anybody_could_have_put_it(tmp_path: Path) -> None:
+    anybody = tmp_path / "tmp"
+    anybody.mkdir()
+    theirs = anybody / "x"
+    theirs.mkdir()
+    os.chown(theirs, 12345, 12345)
+    # Root may use what belongs to a user …
+    make_private_dir(str(theirs))
+    # … but not in a place where that user could have waited for it.
+    anybody.chmod(0o1777)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        make_private_dir(str(theirs))
+    mine = anybody / "mine"
+    mine.mkdir()
+    link = anybody / "link"
+    link.symlink_to(mine)
+    os.chown(link, 12345, 12345, follow_symlinks=False)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        make_private_dir(str(link))
+
+
+BASE = {"XDG_STATE_HOME": "/s", "XDG_DATA_HOME": "/d"}
+
+
+def test_there_is_one_agent_for_each_target_and_token() -> None:
+    environments: list[dict[str, str]] = [
+        {},
+        {"SENTINEL_TARGET": "/elsewhere"},
+        {"SENTINEL_API_TOKEN": "a"},
+        {"SENTINEL_API_TOKEN": "b"},
+        {"SENTINEL_API_TOKEN": "a", "SENTINEL_API_URL": "http://x"},
+        {"SENTINEL_API_TOKEN": "a", "AWS_ENDPOINT_URL_S3": "http://y"},
+        {"SENTINEL_API_TOKEN_FILE": "/t"},
+    ]
+    places = [agent_place(BASE | environ) for environ in environments]
+    assert len({place.socket_path for place in places}) == len(places)
+    assert len({place.spool_dir for place in places}) == len(places)
+    assert agent_place(BASE | {"PATH": "/bin"}) == places[0]
+    assert agent_place(BASE, "/d/sentinel-stream/runs") == places[0]
+    assert not any("SENTINEL" in place.socket_path for place in places)
+    assert places[0].url == f"ipc://{places[0].socket_path}"
+
+
+def test_a_relative_target_is_another_one_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = BASE | {"SENTINEL_TARGET": "out"}
+    monkeypatch.chdir(tmp_path)
+    here = agent_place(environ)
+    assert here == agent_place(BASE, f"{tmp_path}/out")
+    monkeypatch.chdir("/")
+    assert agent_place(environ) != here
+
+
+def test_an_empty_token_is_none() -> None:
+    assert default_target(BASE | {"SENTINEL_API_TOKEN": ""}) == "/d/sentinel-stream/runs"
+    assert default_target(BASE | {"SENTINEL_API_KEY": "x"}) == "sentinel:"
+
+
+def test_spools_of_all_agents_are_found(tmp_path: Path) -> None:
+    environ = {"XDG_STATE_HOME": str(tmp_path)}
+    assert spool_dirs(environ) == []
+    base = tmp_path / "sentinel-stream" / "spool"
+    (base / "b").mkdir(parents=True)
+    (base / "a").mkdir()
+    (base / "a.log").write_text("")
+    assert spool_dirs(environ) == [str(base / "a"), str(base / "b")]

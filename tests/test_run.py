@@ -1,0 +1,197 @@
+"""A run's states and what it needs next: pure decisions over facts and time."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from uploader.run import (
+    ENDED_STATES,
+    OPEN_STATES,
+    Event,
+    Facts,
+    Policy,
+    RunState,
+    Step,
+    TransitionError,
+    goes_inline,
+    next_step,
+    transition,
+)
+
+ALLOWED = {
+    (RunState.NEW, Event.ENDED): RunState.NEW,
+    (RunState.NEW, Event.REGISTERED): RunState.REGISTERED,
+    (RunState.NEW, Event.REFUSED): RunState.PARKED,
+    (RunState.NEW, Event.DISCARDED): RunState.DISCARDED,
+    (RunState.REGISTERED, Event.ENDED): RunState.FINISHING,
+    (RunState.REGISTERED, Event.REFUSED): RunState.PARKED,
+    (RunState.REGISTERED, Event.DISCARDED): RunState.DISCARDED,
+    (RunState.FINISHING, Event.ACCEPTED): RunState.FINISHED,
+    (RunState.FINISHING, Event.CLOSED_STALE): RunState.FAILED,
+    (RunState.FINISHING, Event.REFUSED): RunState.PARKED,
+    (RunState.FINISHING, Event.DISCARDED): RunState.DISCARDED,
+    (RunState.PARKED, Event.ENDED): RunState.PARKED,
+    (RunState.PARKED, Event.RETRIED): RunState.NEW,
+    (RunState.PARKED, Event.DISCARDED): RunState.DISCARDED,
+}
+POLICY = Policy(upload_interval_s=60.0, stale_after_s=900.0, inline_limit_bytes=5 << 20)
+FACTS = Facts(
+    state=RunState.REGISTERED,
+    has_ended=False,
+    open_rows=0,
+    open_bytes=0,
+    waiting_batches=0,
+    total_csv_bytes=600,
+    was_put=False,
+    created_at=1000.0,
+    cut_at=1000.0,
+    silent_since=1000.0,
+    interval_s=1.0,
+    cloud_pending=False,
+    flush=False,
+    needs_credentials=False,
+    wants_refresh=False,
+)
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(RunState, Event)))
+def test_only_the_transitions_of_the_table_are_allowed(state: RunState, event: Event) -> None:
+    expected = ALLOWED.get((state, event))
+    if expected is not None:
+        assert transition(state, event) is expected
+    else:
+        with pytest.raises(TransitionError, match=f"a run that is {state} cannot be {event}"):
+            transition(state, event)
+
+
+def test_nothing_leads_out_of_an_end() -> None:
+    assert not [pair for pair in ALLOWED if pair[0] in ENDED_STATES]
+
+
+def step(now: float = 1001.0, policy: Policy = POLICY, **changes: Any) -> Step | None:
+    return next_step(replace(FACTS, **changes), policy, now)[0]
+
+
+def look_at(now: float = 1001.0, policy: Policy = POLICY, **changes: Any) -> float:
+    found, when = next_step(replace(FACTS, **changes), policy, now)
+    assert found is None
+    return when
+
+
+def test_new_run_is_registered_at_once_unless_its_cloud_is_still_being_asked() -> None:
+    assert step(state=RunState.NEW) is Step.REGISTER
+    assert look_at(state=RunState.NEW, cloud_pending=True) == 1000.0 + POLICY.cloud_wait_s
+    assert step(1003.0, state=RunState.NEW, cloud_pending=True) is Step.REGISTER
+    assert step(state=RunState.NEW, cloud_pending=True, has_ended=True) is Step.REGISTER
+
+
+def test_rows_are_cut_at_the_interval_and_then_put() -> None:
+    assert look_at(1059.9, open_rows=1) == 1060.0
+    assert step(1060.0, open_rows=1) is Step.CUT
+    assert step(1060.0, open_rows=1, waiting_batches=1) is Step.PUT
+    assert look_at(1060.0) == 1120.0
+
+
+@pytest.mark.parametrize("state", sorted(OPEN_STATES))
+def test_rows_are_cut_before_they_are_too_many_whatever_else_is_due(state: RunState) -> None:
+    assert step(state=state, open_rows=POLICY.max_batch_rows) is Step.CUT
+    assert step(state=state, open_rows=1, open_bytes=POLICY.max_batch_bytes) is Step.CUT
+
+
+def test_credentials_come_before_a_put_and_only_then() -> None:
+    assert step(waiting_batches=1, needs_credentials=True) is Step.REFRESH
+    assert step(waiting_batches=1, wants_refresh=True) is Step.REFRESH
+    assert step(needs_credentials=True) is None
+    assert step(wants_refresh=True) is None
+
+
+def test_flush_cuts_now_and_puts() -> None:
+    assert step(open_rows=1, flush=True) is Step.CUT
+    assert step(waiting_batches=1, flush=True) is Step.PUT
+    assert step(flush=True) is None
+
+
+def test_end_is_told_after_the_last_row_or_with_it() -> None:
+    end: dict[str, Any] = {"state": RunState.FINISHING, "has_ended": True}
+    assert step(**end, open_rows=1) is Step.FINISH
+    assert step(**end, open_rows=1, was_put=True) is Step.CUT
+    assert step(**end, waiting_batches=1, was_put=True) is Step.PUT
+    assert step(**end, was_put=True) is Step.FINISH
+    assert step(**end, open_rows=1, total_csv_bytes=(5 << 20) + 1) is Step.CUT
+    assert step(**end, waiting_batches=3) is Step.FINISH
+
+
+@pytest.mark.parametrize(("stale_after_s", "interval_s", "after_s"), [(900.0, 1.0, 900.0), (10.0, 60.0, 180.0)])
+@pytest.mark.parametrize("state", [RunState.NEW, RunState.REGISTERED])
+def test_silent_run_is_closed_after_the_limit_or_three_intervals(
+    state: RunState, stale_after_s: float, interval_s: float, after_s: float
+) -> None:
+    policy = replace(POLICY, stale_after_s=stale_after_s)
+    due = 1000.0 + after_s
+    assert step(due - 0.1, policy, state=state, interval_s=interval_s) is not Step.CLOSE_STALE
+    assert step(due, policy, state=state, interval_s=interval_s) is Step.CLOSE_STALE
+
+
+def test_run_that_has_ended_before_registration_is_not_stale() -> None:
+    assert step(99_999.0, state=RunState.NEW, has_ended=True) is Step.REGISTER
+
+
+facts = st.builds(
+    Facts,
+    state=st.sampled_from(RunState),
+    has_ended=st.booleans(),
+    open_rows=st.integers(0, 5000),
+    open_bytes=st.integers(0, 2 << 20),
+    waiting_batches=st.integers(0, 3),
+    total_csv_bytes=st.integers(0, 8 << 20),
+    was_put=st.booleans(),
+    created_at=st.floats(0, 100),
+    cut_at=st.floats(0, 2000),
+    silent_since=st.floats(0, 2000),
+    interval_s=st.floats(0.1, 600),
+    cloud_pending=st.booleans(),
+    flush=st.booleans(),
+    needs_credentials=st.booleans(),
+    wants_refresh=st.booleans(),
+)
+policies = st.builds(
+    Policy,
+    upload_interval_s=st.floats(0.1, 1000),
+    stale_after_s=st.floats(1, 1000),
+    inline_limit_bytes=st.sampled_from([0, 5 << 20]),
+)
+
+
+@given(facts, policies, st.floats(0, 4000))
+def test_whatever_the_facts_the_decision_is_sound(known: Facts, policy: Policy, now: float) -> None:
+    # The states and the end move together: `transition` sees to it.
+    assume(known.has_ended or known.state is not RunState.FINISHING)
+    assume(not (known.has_ended and known.state is RunState.REGISTERED))
+    due, when = next_step(known, policy, now)
+    rows_wait = known.open_rows > 0 or known.waiting_batches > 0
+
+    assert (due is None) == (when > now) or (due is None and when == math.inf)
+    if known.state not in OPEN_STATES:
+        assert (due, when) == (None, math.inf)
+    if due is Step.FINISH:
+        assert known.state is RunState.FINISHING
+        assert not rows_wait or goes_inline(known, policy)
+    if due in {Step.PUT, Step.REFRESH}:
+        assert known.state in {RunState.REGISTERED, RunState.FINISHING}
+        assert known.waiting_batches
+    if due is Step.PUT:
+        assert not known.needs_credentials
+    if due is Step.REGISTER:
+        assert known.state is RunState.NEW
+    if due is Step.CUT:
+        assert known.open_rows or known.open_bytes
+    if due is Step.CLOSE_STALE:
+        assert not known.has_ended
+        assert now - known.silent_since >= max(policy.stale_after_s, 3 * known.interval_s) - 1e-6
+    if known.has_ended and known.state in OPEN_STATES:
+        assert due is not None

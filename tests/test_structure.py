@@ -1,0 +1,113 @@
+"""What the architecture promises about imports, errors and documents."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import collector
+import protocol
+import uploader
+from protocol.errors import SentinelStreamError
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {"collector": collector, "protocol": protocol, "uploader": uploader}
+FOREIGN = {
+    "protocol": {"msgspec", "zmq"},
+    "collector": {"msgspec", "zmq", "psutil", "pynvml"},
+    "uploader": {"msgspec", "zmq", "urllib3", "botocore"},
+}
+OURS = {
+    "protocol": {"protocol"},
+    "collector": {"protocol", "collector"},
+    "uploader": {"protocol", "uploader"},
+}
+
+
+def modules(package: str) -> Iterator[tuple[str, Path]]:
+    directory = Path(str(PACKAGES[package].__file__)).parent
+    yield package, directory / "__init__.py"
+    for info in pkgutil.walk_packages([str(directory)], prefix=f"{package}."):
+        path = directory.joinpath(*info.name.split(".")[1:])
+        yield info.name, path / "__init__.py" if info.ispkg else path.with_suffix(".py")
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_imports_only_what_it_may(package: str) -> None:
+    allowed = OURS[package] | FOREIGN[package] | set(sys.stdlib_module_names)
+    for name, path in modules(package):
+        strangers = {top for module in imported(path) if (top := module.partition(".")[0]) not in allowed}
+        assert not strangers, f"{name} imports {strangers}"
+
+
+def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
+    code = "import sys, collector.cli\nprint(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert "collector.job" in loaded
+    heavy = {
+        "zmq",
+        "msgspec",
+        "psutil",
+        "pynvml",
+        "ctypes",
+        "typing",
+        "threading",
+        "socket",
+        "subprocess",
+        "json",
+        "tomllib",
+    }
+    # What the interpreter's own start has loaded (site, .pth files) is not ours.
+    before = set(
+        subprocess.run(
+            [sys.executable, "-c", "import sys, argparse\nprint(*sys.modules)"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+    )
+    assert not heavy & (loaded - before)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_error_of_ours_has_the_one_root(package: str) -> None:
+    found = 0
+    for name, _ in modules(package):
+        if name.endswith("__main__"):
+            continue
+        for _, thing in inspect.getmembers(importlib.import_module(name), inspect.isclass):
+            if issubclass(thing, Exception) and thing.__module__.partition(".")[0] in PACKAGES:
+                found += 1
+                assert issubclass(thing, SentinelStreamError), thing
+    assert found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_time_comes_from_the_clock(package: str) -> None:
+    called = re.compile(r"\btime\.(time|monotonic|sleep|perf_counter)\(|\bdatetime\.now\(")
+    for name, path in modules(package):
+        if name != "protocol.clock":
+            assert not called.search(path.read_text(encoding="utf-8")), name
+
+
+def test_version_is_the_same_everywhere() -> None:
+    from importlib.metadata import version
+
+    assert version("sentinel-stream") == protocol.__version__

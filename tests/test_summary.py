@@ -1,0 +1,115 @@
+"""What a person reads at the end, and how it is said."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from collector.metadata import run_metadata
+from collector.summary import summary_figures, summary_json, summary_lines
+from collector.voice import Level, Voice
+from protocol.messages import Finished, Hello
+from protocol.sample import Sample
+from protocol.statistics import RunStatistics
+
+
+def figures(finished: Finished | None = None, *samples: Sample, **changes: Any) -> dict[str, Any]:
+    statistics = RunStatistics()
+    statistics.add(samples)
+    values: dict[str, Any] = {
+        "run_key": "key",
+        "run_id": "",
+        "status": "finished",
+        "exit_code": 0,
+        "statistics": statistics,
+        "peak_memory_mib": None,
+        "accounting": "proc",
+        "is_durable": True,
+        "undelivered_rows": 0,
+        "finished": finished,
+    }
+    return summary_figures(**(values | changes))
+
+
+def test_a_tracked_process_is_summed_up() -> None:
+    finished = Finished("run-1", {"rows": 2}, ["file:///d/a%20b/0001.csv.gz"], 1, 2, "file:///d/a%20b")
+    rows = [
+        Sample(10.0, system_utime=2.0, system_stime=0.0, system_cpu_usage=2.0, process_utime=1.0, process_stime=0.5,
+               process_cpu_usage=1.5, process_memory_mib=100.0, process_disk_read_bytes=1500,
+               process_disk_write_bytes=0, process_gpu_usage=0.5),
+        Sample(11.0, process_utime=0.5, process_stime=0.0, process_cpu_usage=0.5, process_memory_mib=50.0,
+               process_disk_read_bytes=0, process_disk_write_bytes=2_000_000_000, process_gpu_usage=0.0),
+    ]  # fmt: skip
+    found = figures(finished, *rows, run_id="run-1", exit_code=3, status="failed", peak_memory_mib=123.4)
+    first, second = summary_lines(found)
+    assert first == (
+        "run run-1: failed with exit code 3; 2.0 s, CPU 2.00 s (1.00 cores on average, 1.50 at most), "
+        "memory 123 MiB at most, disk 1.5 kB read, 2.0 GB written, GPU 0.25 on average, 0.50 at most"
+    )
+    assert second == "2 samples delivered to /d/a b"
+    assert found["objects"] == ["/d/a b/0001.csv.gz"]
+    assert found["statistics"]["process_utime"] == {"total": 1.5}
+
+
+def test_a_run_without_a_sample_or_an_answer_is_summed_up_too() -> None:
+    (line,) = summary_lines(figures(exit_code=None, undelivered_rows=3, is_durable=False))
+    assert line.startswith("run key: finished; 0.0 s, CPU 0.00 s")
+
+
+def test_json_holds_the_same_and_is_always_text() -> None:
+    found = figures(Finished("r", {"text": "\ud800é"}))
+    again = json.loads(summary_json(found))
+    assert again["response"] == {"text": "?é"}
+    assert again["rows"] == 0
+
+
+NO_METADATA: dict[str, Any] = dict.fromkeys(
+    ("project_name", "job_name", "stage_name", "task_name", "team", "env", "language", "orchestrator", "executor",
+     "external_run_id", "container_image")
+) | {"tag": {}, "command_line": True}  # fmt: skip
+
+
+def test_metadata_hold_what_was_said_and_the_command() -> None:
+    settings = NO_METADATA | {"job_name": "x", "tag": {"a": "1"}}
+    assert run_metadata(settings, ["a", "b c"]) == {"job_name": "x", "tags": {"a": "1"}, "command": ["a", "b c"]}
+    assert run_metadata(settings | {"command_line": False}, ["a"]) == {"job_name": "x", "tags": {"a": "1"}}
+
+
+def test_a_command_line_of_any_size_fits_into_a_greeting() -> None:
+    for argv in (["é" * 100_000], [""] * 100_000, ["x" * 4000, "y" * 4000], ["\udcff" * 10_000], ["𝄞" * 1365]):
+        metadata = run_metadata(NO_METADATA, argv)
+        assert len(msgspec.msgpack.encode(Hello(1, "k", "i", 1.0, metadata=metadata))) < 5000
+        assert metadata["command"]
+
+
+def test_lines_are_whole_and_one_line_each(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    for level, expected in ((Level.QUIET, "e"), (Level.NORMAL, "ew"), (Level.VERBOSE, "ewd")):
+        voice = Voice(level, fd=write)
+        voice.error("e\nfaked: line\x1b[31m")
+        voice.warn("w")
+        voice.detail("d")
+        lines = os.read(read, 10_000).decode().splitlines()
+        assert [line.removeprefix("sentinel-collector: ")[0] for line in lines] == list(expected)
+        assert "\x1b" not in lines[0]
+    os.close(read)
+    # Nobody reads any more: nothing is raised.
+    Voice(Level.NORMAL, fd=write).error("x")
+    os.close(write)
+    Voice(Level.NORMAL, fd=write).error("x")
+
+
+def test_a_reader_that_is_slow_costs_lines_and_no_more() -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    voice = Voice(Level.NORMAL, fd=write)
+    for _ in range(10_000):
+        voice.warn("x" * 100)
+    while len(os.read(read, 1 << 20)) == 1 << 20:
+        pass
+    voice.warn("heard again")
+    assert b"heard again" in os.read(read, 1 << 20)
+    os.close(read)
+    os.close(write)

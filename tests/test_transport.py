@@ -1,0 +1,145 @@
+"""Both ends' sockets, real ones on loopback."""
+
+import socket
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from protocol.addresses import parse_address
+from protocol.clock import SystemClock
+from protocol.errors import AddressError
+from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
+from protocol.transport import Dealer, Router
+
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    # A Unix socket's path is short; pytest's own directories are not.
+    with tempfile.TemporaryDirectory(prefix="ss-") as directory:
+        yield f"ipc://{directory}/u"
+
+
+@pytest.fixture
+def router(url: str) -> Iterator[Router]:
+    with Router([parse_address("tcp://127.0.0.1:*", bind=True), parse_address(url, bind=True)]) as router:
+        yield router
+
+
+def dealer_to(url: str) -> Dealer:
+    return Dealer(parse_address(url, bind=False))
+
+
+def sent(dealer: Dealer, frame: bytes) -> None:
+    deadline = SystemClock().monotonic() + PATIENCE_S
+    while not dealer.send(frame):
+        assert SystemClock().monotonic() < deadline
+        dealer.poll(0.01)
+
+
+def received(router: Router) -> tuple[list[tuple[bytes, bytes]], int]:
+    deadline = SystemClock().monotonic() + PATIENCE_S
+    while True:
+        pairs, malformed = router.receive(most=100, timeout_s=0.05)
+        if pairs or malformed:
+            return pairs, malformed
+        assert SystemClock().monotonic() < deadline
+
+
+def test_frames_go_both_ways_over_tcp_and_unix_sockets(router: Router) -> None:
+    assert router.urls[0].startswith("tcp://127.0.0.1:")
+    assert not router.urls[0].endswith((":*", ":0"))
+    for url in router.urls:
+        with dealer_to(url) as dealer:
+            sent(dealer, b"hello")
+            ((identity, frame),), malformed = received(router)
+            assert (frame, malformed) == (b"hello", 0)
+            assert router.send(identity, b"welcome")
+            assert dealer.poll(PATIENCE_S)
+            assert dealer.receive() == b"welcome"
+            assert dealer.receive() is None
+
+
+def test_nothing_is_queued_towards_nobody(url: str) -> None:
+    with dealer_to(url) as dealer:
+        assert not dealer.send(b"x")
+        assert dealer.receive() is None
+        assert not dealer.poll(0.0)
+
+
+def test_answering_a_peer_that_is_gone_is_no_error(router: Router) -> None:
+    assert not router.send(b"\0nobody", b"x")
+
+
+def test_a_unix_socket_is_this_user_s_alone(router: Router, url: str) -> None:
+    path = Path(url.removeprefix("ipc://"))
+    assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+    router.stop_listening()
+    assert not path.exists()
+
+
+def test_messages_of_several_frames_are_counted_and_passed_over(router: Router) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 0)
+        stranger.connect(router.urls[0])
+        stranger.send_multipart([b"a", b"b", b"c"])
+        stranger.send_multipart([b"single"])
+        pairs: list[tuple[bytes, bytes]] = []
+        malformed = 0
+        while not pairs:
+            more, count = received(router)
+            pairs += more
+            malformed += count
+        assert [frame for _, frame in pairs] == [b"single"]
+        assert malformed == 1
+        # The other way round as well.
+        with dealer_to(router.urls[0]) as dealer:
+            sent(dealer, b"x")
+            ((identity, _),), _ = received(router)
+            router._socket.send_multipart([identity, b"a", b"b"])
+            router.send(identity, b"good")
+            assert dealer.poll(PATIENCE_S)
+            assert dealer.receive() == b"good"
+
+
+def test_an_oversize_frame_costs_its_sender_the_connection_and_nobody_else(router: Router) -> None:
+    with dealer_to(router.urls[0]) as other, dealer_to(router.urls[0]) as greedy:
+        sent(greedy, b"x" * (MAX_COLLECTOR_FRAME_BYTES + 1))
+        sent(other, b"x" * MAX_COLLECTOR_FRAME_BYTES)
+        pairs, _ = received(router)
+        assert [len(frame) for _, frame in pairs] == [MAX_COLLECTOR_FRAME_BYTES]
+        router.send(pairs[0][0], b"y" * MAX_UPLOADER_FRAME_BYTES)
+        assert other.poll(PATIENCE_S)
+
+
+def test_waking_makes_a_waiting_receive_return_and_does_no_harm_later(router: Router) -> None:
+    for _ in range(100_000):
+        router.wake()
+    waker = threading.Timer(0.05, router.wake)
+    assert router.receive(most=1, timeout_s=PATIENCE_S) == ([], 0)
+    for _ in range(20):
+        router.receive(most=1, timeout_s=0.0)
+    waker.start()
+    # Longer than the test may take.
+    router.receive(most=1, timeout_s=1000.0)
+    waker.join()
+    router.close()
+    router.wake()
+    router.close()
+
+
+def test_an_address_that_cannot_be_used_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = parse_address(f"tcp://127.0.0.1:{taken.getsockname()[1]}", bind=True)
+        with pytest.raises(AddressError, match="cannot listen at"):
+            Router([address])
+    with pytest.raises(AddressError, match="cannot listen at"):
+        Router([parse_address("ipc:///nowhere/at/all", bind=True)])

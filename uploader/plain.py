@@ -1,0 +1,25 @@
+"""What clients send as metadata, made fit for JSON, whoever reads it."""
+
+import math
+from typing import Any
+
+_MAX_DEPTH = 8
+
+
+def plain(value: Any, *, depth: int = _MAX_DEPTH) -> Any:
+    """Return the value with only what JSON knows in it: numbers that are not finite, bytes and the like become null.
+
+    So does what is nested deeper than eight levels. Keys become text.
+    """
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        # A lone surrogate cannot be written as UTF-8.
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if depth and isinstance(value, dict):
+        return {plain(str(key)): plain(item, depth=depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, list | tuple):
+        return [plain(item, depth=depth - 1) for item in value]
+    return None

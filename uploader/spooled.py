@@ -1,0 +1,59 @@
+"""What goes into the spool and comes out of it, and why it may not."""
+
+from typing import NamedTuple
+
+from protocol.errors import SentinelStreamError
+from uploader.records import Run
+
+
+class RunClosedError(SentinelStreamError):
+    """The run has ended; `seq` is its last row here."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__("this run has ended")
+        self.seq = seq
+
+
+class SupersededError(SentinelStreamError):
+    """A newer collector has taken the run over."""
+
+
+class NotOwnerError(SentinelStreamError):
+    """The run belongs to another client."""
+
+
+class StoredFrame(NamedTuple):
+    """A validated frame as it goes to disk."""
+
+    run: Run
+    first_seq: int
+    rows: int
+    payload: bytes
+    last_timestamp: float
+
+
+class OpenFrames(NamedTuple):
+    """Rows that are not in a batch yet: the range they cover and their frames' payloads."""
+
+    first_seq: int
+    last_seq: int
+    payloads: list[bytes]
+
+
+class Batch(NamedTuple):
+    """A frozen batch: its range and its bytes will never change."""
+
+    number: int
+    first_seq: int
+    last_seq: int
+    rows: int
+    body: bytes
+    sha256: bytes
+
+
+class Request(NamedTuple):
+    """What a person asked for through another process."""
+
+    id: int
+    kind: str
+    run: int | None

@@ -1,0 +1,86 @@
+"""Shows failures: to `status` through the spool, and in the log, once at the beginning and then now and then."""
+
+import logging
+
+from protocol.clock import Clock
+from uploader.backoff import Destination
+from uploader.database import SpoolError
+from uploader.plain import plain
+from uploader.records import Run
+from uploader.run import RunState, Step
+from uploader.spool import Spool
+
+log = logging.getLogger(__name__)
+
+_LOG_INTERVAL_S = 60.0
+
+
+class TroubleReport:
+    """Guarded by the dispatcher's lock. A spool that takes no notes is no more than a line in the log."""
+
+    def __init__(self, *, spool: Spool, clock: Clock) -> None:
+        self._spool = spool
+        self._clock = clock
+        self._logged_at: dict[str | int, float] = {}
+
+    def step_failed(self, run: Run, step: Step, error: Exception, next_try: float) -> None:
+        """Note on the run what failed and when it is tried again (`next_try`: monotonic seconds)."""
+        now, wall = self._clock.monotonic(), self._clock.now()
+        wait_s = max(0.0, next_try - now)
+        text = plain(str(error))
+        name = run.record.run_id or run.record.key
+        if self._may_log(run.id, now):
+            log.warning("step failed run=%s step=%s next_try_in_s=%.1f error=%s", name, step, wait_s, text)
+        if run.record.state is RunState.PARKED or run.id not in self._spool.runs:
+            return
+        try:
+            self._spool.update(run, last_error=text, last_error_at=wall, next_try_at=wall + wait_s)
+        except SpoolError as failure:
+            log.debug("cannot note a failed step run=%s error=%s", name, failure)
+
+    def destination_failed(self, destination: Destination, *, began: bool) -> None:
+        """A destination is failing; `began`: since now."""
+        now = self._clock.monotonic()
+        self._show(destination, now)
+        if began:
+            self._logged_at.pop(destination.name, None)
+        if self._may_log(destination.name, now):
+            log.warning(
+                "destination is failing destination=%s attempts=%d next_try_in_s=%.1f error=%s",
+                destination.name,
+                destination.attempts,
+                max(0.0, destination.not_before - now),
+                destination.error,
+            )
+
+    def destination_is_back(self, destination: Destination) -> None:
+        """A destination has stopped failing."""
+        now = self._clock.monotonic()
+        after_s = now - destination.failing_since
+        log.info("destination is back destination=%s after_s=%.0f", destination.name, after_s)
+        self._logged_at.pop(destination.name, None)
+        self._show(destination, now)
+
+    def forget(self, run: Run) -> None:
+        """The run is over."""
+        self._logged_at.pop(run.id, None)
+
+    def _may_log(self, topic: str | int, now: float) -> bool:
+        last = self._logged_at.get(topic)
+        if last is not None and now - last < _LOG_INTERVAL_S:
+            return False
+        self._logged_at[topic] = now
+        return True
+
+    def _show(self, destination: Destination, now: float) -> None:
+        wall = self._clock.now()
+        try:
+            self._spool.note_destination(
+                destination.name,
+                attempts=destination.attempts,
+                next_try_at=wall + destination.not_before - now,
+                error=plain(destination.error),
+                since=wall + destination.failing_since - now,
+            )
+        except SpoolError as error:
+            log.debug("cannot note the state of a destination destination=%s error=%s", destination.name, error)
