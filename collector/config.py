@@ -25,6 +25,18 @@ _METADATA = (
 )
 METADATA_NAMES = tuple(name for name, _ in _METADATA)
 
+MAX_RUN_KEY_CHARS = 200
+"""`protocol.messages` has the same limit, and would cost the job's start too much."""
+
+
+def run_key(value: Any) -> str:
+    """Parse a run key as the uploader takes it."""
+    key = text(value)
+    if len(key) > MAX_RUN_KEY_CHARS or not key.isprintable():
+        raise ValueError(f"must be at most {MAX_RUN_KEY_CHARS} printable characters")
+    return key
+
+
 SETTINGS = (
     Setting(
         name="pid",
@@ -74,7 +86,7 @@ SETTINGS = (
         name="run_key",
         flag="--run-key",
         env="SENTINEL_RUN_KEY",
-        parse=text,
+        parse=run_key,
         metavar="KEY",
         default_text="from host, process and start time",
         help="names the run: a collector that is started again with it continues the run",

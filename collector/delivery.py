@@ -172,8 +172,6 @@ class Delivery:
         """Return what the agent said last, for when it does not answer."""
         return "" if self._agent is None else self._agent.last_words()
 
-    # -- inside ------------------------------------------------------------------------------------------------
-
     def _claim(self) -> SpillFile | None:
         """Open the run's file; without one everything goes on in memory."""
         try:

@@ -130,8 +130,6 @@ class Session:
         self._close(finish)
         return self._exit_code()
 
-    # -- sampling ----------------------------------------------------------------------------------------------
-
     def _sample_until_end(self) -> None:
         due = self._next_sample_at(self._clock.monotonic())
         while not self._has_ended():
@@ -193,8 +191,6 @@ class Session:
             # What is written is what is sent, byte for byte: the row after its way through the wire's form.
             self._output.write(csv_rows([decode_sample(row)]))
         self._delivery.add(row)
-
-    # -- the end -----------------------------------------------------------------------------------------------
 
     def _finish(self) -> Finish:
         exit_code = 0 if self._job is None else self._job.exit_code
@@ -287,8 +283,6 @@ class Session:
             return 0
         assert self._job.exit_code is not None
         return self._job.exit_code
-
-    # -- the beginning -----------------------------------------------------------------------------------------
 
     def _open_delivery(self, addresses: Sequence[Address], environ: Mapping[str, str]) -> Delivery:
         run_key = self._settings["run_key"] or self._derived_run_key()

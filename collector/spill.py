@@ -268,8 +268,6 @@ class SpillFile:
         if shift_ms:
             self._shifts.append(_Shift(start, end, shift_ms))
 
-    # -- reading what an earlier collector left ----------------------------------------------------------------
-
     def _recover(self) -> None:
         magic = os.pread(self._fd, len(_MAGIC), 0)
         if not _MAGIC.startswith(magic):

@@ -67,9 +67,6 @@ def store_until_full(spool: Spool, run: Run) -> None:
         spool.store([frame(run, run.acked_seq + 1, run.acked_seq + 200)], [])
 
 
-# -- durability ------------------------------------------------------------------------------------------------------
-
-
 def test_pragmas_of_the_live_connection_survive_a_power_cut(directory: Path) -> None:
     with opened(directory) as made:
         values = {name: made.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in (
@@ -116,9 +113,6 @@ def test_no_error_of_sqlite_escapes_from_reads_or_after_closing(directory: Path)
             use()
     with pytest.raises(SpoolError, match="closed"), made.transaction():
         pass
-
-
-# -- limits ----------------------------------------------------------------------------------------------------------
 
 
 def test_file_never_grows_beyond_its_limit_and_shrinks_when_it_is_emptied(directory: Path) -> None:
@@ -236,9 +230,6 @@ def test_disk_that_is_really_full_refuses_rows_and_takes_them_again_when_there_i
     assert done.stdout.splitlines() == ["disk full: 28", "refused", "acked True True", "kept True"]
 
 
-# -- damage ----------------------------------------------------------------------------------------------------------
-
-
 def spool_with_a_run(directory: Path) -> None:
     spool = open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK)
     run = spool.greet(hello(), owner="")
@@ -307,9 +298,6 @@ def test_spool_that_cannot_be_opened_is_an_error_of_ours(directory: Path) -> Non
     (directory / "spool.db").mkdir()
     with pytest.raises(SpoolError, match="cannot open"):
         open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK)
-
-
-# -- ownership -------------------------------------------------------------------------------------------------------
 
 
 def test_second_owner_is_refused_with_a_line_that_names_the_first(directory: Path) -> None:

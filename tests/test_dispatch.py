@@ -43,9 +43,6 @@ def state(up: Delivery, key: str) -> RunState:
     return record.state
 
 
-# -- a run that meets no trouble -------------------------------------------------------------------------------------
-
-
 def test_run_is_registered_uploaded_at_the_interval_and_finished_at_its_end(up: Delivery) -> None:
     began = up.clock.monotonic()
     run = up.begin(rows=3)
@@ -116,9 +113,6 @@ def test_rows_beyond_a_batch_are_cut_and_put_without_waiting_for_the_interval(tm
         assert len(up.store.of("put")) == 2
         assert up.rows_stored("id-run") == list(range(1, 21))
         assert run.open_rows == 5
-
-
-# -- a destination that is away --------------------------------------------------------------------------------------
 
 
 def test_api_that_is_away_is_tried_by_one_run_at_a_time_with_growing_waits(up: Delivery) -> None:
@@ -209,9 +203,6 @@ def test_status_shows_the_failing_destination_until_it_is_back(up: Delivery) -> 
     assert run.record.last_error == ""
 
 
-# -- one run that fails by itself ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("error", [failing(500), away(), refused(403)], ids=["500", "no connection", "403"])
 def test_run_that_always_fails_does_not_hold_up_the_others(up: Delivery, error: DeliveryError) -> None:
     up.store.always["put:s3://bucket/runs/id-bad/0001.csv.gz"] = error
@@ -278,9 +269,6 @@ def test_steps_of_a_run_are_serialised_and_none_follows_its_end(up: Delivery) ->
     assert [call.name for call in up.api.calls] == ["register", "finish"]
 
 
-# -- those that wait for one another ---------------------------------------------------------------------------------
-
-
 def test_probe_whose_run_is_discarded_leaves_its_turn_to_another(up: Delivery) -> None:
     up.store.always["put"] = away()
     runs = [up.begin(f"run-{number}", rows=1) for number in range(4)]
@@ -314,9 +302,6 @@ def test_runs_beyond_the_limit_of_calls_all_get_their_turn(up: Delivery) -> None
     up.settle()
     assert up.spool.runs == {}
     assert len(up.api.endings) == 5 * MAX_CALLS_PER_DESTINATION
-
-
-# -- credentials -----------------------------------------------------------------------------------------------------
 
 
 def test_credentials_are_refreshed_once_per_upload_at_most_and_in_time(tmp_path: Path) -> None:
@@ -388,9 +373,6 @@ def test_restart_asks_for_credentials_before_the_first_put(tmp_path: Path) -> No
         assert up.rows_stored("id-run") == [1, 2]
 
 
-# -- answers that are final ------------------------------------------------------------------------------------------
-
-
 def test_run_that_the_server_forgot_is_parked_with_its_data_and_can_be_retried(up: Delivery) -> None:
     up.api.script("finish", final(404))
     run = up.begin(rows=2, last=True)
@@ -429,9 +411,6 @@ def test_parked_run_still_takes_rows_and_its_end(up: Delivery) -> None:
     up.settle()
     assert up.rows_stored("id-run") == [1, 2, 3]
     assert state(up, "run") is RunState.FINISHED
-
-
-# -- what cannot be written down -------------------------------------------------------------------------------------
 
 
 def test_full_disk_after_register_does_not_register_again(up: Delivery) -> None:
@@ -482,9 +461,6 @@ def test_finish_whose_answer_could_not_be_written_is_not_said_again(up: Delivery
     up.advance(CAP_S)
     assert len(up.api.times("finish")) == 1
     assert state(up, "run") is RunState.FINISHED
-
-
-# -- silence ---------------------------------------------------------------------------------------------------------
 
 
 def test_silent_run_is_closed_as_failed_and_its_rows_are_delivered(watchful: Delivery) -> None:
@@ -549,9 +525,6 @@ def test_run_that_ends_just_as_it_is_closed_keeps_its_own_end(tmp_path: Path) ->
         up.settle()
         assert [ending.exit_code for ending in up.api.endings] == [7]
         assert state(up, "run") is RunState.FINISHED
-
-
-# -- draining --------------------------------------------------------------------------------------------------------
 
 
 def test_flush_delivers_what_is_there_and_not_each_row_that_follows(up: Delivery) -> None:

@@ -212,9 +212,6 @@ def test_a_header_that_cannot_be_sent_is_not_quoted() -> None:
         assert server.requests.of() == []
 
 
-# --- proxies
-
-
 def test_plain_http_goes_through_the_proxy_with_its_login() -> None:
     with Echo() as server, HttpProxy(routes={"api.example:80": server.port}, login="user:p@ss word") as proxy:
         with client({"HTTP_PROXY": f"http://user:p%40ss%20word@{proxy.address}"}) as http:
@@ -291,9 +288,6 @@ def test_a_proxy_that_cannot_be_used_is_refused_without_its_password(value: str)
     assert "planted" not in str(caught.value)
 
 
-# --- TLS
-
-
 def test_a_private_authority_is_trusted_when_named_and_not_otherwise(tmp_path: Path) -> None:
     authority = make_authority(tmp_path)
     with Echo(tls=server_context(authority, "IP:127.0.0.1")) as server:
@@ -330,9 +324,6 @@ def test_an_authority_file_that_cannot_be_read_is_named(tmp_path: Path, content:
         HttpClient(
             environ={"AWS_CA_BUNDLE": str(path)}, clock=SystemClock(), authority_variables=("AWS_CA_BUNDLE", "X")
         )
-
-
-# --- parsing
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,6 @@ def collector(collectors: Collectors) -> RawCollector:
     return collectors.connect()
 
 
-# -- a conversation without trouble ----------------------------------------------------------------------------------
-
-
 def test_rows_are_acknowledged_and_durable_and_the_end_too(there: Listening, collector: RawCollector) -> None:
     collector.say(hello())
     assert collector.hear(Welcome) == Welcome(1)
@@ -168,9 +165,6 @@ def test_duplicates_are_dropped_overlaps_trimmed_and_gaps_ignored(there: Listeni
     assert there.run().open_rows == 15
     assert there.intake.counts["duplicate_rows"] == 16
     assert there.intake.counts["gaps"] == 1
-
-
-# -- who may speak ---------------------------------------------------------------------------------------------------
 
 
 def test_hello_comes_first(there: Listening, collector: RawCollector) -> None:
@@ -243,9 +237,6 @@ def test_metadata_that_json_cannot_carry_is_made_plain(there: Listening, collect
     assert record.host == {"host_storage_gb": None}
 
 
-# -- runs that are over ----------------------------------------------------------------------------------------------
-
-
 def test_collector_that_missed_the_end_hears_it_when_it_comes_back(there: Listening, collectors: Collectors) -> None:
     first, second, stranger = collectors.connect(), collectors.connect(), collectors.connect()
     first.say(hello(), samples(1, 3), finish(3))
@@ -312,9 +303,6 @@ def test_run_that_ends_between_a_message_and_its_transaction_does_not_take_it(tm
     open_spool_at(tmp_path / "spool", SteppedClock()).close()
 
 
-# -- a spool that is full --------------------------------------------------------------------------------------------
-
-
 def test_full_spool_acknowledges_nothing_and_goes_on_by_itself(tmp_path: Path) -> None:
     there = Listening(tmp_path / "spool", max_bytes=MIN_SPOOL_BYTES)
     try:
@@ -359,8 +347,6 @@ def test_spool_that_cannot_be_written_is_survived(there: Listening, collector: R
     collector.hear(Welcome)
     assert collector.hear(Ack) == Ack(5)
 
-
-# -- rubbish ---------------------------------------------------------------------------------------------------------
 
 RUBBISH: list[tuple[bytes, ...]] = [
     (b"",),
@@ -480,9 +466,6 @@ def test_defect_in_one_group_does_not_deafen_the_uploader(
     wait_until(lambda: "intake failed unexpectedly" in caplog.text, "the defect is logged")
     collector.say(samples(1, 3))
     assert collector.hear(Ack) == Ack(3)
-
-
-# -- silence and suspension ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -83,9 +83,6 @@ def failed_put(store: S3Store, used: Credentials | None, uri: str = URI) -> Deli
     return caught.value
 
 
-# --- what arrives
-
-
 def test_an_object_arrives_signed_and_unchanged(server: S3Server, store: S3Store, keys: Credentials) -> None:
     store.put(URI, BODY, keys)
     store.put(URI, BODY, keys)
@@ -162,9 +159,6 @@ def test_many_threads_and_credentials_at_once(keyring: Keyring, server: S3Server
     assert server.connections_accepted <= 8
 
 
-# --- credentials
-
-
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired"])
 def test_revoked_credentials_are_to_be_refreshed(
     keyring: Keyring, server: S3Server, store: S3Store, keys: Credentials, code: str
@@ -201,9 +195,6 @@ def test_credentials_that_cannot_stand_in_a_header_are_not_shown(
     assert "characters that HTTP does not allow" in str(error)
     assert "planted" not in str(error)
     assert server.versions(URI) == []
-
-
-# --- answers
 
 
 @pytest.mark.parametrize(
@@ -278,9 +269,6 @@ def test_addresses_that_are_not_objects_are_refused(
 ) -> None:
     assert failed_put(store, keys, uri).remedy is Remedy.RETRY_SLOWLY
     assert server.requests.of() == []
-
-
-# --- region
 
 
 def regions_of(server: S3Server) -> list[str]:
@@ -419,9 +407,6 @@ def test_an_endpoint_may_have_a_path_and_the_specific_variable_wins(keyring: Key
         configured_endpoint({"AWS_ENDPOINT_URL": "minio:9000"})
 
 
-# --- time
-
-
 @pytest.mark.parametrize("wrong_s", [3600.0, -3600.0, 10 * 365 * 86400.0])
 def test_a_clock_that_is_off_is_corrected_by_what_storage_says(
     server: S3Server, store: S3Store, clock: OffsetClock, keys: Credentials, wrong_s: float
@@ -451,9 +436,6 @@ def test_wrong_region_and_wrong_clock_at_once(
     server.region, clock.wall_s = "eu-west-3", 7200.0
     store.put(URI, BODY, keys)
     assert [request.status for request in server.requests.of()] == [400, 403, 200]
-
-
-# --- installation
 
 
 def test_without_botocore_the_extra_is_named() -> None:

@@ -281,9 +281,6 @@ def test_the_view_travels_to_the_uploader_and_an_older_end_has_none() -> None:
     assert (older.accounting, older.scope) == ("proc", "")
 
 
-# -- a real cgroup -----------------------------------------------------------------------------------------------
-
-
 class Box:
     """Real v1 cgroups below our own: 400 MiB, half a processor."""
 

@@ -81,9 +81,6 @@ def statuses(server: SentinelServer, call: str) -> list[int | None]:
     return [request.status for request in server.requests.of(call)]
 
 
-# --- the library
-
-
 def test_a_run_from_register_to_finish(server: SentinelServer) -> None:
     answer = register_run(
         TOKEN,
@@ -185,9 +182,6 @@ def test_an_address_that_cannot_be_used_is_named(url: str) -> None:
     with pytest.raises(UsageError, match="SENTINEL_API_URL") as caught:
         HttpSentinelAPI(lambda: TOKEN, url, SystemClock(), {})
     assert "planted" not in str(caught.value)
-
-
-# --- answers
 
 
 CALLS: Mapping[str, Callable[[], Any]] = {
@@ -296,9 +290,6 @@ def test_a_redirect_does_not_carry_the_token_elsewhere(server: SentinelServer) -
         with pytest.raises(SentinelAPIError, match=f"redirects to {other.url}/runs, which is not followed"):
             CALLS["register"]()
         assert other.requests.of() == []
-
-
-# --- what a server refuses
 
 
 def test_unknown_fields_are_left_out_with_a_warning_and_remembered_for_an_hour(
@@ -427,9 +418,6 @@ def test_a_server_that_does_not_know_finished_at_does_without(server: SentinelSe
     assert statuses(server, "finish") == [422, 200, 200]
 
 
-# --- the port
-
-
 def test_the_port_registers_refreshes_and_finishes(server: SentinelServer, api: HttpSentinelAPI) -> None:
     server.behaviour = Behaviour(lifetime_s=900, expiry_key="expiration", expiry_format="offset-fraction")
     before = time.time()
@@ -524,9 +512,6 @@ def test_over_tls_through_a_proxy(tmp_path: Path) -> None:
         api.finish(ending(run_id))
         assert len(proxy.seen) == 1
         assert server.runs[run_id].finish is not None
-
-
-# --- payload and processing
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,6 @@ def stored_rows(home: Home) -> int:
     return sum(run["rows_waiting"] for run in runs_of(home))
 
 
-# -- ending ----------------------------------------------------------------------------------------------------------
-
-
 def test_termination_delivers_the_open_rows_and_tells_the_rest_next_time(
     home: Home, backend: Backend, collectors: Collectors
 ) -> None:
@@ -231,9 +228,6 @@ def test_uploader_with_an_open_run_is_not_idle(home: Home, collector: RawCollect
     send(collector, 1, 3)
     with pytest.raises(subprocess.TimeoutExpired):
         uploader.wait(1.0)
-
-
-# -- asked by other processes ----------------------------------------------------------------------------------------
 
 
 def ask(home: Home, *words: str, **options: Any) -> "subprocess.CompletedProcess[str]":

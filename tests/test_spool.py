@@ -57,7 +57,20 @@ def register(spool: Spool, run: Run) -> None:
     spool.update(run, *events, run_id="id", uri_prefix="s3://b/id")
 
 
-# -- opening and continuing a run ------------------------------------------------------------------------------------
+def test_time_of_the_newest_row_is_known_after_a_restart(tmp_path: Path, clock: SteppedClock) -> None:
+    first = open_spool_at(tmp_path / "spool", clock)
+    run = first.greet(hello(), owner="")
+    first.store([frame(run, 1, 3)], [])
+    cut(first, run)
+    first.store([frame(run, 4, 5)], [])
+    newest = run.last_timestamp
+    first.close()
+
+    again = open_spool_at(tmp_path / "spool", clock)
+    try:
+        assert [one.last_timestamp for one in again.runs.values()] == [newest]
+    finally:
+        again.close()
 
 
 def test_same_collector_continues_and_a_newer_one_takes_over(spool: Spool) -> None:
@@ -141,9 +154,6 @@ def test_late_cloud_is_learnt_until_the_run_is_registered(spool: Spool) -> None:
     register(spool, run)
     spool.greet(hello(cloud={"cloud_vendor_id": "gcp"}), owner="")
     assert run.record.cloud == {"cloud_vendor_id": "aws"}
-
-
-# -- storing ---------------------------------------------------------------------------------------------------------
 
 
 def test_many_frames_of_many_runs_are_one_transaction(spool: Spool) -> None:
@@ -233,9 +243,6 @@ def test_smallest_spool_does_not_fill_up_with_the_memory_of_ended_runs(tmp_path:
     again.close()
 
 
-# -- what it costs ---------------------------------------------------------------------------------------------------
-
-
 def statements_of_a_cycle(spool: Spool, key: str) -> int:
     count = 0
 
@@ -290,8 +297,6 @@ def test_record_does_not_grow_with_the_length_of_a_run(spool: Spool) -> None:
         sizes.append(len(msgspec.msgpack.encode(run.record)))
     assert sizes[-1] <= sizes[0] + 20
 
-
-# -- killed at a point -----------------------------------------------------------------------------------------------
 
 VICTIM = """
 import os, signal, sys
@@ -353,9 +358,6 @@ def test_spool_of_a_killed_process_holds_every_acknowledged_row_once(
         rows += row_numbers(rows_of_body(batch.body))
     assert rows == list(range(1, rows_by_then + 1))
     spool.close()
-
-
-# -- in whatever order -----------------------------------------------------------------------------------------------
 
 
 class SpoolMachine(RuleBasedStateMachine):

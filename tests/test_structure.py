@@ -15,6 +15,8 @@ import pytest
 import collector
 import protocol
 import uploader
+from collector import config as collector_config
+from protocol import messages
 from protocol.errors import SentinelStreamError
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +107,14 @@ def test_time_comes_from_the_clock(package: str) -> None:
     for name, path in modules(package):
         if name != "protocol.clock":
             assert not called.search(path.read_text(encoding="utf-8")), name
+
+
+def test_run_keys_that_the_collector_takes_are_those_of_the_protocol() -> None:
+    assert collector_config.MAX_RUN_KEY_CHARS == messages.MAX_RUN_KEY_CHARS
+    assert collector_config.run_key("x" * messages.MAX_RUN_KEY_CHARS)
+    for bad in ("x" * (messages.MAX_RUN_KEY_CHARS + 1), "line\nbreak", ""):
+        with pytest.raises(ValueError, match="must be"):
+            collector_config.run_key(bad)
 
 
 def test_version_is_the_same_everywhere() -> None:

@@ -134,8 +134,6 @@ class Dispatcher:
             self._queues.leave(run.id, self._clock.monotonic())
         self._intake.run_is_over(run)
 
-    # -- deciding ----------------------------------------------------------------------------------------------
-
     def _pop_due(self, now: float) -> Run | None:
         while self._heap:
             when, ticket, run_id = self._heap[0]
@@ -213,8 +211,6 @@ class Dispatcher:
         run = self._spool.runs.get(run_id)
         if run is not None:
             self._schedule(run, when)
-
-    # -- doing -------------------------------------------------------------------------------------------------
 
     def _start(self, run: Run, step: Step, destination: Destination | None, now: float) -> None:
         run.busy = True

@@ -154,8 +154,6 @@ class Intake:
         """Whether a collector of an open run is or was connected."""
         return bool(self._session_of_run)
 
-    # -- one frame ---------------------------------------------------------------------------------------------
-
     def _take(self, identity: bytes, frame: bytes) -> None:
         try:
             message = decode_from_collector(frame)
@@ -224,8 +222,6 @@ class Intake:
             return
         session.finish = message
 
-    # -- greeting ----------------------------------------------------------------------------------------------
-
     def _hello(self, identity: bytes, hello: Hello) -> None:
         rejection = complaint(hello)
         if rejection is not None:
@@ -278,8 +274,6 @@ class Intake:
         self._reply(identity, Welcome(closed.seq + 1, record.run_id))
         self._reply(identity, Ack(closed.seq, finish=True))
         self._reply(identity, _finished_message(record))
-
-    # -- after a group -----------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
         touched, self._touched = self._touched, {}

@@ -41,7 +41,6 @@ def sound_finish(message: Finish) -> bool:
         and 0.0 <= message.time <= MAX_TIME_S
         and (peak is None or 0.0 <= peak < math.inf)
         and max(len(message.accounting), len(message.scope)) <= MAX_INCARNATION_CHARS
-        and len(message.scope) <= MAX_INCARNATION_CHARS
     )
 
 

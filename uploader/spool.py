@@ -15,7 +15,9 @@ from typing import Any
 import msgspec
 
 from protocol.clock import Clock
+from protocol.errors import BadMessageError
 from protocol.messages import Finish, Hello
+from uploader.batch import decode_frames
 from uploader.database import Database, SpoolDamagedError, SpoolFullError
 from uploader.ended import EndedRuns
 from uploader.records import Run, RunRecord, new_record
@@ -49,8 +51,6 @@ class Spool:
         """Every frame that is here has a lower number."""
         with self.lock:
             return self._next_frame_id
-
-    # -- intake ------------------------------------------------------------------------------------------------
 
     def greet(self, hello: Hello, *, owner: str) -> Run:
         """Open or continue the run that a collector names.
@@ -101,8 +101,6 @@ class Spool:
                 frame.run.last_timestamp = frame.last_timestamp
             for run, record in ended:
                 run.record = record
-
-    # -- batches -----------------------------------------------------------------------------------------------
 
     def read_open(self, run: Run, *, max_rows: int) -> OpenFrames | None:
         """Read the oldest rows that are in no batch; `None` when there are none.
@@ -184,8 +182,6 @@ class Spool:
             run.record = record
             run.waiting_batches -= 1
 
-    # -- a run's life ------------------------------------------------------------------------------------------
-
     def update(self, run: Run, *events: Event, **changes: Any) -> None:
         """Apply events and changes to a run's record, durably; raises `TransitionError` when one is not allowed."""
         with self.lock:
@@ -217,8 +213,6 @@ class Spool:
             found = self._find(key)
         return found[1] if found is not None and found[1].is_over else None
 
-    # -- other processes ---------------------------------------------------------------------------------------
-
     def requests(self) -> list[Request]:
         """Return what other processes ask for and nobody has answered."""
         with self.lock:
@@ -246,8 +240,6 @@ class Spool:
         """Close the database; whoever comes later gets a `SpoolError`."""
         with self.lock:
             self.database.close()
-
-    # -- inside ------------------------------------------------------------------------------------------------
 
     def _takes_rows(self, run: Run) -> bool:
         return run.id in self.runs and not run.record.has_ended
@@ -345,11 +337,20 @@ class Spool:
                 orphans += 1
             else:
                 _note_frame(run, frame_id, first_seq, rows, size)
+        for run in self.runs.values():
+            if run.frames:
+                with contextlib.suppress(BadMessageError):
+                    run.last_timestamp = self._timestamp_of(run.frames[-1])
         if orphans:
             log.error("spool holds messages of runs that it does not know, they stay there messages=%d", orphans)
         # Whoever asked the uploader before this one has had its answer, or has given up. A full disk is no hindrance.
         with contextlib.suppress(SpoolFullError), self.database.transaction() as connection:
             connection.execute("DELETE FROM requests")
+
+    def _timestamp_of(self, frame_id: int) -> float:
+        """Return the time of a stored frame's last row."""
+        ((payload,),) = self.database.query("SELECT payload FROM frames WHERE id = ?", (frame_id,))
+        return decode_frames([payload])[-1].timestamp
 
 
 def open_spool(directory: str, *, max_bytes: int, clock: Clock) -> Spool:
