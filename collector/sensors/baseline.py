@@ -35,16 +35,17 @@ class Baseline:
 def take(clock: "Clock", *, proc: str = "/proc") -> Baseline:
     """Read the counters that the first row's growth is measured against; never raises."""
     return Baseline(
-        stat=_read(f"{proc}/stat"),
-        diskstats=_read(f"{proc}/diskstats"),
-        net_dev=_read(f"{proc}/net/dev"),
-        status=_read(f"{proc}/self/status"),
+        stat=read_whole(f"{proc}/stat"),
+        diskstats=read_whole(f"{proc}/diskstats"),
+        net_dev=read_whole(f"{proc}/net/dev"),
+        status=read_whole(f"{proc}/self/status"),
         wall=clock.now(),
         monotonic=clock.monotonic(),
     )
 
 
-def _read(path: str) -> bytes:
+def read_whole(path: str) -> bytes:
+    """Return a whole file, empty when it cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -20,8 +20,9 @@ from __future__ import annotations
 import os
 import resource
 
+from collector.sensors.baseline import read_whole
 from collector.sensors.cgroup_cpu import CpuCounter
-from collector.sensors.cgroup_places import Place, find_places, read
+from collector.sensors.cgroup_places import Place, find_places
 from protocol.errors import SentinelStreamError
 
 _PREFIX = "sentinel-stream"
@@ -123,12 +124,12 @@ def _refusal(place: Place) -> str:
     if not place.is_v2:
         others = ", ".join(sorted(place.controllers - {"cpuacct"}))
         return f"cpuacct is mounted together with {others}" if others else ""
-    if read(f"{directory}/cgroup.type").strip() not in {b"", b"domain"}:
+    if read_whole(f"{directory}/cgroup.type").strip() not in {b"", b"domain"}:
         return f"{directory} is threaded"
-    if controllers := read(f"{directory}/cgroup.subtree_control").split():
+    if controllers := read_whole(f"{directory}/cgroup.subtree_control").split():
         return f"{directory} would hand on {b', '.join(controllers).decode()}"
     for name in _LIMITS:
-        if read(f"{directory}/{name}").split()[:1] not in ([], [b"max"]):
+        if read_whole(f"{directory}/{name}").split()[:1] not in ([], [b"max"]):
             return f"the job would not see {directory}/{name}"
     return ""
 
@@ -148,7 +149,7 @@ def _is_stale(name: str, proc: str) -> bool:
 
 def _start(proc: str, pid: str) -> str:
     """Field 22 of `/proc/PID/stat`, empty for a process that has ended."""
-    fields = read(f"{proc}/{pid}/stat").rpartition(b")")[2].split(None, 20)
+    fields = read_whole(f"{proc}/{pid}/stat").rpartition(b")")[2].split(None, 20)
     return fields[19].decode() if len(fields) > 19 and fields[0] not in {b"Z", b"X"} else ""
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-_READ_BYTES = 1 << 16
+from collector.sensors.baseline import read_whole
 
 
 class Place:
@@ -45,33 +45,16 @@ class Place:
 def find_places(proc: str = "/proc") -> list[Place]:
     """Return every mounted hierarchy in which our own cgroup can be seen; never raises."""
     paths: dict[bytes, bytes] = {}
-    for line in read(f"{proc}/self/cgroup").splitlines():
+    for line in read_whole(f"{proc}/self/cgroup").splitlines():
         _number, names, path = (*line.split(b":", 2), b"", b"")[:3]
         paths[names] = path
     places: list[Place] = []
-    for line in read(f"{proc}/self/mountinfo").splitlines():
+    for line in read_whole(f"{proc}/self/mountinfo").splitlines():
         head, _, tail = line.partition(b" - ")
         # Most mounts are something else.
         if tail.startswith(b"cgroup") and (place := _place(head.split(), tail.split(), paths)) is not None:
             places.append(place)
     return places
-
-
-def read(path: str) -> bytes:
-    """Return a whole file, empty when it cannot be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    chunks = []
-    try:
-        while chunk := os.read(descriptor, _READ_BYTES):
-            chunks.append(chunk)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
-    return b"".join(chunks)
 
 
 def _place(head: list[bytes], tail: list[bytes], paths: dict[bytes, bytes]) -> Place | None:

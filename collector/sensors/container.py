@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 
+from collector.sensors.baseline import read_whole
 from collector.sensors.cgroup_cpu import CpuCounter
-from collector.sensors.cgroup_places import Place, find_places, read
+from collector.sensors.cgroup_places import Place, find_places
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class ContainerView:
     def memory(self) -> ContainerMemory | None:
         """Read the levels now; `None` when they cannot be read."""
         current = _integer(self._memory_file())
-        words = read(f"{self._memory_level}/memory.stat").split()
+        words = read_whole(f"{self._memory_level}/memory.stat").split()
         if current is None or not words:
             return None
         values = dict(zip(words[::2], words[1::2], strict=False))
@@ -212,9 +213,9 @@ def _memory_limit(directory: str) -> float:
 
 
 def _quota_cores(directory: str) -> float:
-    words = read(f"{directory}/cpu.max").split() or [
-        read(f"{directory}/cpu.cfs_quota_us").strip(),
-        read(f"{directory}/cpu.cfs_period_us").strip(),
+    words = read_whole(f"{directory}/cpu.max").split() or [
+        read_whole(f"{directory}/cpu.cfs_quota_us").strip(),
+        read_whole(f"{directory}/cpu.cfs_period_us").strip(),
     ]
     if len(words) != 2 or not words[0].isdigit() or not words[1].isdigit():
         return 0.0
@@ -224,7 +225,7 @@ def _quota_cores(directory: str) -> float:
 def _processors(place: Place | None) -> int:
     if place is not None:
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
-            if listed := read(f"{place.directory}/{name}").strip():
+            if listed := read_whole(f"{place.directory}/{name}").strip():
                 return _list_length(listed)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -254,7 +255,7 @@ def _cpu_counter(place: Place | None, quota: Place | None, quota_level: str) -> 
 
 
 def _count_processes(directory: str) -> int:
-    count = read(f"{directory}/cgroup.procs").count(b"\n")
+    count = read_whole(f"{directory}/cgroup.procs").count(b"\n")
     try:
         # A cgroup's link count tells whether it has children, so that it needs not be listed.
         if os.stat(directory).st_nlink <= 2:
@@ -267,12 +268,12 @@ def _count_processes(directory: str) -> int:
 
 
 def _host_memory_bytes(proc: str) -> int:
-    words = read(f"{proc}/meminfo").split(None, 2)
+    words = read_whole(f"{proc}/meminfo").split(None, 2)
     return int(words[1]) * 1024
 
 
 def _integer(path: str) -> int | None:
-    text = read(path).strip()
+    text = read_whole(path).strip()
     return int(text) if text.isdigit() else None
 
 

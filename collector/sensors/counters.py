@@ -1,6 +1,8 @@
 """Byte counters of several devices: what they grew by, all together."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from collector.sensors.procfs import KeptFile, read_machine_list
 
 
 class ByteCounters:
@@ -24,3 +26,40 @@ class ByteCounters:
             total_out += value_out - before_out if value_out >= before_out else value_out
             last[device] = (value_in, value_out)
         return total_in, total_out
+
+
+class CounterFile:
+    """A file of `/proc` that lists devices with counters; `parse` turns its text into `(device, in, out)` readings.
+
+    The first reading is measured against `baseline`; without one it has grown by nothing.
+    """
+
+    __slots__ = ("_counters", "_file", "_has_base", "_last", "_parse")
+
+    def __init__(
+        self, path: str, *, baseline: bytes, parse: Callable[[bytes], Iterable[tuple[bytes, int, int]]]
+    ) -> None:
+        self._file = KeptFile(path)
+        self._parse = parse
+        self._counters = ByteCounters()
+        self._last = baseline
+        self._counters.growth(parse(baseline))
+        self._has_base = bool(baseline)
+
+    def growth(self) -> tuple[int, int] | None:
+        """Read the file and return what the counters grew by; `None` when it cannot be read."""
+        data = read_machine_list(self._file)
+        if not data:
+            return None
+        if data == self._last:
+            return 0, 0
+        self._last = data
+        grown = self._counters.growth(self._parse(data))
+        if not self._has_base:
+            self._has_base = True
+            return 0, 0
+        return grown
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._file.close()

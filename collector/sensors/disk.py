@@ -8,8 +8,8 @@ a multipath NVMe name space, whose head is counted). Each byte is thus counted o
 import os
 from collections.abc import Iterator
 
-from collector.sensors.counters import ByteCounters
-from collector.sensors.procfs import KeptFile, read_file, read_machine_list
+from collector.sensors.counters import CounterFile
+from collector.sensors.procfs import read_file
 
 SECTOR_BYTES = 512
 """The unit of `/proc/diskstats`, whatever the disk's own sector size."""
@@ -21,27 +21,14 @@ class DiskSensor:
     """Growth of all whole disks' counters; the first reading is measured against `baseline`."""
 
     def __init__(self, *, proc: str, sys: str, baseline: bytes) -> None:
-        self._file = KeptFile(f"{proc}/diskstats")
         self._sys = sys
         self._whole: dict[bytes, bool] = {}
-        self._counters = ByteCounters()
-        self._last = baseline
-        self._counters.growth(self._parse(baseline))
-        self._has_base = bool(baseline)
+        self._file = CounterFile(f"{proc}/diskstats", baseline=baseline, parse=self._parse)
 
     def read(self) -> tuple[int | None, int | None]:
         """Bytes read and written since the previous reading; `None` when there is no `/proc/diskstats`."""
-        data = read_machine_list(self._file)
-        if not data:
-            return None, None
-        if data == self._last:
-            return 0, 0
-        self._last = data
-        read, written = self._counters.growth(self._parse(data))
-        if not self._has_base:
-            self._has_base = True
-            return 0, 0
-        return read * SECTOR_BYTES, written * SECTOR_BYTES
+        sectors = self._file.growth()
+        return (None, None) if sectors is None else (sectors[0] * SECTOR_BYTES, sectors[1] * SECTOR_BYTES)
 
     def close(self) -> None:
         """Give the descriptor back."""

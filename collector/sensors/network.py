@@ -10,8 +10,8 @@ a container, every interface counts that is not stacked on another (`lower_*`) a
 import os
 from collections.abc import Iterator
 
-from collector.sensors.counters import ByteCounters
-from collector.sensors.procfs import KeptFile, link_target, read_machine_list
+from collector.sensors.counters import CounterFile
+from collector.sensors.procfs import link_target
 
 _UNCOUNTED_FILES = ("bridge", "bonding", "tun_flags", "brport")
 _UNCOUNTED_NAMES = ("dummy", "ifb", "tunl", "sit", "gre", "erspan", "ip6tnl", "ip_vti", "teql")
@@ -21,27 +21,13 @@ class NetworkSensor:
     """Growth of the counted interfaces' counters; the first reading is measured against `baseline`."""
 
     def __init__(self, *, proc: str, sys: str, baseline: bytes) -> None:
-        self._file = KeptFile(f"{proc}/net/dev")
         self._sys = f"{sys}/class/net"
         self._counted: dict[bytes, bool] = {}
-        self._counters = ByteCounters()
-        self._last = baseline
-        self._counters.growth(self._parse(baseline))
-        self._has_base = bool(baseline)
+        self._file = CounterFile(f"{proc}/net/dev", baseline=baseline, parse=self._parse)
 
     def read(self) -> tuple[int | None, int | None]:
         """Bytes received and sent since the previous reading; `None` when there is no `/proc/net/dev`."""
-        data = read_machine_list(self._file)
-        if not data:
-            return None, None
-        if data == self._last:
-            return 0, 0
-        self._last = data
-        received, sent = self._counters.growth(self._parse(data))
-        if not self._has_base:
-            self._has_base = True
-            return 0, 0
-        return received, sent
+        return self._file.growth() or (None, None)
 
     def close(self) -> None:
         """Give the descriptor back."""
