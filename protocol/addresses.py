@@ -1,22 +1,27 @@
 """ZeroMQ addresses as a user writes them: checked before a socket sees them."""
 
-import ipaddress
 import re
-from typing import NamedTuple
+from collections import namedtuple
 
 from protocol.errors import AddressError, ProtectionError
+
+TYPE_CHECKING = False  # `typing` and `ipaddress` would cost milliseconds of the job's start
+if TYPE_CHECKING:
+    from typing import NamedTuple
+
+    class Address(NamedTuple):
+        """A checked address; `url` is what ZeroMQ gets, `is_local` says that it cannot leave this machine."""
+
+        url: str
+        is_local: bool
+
+else:
+    Address = namedtuple("Address", ("url", "is_local"))
 
 MAX_UNIX_PATH_BYTES = 107
 """`sun_path` of `unix(7)` is 108 bytes with its final zero."""
 
 _TCP = re.compile(r"(?P<host>\[[^\]\s;]+\]|[^\[\]:/;\s]+):(?P<port>[0-9]{1,5}|\*)")
-
-
-class Address(NamedTuple):
-    """A checked address; `url` is what ZeroMQ gets, `is_local` says that it cannot leave this machine."""
-
-    url: str
-    is_local: bool
 
 
 def parse_address(url: str, *, bind: bool) -> Address:
@@ -68,8 +73,10 @@ def _parse_ipc(url: str, path: str) -> Address:
 
 
 def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
+    if host.lower() in {"localhost", "127.0.0.1", "[::1]"}:
         return True
+    import ipaddress
+
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
