@@ -1,0 +1,81 @@
+"""The collector's own parts from sensor to acknowledgement, a hundred thousand times as fast as they go.
+
+`python -m benchmarks.growth ADDRESS SAMPLES PID`: what `collector.session` does with each row, without its waiting:
+Sampler, RunStatistics, and Delivery (Backlog, Link, socket) to a live uploader. Only acknowledgements are waited for,
+as soon as a hundred rows are on their way. Prints resident memory at stages as JSON.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from resource import RUSAGE_SELF, getrusage
+
+from collector.delivery import Delivery, RunFacts
+from collector.sampler import Sampler
+from collector.sensors import baseline
+from collector.voice import Level, Voice
+from protocol.addresses import parse_address
+from protocol.clock import SystemClock
+from protocol.sample import encode_sample
+from protocol.statistics import RunStatistics
+
+_ON_THEIR_WAY = 100
+_POLL_S = 0.05
+_DEADLINE_S = 30.0
+
+
+def main() -> None:
+    address, samples, pid = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    clock = SystemClock()
+    before = baseline.take(clock)
+    sampler = Sampler(clock=clock, baseline=before, root_pid=pid, own_child=False, interval_s=1.0)
+    statistics = RunStatistics()
+    stages = {samples * percent // 100: 0.0 for percent in (1, 10, 25, 50, 75, 100)}
+    with tempfile.TemporaryDirectory() as state_dir:
+        delivery = Delivery(
+            run_key=f"growth-{pid}",
+            incarnation="0123456789abcdef",
+            address=parse_address(address, bind=False),
+            agent=None,
+            state_dir=state_dir,
+            facts=RunFacts(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
+            clock=clock,
+            voice=Voice(Level.NORMAL),
+            on_welcome=lambda _welcome: None,
+        )
+        began, used = time.monotonic(), _cpu_s()
+        for count in range(1, samples + 1):
+            sample = sampler.sample()
+            statistics.add([sample])
+            delivery.add(encode_sample(sample))
+            deadline = time.monotonic() + _DEADLINE_S
+            while delivery.undelivered_rows > _ON_THEIR_WAY:
+                delivery.wait(_POLL_S)
+                if time.monotonic() > deadline:
+                    raise SystemExit("the uploader acknowledges nothing")
+            if count in stages:
+                stages[count] = _rss_mib()
+        seconds = time.monotonic() - began
+        cpu_ms = (_cpu_s() - used) / samples * 1e3
+        deadline = time.monotonic() + _DEADLINE_S
+        while delivery.undelivered_rows and time.monotonic() < deadline:
+            delivery.wait(_POLL_S)
+        figures = {"rss_mib": stages, "seconds": seconds, "cpu_ms": cpu_ms, "unacknowledged": delivery.undelivered_rows}
+        print(json.dumps(figures), flush=True)
+        delivery.close(None)
+        sampler.close()
+
+
+def _cpu_s() -> float:
+    used = getrusage(RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _rss_mib() -> float:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:")) / 1024
+
+
+if __name__ == "__main__":
+    main()

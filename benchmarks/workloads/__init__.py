@@ -1,0 +1,1 @@
+"""Jobs whose use of CPU, memory and disk is known; `python -S -m benchmarks.workloads NAME`."""
