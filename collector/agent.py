@@ -15,6 +15,8 @@ IDLE_S = 10.0
 _FIRST_RETRY_S = 1.0
 _MAX_RETRY_S = 30.0
 _MAX_LOG_BYTES = 1 << 20
+_WRONG_USE = 2
+"""Exit code of an uploader whose settings cannot be used."""
 _STDERR = 2
 
 
@@ -39,6 +41,7 @@ class AgentStarter:
         self._retry_s = _FIRST_RETRY_S
         self._due_at = 0.0
         self._children: list[int] = []
+        self._was_refused = False
         self._is_failing = False
 
     def ensure(self, now: float) -> None:
@@ -61,6 +64,12 @@ class AgentStarter:
             if not self._is_failing:
                 self._is_failing = True
                 self._warn(f"cannot start an uploader: {error}; keeping the samples")
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether an agent cannot start as things are: its settings or directories are wrong."""
+        self._reap()
+        return self._is_failing or self._was_refused
 
     def last_words(self) -> str:
         """Return the last line of the agent's log, for when it does not answer."""
@@ -103,11 +112,12 @@ class AgentStarter:
     def _reap(self) -> None:
         for pid in list(self._children):
             try:
-                ended, _ = os.waitpid(pid, os.WNOHANG)
+                ended, status = os.waitpid(pid, os.WNOHANG)
             except ChildProcessError:
-                ended = pid
+                ended, status = pid, 0
             if ended:
                 self._children.remove(pid)
+                self._was_refused = os.waitstatus_to_exitcode(status) == _WRONG_USE
 
 
 def _inherited_fds() -> list[int]:

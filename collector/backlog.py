@@ -164,8 +164,13 @@ class Backlog:
         return count
 
     def spill_when_due(self, now: float) -> None:
-        """Move what is in memory to the file when its oldest row has waited for long enough."""
-        if self._memory and now - self._appended_at[0] >= SPILL_AFTER_S and now >= self._spill_not_before:
+        """Move what is in memory to the file when its oldest row has waited for long enough.
+
+        At once when older rows are there already: the uploader is known to be away, and a kill would cost the row.
+        """
+        if not self._memory or now < self._spill_not_before:
+            return
+        if self._file_rows or now - self._appended_at[0] >= SPILL_AFTER_S:
             self.spill(now)
 
     def spill(self, now: float, *, is_last: bool = False) -> bool:

@@ -51,7 +51,9 @@ class Delivery:
         voice: Voice,
         on_welcome: Callable[[Welcome], None],
     ) -> None:
-        self.run_key = run_key
+        # The run's file keeps the name of the key that was asked for, also when the run goes on under another: it is
+        # where a collector that is started again looks.
+        self._asked_key = self.run_key = run_key
         self._incarnation = incarnation
         self._address = address
         self._agent = agent
@@ -63,7 +65,7 @@ class Delivery:
         recovered = self._claim()
         self.last_row = None if recovered is None else recovered.last_row
         self._backlog = Backlog(
-            open_file=lambda: create_run_file(state_dir, self.run_key),
+            open_file=lambda: create_run_file(state_dir, self._asked_key),
             head=self._head,
             warn=voice.warn,
             recovered=recovered,
@@ -168,6 +170,11 @@ class Delivery:
             backlog.close()
             self._dealer.close()
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether this user's own uploader cannot start, so that nobody will answer."""
+        return self._agent is not None and not self._link.welcomed and self._agent.is_hopeless
+
     def agent_complaint(self) -> str:
         """Return what the agent said last, for when it does not answer."""
         return "" if self._agent is None else self._agent.last_words()
@@ -180,7 +187,7 @@ class Delivery:
                 # That run has ended and waits to be delivered; this one is another.
                 spill.close()
                 self.run_key = self._another_key()
-                spill = create_run_file(self._state_dir, self.run_key)
+                spill = create_run_file(self._state_dir, self._asked_key)
         except (OSError, SentinelStreamError) as error:
             self._voice.warn(f"no place for undelivered samples in {self._state_dir}, keeping them in memory: {error}")
             return None
@@ -198,10 +205,10 @@ class Delivery:
 
     def _open_own(self) -> SpillFile:
         try:
-            return open_run_file(self._state_dir, self.run_key)
+            return open_run_file(self._state_dir, self._asked_key)
         except SpillError as error:
             self._voice.error(f"cannot continue the run: {error}")
-            return create_run_file(self._state_dir, self.run_key)
+            return create_run_file(self._state_dir, self._asked_key)
 
     def _another_key(self) -> str:
         return next_run_key(self.run_key, os.urandom(6).hex())

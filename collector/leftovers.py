@@ -11,7 +11,7 @@ from collector.backlog import Backlog
 from collector.delivery import hello_of
 from collector.link import End, Link
 from collector.spill import SpillFile, SpillHead, SpillInUseError
-from collector.state import create_run_file, keep_rows, run_files
+from collector.state import create_run_file, keep_rows, modified_at, run_files
 from collector.voice import Voice
 from protocol.addresses import parse_address, require_protection
 from protocol.clock import Clock
@@ -20,7 +20,8 @@ from protocol.transport import Dealer
 
 _POLL_S = 0.2
 _GIVE_UP_S = 30.0
-_FIRST_ANSWER_S = 3.0
+_ANSWER_S = 1.0
+"""Longest silence of a destination that the end of a job waits for."""
 """A run's end waits no longer for a destination that has not said a word."""
 _MAY_COME_BACK_S = 60.0
 """Age up to which a file without an end is left to whoever continues the run of a killed collector."""
@@ -41,11 +42,12 @@ class Leftovers:
         self._thread: threading.Thread | None = None
         self._silent: set[str] = set()
         """Destinations that did not answer: not asked again for another file."""
-        self._is_answered = False
+        self._answered_at = clock.monotonic()
 
     def start(self, own_path: str | None) -> None:
         """Begin, if there is anything beside the file of the run at hand."""
-        paths = [path for path in run_files(self._state_dir) if path != own_path]
+        # The newest first: what has lain there for long is likely to go on lying there.
+        paths = sorted((path for path in run_files(self._state_dir) if path != own_path), key=modified_at, reverse=True)
         if paths and self._thread is None:
             self._thread = threading.Thread(target=self._deliver_all, args=(paths,), name="leftovers", daemon=True)
             self._thread.start()
@@ -55,8 +57,8 @@ class Leftovers:
         if self._thread is None:
             return
         began = self._clock.monotonic()
-        while (waited_s := self._clock.monotonic() - began) < timeout_s:
-            if not self._is_answered and waited_s >= _FIRST_ANSWER_S:
+        while (waited_s := (now := self._clock.monotonic()) - began) < timeout_s:
+            if now - max(began, self._answered_at) >= _ANSWER_S:
                 break
             if self._clock.wait(self._over, min(_POLL_S, timeout_s - waited_s)):
                 break
@@ -132,12 +134,13 @@ class Leftovers:
         give_up_at = self._clock.monotonic() + _GIVE_UP_S
         while not link.settled and not self._stop.is_set():
             link.pump()
-            self._is_answered = link.has_answer
+            if link.has_answer:
+                self._answered_at = self._clock.monotonic()
             dealer.poll(_POLL_S)
             if backlog.rows < held:
                 held = backlog.rows
                 give_up_at = self._clock.monotonic() + _GIVE_UP_S
-            if self._clock.monotonic() >= give_up_at:
+            if link.is_refused or self._clock.monotonic() >= give_up_at:
                 if not link.has_answer:
                     self._silent.add(head.destination)
                 return

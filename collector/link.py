@@ -112,6 +112,8 @@ class Link:
         self._is_new_run = False
         """Another run was begun: answers to what was sent before are not about it."""
         self.welcomed = False
+        self.is_refused = False
+        """The uploader has said that it will not take this run; asked again once in a while all the same."""
         self.end: End | None = None
         self.finish_durable = False
         self.finished: Finished | None = None
@@ -258,6 +260,7 @@ class Link:
                 # A greeting that is refused has its waiting time already.
                 self._refused(reject, now + self._next_hello_wait_s() if self.welcomed else self._hello_due_at)
             case _:
+                self.is_refused = True
                 self._refused(reject, now + REFUSED_WAIT_S)
 
     def _run_closed(self, last_seq: int, now: float) -> None:

@@ -220,7 +220,8 @@ class Sampler:
             user_us / 1e6,
             system_us / 1e6,
             _cores(user_us + system_us, elapsed_s, cpus),
-            round(memory_kib / 1024, 3),
+            # A job that was gone before anybody could look has left no figure of its own.
+            round(memory_kib / 1024, 3) if memory_kib > 0 or limit_us is not None else None,
             self._read_bytes.row(tree.read_bytes),
             self._written_bytes.row(tree.written_bytes),
             gpu.process_usage,

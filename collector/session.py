@@ -36,6 +36,7 @@ from protocol.statistics import RunStatistics
 
 AGENT_WAIT_S = 30.0
 AGENT_START_S = 10.0
+LEFTOVERS_WAIT_S = 5.0
 DURABLE_WAIT_S = 5.0
 """A collector may end only when the uploader holds everything: even without waiting for delivery it waits so long."""
 _STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
@@ -110,7 +111,7 @@ class Session:
             self._sampler.not_before(decode_sample(self._delivery.last_row).timestamp)
         self._output: CsvOutput | None = None
         if settings["output"]:
-            self._output = CsvOutput(settings["output"], continued=self._delivery.continued, warn=voice.warn)
+            self._output = CsvOutput(settings["output"], continued=self._delivery.continued, warn=voice.error)
         self._begun_at = baseline.monotonic
         self._leftovers_due_at: float | None = baseline.monotonic + _LEFTOVERS_S
 
@@ -218,10 +219,13 @@ class Session:
             if waited_s >= (wait_s if self._delivery.is_durable else durable_wait_s):
                 break
             self._delivery.wait(_ANSWER_POLL_S)
+            if self._delivery.is_hopeless:
+                break
             if any(received.signum in _STOP for received in self._signals.wait(0)):
                 break
         waited_s = self._clock.monotonic() - began
-        self._leftovers.finish(max(0.0, durable_wait_s - waited_s))
+        # What others left is worth a moment where an uploader answers, and none where none does.
+        self._leftovers.finish(min(LEFTOVERS_WAIT_S, durable_wait_s - waited_s) if self._delivery.is_durable else 0.0)
 
     def _waits(self) -> tuple[float, float]:
         """Return for how many seconds to wait for the delivery, and for the uploader to hold everything."""

@@ -36,6 +36,8 @@ FORWARDED = frozenset(
 _SI_KERNEL = 0x80
 """`si_code` of what the kernel sends by itself, as the terminal driver does (sigaction(2))."""
 
+_SHORTEST_TIMER_S = 1e-5
+
 _SET_BY_PYTHON = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 """Ignored by the interpreter at its start; what they were before cannot be known any more."""
 
@@ -100,21 +102,41 @@ class Signals:
 
 
 class _Blocked:
-    """Blocked signals, taken with `sigtimedwait(2)`: one system call for a wait in which nothing arrives."""
+    """Blocked signals, taken with `sigtimedwait(2)`: three system calls for a wait in which nothing arrives."""
 
     def __init__(self, signums: frozenset[signal.Signals]) -> None:
         self._signums = signums
-        self._previous: set[Any] | None = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
+        self._previous: set[Any] | None = signal.pthread_sigmask(signal.SIG_BLOCK, signums | {signal.SIGALRM})
 
     def wait(self, timeout_s: float) -> list[Received]:
         received: list[Received] = []
-        while (info := signal.sigtimedwait(self._signums, 0 if received else timeout_s)) is not None:
+        info = self._first(timeout_s)
+        while info is not None:
             from_kernel = info.si_code == _SI_KERNEL
             # A hang-up goes to the session's leader alone: the group has it only when the leader is somebody else.
             to_group = info.si_signo != signal.SIGHUP or os.getsid(0) != os.getpid()
             sender_pid = 0 if from_kernel else info.si_pid
             received.append(Received(info.si_signo, from_terminal=from_kernel and to_group, sender_pid=sender_pid))
+            info = signal.sigtimedwait(self._signums, 0)
         return received
+
+    def _first(self, timeout_s: float) -> signal.struct_siginfo | None:
+        """Wait for one signal, with a timer of our own.
+
+        CPython 3.11's `sigtimedwait` returns an uninitialised `siginfo` when SIGSTOP and SIGCONT interrupt it (EINTR)
+        and the time has passed meanwhile: a signal that nobody sent, and the job would get it.
+        """
+        if timeout_s <= 0:
+            return signal.sigtimedwait(self._signums, 0)
+        # Less than a microsecond would be no timer at all.
+        signal.setitimer(signal.ITIMER_REAL, max(timeout_s, _SHORTEST_TIMER_S))
+        info = signal.sigwaitinfo(self._signums | {signal.SIGALRM})
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if info.si_signo == signal.SIGALRM:
+            return None
+        # It may have run out in between.
+        signal.sigtimedwait({signal.SIGALRM}, 0)
+        return info
 
     def close(self) -> None:
         if self._previous is not None:

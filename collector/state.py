@@ -26,12 +26,21 @@ def open_run_file(state_dir: str, run_key: str) -> SpillFile:
     """
     make_private_dir(state_dir)
     found = [path for path in _paths(state_dir, run_key) if os.path.exists(path)]
-    for path in sorted(found, key=_modified_at, reverse=True):
+    ended: SpillFile | None = None
+    for path in sorted(found, key=modified_at, reverse=True):
         try:
-            return SpillFile.open(path)
+            spill = SpillFile.open(path)
         except (SpillInUseError, FileNotFoundError):
             continue
-    return create_run_file(state_dir, run_key)
+        if spill.finish is None:
+            if ended is not None:
+                ended.close()
+            return spill
+        if ended is None:
+            ended = spill
+        else:
+            spill.close()
+    return ended or create_run_file(state_dir, run_key)
 
 
 def create_run_file(state_dir: str, run_key: str) -> SpillFile:
@@ -96,7 +105,8 @@ def _paths(state_dir: str, run_key: str) -> Iterator[str]:
         yield os.path.join(state_dir, f"{name}{f'-{number}' if number else ''}{_SUFFIX}")
 
 
-def _modified_at(path: str) -> int:
+def modified_at(path: str) -> int:
+    """Return when a file was last written, in nanoseconds; 0 for one that is gone."""
     try:
         return os.stat(path).st_mtime_ns
     except FileNotFoundError:

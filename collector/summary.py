@@ -13,8 +13,9 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
     """Return the figures of `summary_figures` as text."""
     lines = [f"run {figures['run_id'] or figures['run_key']}: {_outcome(figures)}; {_usage(figures)}"]
     if figures["location"]:
-        state = "delivered" if figures["delivered"] else "being delivered"
-        lines.append(f"{figures['rows']} samples {state} to {figures['location']}")
+        lines.append(f"{figures['rows']} samples delivered to {figures['location']}")
+    elif figures["durable"] and not figures["delivered"]:
+        lines.append("the uploader holds everything and delivers it; `sentinel-uploader status` says how far it is")
     return lines
 
 

@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Clock(Protocol):
-        """Wall time, monotonic time, and waiting."""
+        """Wall time, monotonic time, CPU time, and waiting."""
 
         def now(self) -> float:
             """UNIX seconds; may step."""
 
         def monotonic(self) -> float:
             """Seconds that never step; only differences mean something."""
+
+        def thread_time(self) -> float:
+            """CPU seconds of the calling thread; only differences mean something."""
 
         def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
             """Wait until the event is set (True) or the time has passed (False)."""
@@ -35,6 +38,10 @@ class SystemClock:
     def monotonic(self) -> float:
         """`CLOCK_MONOTONIC`, seconds."""
         return time.monotonic()
+
+    def thread_time(self) -> float:
+        """CPU seconds of the calling thread (`CLOCK_THREAD_CPUTIME_ID`)."""
+        return time.thread_time()
 
     def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
         """Wait on the event for at most `timeout_s` seconds (`None`: without limit)."""

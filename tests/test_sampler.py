@@ -37,6 +37,9 @@ class SteppedClock:
     def monotonic(self) -> float:
         return self.mono
 
+    def thread_time(self) -> float:
+        return 0.0
+
     def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
         self.advance(timeout_s or 0.0)
         return event.is_set()

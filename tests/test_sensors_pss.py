@@ -1,7 +1,11 @@
-"""Memory of a tree: what is read when, and what stands in meanwhile, against a made-up /proc."""
+"""Memory of a tree: what is read when, and what stands in meanwhile, against a made-up /proc and real processes."""
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -12,7 +16,7 @@ from collector.sensors.pss import PssMeter
 
 
 class CostlyClock:
-    """Every look at it takes a fixed time: so much a reading costs, half of it each at begin and end."""
+    """Every look at the CPU time takes some: so much a reading costs."""
 
     def __init__(self, cost_s: float) -> None:
         self.cost_s = cost_s
@@ -22,6 +26,9 @@ class CostlyClock:
         return 0.0
 
     def monotonic(self) -> float:
+        return 0.0
+
+    def thread_time(self) -> float:
         self.time_s += self.cost_s
         return self.time_s
 
@@ -36,15 +43,21 @@ class MadeUp:
         self.proc = proc
         self.ledger = Ledger()
 
-    def put(self, pid: int, *, rss: int, pss: int | None, faults: int = 0) -> None:
+    def put(
+        self, pid: int, *, rss: int, pss: int | None, faults: int = 0, shared: int = 0, shared_pss: int | None = 0
+    ) -> None:
+        """Write the files of a process; all in KiB. `shared_pss` is the part of `pss` that is not anonymous."""
         directory = self.proc / str(pid)
         directory.mkdir(exist_ok=True)
         before = f"{pid} (a) b) S 1 1 1 0 -1 0 {faults} 0 0 0 1 2 3 4 20 0 1 0 55 4096 {rss // PAGE_KIB} 99\n"
         (directory / "stat").write_text(before)
         (directory / "status").write_text(f"Name:\ta\nVmHWM:\t{rss * 2} kB\n")
+        (directory / "statm").write_text(f"9999 {rss // PAGE_KIB} {shared // PAGE_KIB} 1 0 99 0\n")
         (directory / "smaps_rollup").unlink(missing_ok=True)
         if pss is not None:
-            (directory / "smaps_rollup").write_text(f"0-1 [rollup]\nRss: {rss} kB\nPss:  {pss} kB\nPss_Anon: 1 kB\n")
+            anon = "" if shared_pss is None else f"Pss_Anon:  {pss - shared_pss} kB\n"
+            rollup = f"0-1 [rollup]\nRss: {rss} kB\nPss:  {pss} kB\nPss_Dirty: 1 kB\n{anon}Pss_File: 1 kB\n"
+            (directory / "smaps_rollup").write_text(rollup)
 
     def member(self, pid: int) -> Member:
         member = Member(pid, proc=str(self.proc), descriptors=Descriptors(0), parent=None)
@@ -150,3 +163,218 @@ def test_a_torn_stat_line_says_nothing_new(made_up: MadeUp) -> None:
     assert member.rss_kib == 40_000
     (made_up.proc / "1/stat").unlink()
     assert not member.read(made_up.ledger)
+
+
+def started(made_up: MadeUp, *pids: int) -> tuple[list[Member], PssMeter, CostlyClock]:
+    """Members whose PSS has all been read, which has used up the budget."""
+    members = [made_up.member(pid) for pid in pids]
+    # 25 ms are there at first: for each an equal part of it, and the last goes a little beyond.
+    clock = CostlyClock(0.0251 / len(pids))
+    meter = PssMeter(clock=clock, share=0.01, interval_s=1.0)
+    meter.measure(members, 0.0)
+    assert all(member.pss.kib >= 0 for member in members)
+    return members, meter, clock
+
+
+def without_budget(made_up: MadeUp, members: list[Member], meter: PssMeter, clock: CostlyClock) -> float:
+    """The next row, which no reading of PSS is left for."""
+    spent_s = clock.time_s
+    for member in members:
+        assert member.read(made_up.ledger)
+    memory_kib = meter.measure(members, 0.0)
+    assert clock.time_s == spent_s, "PSS was read"
+    return memory_kib
+
+
+def test_shared_pages_touched_since_are_there_once_and_own_ones_each_time(made_up: MadeUp) -> None:
+    for pid in range(1, 5):
+        made_up.put(pid, rss=10_000, pss=7_000, shared=4_000, shared_pss=1_000)
+    members, meter, clock = started(made_up, 1, 2, 3, 4)
+    # Each touches 5,000 of its own; of the same shared memory they have got up to 20,000, 40,000, 60,000, and 0.
+    for pid, touched in (1, 20_000), (2, 40_000), (3, 60_000), (4, 0):
+        made_up.put(pid, rss=15_000 + touched, pss=1, shared=4_000 + touched)
+    assert without_budget(made_up, members, meter, clock) == 4 * (6_000 + 5_000) + 4_000 + 60_000
+
+
+def test_shares_that_were_read_are_not_counted_again_when_others_touch_the_same(made_up: MadeUp) -> None:
+    # The first was read when it had touched all of it, the second when it had touched nothing.
+    made_up.put(1, rss=80_000, pss=80_000, shared=60_000, shared_pss=60_000)
+    made_up.put(2, rss=20_000, pss=20_000)
+    members, meter, clock = started(made_up, 1, 2)
+    made_up.put(2, rss=80_000, pss=1, shared=60_000)
+    assert without_budget(made_up, members, meter, clock) == 100_000
+
+
+def test_pages_shared_with_others_outside_the_tree_stay_theirs_when_some_more_are_touched(made_up: MadeUp) -> None:
+    made_up.put(1, rss=100_000, pss=20_000, shared=90_000, shared_pss=10_000)
+    members, meter, clock = started(made_up, 1)
+    made_up.put(1, rss=100_400, pss=1, shared=90_400)
+    assert without_budget(made_up, members, meter, clock) == 20_400
+
+
+def test_shared_pages_given_back_take_their_part_of_the_share_with_them(made_up: MadeUp) -> None:
+    made_up.put(1, rss=50_000, pss=30_000, shared=40_000, shared_pss=20_000)
+    members, meter, clock = started(made_up, 1)
+    made_up.put(1, rss=20_000, pss=1, shared=10_000)
+    assert without_budget(made_up, members, meter, clock) == 10_000 + 5_000
+
+
+def test_a_process_not_read_yet_has_the_others_shared_pages(made_up: MadeUp) -> None:
+    made_up.put(1, rss=50_000, pss=50_000, shared=30_000, shared_pss=30_000)
+    members, meter, clock = started(made_up, 1)
+    made_up.put(2, rss=60_000, pss=1, shared=40_000, faults=500)
+    members.append(made_up.member(2))
+    assert without_budget(made_up, members, meter, clock) == 20_000 + 500 * PAGE_KIB + 40_000
+
+
+def test_processes_that_touch_different_files_are_put_right_by_the_next_reading(made_up: MadeUp) -> None:
+    for pid in (1, 2):
+        made_up.put(pid, rss=10_000, pss=10_000)
+    members, meter, clock = started(made_up, 1, 2)
+    for pid in (1, 2):
+        made_up.put(pid, rss=60_000, pss=60_000, shared=50_000, shared_pss=50_000)
+    assert without_budget(made_up, members, meter, clock) == 70_000
+    clock.cost_s = 0.0
+    # Nothing that was read says that they share; that they may is enough.
+    assert meter.measure(members, 30.0) == 120_000
+
+
+def test_who_was_read_alone_is_read_again_when_another_turns_out_to_share(made_up: MadeUp) -> None:
+    made_up.put(1, rss=60_000, pss=60_000, shared=50_000, shared_pss=50_000)
+    made_up.put(2, rss=10_000, pss=10_000)
+    members, meter, clock = started(made_up, 1, 2)
+    clock.cost_s = 0.0
+    made_up.put(1, rss=60_000, pss=35_000, shared=50_000, shared_pss=25_000)
+    made_up.put(2, rss=60_000, pss=35_000, shared=50_000, shared_pss=25_000)
+    members[1].read(made_up.ledger)
+    # The second is read in this row, which shows that the first is due in the next.
+    assert meter.measure(members, 30.0) == 60_000 + 35_000
+    assert meter.measure(members, 0.0) == 35_000 + 35_000
+
+
+def test_a_rollup_without_parts_counts_anonymous_pages_as_its_own(made_up: MadeUp) -> None:
+    made_up.put(1, rss=100_000, pss=90_000, shared=40_000, shared_pss=None)
+    members, meter, clock = started(made_up, 1)
+    assert members[0].pss.anon_pss_kib == 60_000
+    made_up.put(1, rss=130_000, pss=1, shared=50_000)
+    assert without_budget(made_up, members, meter, clock) == 90_000 + 30_000
+
+
+def test_without_statm_a_change_counts_as_the_process_own(made_up: MadeUp) -> None:
+    made_up.put(1, rss=100_000, pss=60_000, shared=50_000, shared_pss=20_000)
+    members, meter, clock = started(made_up, 1)
+    made_up.put(1, rss=110_000, pss=1)
+    (made_up.proc / "1/statm").unlink()
+    assert without_budget(made_up, members, meter, clock) == 70_000
+    # So does a process that has just ended: its memory was there when RSS was read.
+    made_up.put(1, rss=120_000, pss=1)
+    (made_up.proc / "1/statm").write_text("0 0 0 0 0 0 0\n")
+    assert without_budget(made_up, members, meter, clock) == 80_000
+
+
+def test_statm_is_read_when_rss_changed_until_both_agree_or_stand_still(made_up: MadeUp) -> None:
+    made_up.put(1, rss=20_000, pss=20_000)
+    members, meter, clock = started(made_up, 1)
+    statm = made_up.proc / "1/statm"
+    statm.write_text("must not be read")
+    assert without_budget(made_up, members, meter, clock) == 20_000
+    # RSS went up; by the time statm was read, another 10,000 were there that RSS never saw.
+    made_up.put(1, rss=24_000, pss=1)
+    statm.write_text(f"9999 {34_000 // PAGE_KIB} 0 1 0 99 0\n")
+    assert without_budget(made_up, members, meter, clock) == 34_000
+    statm.write_text(f"9999 {24_000 // PAGE_KIB} 0 1 0 99 0\n")
+    assert without_budget(made_up, members, meter, clock) == 24_000
+    # They differ for good: the second look settles it.
+    made_up.put(1, rss=28_000, pss=1)
+    statm.write_text(f"9999 {28_400 // PAGE_KIB} 0 1 0 99 0\n")
+    assert [without_budget(made_up, members, meter, clock) for _ in range(2)] == [28_400, 28_400]
+    statm.write_text("must not be read")
+    assert without_budget(made_up, members, meter, clock) == 28_400
+
+
+def test_trifles_count_as_anonymous_until_they_add_up(made_up: MadeUp) -> None:
+    made_up.put(1, rss=100_000, pss=100_000)
+    made_up.put(2, rss=20_000, pss=20_000)
+    members, meter, clock = started(made_up, 1, 2)
+    # One per cent of 120,000 is 600 for each of the two.
+    made_up.put(2, rss=20_400, pss=1)
+    statm = made_up.proc / "2/statm"
+    statm.write_text("must not be read")
+    assert without_budget(made_up, members, meter, clock) == 120_400
+    made_up.put(2, rss=20_800, pss=1, shared=800)
+    assert without_budget(made_up, members, meter, clock) == 120_800
+    assert (members[1].pss.anon_kib, members[1].pss.shared_kib) == (20_000, 800)
+
+
+SHARING_WORKERS = """
+import mmap, os, sys
+
+WORKERS, SHARED, OWN = 4, 120 << 20, 30 << 20
+
+def touch(memory, part):
+    size = int(len(memory) * part)
+    memory[: size : mmap.PAGESIZE] = b"x" * len(range(0, size, mmap.PAGESIZE))
+
+common = mmap.mmap(-1, SHARED)
+steps = [os.pipe(), os.pipe()]
+done = os.pipe()
+pids = []
+for number in range(WORKERS):
+    pids.append(os.fork())
+    if pids[-1] == 0:
+        for _, write_end in steps:
+            os.close(write_end)
+        own = mmap.mmap(-1, OWN, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        own.madvise(mmap.MADV_NOHUGEPAGE)
+        # At first each has got to a quarter more of the shared pages than the one before.
+        for step, parts in zip(steps, ((number / WORKERS, 0.5), (1, 1))):
+            if os.read(step[0], 1):
+                touch(common, parts[0])
+                touch(own, parts[1])
+                os.write(done[1], b"x")
+        os.read(steps[-1][0], 1)
+        os._exit(0)
+print(os.getpid(), *pids, flush=True)
+for _, write_end in steps:
+    sys.stdin.readline()
+    os.write(write_end, b"x" * WORKERS)
+    for _ in range(WORKERS):
+        os.read(done[0], 1)
+    print("touched", flush=True)
+sys.stdin.readline()
+for _, write_end in steps:
+    os.close(write_end)
+for pid in pids:
+    os.waitpid(pid, 0)
+"""
+
+
+def pss_kib(pids: list[int]) -> int:
+    """What the kernel says."""
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii") for pid in pids]
+    return sum(int(rollup.partition("\nPss:")[2].split()[0]) for rollup in rollups)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux' /proc")
+def test_workers_that_touch_shared_memory_are_measured_right_before_they_are_read_again() -> None:
+    command = [sys.executable, "-S", "-c", SHARING_WORKERS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdin is not None
+        assert job.stdout is not None
+        pids = [int(word) for word in job.stdout.readline().split()]
+        real = MadeUp(Path("/proc"))
+
+        def let_touch(stdin: IO[str], stdout: IO[str]) -> None:
+            stdin.write("\n")
+            stdin.flush()
+            assert stdout.readline() == "touched\n"
+
+        let_touch(job.stdin, job.stdout)
+        members, meter, clock = started(real, *pids)
+        before_kib = pss_kib(pids)
+        let_touch(job.stdin, job.stdout)
+        truth_kib = pss_kib(pids)
+        assert truth_kib - before_kib > 80 << 10
+        assert without_budget(real, members, meter, clock) == pytest.approx(truth_kib, rel=0.02)
+        job.communicate("\n")
+    assert job.returncode == 0

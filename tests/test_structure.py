@@ -117,6 +117,12 @@ def test_run_keys_that_the_collector_takes_are_those_of_the_protocol() -> None:
             collector_config.run_key(bad)
 
 
+def test_children_of_the_tests_use_the_package_that_the_tests_use() -> None:
+    code = "import collector, protocol, uploader\nprint(collector.__file__, protocol.__file__, uploader.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert found.split() == [str(PACKAGES[name].__file__) for name in ("collector", "protocol", "uploader")]
+
+
 def test_version_is_the_same_everywhere() -> None:
     from importlib.metadata import version
 

@@ -12,7 +12,7 @@ import random
 import threading
 
 from protocol.clock import Clock
-from uploader.backoff import HURRY_S, Destination, backoff, slow_backoff
+from uploader.backoff import CAP_S, HURRY_S, Destination, backoff, slow_backoff
 from uploader.database import SpoolError
 from uploader.failures import DeliveryError, Remedy
 from uploader.intake import LATE_S, Intake
@@ -269,7 +269,8 @@ class Dispatcher:
         for run_id in self._queues.release(destination):
             waiting = self._spool.runs.get(run_id)
             if waiting is not None:
-                waiting.not_before = now + self._rng.uniform(0.0, _WAKE_SPREAD_S)
+                # Another run's success does not take back what the server wished of this one.
+                waiting.not_before = max(waiting.not_sooner, now + self._rng.uniform(0.0, _WAKE_SPREAD_S))
                 self._schedule(waiting, waiting.not_before)
 
     def _failed(self, run: Run, step: Step, destination: Destination | None, error: Exception, began_at: float) -> None:
@@ -327,7 +328,9 @@ class Dispatcher:
             )
         elif destination.is_failing:
             # Back-off belongs to the destination now; this run queues up behind those that wait already.
-            run.not_before = 0.0
+            run.not_before = run.not_sooner = (
+                0.0 if error.retry_after_s is None else now + min(CAP_S, error.retry_after_s)
+            )
             self._queues.join(run.id, destination, now)
         elif slowly:
             run.not_before = now + slow_backoff(run.attempts, rng=self._rng)

@@ -169,16 +169,52 @@ def _is_zombie(fields: list[bytes]) -> bool:
 class PssState:
     """What is known about a process' proportional set size; `kib` is -1 until it was read."""
 
-    __slots__ = ("cost_s", "denied", "epoch", "faults", "has_forked", "kib", "read_at_s", "rss_kib")
+    __slots__ = (
+        "anon_kib",
+        "anon_pss_kib",
+        "cost_s",
+        "denied",
+        "epoch",
+        "faults",
+        "has_forked",
+        "is_settled",
+        "kib",
+        "others_kib",
+        "read_anon_kib",
+        "read_at_s",
+        "read_shared_kib",
+        "rss_kib",
+        "rss_now_kib",
+        "shared_kib",
+        "split_at_rss_kib",
+    )
 
     def __init__(self) -> None:
         self.kib = -1
+        self.anon_pss_kib = 0
+        """The anonymous part of `kib`; the rest is its share of files and shared memory."""
+        self.others_kib = 0
+        """The others' share of its files and shared memory then."""
         self.rss_kib = 0
-        """Resident set when PSS was read."""
+        """Resident set when PSS was read, and its parts:"""
+        self.read_anon_kib = 0
+        self.read_shared_kib = 0
+        self.anon_kib = 0
+        """Resident anonymous pages now."""
+        self.shared_kib = 0
+        """Resident pages of files and shared memory now."""
+        self.rss_now_kib = 0
+        """Resident set that `anon_kib` and `shared_kib` were last brought up to."""
+        self.split_at_rss_kib = 0
+        """Resident set when they were last read."""
+        self.is_settled = False
+        """They are known, and belong to that resident set."""
         self.faults = 0
+        """Minor page faults when PSS was read."""
         self.epoch = 0
         self.read_at_s = 0.0
         self.cost_s = 0.0
+        """CPU time of the last reading."""
         self.denied = False
         self.has_forked = False
         """A child with many of its pages appeared since: what was its own is shared now."""

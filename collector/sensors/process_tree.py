@@ -67,9 +67,14 @@ class ProcessTree:
         self._members: dict[int, Member] = {}
         self._root_pid = root_pid
         self._root = self._add(root_pid, None)
-        if not own_child:
-            self._visit(search=True)
         self._reported = self._ledger.counted
+        # Children of our own are looked for later: some may have to be excluded first.
+        self._visit(search=not own_child)
+        if own_child:
+            # A job that ends before the first row has its memory seen this once.
+            self._pss.measure(self._members.values(), 0.0)
+        else:
+            self._reported = self._ledger.counted
 
     def read(self, *, forks: int, elapsed_s: float, reap_root: Reap | None = None) -> TreeReading:
         """Read all members; what processes use that came and went since is part of their parents' times."""
@@ -130,7 +135,7 @@ class ProcessTree:
         for member in self._members.values():
             self._pss.note_peak(member)
         seen_kib, reaped_kib = self._pss.peak_kib, self._reaped_peak_kib
-        return max(seen_kib, reaped_kib) if reaped_kib > self._inherited_kib or not seen_kib else seen_kib
+        return max(seen_kib, reaped_kib) if reaped_kib > self._inherited_kib else seen_kib
 
     def close(self) -> None:
         """Give descriptors back."""

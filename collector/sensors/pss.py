@@ -1,10 +1,17 @@
-"""Memory of the tree: PSS, read as often as a budget allows, moved by the change of RSS in between.
+"""Memory of the tree: PSS, read as often as a budget allows, moved by the change of resident pages in between.
 
 `smaps_rollup` costs 47 µs and more, 12 µs for each resident MiB of small pages, and holds the job's memory-map lock
-meanwhile. RSS comes for nothing with `/proc/PID/stat`. A change of RSS is a change of PSS as long as the pages are
-the process' own; what it misses is sharing, which changes when processes come and go and when shared pages are written.
-So a process that shares is read again, within `share` of the elapsed time, when one of these happened; the others are
-read now and then within a thirtieth of that.
+meanwhile. RSS comes for nothing with `/proc/PID/stat`; when it has changed by more than a trifle, `/proc/PID/statm`
+says how much of it is anonymous and how much is shared (files and shared memory), for 10 µs.
+
+Between two readings, a change of the anonymous pages is a change of PSS: they are the process' own, and add up. Shared
+pages that were touched since may be those of the others, and processes that work on the same memory touch the same:
+these are there once. So the tree's shared memory is the sum of the shares that were read, or, where it is more, what
+the process has whose shared pages grew most (see `_total`). What this misses is sharing itself, which changes when
+processes come and go, when pages that a fork left to both are written, and when processes touch different shared pages.
+So a process that has or may have shared pages is read again, within `share` of the elapsed time, when one of these
+happened, or when the reading of another one shows that it shares more; the others are read now and then within a
+thirtieth of that.
 """
 
 import contextlib
@@ -24,6 +31,8 @@ _MOVED = 0.05
 _SHARES_BELOW = 0.9
 _MATTERS_FROM = 0.02
 _FORKED_FROM = 5
+_TRIFLE = 0.01
+"""What all changes of RSS that are taken for anonymous unseen may come to, as a part of the sum."""
 
 
 class PssMeter:
@@ -58,6 +67,7 @@ class PssMeter:
         self._routine_s = min(_ROUTINE_CAP_S * routine_share, self._routine_s + elapsed_s * routine_share)
         living = [member for member in members if member.rss_kib > 0]
         if self._share > 0:
+            self._split_changed(living)
             self._read_some(living)
         self._total_kib = _total(living) if self._share > 0 else float(sum(member.rss_kib for member in living))
         self.peak_kib = max(self.peak_kib, int(self._total_kib))
@@ -69,25 +79,22 @@ class PssMeter:
             data = member.read_file("status")
             self.peak_kib = max(self.peak_kib, int(data[data.index(b"VmHWM:") + 6 :].split(None, 1)[0]))
 
-    def _read_some(self, living: list[Member]) -> None:
-        urgent, routine = [], []
-        matters_kib = self._total_kib * _MATTERS_FROM
+    def _split_changed(self, living: list[Member]) -> None:
+        """Bring the parts of each resident set up to date, where it changed."""
+        trifle_kib = self._total_kib * _TRIFLE / max(1, len(living))
         for member in living:
-            state = member.pss
-            if state.denied:
+            rss, state = member.rss_kib, member.pss
+            if rss == state.rss_now_kib and state.is_settled:
                 continue
-            if state.kib < 0:
-                urgent.append(member)
-                continue
-            rss = member.rss_kib
-            moved = abs(rss - state.rss_kib) > rss * _MOVED
-            if rss >= matters_kib and (state.has_forked or state.kib < state.rss_kib * _SHARES_BELOW):
-                faulted = (member.faults - state.faults) * PAGE_KIB > rss * _MOVED
-                if state.has_forked or moved or faulted or state.epoch != self._epoch:
-                    urgent.append(member)
-                    continue
-            if moved or self._time_s - state.read_at_s >= _ROUTINE_AGE_S:
-                routine.append(member)
+            change_kib = rss - state.rss_now_kib
+            state.rss_now_kib = rss
+            if state.is_settled and abs(rss - state.split_at_rss_kib) <= trifle_kib:
+                state.anon_kib += change_kib
+            elif not state.denied:
+                _split(member)
+
+    def _read_some(self, living: list[Member]) -> None:
+        urgent, routine = self._due(living)
         # Never read first, then the one that was read longest ago.
         for member in sorted(urgent, key=_last_read):
             if _cost(member) > self._urgent_s < self._cap_s:
@@ -98,14 +105,43 @@ class PssMeter:
                 break
             self._routine_s -= self._read(member)
 
+    def _due(self, living: list[Member]) -> tuple[list[Member], list[Member]]:
+        """Who must be read for the sum to be right, and who should be once in a while."""
+        urgent, routine = [], []
+        matters_kib = self._total_kib * _MATTERS_FROM
+        is_alone = len(living) == 1
+        for member in living:
+            state = member.pss
+            if state.denied:
+                continue
+            if state.kib < 0:
+                urgent.append(member)
+                continue
+            rss = member.rss_kib
+            moved = abs(rss - state.rss_kib) > rss * _MOVED
+            if rss >= matters_kib:
+                # Whether it is the others' memory too that it touched, only a reading can tell.
+                may_share = not is_alone and state.shared_kib - state.read_shared_kib > rss * _MOVED
+                shares = min(state.kib, state.read_anon_kib) < state.rss_kib * _SHARES_BELOW
+                if may_share or state.has_forked or shares:
+                    faulted = (member.faults - state.faults) * PAGE_KIB > rss * _MOVED
+                    if may_share or state.has_forked or moved or faulted or state.epoch != self._epoch:
+                        urgent.append(member)
+                        continue
+            if moved or self._time_s - state.read_at_s >= _ROUTINE_AGE_S:
+                routine.append(member)
+        return urgent, routine
+
     def _read(self, member: Member) -> float:
-        """Read one PSS and return what it cost."""
+        """Read one PSS and return what it cost: CPU time, so that being preempted does not use up the budget."""
         state = member.pss
-        begin = self._clock.monotonic()
+        begin = self._clock.thread_time()
         try:
             data = member.read_file("smaps_rollup")
-            start = data.index(b"\nPss:") + 5
-            state.kib = int(data[start:].split(None, 1)[0])
+            state.kib = _field_kib(data, b"\nPss:")
+            # Linux before 5.4 does not say: then the anonymous pages are its own.
+            has_anon = b"\nPss_Anon:" in data
+            state.anon_pss_kib = _field_kib(data, b"\nPss_Anon:") if has_anon else min(state.kib, state.anon_kib)
         except (PermissionError, FileNotFoundError):
             state.denied = True
         except (OSError, ValueError, IndexError):
@@ -113,10 +149,17 @@ class PssMeter:
             state.kib = -1
         else:
             state.rss_kib, state.faults = member.rss_kib, member.faults
+            # Taken before PSS: what came in between counts as grown, and `_total` bounds that by what is there.
+            state.read_anon_kib, state.read_shared_kib = state.anon_kib, state.shared_kib
             state.has_forked = False
+            others_kib = state.shared_kib - (state.kib - state.anon_pss_kib)
+            if others_kib - state.others_kib > member.rss_kib * _MOVED:
+                # Those who have the rest of these pages may have been read when they seemed to be theirs alone.
+                self._epoch += 1
+            state.others_kib = others_kib
             state.epoch, state.read_at_s = self._epoch, self._time_s
             self.note_peak(member)
-        state.cost_s = self._clock.monotonic() - begin
+        state.cost_s = self._clock.thread_time() - begin
         return state.cost_s
 
 
@@ -132,18 +175,60 @@ def _cost(member: Member) -> float:
     return _CALL_COST_S + member.rss_kib * _KIB_COST_S
 
 
+def _field_kib(rollup: bytes, name: bytes) -> int:
+    return int(rollup[rollup.index(name) + len(name) :].split(None, 1)[0])
+
+
+def _split(member: Member) -> None:
+    """Read how much of the resident set is anonymous and how much is shared (`statm` of `proc(5)`)."""
+    state = member.pss
+    before = state.anon_kib, state.shared_kib
+    try:
+        words = member.read_file("statm").split()
+        resident_kib, shared_kib = int(words[1]) * PAGE_KIB, int(words[2]) * PAGE_KIB
+    except (OSError, ValueError, IndexError):
+        resident_kib = shared_kib = 0
+    if resident_kib <= 0:
+        # Gone since, or there is no such file: what changed counts as anonymous.
+        resident_kib, shared_kib = member.rss_kib, min(state.shared_kib, member.rss_kib)
+    state.shared_kib = shared_kib
+    state.anon_kib = resident_kib - state.shared_kib
+    # RSS was read a moment earlier. Where this is something else, it may pass without RSS ever showing it, so look
+    # again until it stands still (newer kernels count more exactly here than there, and never agree).
+    state.is_settled = resident_kib == member.rss_kib or before == (state.anon_kib, state.shared_kib)
+    state.split_at_rss_kib = member.rss_kib
+
+
 def _total(living: list[Member]) -> float:
-    total = 0
+    """Sum anonymous pages, which add up, and shared ones, which are there once.
+
+    A process' shared pages are at least there, so they bound the tree's from below; but others outside the tree may
+    hold them as well, so that bound raises the sum of the shares by no more than they grew since it was read.
+    """
+    own = shares = 0
+    grown: list[tuple[int, int]] = []
     for member in living:
         state = member.pss
-        rss = member.rss_kib
-        if state.kib >= 0:
-            # An exec or a big release can leave less than the move takes away.
-            total += max(0, min(rss, state.kib + rss - state.rss_kib))
-        elif state.denied:
-            total += rss
-        else:
+        if state.denied:
+            own += member.rss_kib
+            continue
+        anon, shared = state.anon_kib, state.shared_kib
+        if state.kib < 0:
             # Not read yet. A forked worker's pages are its parent's until it touches them, and touching is a fault;
             # with huge pages that is too little, but such a process is cheap to read and soon has been.
-            total += min(rss, member.faults * PAGE_KIB)
-    return float(total)
+            own += min(anon, member.faults * PAGE_KIB)
+            grown.append((shared, shared))
+            continue
+        if anon == state.read_anon_kib and shared == state.read_shared_kib:
+            own += state.anon_pss_kib
+            shares += state.kib - state.anon_pss_kib
+            continue
+        # An exec or a big release can leave less than the move takes away.
+        own += max(0, min(anon, state.anon_pss_kib + anon - state.read_anon_kib))
+        share = state.kib - state.anon_pss_kib
+        if shared < state.read_shared_kib:
+            share = share * shared // state.read_shared_kib
+        elif shared > state.read_shared_kib:
+            grown.append((shared, shared - state.read_shared_kib))
+        shares += share
+    return float(own + max([shares, *(min(shared, shares + growth) for shared, growth in grown)]))

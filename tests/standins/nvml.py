@@ -146,6 +146,9 @@ class HandClock:
     def monotonic(self) -> float:
         return 1000.0 + self.elapsed_s
 
+    def thread_time(self) -> float:
+        return 0.0
+
     def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
         if timeout_s is None:
             return event.wait()

@@ -24,6 +24,9 @@ class SteppedClock:
     def monotonic(self) -> float:
         return self.mono
 
+    def thread_time(self) -> float:
+        return 0.0
+
     def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
         return event.wait(0.01 if timeout_s is None else min(timeout_s, 0.01))
 

@@ -16,6 +16,9 @@ class TurningClock:
     def monotonic(self) -> float:
         return self.time_s
 
+    def thread_time(self) -> float:
+        return 0.0
+
     def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
         if not event.is_set():
             assert timeout_s is not None, "nobody would ever set the event"

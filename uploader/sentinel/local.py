@@ -47,6 +47,8 @@ class LocalSentinelAPI:
         path = os.path.join(self._directory, ending.run_id)
         objects = [os.path.basename(path_of_uri(uri)) for uri in ending.data_uris or []]
         description = _described(ending.run, ending.run_id) | {
+            # The uploader may have heard of the run long after it began.
+            "started_at": utc_text(min(ending.run.created_at, ending.finished_at - _duration_s(ending))),
             "status": ending.status,
             "exit_code": ending.exit_code,
             "finished_at": utc_text(ending.finished_at),
@@ -57,6 +59,13 @@ class LocalSentinelAPI:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _duration_s(ending: Ending) -> float:
+    """Length of all rows' intervals, 0 where nothing is known of them."""
+    statistics = ending.facts.get("statistics")
+    seconds = statistics.get("duration_seconds") if isinstance(statistics, dict) else None
+    return float(seconds or 0.0)
 
 
 def _described(run: RunDescription, run_id: str) -> dict[str, Any]:

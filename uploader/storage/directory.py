@@ -14,8 +14,8 @@ class DirectoryStore:
     """An `ObjectStore` for `file://` uris; a directory is one destination."""
 
     def destination(self, uri: str) -> str:
-        """Return the uri of the directory that all runs share."""
-        return uri.rpartition("/")[0]
+        """Return the uri of the directory that all runs share: an object is `DIR/RUN_ID/NAME`."""
+        return uri.rsplit("/", 2)[0]
 
     def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:  # noqa: ARG002 -- the port's
         """Write the file atomically and durably."""
