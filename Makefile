@@ -2,6 +2,7 @@
 #
 #   make demo     track a real job and deliver its samples to ./demo-data
 #   make test     build the wheel, install it, test what was installed
+#   make chaos    break everything by a schedule and count rows: make chaos SEED=4 DURATION=600
 #   make lint     ruff and mypy
 #   make ci       lint and test, as .ci/run does
 #   make bench    compare with the peer (benchmarks/README.md)
@@ -18,9 +19,11 @@ DEMO := $(CURDIR)/demo-data
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+DURATION ?= 60
+COLLECTORS ?= 4
 PEER := .venv-peer
 
-.PHONY: demo test lint ci bench lock clean environment
+.PHONY: demo test chaos lint ci bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -49,6 +52,9 @@ demo: environment
 
 test: environment
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+chaos: environment
+	PYTHONPATH=tests $(BIN)/python -m oracle $(if $(SEED),--seed $(SEED)) --duration $(DURATION) --collectors $(COLLECTORS)
 
 lint: environment
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -243,3 +244,34 @@ def test_ctrl_z_stops_the_wrapper_and_it_goes_on(events: Events) -> None:
         events.wait_for("job SIGUSR1 1")
         os.kill(wrapper_pid, signal.SIGTERM)
         assert terminal.wait() == 128 + signal.SIGTERM
+
+
+PAUSED = """
+import sys
+import time
+from collector.signals import Signals
+with Signals() as signals:
+    for _ in range(3):
+        print("waiting", flush=True)
+        print(signals.wait(0.3), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_pause_longer_than_the_wait_is_no_signal() -> None:
+    with subprocess.Popen([sys.executable, "-c", PAUSED], stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        for _ in range(3):
+            assert waiting.stdout.readline() == "waiting\n"
+            _until_asleep(waiting.pid)
+            waiting.send_signal(signal.SIGSTOP)
+            # Longer than the wait: its time is over when it goes on.
+            time.sleep(0.5)
+            waiting.send_signal(signal.SIGCONT)
+            assert waiting.stdout.readline() == "[]\n"
+        assert waiting.wait() == 0
+
+
+def _until_asleep(pid: int) -> None:
+    while b") S " not in Path(f"/proc/{pid}/stat").read_bytes():
+        time.sleep(0.01)

@@ -1,0 +1,109 @@
+"""Overhears the conversation: which rows an uploader has acknowledged, whatever becomes of either process."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from protocol.messages import (
+    Ack,
+    Finish,
+    Hello,
+    Ping,
+    Reject,
+    Samples,
+    Welcome,
+    decode_from_collector,
+    decode_from_uploader,
+)
+from protocol.sample import csv_rows
+
+_GREETING_BYTES = 64
+_LONG, _COMMAND = 2, 4
+
+
+class Frames:
+    """Takes one direction of a connection apart into messages (ZMTP 3.1, rfc.zeromq.org/spec/37)."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._greeting_left = _GREETING_BYTES
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """Yield the bodies of the messages that are complete with this piece."""
+        self._pending += piece
+        if self._greeting_left:
+            taken = min(self._greeting_left, len(self._pending))
+            del self._pending[:taken]
+            self._greeting_left -= taken
+        while (body := self._next()) is not None:
+            flags, content = body
+            if not flags & _COMMAND:
+                yield content
+
+    def _next(self) -> tuple[int, bytes] | None:
+        if len(self._pending) < 2:
+            return None
+        flags = self._pending[0]
+        start = 9 if flags & _LONG else 2
+        if len(self._pending) < start:
+            return None
+        end = start + int.from_bytes(self._pending[1:start], "big")
+        if len(self._pending) < end:
+            return None
+        content = bytes(self._pending[start:end])
+        del self._pending[:end]
+        return flags, content
+
+
+class Witness:
+    """What all conversations together have come to; `acknowledged` holds CSV lines by run key."""
+
+    def __init__(self) -> None:
+        self.acknowledged: dict[str, set[str]] = defaultdict(set)
+        self._sent: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+
+    def sent(self, hello: Hello, samples: Samples) -> None:
+        """A collector has sent rows; within one incarnation no number is ever another row's."""
+        lines = csv_rows(samples.samples).decode().splitlines()
+        self._sent[hello.run_key, hello.incarnation].update(enumerate(lines, samples.first_seq))
+
+    def durable(self, hello: Hello, last_seq: int) -> None:
+        """The uploader has said that all rows up to this number are on disk."""
+        sent = self._sent[hello.run_key, hello.incarnation]
+        for seq in [seq for seq in sent if seq <= last_seq]:
+            self.acknowledged[hello.run_key].add(sent.pop(seq))
+
+
+class Conversation:
+    """One connection as it passes by."""
+
+    def __init__(self, witness: Witness) -> None:
+        self._witness = witness
+        self._from_collector = Frames()
+        self._from_uploader = Frames()
+        self._hello: Hello | None = None
+        self._is_new_run = False
+
+    def said(self, piece: bytes) -> None:
+        """Take in what the collector sent."""
+        for frame in self._from_collector.feed(piece):
+            match decode_from_collector(frame):
+                case Hello() as hello:
+                    # Answers to what was sent for another run may still be under way.
+                    self._is_new_run = self._hello is not None and self._hello.run_key != hello.run_key
+                    self._hello = hello
+                case Samples() as samples if self._hello is not None:
+                    self._witness.sent(self._hello, samples)
+                case Samples() | Finish() | Ping():
+                    pass
+
+    def answered(self, piece: bytes) -> None:
+        """Take in what the uploader sent."""
+        for frame in self._from_uploader.feed(piece):
+            message = decode_from_uploader(frame)
+            if self._hello is None:
+                continue
+            if isinstance(message, Welcome):
+                self._is_new_run = False
+                self._witness.durable(self._hello, message.next_seq - 1)
+            elif isinstance(message, Ack | Reject) and not self._is_new_run:
+                self._witness.durable(self._hello, message.seq)
