@@ -2,6 +2,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,21 @@ os.environ["PYTHONSAFEPATH"] = "1"
 for _signum in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(_signum) is signal.SIG_IGN:
         signal.signal(_signum, signal.default_int_handler if _signum == signal.SIGINT else signal.SIG_DFL)
+
+_FOR_THE_MAIN_THREAD = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_start = threading.Thread.start
+
+
+def _start_without_signals(thread: threading.Thread) -> None:
+    """A thread that a test leaves behind must not take, and die of, the signals that a later test sends itself."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_MAIN_THREAD)
+    try:
+        _start(thread)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+threading.Thread.start = _start_without_signals  # type: ignore[method-assign,assignment]  # for every thread of the tests' process
 
 
 @pytest.fixture

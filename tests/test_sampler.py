@@ -265,7 +265,12 @@ def test_a_small_jobs_peak_is_not_the_collectors_own() -> None:
     ballast = bytearray(os.urandom(1 << 20) * 64)
     clock = SystemClock()
     before = baseline.take(clock)
-    job = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    code = "import sys; print('up', flush=True); sys.stdin.read()"
+    job = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # Before its exec it is a copy of this process, and just after it hardly anything.
+    assert job.stdout is not None
+    assert job.stdout.readline() == b"up\n"
+    job.stdout.close()
     sampler = Sampler(clock=clock, baseline=before, root_pid=job.pid, own_child=True, interval_s=1.0)
     sampler.sample()
     assert job.stdin is not None

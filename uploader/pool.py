@@ -5,6 +5,7 @@
 
 import logging
 import queue
+import signal
 import threading
 from collections.abc import Callable
 
@@ -32,6 +33,8 @@ class WorkerPool:
         self._tasks.put(task)
 
     def _work(self) -> None:
+        # Signals are for those who wait for them: one that a worker took would end the process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             task = self._tasks.get()
             try:
