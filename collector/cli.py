@@ -9,7 +9,7 @@ import os
 import sys
 
 from collector.accounting import RunAccounting
-from collector.config import SETTINGS, early
+from collector.config import SETTINGS, early, uploader_addresses
 from collector.job import Job, JobStartError
 from collector.sensors import baseline as baseline_sensor
 from collector.sensors.container import open_view
@@ -24,8 +24,6 @@ TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's st
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
-
-    from protocol.addresses import Address
 
 _DESCRIPTION = "Records what a command, a running process or the host uses, and delivers it."
 _PREFIX = "sentinel-collector: "
@@ -60,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _wrap(command: list[str], given: dict[str, Any], file: str | None) -> int:
     # What is certain to be wrong use must be said before anything is started.
-    addresses = _checked_addresses(given)
+    addresses = uploader_addresses(given)
     clock = SystemClock()
     wanted = early(given, file, "accounting", "scope")
     baseline = baseline_sensor.take(clock)
@@ -94,7 +92,7 @@ def _track(given: dict[str, Any], file: str | None) -> int:
     from collector.wrapping import voice_of
 
     settings = merge_file(SETTINGS, given, file)
-    addresses = _checked_addresses(settings)
+    addresses = uploader_addresses(settings)
     root_pid = _living_pid(settings["pid"]) if settings["pid"] else None
     clock = SystemClock()
     voice = voice_of(settings)
@@ -117,18 +115,6 @@ def _track(given: dict[str, Any], file: str | None) -> int:
             container=open_view(settings["scope"], os.environ),
         )
         return session.run()
-
-
-def _checked_addresses(values: dict[str, Any]) -> list[Address]:
-    """Return the uploaders' addresses, none when this user's own is meant; raises `UsageError`."""
-    if not values.get("connect"):
-        return []
-    from protocol.addresses import parse_address, require_protection
-
-    addresses = [parse_address(url, bind=False) for url in values["connect"]]
-    for address in addresses:
-        require_protection(address, has_keys=False, insecure=bool(values.get("insecure")), role="connect")
-    return addresses
 
 
 def _living_pid(text: str) -> int:

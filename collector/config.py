@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from protocol.addresses import Address
+
 _METADATA = (
     ("project_name", "name of the project"),
     ("job_name", "name of the job"),
@@ -203,3 +205,15 @@ def early(given: Mapping[str, Any], file: str | None, *names: str) -> dict[str, 
     except (OSError, ValueError, UsageError):
         return values
     return values
+
+
+def uploader_addresses(values: Mapping[str, Any]) -> list[Address]:
+    """Return the checked addresses of uploaders, none when this user's own is meant; raises `UsageError`."""
+    if not values.get("connect"):
+        return []
+    from protocol.addresses import parse_address, require_protection
+
+    addresses = [parse_address(url, bind=False) for url in values["connect"]]
+    for address in addresses:
+        require_protection(address, has_keys=False, insecure=bool(values.get("insecure")), role="connect")
+    return addresses

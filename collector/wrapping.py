@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from collector.accounting import RunAccounting
-from collector.config import SETTINGS
+from collector.config import SETTINGS, uploader_addresses
 from collector.job import Job
 from collector.sensors.baseline import Baseline
 from collector.sensors.container import ContainerView
 from collector.signals import Signals
 from collector.voice import Level, Voice
 from collector.waiting import wait_for_job
-from protocol.addresses import Address, parse_address, require_protection
+from protocol.addresses import Address
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
 from protocol.settings import merge_file
@@ -38,10 +38,7 @@ def track_job(
         settings = merge_file(SETTINGS, given, file)
         voice = voice_of(settings)
         accounting.settle(voice)
-        if settings["connect"] and not addresses:
-            addresses = [parse_address(url, bind=False) for url in settings["connect"]]
-            for address in addresses:
-                require_protection(address, has_keys=False, insecure=settings["insecure"], role="connect")
+        addresses = addresses or uploader_addresses(settings)
         # Heavy: sensors, ZeroMQ, discovery.
         from collector.session import Session
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standins.burning import BURN
 from standins.product import COLLECTOR, Home, busy, python, wait_until
 
 from collector.accounting import RunAccounting
@@ -22,19 +23,6 @@ from collector.voice import Level, Voice
 
 HERE = Path(__file__).parent
 SHOW_CGROUPS = ("cat", "/proc/self/cgroup")
-BURN = """
-import os, signal, sys, time
-def burn(seconds):
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        pass
-def child(work, *args):
-    pid = os.fork()
-    if pid == 0:
-        work(*args)
-        os._exit(0)
-    return pid
-"""
 
 
 def usable() -> list[Place]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standins.burning import BURN
 
 from collector.sensors.children import children_by_parent
 from collector.sensors.process_tree import ProcessTree
@@ -21,25 +22,6 @@ from protocol.clock import SystemClock
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux' /proc")
 
 HERE = Path(__file__).parent
-BURN = """
-import os, signal, sys, threading, time
-
-def burn(seconds):
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        pass
-
-def child(work, *args):
-    pid = os.fork()
-    if pid == 0:
-        work(*args)
-        os._exit(0)
-    return pid
-
-def said(word):
-    print(word, flush=True)
-    sys.stdin.readline()
-"""
 
 
 class Run:
