@@ -35,7 +35,8 @@ class RunFacts:
 class Delivery:
     """One run's rows, from the sampler to an uploader's acknowledgement; not thread-safe.
 
-    `continued` says that an earlier collector of the same run left its file here.
+    `is_named` says that somebody chose `run_key`. `continued` says that an earlier collector of the same run left
+    its file here.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Delivery:
         clock: Clock,
         voice: Voice,
         on_welcome: Callable[[Welcome], None],
+        is_named: bool = False,
     ) -> None:
         # The run's file keeps the name of the key that was asked for, also when the run goes on under another: it is
         # where a collector that is started again looks.
@@ -61,6 +63,9 @@ class Delivery:
         self._facts = facts
         self._clock = clock
         self._voice = voice
+        self._on_welcome = on_welcome
+        self._is_named = is_named
+        self._was_welcomed = False
         self.continued = False
         recovered = self._claim()
         self.last_row = None if recovered is None else recovered.last_row
@@ -75,7 +80,7 @@ class Delivery:
             dealer=self._dealer,
             backlog=self._backlog,
             hello=self._hello,
-            on_welcome=on_welcome,
+            on_welcome=self._welcomed,
             on_closed=self._start_new_run,
             warn=voice.warn,
             clock=clock,
@@ -235,10 +240,19 @@ class Delivery:
             cloud_pending=facts.cloud_pending,
         )
 
+    def _welcomed(self, welcome: Welcome) -> None:
+        self._was_welcomed = True
+        self._on_welcome(welcome)
+
     def _start_new_run(self) -> bool:
         """The run was closed without us: what is not in it goes into another, with all that follows."""
-        self.run_key = self._another_key()
-        self._voice.warn(f"the run has ended at the uploader; going on as a new run with {self._backlog.rows} samples")
+        ended_key, self.run_key = self.run_key, self._another_key()
+        if self._was_welcomed or self.continued:
+            rest = f" with {self._backlog.rows} samples" if self._backlog.rows else ""
+            self._voice.warn(f"the run has ended at the uploader; going on as a new run{rest}")
+        elif self._is_named:
+            self._voice.warn(f"the run {ended_key!r} has ended before; this is a new one")
+        # A key of our own making that was used before, as the host's of one boot is, is nobody's concern.
         self._backlog.start_new_run()
         return True
 

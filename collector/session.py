@@ -307,6 +307,7 @@ class Session:
             clock=self._clock,
             voice=self._voice,
             on_welcome=self._welcomed,
+            is_named=bool(self._settings["run_key"]),
         )
 
     def _gpu_info(self) -> dict[str, str | int | float]:

@@ -219,6 +219,26 @@ def test_host_is_tracked_until_told_to_stop(home: Home) -> None:
     assert all(row.endswith("," * 10) for row in home.local_rows(run))
 
 
+def test_next_run_of_a_host_is_another_one_without_a_word(home: Home) -> None:
+    for count in (1, 2):
+        process = home.start(COLLECTOR, "--interval", "0.1")
+        wait_until(lambda: any(run["rows_waiting"] >= 3 for run in _statuses(home)), "rows arrive")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 0
+        assert "new run" not in said
+        assert len(_finished_runs(home)) == count
+    first, second = sorted(home.local_runs(), key=lambda run: len(run["run_key"]))
+    assert second["run_key"].startswith(first["run_key"] + "~")
+
+
+def test_named_run_that_has_ended_is_not_continued_and_that_is_told(home: Home) -> None:
+    for count in (1, 2):
+        done = home.collector("--run-key", "nightly", "--", "true")
+        assert ("the run 'nightly' has ended before; this is a new one" in done.stderr) == (count == 2)
+        assert len(_finished_runs(home)) == count
+
+
 def test_foreign_process_is_tracked_until_it_ends(home: Home) -> None:
     target = home.start(*busy(1.0))
     done = home.collector("--quiet", "--interval", "0.1", "--pid", str(target.pid))
