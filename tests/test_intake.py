@@ -29,6 +29,7 @@ from protocol.messages import (
 )
 from protocol.sample import Sample
 from protocol.transport import Router
+from uploader.counters import Counters
 from uploader.database import MIN_SPOOL_BYTES
 from uploader.intake import GROUP_FRAMES, LATE_S, Intake
 from uploader.records import Run
@@ -45,12 +46,14 @@ class Listening:
         self.spool = open_spool_at(directory, self.clock, max_bytes=max_bytes)
         self.router = Router([parse_address("tcp://127.0.0.1:*", bind=True)])
         self.woken: list[Run] = []
+        self.counters = Counters()
         self.intake = Intake(
             router=self.router,
             spool=self.spool,
             clock=self.clock,
             wake_run=self.woken.append,
             policy=Policy(max_batch_rows=100),
+            counters=self.counters,
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.intake.run, args=(self._stop,))
@@ -63,8 +66,8 @@ class Listening:
     def run(self, key: str = "run") -> Run:
         return next(run for run in self.spool.runs.values() if run.record.key == key)
 
-    def counted(self, name: str, least: int = 1) -> None:
-        wait_until(lambda: self.intake.counts[name] >= least, f"{name} is counted")
+    def rejected(self, reason: str, least: int = 1) -> None:
+        wait_until(lambda: self.counters.rejected.value(reason) >= least, f"{reason} is counted")
 
     def end(self, run: Run, event: Event = Event.ACCEPTED, **changes: Any) -> None:
         """Do what the dispatcher does at a run's end."""
@@ -163,8 +166,8 @@ def test_duplicates_are_dropped_overlaps_trimmed_and_gaps_ignored(there: Listeni
     assert frames is not None
     assert (frames.first_seq, frames.last_seq) == (1, 15)
     assert there.run().open_rows == 15
-    assert there.intake.counts["duplicate_rows"] == 16
-    assert there.intake.counts["gaps"] == 1
+    assert there.counters.rows_duplicate.value() == 16
+    assert there.counters.rejected.value("gap") == 1
 
 
 def test_hello_comes_first(there: Listening, collector: RawCollector) -> None:
@@ -282,10 +285,10 @@ def test_run_that_ends_between_a_message_and_its_transaction_does_not_take_it(tm
     class EndsJustBefore(Spool):
         """Whatever is stored, somebody has discarded the run a moment ago."""
 
-        def store(self, frames: Any, finishes: Any) -> None:
+        def store(self, frames: Any, finishes: Any) -> int:
             for run in [frame.run for frame in frames]:
                 self.end(run, Event.DISCARDED)
-            super().store(frames, finishes)
+            return super().store(frames, finishes)
 
     there = Listening(tmp_path / "spool")
     there.spool.__class__ = EndsJustBefore
@@ -371,11 +374,11 @@ def test_rubbish_is_counted_and_disturbs_nobody(there: Listening, collectors: Co
         vandal.send_frames(*frames)
         other.say(samples(number, number))
         assert other.hear(Ack) == Ack(number)
-    there.counted("bad", len(RUBBISH))
+    there.rejected("bad", len(RUBBISH))
     vandal.hear_nothing_more()
     vandal.send_frames(b"two", b"frames")
     vandal.send_frames(*[b"x"] * 500)
-    there.counted("malformed", 2)
+    there.rejected("malformed", 2)
     vandal.say(hello("vandal"))
     assert vandal.hear(Welcome) == Welcome(1)
 
@@ -400,7 +403,7 @@ def test_messages_that_make_no_sense_are_counted(there: Listening, collector: Ra
     collector.say(hello())
     collector.hear(Welcome)
     collector.say(message)
-    there.counted("bad")
+    there.rejected("bad")
     collector.say(samples(1, 2))
     assert collector.hear_until(Ack).seq in {0, 2}
     wait_until(lambda: there.run().acked_seq == 2, "the rows are stored")
@@ -425,7 +428,7 @@ def test_message_beyond_the_size_limit_never_arrives(there: Listening, collector
     vandal.send_frames(bytes(MAX_COLLECTOR_FRAME_BYTES + 1))
     other.say(hello())
     other.hear(Welcome)
-    assert there.intake.counts["bad"] == 0
+    assert there.counters.rejected.value("bad") == 0
     vandal.say(hello("vandal"))
     assert vandal.hear(Welcome).next_seq == 1
 
@@ -438,9 +441,9 @@ def test_peer_that_does_not_read_stops_nobody(there: Listening, collectors: Coll
     for _ in range(40):
         for _ in range(GROUP_FRAMES):
             deaf.say(hello("deaf"))
-        if there.intake.counts["undeliverable"]:
+        if there.counters.answers_lost.value():
             break
-    there.counted("undeliverable")
+    wait_until(there.counters.answers_lost.value, "the lost answer is counted")
     other.say(samples(1, 1))
     assert other.hear(Ack) == Ack(1)
 
@@ -453,11 +456,11 @@ def test_defect_in_one_group_does_not_deafen_the_uploader(
 
         failures = 0
 
-        def store(self, frames: Any, finishes: Any) -> None:
+        def store(self, frames: Any, finishes: Any) -> int:
             if not self.failures:
                 self.failures = 1
                 raise RuntimeError("a defect")
-            super().store(frames, finishes)
+            return super().store(frames, finishes)
 
     collector.say(hello())
     collector.hear(Welcome)
@@ -474,7 +477,7 @@ def still(tmp_path: Path) -> Iterator[Intake]:
     clock = SteppedClock()
     spool = open_spool_at(tmp_path / "spool", clock)
     router = Router([])
-    yield Intake(router=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy())
+    yield Intake(router=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters())
     router.close()
     spool.close()
 
@@ -503,7 +506,9 @@ def test_suspension_in_the_middle_of_a_group_is_noticed_before_anybody_can_look(
             super()._tell_finished()
 
     router = Router([])
-    intake = SuspendsAtTheEnd(router=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy())
+    intake = SuspendsAtTheEnd(
+        router=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters()
+    )
     intake.serve_once(0.0)
     assert intake.listening_since == intake.looped_at == clock.monotonic()
     router.close()

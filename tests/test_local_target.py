@@ -19,7 +19,7 @@ from uploader.files import write_atomically
 from uploader.ports import Ending, RunDescription
 from uploader.sentinel.local import LocalSentinelAPI
 from uploader.spooled import StoredFrame
-from uploader.steps import Steps, Target
+from uploader.steps import Target
 from uploader.storage.directory import DirectoryStore, path_of_uri, uri_of_path
 
 RUN = RunDescription(
@@ -171,7 +171,7 @@ def test_any_directory_that_can_exist_can_be_a_target(tmp_path: Path, name: byte
 def aim_at(up: Delivery, directory: Path) -> None:
     """Deliver to a directory instead of what is scripted."""
     target = Target(api=LocalSentinelAPI(str(directory)), store=DirectoryStore(), needs_credentials=False)
-    up.dispatcher._steps = Steps(spool=up.spool, target=target, policy=up.policy, clock=up.clock)
+    up.dispatcher._steps = up.steps_for(target)
 
 
 def test_whole_run_with_its_statistics(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import threading
 
 from protocol.clock import Clock
 from uploader.backoff import CAP_S, HURRY_S, Destination, backoff, slow_backoff
+from uploader.counters import Counters
 from uploader.database import SpoolError
 from uploader.failures import DeliveryError, Remedy
 from uploader.intake import LATE_S, Intake
@@ -36,7 +37,15 @@ class Dispatcher:
     """Takes every open run to its end. Call `step_due` from one thread; `wake` from any."""
 
     def __init__(
-        self, *, spool: Spool, steps: Steps, intake: Intake, policy: Policy, clock: Clock, rng: random.Random
+        self,
+        *,
+        spool: Spool,
+        steps: Steps,
+        intake: Intake,
+        policy: Policy,
+        clock: Clock,
+        rng: random.Random,
+        counters: Counters,
     ) -> None:
         self._spool = spool
         self._steps = steps
@@ -44,6 +53,7 @@ class Dispatcher:
         self._policy = policy
         self._clock = clock
         self._rng = rng
+        self._counters = counters
         self._calls = WorkerPool(CALL_WORKERS)
         self._inner = WorkerPool(INNER_WORKERS)
         # Taken before the spool's lock, never while that is held.
@@ -132,6 +142,7 @@ class Dispatcher:
             self._ended.discard(run.id)
             self._trouble.forget(run)
             self._queues.leave(run.id, self._clock.monotonic())
+        self._counters.ended.add(1, run.record.state)
         self._intake.run_is_over(run)
 
     def _pop_due(self, now: float) -> Run | None:
@@ -280,7 +291,7 @@ class Dispatcher:
         if not isinstance(error, DeliveryError):
             run.not_before = now + backoff(run.attempts, rng=self._rng)
         elif error.remedy is Remedy.GIVE_UP:
-            self._give_up(run, destination, error, now)
+            self._give_up(run, step, destination, error, now)
             return
         elif error.remedy is Remedy.REFRESH:
             self._credentials_refused(run, destination, error, now)
@@ -288,6 +299,7 @@ class Dispatcher:
             run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
         else:
             self._delay(run, step, destination, error, now, began_at=began_at, failing_since=failing_since)
+        self._counters.retries.add(1, step, _code(error))
         self._trouble.step_failed(run, step, error, self._next_try(run))
 
     def _next_try(self, run: Run) -> float:
@@ -347,14 +359,22 @@ class Dispatcher:
         if destination is not None and error.status_code is not None:
             self._answered(destination)
 
-    def _give_up(self, run: Run, destination: Destination | None, error: DeliveryError, now: float) -> None:
+    def _give_up(self, run: Run, step: Step, destination: Destination | None, error: DeliveryError, now: float) -> None:
         if destination is not None and error.status_code is not None:
             self._answered(destination)
         try:
             park(self._spool, run, error)
+            self._counters.parked.add(1, step, _code(error))
         except SpoolError as failure:
             run.not_before = now + backoff(run.attempts, rng=self._rng)
             log.error("cannot park run=%s error=%s", run.record.run_id, failure)  # noqa: TRY400 -- no defect, no trace
+
+
+def _code(error: Exception) -> str:
+    """What a failure is counted under."""
+    if isinstance(error, DeliveryError):
+        return "no-answer" if error.status_code is None else str(error.status_code)
+    return "spool" if isinstance(error, SpoolError) else "defect"
 
 
 def _has_work(run: Run) -> bool:

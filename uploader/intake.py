@@ -6,7 +6,6 @@ One thread owns the socket. Nothing that a peer sends is fatal: what is not a me
 import logging
 import queue
 import threading
-from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -30,6 +29,7 @@ from protocol.messages import (
 )
 from protocol.transport import Router
 from uploader.batch import object_uri
+from uploader.counters import Counters
 from uploader.database import SpoolError, SpoolFullError
 from uploader.records import Run, RunRecord
 from uploader.run import Policy, RunState
@@ -74,20 +74,27 @@ class Intake:
     """The socket's loop. `wake_run` is told of runs for which something may be due now."""
 
     def __init__(
-        self, *, router: Router, spool: Spool, clock: Clock, wake_run: Callable[[Run], None], policy: Policy
+        self,
+        *,
+        router: Router,
+        spool: Spool,
+        clock: Clock,
+        wake_run: Callable[[Run], None],
+        policy: Policy,
+        counters: Counters,
     ) -> None:
         self._router = router
         self._spool = spool
         self._clock = clock
         self._wake_run = wake_run
         self._policy = policy
+        self._counters = counters
         self._sessions: dict[bytes, _Session] = {}
         self._session_of_run: dict[int, _Session] = {}
         self._frames: list[StoredFrame] = []
         self._touched: dict[bytes, _Session] = {}
         self._over: queue.SimpleQueue[tuple[int, RunRecord]] = queue.SimpleQueue()
         self._full_logged_at: float | None = None
-        self.counts: Counter[str] = Counter()
         now = clock.monotonic()
         self.looped_at = now
         self.listening_since = now
@@ -115,8 +122,8 @@ class Intake:
             self.listening_since = began_at
         if received:
             self.heard_at = began_at
+            self._counters.messages.add(len(received))
         for identity, frame in received:
-            self.counts["frames"] += 1
             self._take(identity, frame)
         self._commit()
         self._tell_finished()
@@ -132,7 +139,9 @@ class Intake:
         size = 0
         while len(received) < GROUP_FRAMES and size < GROUP_BYTES:
             some, malformed = self._router.receive(most=_RECEIVE_FRAMES, timeout_s=0.0 if received else timeout_s)
-            self.counts["malformed"] += malformed
+            if malformed:
+                self._counters.messages.add(malformed)
+                self._counters.rejected.add(malformed, "malformed")
             received += some
             size += sum(len(frame) for _, frame in some)
             if len(some) + malformed < _RECEIVE_FRAMES:
@@ -158,7 +167,7 @@ class Intake:
         try:
             message = decode_from_collector(frame)
         except BadMessageError:
-            self.counts["bad"] += 1
+            self._counters.rejected.add(1, "bad")
             return
         if isinstance(message, Hello):
             self._commit()
@@ -169,6 +178,8 @@ class Intake:
             self._reply(identity, Reject(RejectCode.HELLO_FIRST, "say hello first", retry=True))
             return
         session.run.heard_at = self._clock.monotonic()
+        row_time = message.samples[-1].timestamp if isinstance(message, Samples) and message.samples else None
+        self._counters.clients.saw(session.run.record.owner, self._clock.now(), row_time)
         match message:
             case Samples():
                 self._samples(session, message, frame)
@@ -182,10 +193,10 @@ class Intake:
         count = len(samples)
         last = first + count - 1
         if not count or not 1 <= first <= last <= MAX_SEQUENCE or not sound_timestamps(message):
-            self.counts["bad"] += 1
+            self._counters.rejected.add(1, "bad")
             return
+        self._counters.rows_received.add(count)
         if count > MAX_FRAME_ROWS:
-            self.counts[f"rejected:{RejectCode.TOO_BIG}"] += 1
             text = f"a message has at most {MAX_FRAME_ROWS} samples"
             self._reply(session.identity, Reject(RejectCode.TOO_BIG, text, retry=True))
             return
@@ -194,14 +205,14 @@ class Intake:
             return
         self._touched[session.identity] = session
         if last < session.next_seq:
-            self.counts["duplicate_rows"] += count
+            self._counters.rows_duplicate.add(count)
             return
         if first > session.next_seq:
             # Something before it was lost: the collector will notice the silence and begin again.
-            self.counts["gaps"] += 1
+            self._counters.rejected.add(1, "gap")
             return
         if first < session.next_seq:
-            self.counts["duplicate_rows"] += session.next_seq - first
+            self._counters.rows_duplicate.add(session.next_seq - first)
             samples = samples[session.next_seq - first :]
             first = session.next_seq
             frame = encode(Samples(first, samples))
@@ -218,14 +229,13 @@ class Intake:
             # A repetition is acknowledged again; one before the last row waits until the rows are here.
             return
         if message.last_seq < session.next_seq - 1 or not sound_finish(message):
-            self.counts["bad"] += 1
+            self._counters.rejected.add(1, "bad")
             return
         session.finish = message
 
     def _hello(self, identity: bytes, hello: Hello) -> None:
         rejection = complaint(hello)
         if rejection is not None:
-            self.counts[f"rejected:{rejection.code}"] += 1
             self._reply(identity, rejection)
             return
         try:
@@ -280,9 +290,10 @@ class Intake:
         frames, self._frames = self._frames, []
         finishes = [(session.run, session.finish) for session in touched.values() if session.finish is not None]
         if frames or finishes:
+            began_at = self._clock.monotonic()
             try:
-                self._spool.store(frames, finishes)
-                self.counts["rows"] += sum(frame.rows for frame in frames)
+                self._counters.rows_acknowledged.add(self._spool.store(frames, finishes))
+                self._counters.commit_s.add(self._clock.monotonic() - began_at)
             except SpoolError as error:
                 self._note_full(error)
                 self._refuse(touched)
@@ -329,11 +340,12 @@ class Intake:
         return True
 
     def _note_full(self, error: SpoolError) -> None:
-        self.counts["full"] += 1
+        is_full = isinstance(error, SpoolFullError)
+        self._counters.spool_failures.add(1, "full" if is_full else "unusable")
         now = self._clock.monotonic()
         if self._full_logged_at is None or now - self._full_logged_at >= _FULL_LOG_INTERVAL_S:
             self._full_logged_at = now
-            kind = "spool is full" if isinstance(error, SpoolFullError) else "spool cannot be written"
+            kind = "spool is full" if is_full else "spool cannot be written"
             log.error("%s, not acknowledging samples until that changes error=%s", kind, error)
 
     def _tell_finished(self) -> None:
@@ -353,9 +365,11 @@ class Intake:
                 self._reply(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
 
     def _reply(self, identity: bytes, message: UploaderMessage) -> None:
+        if isinstance(message, Reject):
+            self._counters.rejected.add(1, message.code)
         if not self._router.send(identity, encode(message)):
             # Gone or not reading; a lost answer is asked for again.
-            self.counts["undeliverable"] += 1
+            self._counters.answers_lost.add()
 
 
 def _finished_message(record: RunRecord) -> Finished:

@@ -14,6 +14,7 @@ from protocol.addresses import Address
 from protocol.clock import Clock
 from protocol.errors import UsageError
 from protocol.transport import Router
+from uploader.counters import Counters
 from uploader.database import SpoolError
 from uploader.dispatch import Dispatcher
 from uploader.intake import Intake
@@ -54,6 +55,7 @@ class Service:
         self._clock = clock
         self._target = target
         self._stops = 0
+        self._counters = Counters()
         self._drain_until: float | None = None
         self._active_at = clock.monotonic()
         self._lock = SpoolLock(config.spool_dir, clock=clock)
@@ -71,8 +73,9 @@ class Service:
             clock=clock,
             wake_run=self._wake_run,
             policy=policy,
+            counters=self._counters,
         )
-        steps = Steps(spool=self._spool, target=target, policy=policy, clock=clock)
+        steps = Steps(spool=self._spool, target=target, policy=policy, clock=clock, counters=self._counters)
         self._dispatcher = Dispatcher(
             spool=self._spool,
             steps=steps,
@@ -80,6 +83,7 @@ class Service:
             policy=policy,
             clock=clock,
             rng=random.Random(),  # noqa: S311 -- spreads load, guards nothing
+            counters=self._counters,
         )
         self._intake_stop = threading.Event()
 

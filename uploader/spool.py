@@ -71,8 +71,10 @@ class Spool:
             run.cloud_pending = hello.cloud_pending
             return run
 
-    def store(self, frames: Sequence[StoredFrame], finishes: Sequence[tuple[Run, Finish]]) -> None:
-        """Make rows and ends durable in one transaction; raises `SpoolError` and has stored nothing then.
+    def store(self, frames: Sequence[StoredFrame], finishes: Sequence[tuple[Run, Finish]]) -> int:
+        """Make rows and ends durable in one transaction, and return how many rows that were.
+
+        Raises `SpoolError` and has stored nothing then.
 
         What is for a run that has ended meanwhile (closed as stale, discarded) is left out: its `acked_seq` stays.
         """
@@ -101,6 +103,7 @@ class Spool:
                 frame.run.last_timestamp = frame.last_timestamp
             for run, record in ended:
                 run.record = record
+            return sum(frame.rows for frame in frames)
 
     def read_open(self, run: Run, *, max_rows: int) -> OpenFrames | None:
         """Read the oldest rows that are in no batch; `None` when there are none.

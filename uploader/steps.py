@@ -15,6 +15,7 @@ from protocol.messages import Finish
 from protocol.sample import CSV_HEADER, csv_rows
 from protocol.statistics import RunStatistics
 from uploader.batch import compress, csv_text, decode_frames, object_uri, rows_of_body
+from uploader.counters import Counters
 from uploader.failures import DeliveryError, Remedy
 from uploader.plain import plain
 from uploader.ports import Credentials, Ending, ObjectStore, SentinelAPI
@@ -43,11 +44,12 @@ class Target(NamedTuple):
 class Steps:
     """Performs one step of one run at a time; steps of one run are serialised by the dispatcher."""
 
-    def __init__(self, *, spool: Spool, target: Target, policy: Policy, clock: Clock) -> None:
+    def __init__(self, *, spool: Spool, target: Target, policy: Policy, clock: Clock, counters: Counters) -> None:
         self._spool = spool
         self._target = target
         self._policy = policy
         self._clock = clock
+        self._counters = counters
 
     def destination(self, run: Run, step: Step) -> str | None:
         """Name what the step talks to; `None` for a step that stays inside.
@@ -86,6 +88,7 @@ class Steps:
                 self._put(run)
             case Step.REFRESH:
                 run.credentials = self._target.api.refresh(run.record.run_id)
+                self._counters.refreshes.add()
             case Step.FINISH:
                 self._finish(run)
             case Step.CLOSE_STALE:
@@ -102,6 +105,7 @@ class Steps:
         # A crash between here and the commit leaves an empty run at the server: it cannot be undone.
         self._registered(run, run_id=answer.run_id, uri_prefix=answer.uri_prefix)
         run.registration = None
+        self._counters.registered.add()
         log.info("run registered run=%s key=%s", answer.run_id, run.record.key)
 
     def _registered(self, run: Run, **changes: str) -> None:
@@ -147,9 +151,14 @@ class Steps:
             raise DeliveryError(f"object {batch.number:04d} is damaged in the spool", remedy=Remedy.GIVE_UP)
         if not run.record.put_tried:
             self._spool.update(run, put_tried=True)
+        began_at = self._clock.monotonic()
         self._target.store.put(object_uri(run.record.uri_prefix, batch.number), batch.body, run.credentials)
+        self._counters.put_s.add(self._clock.monotonic() - began_at)
         run.credentials_refused = 0
         self._spool.delivered(run, batch)
+        self._counters.objects_delivered.add()
+        self._counters.object_bytes_delivered.add(len(batch.body))
+        self._counters.rows_delivered.add(batch.rows)
         log.debug("object stored run=%s number=%d rows=%d", run.record.run_id, batch.number, batch.rows)
 
     def _close_stale(self, run: Run) -> None:
@@ -199,6 +208,7 @@ class Steps:
             delivered_rows=rows,
             statistics=statistics,
         )
+        self._counters.rows_delivered.add(rows - record.delivered_rows)
         log.info("run finished run=%s status=%s rows=%d objects=%d", record.run_id, finish.status, rows, record.batches)
 
     def _finish_failed(self, run: Run, error: DeliveryError, *, inline: bool, again: bool) -> None:

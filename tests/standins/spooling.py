@@ -13,6 +13,7 @@ from protocol.transport import Router
 from standins.product import DEADLINE_S
 from standins.scripted import Gate, ScriptedAPI, ScriptedStore, SteppedClock
 from uploader.batch import rows_of_body
+from uploader.counters import Counters
 from uploader.database import Database
 from uploader.dispatch import Dispatcher
 from uploader.intake import Intake
@@ -80,22 +81,29 @@ class Delivery:
         )
         self.spool = open_spool_at(directory, self.clock)
         self.router = Router([])
+        self.counters = Counters()
         self.intake = Intake(
             router=self.router,
             spool=self.spool,
             clock=self.clock,
             wake_run=self._wake,
             policy=self.policy,
+            counters=self.counters,
         )
         target = Target(api=self.api, store=self.store, needs_credentials=True)
         self.dispatcher = Dispatcher(
             spool=self.spool,
-            steps=Steps(spool=self.spool, target=target, policy=self.policy, clock=self.clock),
+            steps=self.steps_for(target),
             intake=self.intake,
             policy=self.policy,
             clock=self.clock,
             rng=random.Random(7),
+            counters=self.counters,
         )
+
+    def steps_for(self, target: Target) -> Steps:
+        """Return the steps towards a target."""
+        return Steps(spool=self.spool, target=target, policy=self.policy, clock=self.clock, counters=self.counters)
 
     def _wake(self, run: Run) -> None:
         self.dispatcher.wake(run)
