@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from protocol.agent import AgentPlace
 from protocol.errors import UsageError
-from protocol.paths import make_private_dir
+from protocol.paths import make_private_dir, make_socket_dir
 
 IDLE_S = 10.0
 """An agent leaves when everything is delivered and nobody has called for so long."""
@@ -43,6 +43,7 @@ class AgentStarter:
         self._children: list[int] = []
         self._was_refused = False
         self._is_failing = False
+        self._make_socket_dir()
 
     def ensure(self, now: float) -> None:
         """Start an agent if none listens; cheap when called often (`now`: monotonic seconds)."""
@@ -61,9 +62,7 @@ class AgentStarter:
             self._start()
             self._is_failing = False
         except (OSError, UsageError) as error:
-            if not self._is_failing:
-                self._is_failing = True
-                self._warn(f"cannot start an uploader: {error}; keeping the samples")
+            self._failed(error)
 
     @property
     def is_hopeless(self) -> bool:
@@ -80,8 +79,20 @@ class AgentStarter:
             return ""
         return lines[-1] if lines else ""
 
+    def _make_socket_dir(self) -> None:
+        """Before anything connects there: afterwards nobody else can put a socket of theirs into it."""
+        try:
+            make_socket_dir(os.path.dirname(self._place.socket_path))
+        except UsageError as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._is_failing:
+            self._is_failing = True
+            self._warn(f"cannot start an uploader: {error}; keeping the samples")
+
     def _start(self) -> None:
-        make_private_dir(os.path.dirname(self._place.socket_path))
+        make_socket_dir(os.path.dirname(self._place.socket_path))
         make_private_dir(os.path.dirname(self._place.log_path))
         log = os.open(self._place.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:

@@ -295,6 +295,7 @@ class Session:
             address = choose_address(addresses, run_key)
         else:
             place = agent_place(environ)
+            self._voice.detail(f"this user's uploader: {place.socket_path}" + (place.remark and f" ({place.remark})"))
             address = parse_address(place.url, bind=False)
             agent = AgentStarter(place, environ=environ, warn=self._voice.warn, started=self._sampler.exclude)
         return Delivery(

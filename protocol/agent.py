@@ -17,11 +17,12 @@ _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3",
 
 
 class AgentPlace(NamedTuple):
-    """Where an agent listens and what it owns."""
+    """Where an agent listens and what it owns; `remark` says why its socket is not where one would look first."""
 
     socket_path: str
     spool_dir: str
     log_path: str
+    remark: str = ""
 
     @property
     def url(self) -> str:
@@ -52,10 +53,13 @@ def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentP
         identity += [f"{name}={environ[name]}" for name in TOKEN_VARIABLES if environ.get(name)][:1]
     name = hashlib.sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     state = state_home(environ)
+    socket_name = f"{name}.sock"
+    runtime = runtime_dir(environ, socket_name)
     return AgentPlace(
-        socket_path=os.path.join(runtime_dir(environ), f"{name}.sock"),
+        socket_path=os.path.join(runtime.path, socket_name),
         spool_dir=os.path.join(state, "spool", name),
         log_path=os.path.join(state, "spool", f"{name}.log"),
+        remark=runtime.remark,
     )
 
 

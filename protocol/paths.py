@@ -3,12 +3,15 @@
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from protocol.addresses import MAX_UNIX_PATH_BYTES
 from protocol.errors import UsageError
 
 APPLICATION = "sentinel-stream"
+_TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 -- what is below is looked at before it is used
+_WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def state_home(environ: Mapping[str, str]) -> str:
@@ -21,12 +24,33 @@ def data_home(environ: Mapping[str, str]) -> str:
     return os.path.join(_base(environ, "XDG_DATA_HOME", ".local/share"), APPLICATION)
 
 
-def runtime_dir(environ: Mapping[str, str]) -> str:
-    """`$XDG_RUNTIME_DIR/sentinel-stream`, else a directory of this user's under the temporary directory."""
-    base = environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(base) and os.path.isdir(base):
-        return os.path.join(base, APPLICATION)
-    return os.path.join(tempfile.gettempdir(), f"{APPLICATION}-{os.getuid()}")
+class RuntimeDir(NamedTuple):
+    """Where a user's sockets are; `remark` says why not in a place that would have come first, empty where none did."""
+
+    path: str
+    remark: str
+
+
+def runtime_dir(environ: Mapping[str, str], socket_name: str) -> RuntimeDir:
+    """Choose the directory of a socket: `$XDG_RUNTIME_DIR/sentinel-stream`, else one under a temporary directory.
+
+    It is the first in which the socket's path is short enough for `unix(7)` and that is not somebody else's: all
+    commands of a user come to the same. It need not exist yet.
+    """
+    places = []
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(runtime) and os.path.isdir(runtime):
+        places.append(os.path.join(runtime, APPLICATION))
+    temporary = (environ.get("TMPDIR", ""), *_TEMPORARY)
+    places += [os.path.join(base, f"{APPLICATION}-{os.getuid()}") for base in temporary if os.path.isabs(base)]
+    remarks: list[str] = []
+    for path in places:
+        complaint = _socket_complaint(path, socket_name)
+        if not complaint:
+            return RuntimeDir(path, "; ".join(remarks))
+        remarks.append(complaint)
+    # Whoever makes it will say what is wrong.
+    return RuntimeDir(places[-1], "; ".join(remarks))
 
 
 def make_private_dir(path: str) -> str:
@@ -37,17 +61,51 @@ def make_private_dir(path: str) -> str:
     """
     try:
         _make_dirs(path)
-        owners = {os.lstat(path).st_uid, os.stat(path).st_uid}
-        is_directory = stat.S_ISDIR(os.stat(path).st_mode)
-        is_shared = bool(os.stat(os.path.dirname(os.path.abspath(path))).st_mode & stat.S_IWOTH)
+        complaint = _complaint(path)
     except OSError as error:
         raise UsageError(f"cannot create the directory {path}: {error.strerror}") from error
-    if not is_directory:
-        raise UsageError(f"{path} is not a directory")
+    if complaint:
+        raise UsageError(complaint)
+    return path
+
+
+def make_socket_dir(path: str) -> str:
+    """`make_private_dir` for sockets: whoever could write there could put one of theirs in the place of ours."""
+    make_private_dir(path)
+    if complaint := _socket_complaint(path, ""):
+        raise UsageError(complaint)
+    return path
+
+
+def _complaint(path: str) -> str:
+    """Return what is wrong with a directory that is there, empty when nothing is; raises `OSError`."""
+    owners = {os.lstat(path).st_uid, os.stat(path).st_uid}
+    if not stat.S_ISDIR(os.stat(path).st_mode):
+        return f"{path} is not a directory"
+    is_shared = bool(os.stat(os.path.dirname(os.path.abspath(path))).st_mode & stat.S_IWOTH)
     strangers = owners - {os.getuid()}
     if strangers and (os.getuid() != 0 or is_shared):
-        raise UsageError(f"the directory {path} belongs to another user (uid {strangers.pop()})")
-    return path
+        return f"the directory {path} belongs to another user (uid {strangers.pop()})"
+    return ""
+
+
+def _socket_complaint(directory: str, name: str) -> str:
+    path = os.path.join(directory, name)
+    if not path.isprintable():
+        return f"{directory!r} holds characters that cannot be printed"
+    if len(path.encode()) > MAX_UNIX_PATH_BYTES:
+        return f"{path} is longer than the {MAX_UNIX_PATH_BYTES} bytes of a Unix socket's path"
+    try:
+        if not os.path.lexists(directory):
+            parent = os.path.dirname(directory)
+            is_usable = os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)
+            return "" if is_usable else f"nothing can be created in {parent}"
+        if complaint := _complaint(directory):
+            return complaint
+        is_open = os.stat(directory).st_mode & _WRITABLE_BY_OTHERS
+    except OSError as error:
+        return f"cannot use the directory {directory}: {error.strerror}"
+    return f"others may write to the directory {directory}: chmod 700 {directory}" if is_open else ""
 
 
 def _make_dirs(path: str) -> None:

@@ -178,6 +178,31 @@ def test_a_killed_agent_is_started_again_in_the_middle_of_a_run(home: Home, plac
     assert home.local_rows(run) == output.read_text().splitlines()[1:]
 
 
+def test_both_commands_find_each_other_where_the_runtime_directory_is_too_deep(home: Home) -> None:
+    deep = home.directory / ("x" * 100)
+    deep.mkdir()
+    # The processes of this home are recognised by their runtime directory.
+    deep_home = Home(home.directory, deep, home.environ)
+    deep_home.environ["TMPDIR"] = str(home.runtime)
+    place = agent_place(deep_home.environ)
+    try:
+        agent = deep_home.start(UPLOADER, "serve", "--exit-when-idle", "60")
+        wait_until(lambda: Path(place.socket_path).exists(), "the agent listens")
+        done = deep_home.collector("-v", "--interval", "0.1", "--", "true")
+        assert done.returncode == 0
+        assert "1 samples delivered to" in done.stderr
+        assert place.socket_path in done.stderr
+        assert "longer than the 107 bytes of a Unix socket's path" in done.stderr
+        agent.terminate()
+        agent.wait(DEADLINE_S)
+        done = deep_home.collector("--interval", "0.1", "--", "true")
+        assert "1 samples delivered to" in done.stderr
+    finally:
+        deep_home.close()
+    assert len(deep_home.local_runs()) == 2
+    assert Path(place.socket_path).parent.stat().st_mode & 0o777 == 0o700
+
+
 def test_an_agent_leaves_when_it_is_idle_and_leaves_nothing_behind(home: Home, place: AgentPlace) -> None:
     agent = home.start(UPLOADER, "serve", "--exit-when-idle", "1")
     wait_until(lambda: Path(place.socket_path).exists(), "the agent listens")

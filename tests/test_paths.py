@@ -1,13 +1,16 @@
 """Directories of this user's alone, and one agent for each target."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from protocol.addresses import MAX_UNIX_PATH_BYTES
 from protocol.agent import agent_place, default_target, spool_dirs
 from protocol.errors import UsageError
-from protocol.paths import data_home, make_private_dir, runtime_dir, state_home
+from protocol.paths import data_home, make_private_dir, make_socket_dir, runtime_dir, state_home
 
 
 def test_places_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,11 +18,11 @@ def test_places_follow_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
     environ = {"XDG_STATE_HOME": "/s", "XDG_DATA_HOME": "/d", "XDG_RUNTIME_DIR": str(tmp_path)}
     assert state_home(environ) == "/s/sentinel-stream"
     assert data_home(environ) == "/d/sentinel-stream"
-    assert runtime_dir(environ) == f"{tmp_path}/sentinel-stream"
+    assert runtime_dir(environ, "x") == (f"{tmp_path}/sentinel-stream", "")
     relative = {"XDG_STATE_HOME": "s", "XDG_DATA_HOME": "", "XDG_RUNTIME_DIR": str(tmp_path / "missing")}
     assert state_home(relative) == "/home/x/.local/state/sentinel-stream"
     assert data_home(relative) == "/home/x/.local/share/sentinel-stream"
-    assert runtime_dir(relative).endswith(f"/sentinel-stream-{os.getuid()}")
+    assert runtime_dir(relative, "x").path == f"/tmp/sentinel-stream-{os.getuid()}"
 
 
 def test_every_directory_that_is_made_is_private(tmp_path: Path) -> None:
@@ -64,6 +67,53 @@ def test_a_stranger_s_directory_is_refused_where_anybody_could_have_put_it(tmp_p
     os.chown(link, 12345, 12345, follow_symlinks=False)
     with pytest.raises(UsageError, match="belongs to another user"):
         make_private_dir(str(link))
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ss-") as made:
+        yield Path(made)
+
+
+def test_a_socket_s_path_is_never_too_long(tmp_path: Path, short: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    environ = {"XDG_RUNTIME_DIR": str(long), "TMPDIR": str(short)}
+    place = agent_place(environ)
+    assert place.socket_path.startswith(f"{short}/sentinel-stream-{os.getuid()}/")
+    assert str(long) in place.remark
+    assert "107 bytes" in place.remark
+    both = agent_place(environ | {"TMPDIR": str(long)})
+    assert both.socket_path.startswith(f"/tmp/sentinel-stream-{os.getuid()}/")
+    # To the byte: one more is one too many.
+    room = MAX_UNIX_PATH_BYTES - len(f"{short}/sentinel-stream-{os.getuid()}/")
+    environ = {"TMPDIR": str(short)}
+    assert runtime_dir(environ, "x" * room) == (f"{short}/sentinel-stream-{os.getuid()}", "")
+    assert runtime_dir(environ, "x" * (room + 1)).path == f"/tmp/sentinel-stream-{os.getuid()}"
+
+
+def test_a_place_for_sockets_that_others_may_write_to_is_passed_over(short: Path) -> None:
+    mine = short / f"sentinel-stream-{os.getuid()}"
+    mine.mkdir()
+    environ = {"TMPDIR": str(short)}
+    assert runtime_dir(environ, "x") == (str(mine), "")
+    mine.chmod(0o770)
+    assert runtime_dir(environ, "x").path == f"/tmp/sentinel-stream-{os.getuid()}"
+    assert f"chmod 700 {mine}" in runtime_dir(environ, "x").remark
+    with pytest.raises(UsageError, match="chmod 700"):
+        make_socket_dir(str(mine))
+    make_socket_dir(str(short / "other"))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+def test_a_place_for_sockets_that_somebody_else_has_made_is_passed_over(short: Path) -> None:
+    short.chmod(0o1777)
+    theirs = short / f"sentinel-stream-{os.getuid()}"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, 12345, 12345)
+    found = runtime_dir({"TMPDIR": str(short)}, "x")
+    assert found.path == f"/tmp/sentinel-stream-{os.getuid()}"
+    assert "belongs to another user" in found.remark
 
 
 BASE = {"XDG_STATE_HOME": "/s", "XDG_DATA_HOME": "/d"}

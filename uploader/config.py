@@ -7,7 +7,7 @@ from protocol.addresses import parse_address, require_protection
 from protocol.agent import SENTINEL_TARGET, agent_place, default_target
 from protocol.clock import Clock
 from protocol.errors import UsageError
-from protocol.paths import make_private_dir
+from protocol.paths import make_socket_dir
 from protocol.settings import Setting, boolean, choice, path, seconds, size, text
 from uploader.database import MIN_SPOOL_BYTES
 from uploader.run import Policy
@@ -112,7 +112,7 @@ def service_config(
     place = agent_place(environ, values["target"])
     urls = values["bind"] if listen else []
     if listen and not urls:
-        make_private_dir(place.socket_path.rpartition("/")[0])
+        make_socket_dir(place.socket_path.rpartition("/")[0])
         urls = [place.url]
     addresses = [parse_address(url, bind=True) for url in urls]
     for address in addresses:
