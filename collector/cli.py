@@ -60,9 +60,10 @@ def _wrap(command: list[str], given: dict[str, Any], file: str | None) -> int:
     # What is certain to be wrong use must be said before anything is started.
     addresses = uploader_addresses(given)
     clock = SystemClock()
-    wanted = early(given, file, "accounting", "scope")
-    baseline = baseline_sensor.take(clock)
-    container = open_view(wanted["scope"], os.environ)
+    wanted = early(given, file, "accounting", "scope", "host_root")
+    host_root = wanted["host_root"] or ""
+    baseline = baseline_sensor.take(clock, host_root=host_root)
+    container = open_view(wanted["scope"], os.environ, records_host=bool(host_root))
     with Signals() as signals, RunAccounting(wanted["accounting"]) as accounting:
         try:
             job = accounting.counted(lambda: Job.spawn(command, os.environ, signals))
@@ -94,6 +95,7 @@ def _track(given: dict[str, Any], file: str | None) -> int:
     settings = merge_file(SETTINGS, given, file)
     addresses = uploader_addresses(settings)
     root_pid = _living_pid(settings["pid"]) if settings["pid"] else None
+    host_root = settings["host_root"] or ""
     clock = SystemClock()
     voice = voice_of(settings)
     if settings["accounting"] == "cgroup":
@@ -106,13 +108,13 @@ def _track(given: dict[str, Any], file: str | None) -> int:
             clock=clock,
             voice=voice,
             signals=signals,
-            baseline=baseline_sensor.take(clock),
+            baseline=baseline_sensor.take(clock, host_root=host_root),
             job=None,
             argv=[],
             root_pid=root_pid,
             adopts_orphans=False,
             accounting=None,
-            container=open_view(settings["scope"], os.environ),
+            container=open_view(settings["scope"], os.environ, records_host=bool(host_root)),
         )
         return session.run()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from protocol.errors import UsageError
 from protocol.settings import Setting, boolean, choice, key_value, merge_file, path, seconds, text
 
@@ -37,6 +39,14 @@ def run_key(value: Any) -> str:
     if len(key) > MAX_RUN_KEY_CHARS or not key.isprintable():
         raise ValueError(f"must be at most {MAX_RUN_KEY_CHARS} printable characters")
     return key
+
+
+def host_root(value: Any) -> str:
+    """Parse where the machine's root directory is mounted; its first process has to be seen there."""
+    root = path(value).rstrip("/")
+    if root and not os.path.exists(f"{root}/proc/1/net/dev"):
+        raise ValueError("must be where the machine's root directory is mounted, with its /proc")
+    return root
 
 
 SETTINGS = (
@@ -83,6 +93,14 @@ SETTINGS = (
         metavar="WHOSE",
         default="auto",
         help="whose the system columns are: the `host`'s, the `container`'s, or `auto`: a container's if it has limits",
+    ),
+    Setting(
+        name="host_root",
+        flag="--host-root",
+        env="SENTINEL_HOST_ROOT",
+        parse=host_root,
+        metavar="DIR",
+        help="where the machine's root directory is mounted, in a container that records the whole machine",
     ),
     Setting(
         name="run_key",

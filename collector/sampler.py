@@ -34,8 +34,9 @@ class Sampler:
     `baseline` was taken before the job was started. `root_pid` is the tracked process (`None`: the host alone);
     `own_child` says that this process started it after the base line; `adopt_orphans` that this process is a
     sub-reaper (`set_subreaper`). `accounting` stands in for the ledger's CPU time. With `container` (Linux only) the
-    system columns are the container's. `pss_share` is the part of the time that reading PSS may take. Where `proc`
-    is no Linux `/proc`, psutil reads.
+    system columns are the container's; `host_root` is where the machine's root directory is mounted in a container that
+    records the whole machine, empty where that is `/`. `pss_share` is the part of the time that reading PSS may take.
+    Where `proc` is no Linux `/proc`, psutil reads.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Sampler:
         container: ContainerView | None = None,
         adopt_orphans: bool = False,
         pss_share: float = DEFAULT_SHARE,
+        host_root: str = "",
         proc: str = "/proc",
         sys: str = "/sys",
     ) -> None:
@@ -64,7 +66,7 @@ class Sampler:
             from collector.sensors.linux import LinuxSystem
             from collector.sensors.process_tree import ProcessTree
 
-            self._system = LinuxSystem(baseline=baseline, container=container, proc=proc, sys=sys)
+            self._system = LinuxSystem(baseline=baseline, container=container, host_root=host_root, proc=proc, sys=sys)
             if root_pid is not None:
                 self._tree = ProcessTree(
                     clock=clock,

@@ -75,6 +75,7 @@ class Session:
         if settings["scope"] not in {"auto", self._scope}:
             voice.warn("no cgroup counts what this container uses: the system columns are the host's")
         self._interval_s: float = settings["interval"]
+        host_root = settings["host_root"] or ""
         self._state_dir: str = settings["state_dir"] or os.path.join(state_home(environ), "collector")
         self._statistics = RunStatistics()
         self._stopped = False
@@ -92,6 +93,7 @@ class Session:
             accounting=accounting,
             container=container,
             adopt_orphans=adopts_orphans,
+            host_root=host_root,
         )
         self._discovery: CloudDiscovery | None = None
         if not settings["no_cloud"]:
@@ -100,7 +102,7 @@ class Session:
         self._facts = RunFacts(
             interval_s=self._interval_s,
             metadata=run_metadata(settings, argv),
-            host=host_info(share_identity=settings["share_identity"], container=container)
+            host=host_info(share_identity=settings["share_identity"], container=container, host_root=host_root)
             | ({} if self._gpu is None else self._gpu.gpu_info()),
             cloud={},
             cloud_pending=self._discovery is not None,

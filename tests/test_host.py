@@ -60,3 +60,20 @@ def test_an_image_that_never_booted_has_no_id(tmp_path: Path) -> None:
     info = host_info(share_identity=True, proc=str(tmp_path), sys=str(tmp_path), etc=str(tmp_path))
     assert "host_id" not in info
     assert isinstance(info["host_memory_mib"], float)
+
+
+def test_a_container_with_the_machines_root_mounted_tells_of_the_machine(tmp_path: Path) -> None:
+    for name, text in (
+        ("proc/meminfo", "MemTotal: 2048 kB\n"),
+        ("proc/cpuinfo", "model name : Host CPU\n"),
+        ("etc/hostname", "the-machine\n"),
+        ("etc/machine-id", "0123456789abcdef0123456789abcdef\n"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    info = host_info(share_identity=True, host_root=str(tmp_path))
+    assert info["host_memory_mib"] == 2.0
+    assert info["host_cpu_model"] == "Host CPU"
+    assert (info["host_hostname"], info["host_id"]) == ("the-machine", "0123456789abcdef0123456789abcdef")
+    # The address that we could see is the container's.
+    assert "host_ip" not in info

@@ -385,3 +385,39 @@ def test_a_real_cgroup_name_space_is_a_container() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert (done.stdout, done.stderr) == ("True\n", "")
     assert json.loads(done.stdout.lower())
+
+
+def test_a_container_with_the_machines_root_mounted_records_the_machine(machine: Machine) -> None:
+    root, clock = str(machine.directory), SystemClock()
+    (machine.proc / "1/net").mkdir(parents=True)
+    counters = machine.proc / "1/net/dev"
+    counters.write_text("a\nb\neth0: 100 0 0 0 0 0 0 0 10 0 0 0 0 0 0 0\n")
+    (machine.directory / "sys/class/net/eth0/device").mkdir(parents=True)
+    (machine.own / "mountinfo").write_text("")
+    before = baseline.take(clock, host_root=root)
+    counters.write_text("a\nb\neth0: 350 0 0 0 0 0 0 0 60 0 0 0 0 0 0 0\n")
+    sampler = Sampler(
+        clock=clock, baseline=before, root_pid=None, own_child=False, interval_s=1.0, host_root=str(machine.directory)
+    )
+    row = sampler.sample()
+    sampler.close()
+    # `net/dev` beside it is the reader's own name space.
+    assert (row.system_net_recv_bytes, row.system_net_sent_bytes) == (250, 50)
+    assert row.system_memory_free_mib == 5120.0
+    assert row.system_processes == 1
+
+
+def test_who_records_the_machine_has_no_limits_of_its_own(machine: Machine) -> None:
+    directory = machine.mount("", "/docker/abc", root="/docker/abc")
+    use_v2(directory)
+    (directory / "memory.max").write_text(f"{512 * MIB}\n")
+    machine.names("cgroup:[4026532000]", "pid:[4026531836]")
+    proc = str(machine.proc)
+    assert open_view("auto", {}, proc=proc) is not None
+    assert open_view("auto", {}, proc=proc, records_host=True) is None
+
+
+def test_a_host_root_that_is_none_is_refused(home: Home) -> None:
+    done = home.collector("--host-root", str(home.directory), "--", "true")
+    assert done.returncode == 2
+    assert f"--host-root: {str(home.directory)!r}: must be where the machine's root directory is mounted" in done.stderr

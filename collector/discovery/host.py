@@ -49,14 +49,17 @@ def host_info(
     *,
     share_identity: bool = False,
     container: ContainerView | None = None,
+    host_root: str = "",
     proc: str = "/proc",
     sys: str = "/sys",
     etc: str = "/etc",
 ) -> HostInfo:
     """Return what is known of the machine; nothing that identifies it unless `share_identity`. Never raises.
 
-    With `container`, processors and memory are what the container may use.
+    With `container`, processors and memory are what the container may use. With `host_root`, where a container has the
+    machine's root directory mounted, the name is the machine's and there is no address: ours is the container's.
     """
+    proc, sys, etc = f"{host_root}{proc}", f"{host_root}{sys}", f"{host_root}{etc}"
     info: HostInfo = {"host_vcpus": (os.cpu_count() or 1) if container is None else container.vcpus}
     model = cpu_model(proc=proc, sys=sys)
     if model:
@@ -68,7 +71,7 @@ def host_info(
     if storage_gb:
         info["host_storage_gb"] = storage_gb
     if share_identity:
-        info.update(_identity(proc=proc, sys=sys, etc=etc))
+        info.update(_identity(proc=proc, sys=sys, etc=etc, is_container=bool(host_root)))
     return info
 
 
@@ -128,22 +131,26 @@ def _storage_gb(proc: str) -> float:
     return round(space.total / 1e9, 3) if space is not None else 0.0
 
 
-def _identity(*, proc: str, sys: str, etc: str) -> HostInfo:
+def _identity(*, proc: str, sys: str, etc: str, is_container: bool) -> HostInfo:
     info: HostInfo = {}
-    hostname = socket.gethostname()
+    hostname = _first_line(f"{etc}/hostname") if is_container else socket.gethostname()
     if hostname:
         info["host_hostname"] = hostname
-    try:
-        machine_id = read_file(f"{etc}/machine-id").decode(errors="replace").strip()
-    except OSError:
-        machine_id = ""
+    machine_id = _first_line(f"{etc}/machine-id")
     # systemd writes "uninitialized" into an image that has not booted yet.
     if machine_id and machine_id != "uninitialized":
         info["host_id"] = machine_id
-    address = _address(proc=proc, sys=sys)
+    address = "" if is_container else _address(proc=proc, sys=sys)
     if address:
         info["host_ip"] = address
     return info
+
+
+def _first_line(path: str) -> str:
+    try:
+        return read_file(path).decode(errors="replace").strip().partition("\n")[0]
+    except OSError:
+        return ""
 
 
 def _address(*, proc: str, sys: str) -> str:

@@ -32,16 +32,27 @@ class Baseline:
         self.monotonic = monotonic
 
 
-def take(clock: "Clock", *, proc: str = "/proc") -> Baseline:
-    """Read the counters that the first row's growth is measured against; never raises."""
+def take(clock: "Clock", *, proc: str = "/proc", host_root: str = "") -> Baseline:
+    """Read the counters that the first row's growth is measured against; never raises.
+
+    The machine's own are below `host_root`; `status` is always this process'.
+    """
     return Baseline(
-        stat=read_whole(f"{proc}/stat"),
-        diskstats=read_whole(f"{proc}/diskstats"),
-        net_dev=read_whole(f"{proc}/net/dev"),
+        stat=read_whole(f"{host_root}{proc}/stat"),
+        diskstats=read_whole(f"{host_root}{proc}/diskstats"),
+        net_dev=read_whole(f"{network_proc(proc, host_root)}/net/dev"),
         status=read_whole(f"{proc}/self/status"),
         wall=clock.now(),
         monotonic=clock.monotonic(),
     )
+
+
+def network_proc(proc: str, host_root: str) -> str:
+    """Return the directory whose `net` is the machine's: `/proc/net` is that of the reader's name space.
+
+    Below `host_root` it is that of the first process (`proc(5)`), readable by everybody.
+    """
+    return f"{host_root}{proc}/1" if host_root else proc
 
 
 def read_whole(path: str) -> bytes:

@@ -152,13 +152,22 @@ class ContainerView:
             return None
 
 
-def open_view(scope: str, environ: Mapping[str, str], *, proc: str = "/proc", root: str = "/") -> ContainerView | None:
+def open_view(
+    scope: str,
+    environ: Mapping[str, str],
+    *,
+    records_host: bool = False,
+    proc: str = "/proc",
+    root: str = "/",
+) -> ContainerView | None:
     """Return the container's view, `None` for the host's; never raises.
 
     `container` asks for it wherever there are cgroups with counters; `auto` takes it in a container that has a CPU
-    quota or a memory limit, for without one the container may use all of the host.
+    quota or a memory limit, for without one the container may use all of the host, unless it is there to record that.
     """
-    if scope == HOST or (scope == AUTO and not is_contained(environ, proc=proc, root=root)):
+    if scope == HOST or (scope == AUTO and records_host):
+        return None
+    if scope == AUTO and not is_contained(environ, proc=proc, root=root):
         return None
     try:
         view = ContainerView(proc=proc)

@@ -1,6 +1,6 @@
 """The whole machine on Linux, or the container: every sensor of `/proc`, read next to each other."""
 
-from collector.sensors.baseline import Baseline
+from collector.sensors.baseline import Baseline, network_proc
 from collector.sensors.container import ContainerView
 from collector.sensors.cpu import CpuSensor
 from collector.sensors.disk import DiskSensor
@@ -15,18 +15,27 @@ class LinuxSystem:
     """`SystemSensors` from `/proc` and `/sys`.
 
     With `container`, CPU time, memory and processes are the container's; the network is that of our name space
-    in any case, and the disks and file systems are those that can be seen.
+    in any case, and the disks and file systems are those that can be seen. In a container that has the machine's root
+    directory mounted at `host_root`, all is read below it, and the network is the machine's.
     """
 
     def __init__(
-        self, *, baseline: Baseline, container: ContainerView | None = None, proc: str = "/proc", sys: str = "/sys"
+        self,
+        *,
+        baseline: Baseline,
+        container: ContainerView | None = None,
+        host_root: str = "",
+        proc: str = "/proc",
+        sys: str = "/sys",
     ) -> None:
         self._container = container
+        network = network_proc(proc, host_root)
+        proc, sys = f"{host_root}{proc}", f"{host_root}{sys}"
         self._cpu = CpuSensor(proc=proc, baseline=baseline.stat)
         self._memory = MemorySensor(proc=proc)
         self._disk = DiskSensor(proc=proc, sys=sys, baseline=baseline.diskstats)
         self._storage = StorageSensor(proc=proc)
-        self._network = NetworkSensor(proc=proc, sys=sys, baseline=baseline.net_dev)
+        self._network = NetworkSensor(proc=network, sys=sys, baseline=baseline.net_dev)
         self._population = PopulationSensor(proc=proc)
 
     def read(self) -> SystemReading:
