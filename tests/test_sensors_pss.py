@@ -59,6 +59,12 @@ class MadeUp:
             rollup = f"0-1 [rollup]\nRss: {rss} kB\nPss:  {pss} kB\nPss_Dirty: 1 kB\n{anon}Pss_File: 1 kB\n"
             (directory / "smaps_rollup").write_text(rollup)
 
+    def end(self, pid: int) -> None:
+        """Let a process be a zombie, which has no memory."""
+        stat = self.proc / str(pid) / "stat"
+        stat.write_text(stat.read_text().replace(") S ", ") Z "))
+        (self.proc / str(pid) / "smaps_rollup").unlink()
+
     def member(self, pid: int) -> Member:
         member = Member(pid, proc=str(self.proc), descriptors=Descriptors(0), parent=None)
         assert member.read(self.ledger)
@@ -239,7 +245,7 @@ def test_processes_that_touch_different_files_are_put_right_by_the_next_reading(
     assert meter.measure(members, 30.0) == 120_000
 
 
-def test_who_was_read_alone_is_read_again_when_another_turns_out_to_share(made_up: MadeUp) -> None:
+def test_who_was_read_alone_is_read_again_at_once_when_another_turns_out_to_share(made_up: MadeUp) -> None:
     made_up.put(1, rss=60_000, pss=60_000, shared=50_000, shared_pss=50_000)
     made_up.put(2, rss=10_000, pss=10_000)
     members, meter, clock = started(made_up, 1, 2)
@@ -247,9 +253,27 @@ def test_who_was_read_alone_is_read_again_when_another_turns_out_to_share(made_u
     made_up.put(1, rss=60_000, pss=35_000, shared=50_000, shared_pss=25_000)
     made_up.put(2, rss=60_000, pss=35_000, shared=50_000, shared_pss=25_000)
     members[1].read(made_up.ledger)
-    # The second is read in this row, which shows that the first is due in the next.
-    assert meter.measure(members, 30.0) == 60_000 + 35_000
-    assert meter.measure(members, 0.0) == 35_000 + 35_000
+    # Nothing of the first's own has changed; reading the second shows that it is due as well.
+    assert meter.measure(members, 30.0) == 35_000 + 35_000
+
+
+def test_a_process_that_ends_while_it_is_read_does_not_count_its_shared_pages_again(made_up: MadeUp) -> None:
+    for pid in (1, 2):
+        made_up.put(pid, rss=60_000, pss=35_000, shared=50_000, shared_pss=25_000, faults=100_000)
+    members, meter, clock = started(made_up, 1, 2)
+    clock.cost_s = 0.0
+    meter.members_changed()
+    made_up.end(2)
+    assert meter.measure(members, 30.0) == 70_000
+    assert not members[1].pss.denied
+
+
+def test_a_kernel_without_rollups_gives_resident_sets(made_up: MadeUp) -> None:
+    made_up.put(1, rss=60_000, pss=None, shared=50_000)
+    member = made_up.member(1)
+    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    assert meter.measure([member], 1.0) == 60_000
+    assert member.pss.denied
 
 
 def test_a_rollup_without_parts_counts_anonymous_pages_as_its_own(made_up: MadeUp) -> None:

@@ -212,7 +212,8 @@ class PssState:
         self.faults = 0
         """Minor page faults when PSS was read."""
         self.epoch = 0
-        self.read_at_s = 0.0
+        self.read_at_s = -1.0
+        """When a reading was last tried, on the meter's own clock, which begins at 0."""
         self.cost_s = 0.0
         """CPU time of the last reading."""
         self.denied = False

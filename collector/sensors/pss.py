@@ -94,6 +94,13 @@ class PssMeter:
                 _split(member)
 
     def _read_some(self, living: list[Member]) -> None:
+        epoch = self._epoch
+        self._read_due(living)
+        if self._epoch != epoch:
+            # A reading has shown that others, which seemed right, are not: they are due now, not a sample later.
+            self._read_due(living)
+
+    def _read_due(self, living: list[Member]) -> None:
         urgent, routine = self._due(living)
         # Never read first, then the one that was read longest ago.
         for member in sorted(urgent, key=_last_read):
@@ -112,7 +119,7 @@ class PssMeter:
         is_alone = len(living) == 1
         for member in living:
             state = member.pss
-            if state.denied:
+            if state.denied or state.read_at_s == self._time_s:
                 continue
             if state.kib < 0:
                 urgent.append(member)
@@ -135,6 +142,7 @@ class PssMeter:
     def _read(self, member: Member) -> float:
         """Read one PSS and return what it cost: CPU time, so that being preempted does not use up the budget."""
         state = member.pss
+        state.read_at_s = self._time_s
         begin = self._clock.thread_time()
         try:
             data = member.read_file("smaps_rollup")
@@ -142,11 +150,12 @@ class PssMeter:
             # Linux before 5.4 does not say: then the anonymous pages are its own.
             has_anon = b"\nPss_Anon:" in data
             state.anon_pss_kib = _field_kib(data, b"\nPss_Anon:") if has_anon else min(state.kib, state.anon_kib)
-        except (PermissionError, FileNotFoundError):
+        except PermissionError:
             state.denied = True
-        except (OSError, ValueError, IndexError):
-            # Gone, or between two programs in an exec: RSS stands in until the next reading.
+        except (OSError, ValueError, IndexError) as error:
+            # Gone, or between two programs in an exec: its last parts stand in until the next reading.
             state.kib = -1
+            state.denied = isinstance(error, FileNotFoundError) and member.is_alive()
         else:
             state.rss_kib, state.faults = member.rss_kib, member.faults
             # Taken before PSS: what came in between counts as grown, and `_total` bounds that by what is there.
@@ -157,7 +166,7 @@ class PssMeter:
                 # Those who have the rest of these pages may have been read when they seemed to be theirs alone.
                 self._epoch += 1
             state.others_kib = others_kib
-            state.epoch, state.read_at_s = self._epoch, self._time_s
+            state.epoch = self._epoch
             self.note_peak(member)
         state.cost_s = self._clock.thread_time() - begin
         return state.cost_s
