@@ -63,9 +63,14 @@ def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentP
     )
 
 
+def spools_home(environ: Mapping[str, str]) -> str:
+    """Return the directory under which this user's agents have their spools."""
+    return os.path.join(state_home(environ), "spool")
+
+
 def spool_dirs(environ: Mapping[str, str]) -> list[str]:
     """Return the spool directories of all of this user's agents."""
-    base = os.path.join(state_home(environ), "spool")
+    base = spools_home(environ)
     try:
         names = sorted(os.listdir(base))
     except FileNotFoundError:

@@ -230,8 +230,13 @@ def merge_file(settings: Sequence[Setting], given: Mapping[str, Any], file: str 
     by_name = {setting.name: setting for setting in settings}
     merged = {name: setting.default_value() for name, setting in by_name.items()}
     for key, value in _read_toml(file).items() if file is not None else ():
+        if key not in by_name and isinstance(value, dict):
+            raise UsageError(
+                f"{file}: unknown table [{key}]: settings stand at the top of the file, without a table, and "
+                "sentinel-collector and sentinel-uploader have a file each"
+            )
         if key not in by_name:
-            raise UsageError(f"{file}: unknown key {key!r} (value {_shown(value)}){_nearest(key, by_name)}")
+            raise UsageError(f"{file}: unknown key {key!r} (value {_shown(value)}){nearest(key, by_name)}")
         merged[key] = _parsed(by_name[key], value, f"{file}: {key}")
     merged.update(given)
     return merged
@@ -263,7 +268,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
         unknown = (word.partition("=")[0].rstrip(":,") for word in message.split() if word.startswith("--"))
-        near = next((_nearest(flag, known) for flag in unknown if flag not in known), "")
+        near = next((nearest(flag, known) for flag in unknown if flag not in known), "")
         super().error(message + near)
 
 
@@ -340,7 +345,8 @@ def _opposite(flag: str) -> str:
     return "--" + flag[5:] if flag.startswith("--no-") else "--no-" + flag[2:]
 
 
-def _nearest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+def nearest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """Return `; did you mean …?` for the closest of the known words, nothing where none is close."""
     import difflib
 
     near = difflib.get_close_matches(word, list(known), n=1)

@@ -199,7 +199,14 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         == f"{file}: unknown key 'upload-interval' (value 5); did you mean 'upload_interval'?"
     )
     assert error_of(file=file, toml="zzz = 'a'") == f"{file}: unknown key 'zzz' (value 'a')"
-    assert "(value {'upload_interval': 5})" in error_of(file=file, toml="[uploader]\nupload_interval = 5")
+
+
+@pytest.mark.parametrize("table", ["uploader", "collector"])
+def test_settings_are_not_in_a_table_and_each_command_has_its_file(tmp_path: Path, table: str) -> None:
+    file = tmp_path / "s.toml"
+    error = error_of(file=file, toml=f"[{table}]\nupload_interval = 5")
+    assert error.startswith(f"{file}: unknown table [{table}]: settings stand at the top of the file")
+    assert error.endswith("sentinel-collector and sentinel-uploader have a file each")
 
 
 def test_an_unknown_flag_is_wrong_use_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

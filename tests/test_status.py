@@ -84,7 +84,6 @@ def test_status_names_the_uploader_that_owns_the_spool(tmp_path: Path) -> None:
 
 
 def test_there_may_be_nothing_to_show(tmp_path: Path) -> None:
-    assert status_text([], now=0.0) == "no spool\n"
     with pytest.raises(UsageError, match="there is no spool"):
         read_status(str(tmp_path))
     open_spool_at(tmp_path / "spool", SteppedClock()).close()

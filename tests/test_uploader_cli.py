@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from standins.scripted import SteppedClock
 from standins.spooling import finish, frame, hello, open_spool_at
 
 from protocol.addresses import MAX_UNIX_PATH_BYTES
+from protocol.agent import agent_place
 from protocol.paths import APPLICATION
 from uploader.cli import main
+from uploader.run import Event
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +73,10 @@ def told(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
         (["drain", "--timeout", "-1"], ["--timeout"]),
         (["status", "--spool", "/no/such/spool"], ["there is no spool in /no/such/spool"]),
         (["show"], ["RUN"]),
-        (["show", "nobody"], ["no run 'nobody'"]),
+        (["statu"], ["there is no command 'statu'", "did you mean 'status'?"]),
+        (["nonsense", "status"], ["there is no command 'nonsense'; see"]),
+        (["status", "--config", "/no/such/file"], ["/no/such/file"]),
+        (["show", "nobody"], ["no run 'nobody' in any spool of this user's"]),
         (["discard", "nobody"], ["no run 'nobody'"]),
         (["retry", "nobody"], ["no run 'nobody'"]),
     ],
@@ -93,6 +99,7 @@ def test_wrong_use_is_named_and_ends_with_2(
         ("bind = 5", ["bind", "5"]),
         ("spool_max = true", ["spool_max", "True"]),
         ("= 3", ["is not TOML"]),
+        ("[collector]\ninterval = 3", ["[collector]", "without a table", "a file each"]),
     ],
 )
 def test_bad_configuration_names_file_key_and_value(
@@ -128,7 +135,12 @@ def test_help_and_version_go_to_the_output(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_status_of_all_of_the_users_spools(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert told(capsys, "status") == (0, "no spool\n", "")
+    looked_in = tmp_path / "home" / APPLICATION / "spool"
+    assert told(capsys, "status") == (
+        0,
+        f"no spool in {looked_in}; --spool DIR or --config FILE names one elsewhere\n",
+        "",
+    )
     assert told(capsys, "status", "--json") == (0, "[]\n", "")
     base = tmp_path / "home" / APPLICATION / "spool"
     base.mkdir(parents=True)
@@ -150,6 +162,74 @@ def test_status_of_all_of_the_users_spools(capsys: pytest.CaptureFixture[str], t
     code, out, err = told(capsys, "retry", "run-2")
     assert (code, out) == (1, "")
     assert "not parked" in err
+
+
+def test_serve_has_a_help_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = told(capsys, "serve", "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: sentinel-uploader serve ")
+    assert "--bind" in out
+    assert "discard RUN" not in out
+
+
+def test_commands_look_where_an_uploader_with_the_same_file_keeps_its_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("named", "other"):
+        spool = open_spool_at(tmp_path / name, SteppedClock())
+        spool.greet(hello(f"run-{name}"), owner="")
+        spool.close()
+    file = tmp_path / "uploader.toml"
+    file.write_text(f"bind = ['tcp://127.0.0.1:7740']\nspool = '{tmp_path / 'named'}'\n", encoding="utf-8")
+    _, out, _ = told(capsys, "status", "--json", "--config", str(file))
+    assert [run["key"] for spool in json.loads(out) for run in spool["runs"]] == ["run-named"]
+    assert told(capsys, "show", "run-named", "--config", str(file))[0] == 0
+    _, out, _ = told(capsys, "status", "--config", str(file), "--spool", str(tmp_path / "other"))
+    assert "run-other" in out
+    code, out, _ = told(capsys, "discard", "run-named", "--config", str(file))
+    assert (code, out) == (0, "discard: run-named done\n")
+    # Without a spool of its own it is the one that belongs to the target.
+    file.write_text(f"target = '{tmp_path / 'runs'}'\n", encoding="utf-8")
+    code, _, err = told(capsys, "status", "--config", str(file))
+    place = agent_place(os.environ, str(tmp_path / "runs"))
+    assert (code, err) == (2, f"sentinel-uploader: there is no spool in {place.spool_dir}\n")
+
+
+@pytest.mark.parametrize("words", ["status", "status --json", "show run-1", "retry run-1", "discard run-1", "drain"])
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">&-", "it is closed"), (">/dev/full", "No space left on device")]
+)
+def test_output_that_cannot_be_written_is_one_line_and_a_failure(
+    home: Home, words: str, redirection: str, reason: str
+) -> None:
+    spool = open_spool_at(home.directory / "spool", SteppedClock())
+    run = spool.greet(hello("run-1"), owner="")
+    spool.update(run, Event.REFUSED)
+    spool.close()
+    command = f"'{UPLOADER}' {words} --spool '{home.directory / 'spool'}' {redirection}"
+    done = subprocess.run(["bash", "-c", command], env=home.environ, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"sentinel-uploader: cannot write the output: {reason}"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "status --help"])
+def test_help_for_nobody_is_no_traceback(home: Home, words: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"'{UPLOADER}' {words} >/dev/full"],
+        env=home.environ, stderr=subprocess.PIPE, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "sentinel-uploader: cannot write the output: No space left on device\n"
+
+
+def test_errors_for_nobody_still_have_their_exit_code(home: Home) -> None:
+    for redirection in ("2>&-", "2>/dev/full"):
+        done = subprocess.run(
+            ["bash", "-c", f"'{UPLOADER}' status --spool /no/such/spool {redirection}"],
+            env=home.environ, stdout=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_damaged_spool_is_told_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`sentinel-uploader`: serve, and what people ask of it."""
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -10,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from protocol import __version__
-from protocol.agent import spool_dirs
+from protocol.agent import spool_dirs, spools_home
 from protocol.clock import Clock, SystemClock
 from protocol.errors import SentinelStreamError, UsageError
-from protocol.settings import Setting, add_arguments, build_parser, resolve
-from uploader.config import LOG_FORMAT, SETTINGS, SPOOL, VERBOSE, open_target, service_config, spool_dir
+from protocol.settings import build_parser, check_flags_and_environment, merge_file, nearest, resolve
+from uploader.config import FIND_SPOOL, LOG_FORMAT, SETTINGS, TARGET, VERBOSE, open_target, service_config, spool_dir
 from uploader.logs import set_up_logging
 from uploader.operate import ask, ask_to_drain
+from uploader.output import complain, discard_output, write_output
 from uploader.ownership import owner_pid
 from uploader.requests import DISCARD, RETRY
 from uploader.service import Service
@@ -32,41 +34,56 @@ commands (the default is serve):
   retry RUN       take up a parked run again
   discard RUN     give a run up and delete its undelivered rows
 `sentinel-uploader COMMAND --help` says more."""
-_FIND_SPOOL = Setting(
-    name=SPOOL.name,
-    flag=SPOOL.flag,
-    env=SPOOL.env,
-    parse=SPOOL.parse,
-    metavar=SPOOL.metavar,
-    default_text="all of this user's",
-    help="directory of the spool",
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    command = words.pop(0) if words and words[0] in _COMMANDS else "serve"
     try:
-        code = _COMMANDS[command](words, os.environ)
-        sys.stdout.flush()
+        code = _run(words)
+        # Whatever argparse has printed is written at the end of the process, where nobody catches anything.
+        write_output("", required=False)
     except UsageError as error:
-        return _complain(error, 2)
+        return complain(error, 2)
     except SentinelStreamError as error:
-        return _complain(error, 1)
+        return complain(error, 1)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Whoever read our output has seen enough; nothing may be flushed into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough.
+        discard_output()
         return 1
     return code
 
 
-def _serve(words: list[str], environ: Mapping[str, str]) -> int:
+def _run(words: list[str]) -> int:
+    command = _default if not words or words[0].startswith("-") else _command(words.pop(0))
+    try:
+        return command(words, os.environ)
+    except SystemExit as ended:
+        # What argparse ends with: `--help`, `--version`, a flag that it does not know.
+        return int(str(ended.code))
+
+
+def _command(word: str) -> Callable[[list[str], Mapping[str, str]], int]:
+    if word not in _COMMANDS:
+        raise UsageError(f"there is no command {word!r}{nearest(word, _COMMANDS)}; see `sentinel-uploader --help`")
+    return _COMMANDS[word]
+
+
+def _default(words: list[str], environ: Mapping[str, str]) -> int:
     parser = build_parser(SETTINGS, "sentinel-uploader", _DESCRIPTION)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"sentinel-uploader {__version__}")
+    return _serve_as(parser, words, environ)
+
+
+def _serve(words: list[str], environ: Mapping[str, str]) -> int:
+    parser = build_parser(SETTINGS, "sentinel-uploader serve", "Listen, store, deliver, until told to stop.")
+    return _serve_as(parser, words, environ)
+
+
+def _serve_as(parser: argparse.ArgumentParser, words: list[str], environ: Mapping[str, str]) -> int:
     args = parser.parse_args(words)
     values = resolve(SETTINGS, args, environ, args.config)
     service = _open_service(values, environ, SystemClock())
@@ -90,7 +107,7 @@ def _drain(words: list[str], environ: Mapping[str, str]) -> int:
         service.drain(args.timeout)
         service.run()
     left = sum(1 for run in read_status(directory)["runs"] if has_something_left(run))
-    print(f"runs with something left to deliver: {left}")
+    write_output(f"runs with something left to deliver: {left}\n")
     return 1 if left else 0
 
 
@@ -98,56 +115,49 @@ def _status(words: list[str], environ: Mapping[str, str]) -> int:
     args, spools = _inspect(words, environ, "status", "Every run: state, rows, objects, next try and last error.")
     statuses = [read_status(directory) for directory in spools]
     if args.json:
-        print(json.dumps(statuses, indent=2, ensure_ascii=False))
+        write_output(_json(statuses))
+    elif not statuses:
+        write_output(f"no spool in {spools_home(environ)}; --spool DIR or --config FILE names one elsewhere\n")
     else:
-        sys.stdout.write(status_text(statuses, now=SystemClock().now()))
+        write_output(status_text(statuses, now=SystemClock().now()))
     return 0
 
 
 def _show(words: list[str], environ: Mapping[str, str]) -> int:
     args, spools = _inspect(words, environ, "show", "Everything about one run.", run=True)
     _, run = _find_run(spools, args.run)
-    if args.json:
-        print(json.dumps(run, indent=2, ensure_ascii=False))
-    else:
-        sys.stdout.write(describe_run(run))
+    write_output(_json(run) if args.json else describe_run(run))
     return 0
 
 
-def _discard(words: list[str], environ: Mapping[str, str]) -> int:
-    return _change(words, environ, DISCARD, "Give a run up and delete its undelivered rows.")
-
-
-def _retry(words: list[str], environ: Mapping[str, str]) -> int:
-    return _change(words, environ, RETRY, "Take up a parked run again.")
-
-
-def _change(words: list[str], environ: Mapping[str, str], kind: str, description: str) -> int:
+def _change(kind: str, description: str, words: list[str], environ: Mapping[str, str]) -> int:
     args, spools = _inspect(words, environ, kind, description, run=True)
     directory, run = _find_run(spools, args.run)
     ask(directory, kind, run["number"], clock=SystemClock())
-    print(f"{kind}: {run['run_id'] or run['key']} done")
+    write_output(f"{kind}: {run['run_id'] or run['key']} done\n")
     return 0
 
 
 def _inspect(
     words: list[str], environ: Mapping[str, str], command: str, description: str, *, run: bool = False
 ) -> tuple[argparse.Namespace, list[str]]:
-    settings = (_FIND_SPOOL,)
-    parser = argparse.ArgumentParser(prog=f"sentinel-uploader {command}", description=description, allow_abbrev=False)
-    add_arguments(parser, settings)
+    """Parse an inspecting command's words and return them with the spools that it is about."""
+    parser = build_parser((FIND_SPOOL,), f"sentinel-uploader {command}", description)
     parser.add_argument("--json", action="store_true", help="for programs")
     if run:
         parser.add_argument("run", metavar="RUN", help="run id (its beginning will do) or run key")
     args = parser.parse_args(words)
-    spool = resolve(settings, args, environ, None)["spool"]
-    return args, [spool] if spool else spool_dirs(environ)
+    given = check_flags_and_environment((FIND_SPOOL, TARGET), args, environ)
+    values = merge_file(SETTINGS, given, args.config)
+    # With a file it is the one spool that an uploader with that file has.
+    return args, [spool_dir(values, environ)] if values["spool"] or args.config else spool_dirs(environ)
 
 
 def _find_run(spools: Sequence[str], name: str) -> tuple[str, dict[str, Any]]:
     found = [(path, run) for path in spools for run in read_status(path)["runs"] if matches(run, name)]
     if not found:
-        raise UsageError(f"there is no run {name!r}; `sentinel-uploader status` lists them")
+        where = ", ".join(spools) or "any spool of this user's"
+        raise UsageError(f"there is no run {name!r} in {where}; `sentinel-uploader status` lists them")
     if len(found) > 1:
         raise UsageError(f"{name!r} is the beginning of {len(found)} runs; write more of it")
     return found[0]
@@ -185,9 +195,8 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _complain(error: Exception, code: int) -> int:
-    print(f"sentinel-uploader: {error}", file=sys.stderr)
-    return code
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 _COMMANDS: dict[str, Callable[[list[str], Mapping[str, str]], int]] = {
@@ -195,8 +204,8 @@ _COMMANDS: dict[str, Callable[[list[str], Mapping[str, str]], int]] = {
     "status": _status,
     "show": _show,
     "drain": _drain,
-    "retry": _retry,
-    "discard": _discard,
+    "retry": functools.partial(_change, RETRY, "Take up a parked run again."),
+    "discard": functools.partial(_change, DISCARD, "Give a run up and delete its undelivered rows."),
 }
 
 if __name__ == "__main__":

@@ -25,6 +25,16 @@ SPOOL = Setting(
     default_text="this user's own",
     help="directory of the spool",
 )
+FIND_SPOOL = Setting(
+    name=SPOOL.name,
+    flag=SPOOL.flag,
+    env=SPOOL.env,
+    parse=SPOOL.parse,
+    metavar=SPOOL.metavar,
+    default_text="all of this user's",
+    help=SPOOL.help,
+)
+"""The same for commands that look at what is there."""
 TARGET = Setting(
     name="target",
     flag="--target",

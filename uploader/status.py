@@ -69,7 +69,7 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
             "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
-    return "\n".join(lines) + "\n" if lines else "no spool\n"
+    return "".join(f"{line}\n" for line in lines)
 
 
 def describe_run(run: dict[str, Any]) -> str:
