@@ -31,6 +31,7 @@ class Backlog:
     """The queue of one run; not thread-safe. Times are monotonic seconds, rows are encoded samples.
 
     `open_file` makes a new file for the run when there is none yet; `head` says whose rows these are at the moment.
+    `is_trouble_told` says that somebody knows already that there is no place for a file.
     What reads or writes the file may raise `OSError` or `SpillError`; nothing has changed then.
     """
 
@@ -41,6 +42,7 @@ class Backlog:
         head: Callable[[], SpillHead],
         warn: Callable[[str], None],
         recovered: SpillFile | None = None,
+        is_trouble_told: bool = False,
     ) -> None:
         self._open_file = open_file
         self._head = head
@@ -51,7 +53,7 @@ class Backlog:
         self._memory: deque[bytes] = deque()
         self._appended_at: deque[float] = deque()
         self._spill_not_before = 0.0
-        self._spill_broken = False
+        self._spill_broken = is_trouble_told
         self._next_seq = 0
         """Sequence number of the oldest row, 0 while no row has one."""
         self._is_numbered = False
@@ -242,6 +244,12 @@ class Backlog:
             rows = self._file.rows_from(self._front)
             yield from islice((row for row, _ in rows), self._file_rows)
         yield from self._memory
+
+    def touch(self) -> None:
+        """Let the file's age say that its collector lives; without a file nothing is done."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.touch()
 
     @property
     def path(self) -> str | None:

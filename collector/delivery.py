@@ -20,6 +20,9 @@ from protocol.errors import SentinelStreamError
 from protocol.messages import PROTOCOL_VERSION, Finish, Finished, Hello, Welcome, encode
 from protocol.transport import Dealer
 
+TOUCH_S = 3600.0
+"""How often the file of a run shows that its collector lives: one that has not been written for long is removed."""
+
 
 @dataclass(kw_only=True)
 class RunFacts:
@@ -74,7 +77,9 @@ class Delivery:
             head=self._head,
             warn=voice.warn,
             recovered=recovered,
+            is_trouble_told=recovered is None,
         )
+        self._touched_at = clock.monotonic()
         self._dealer = Dealer(address)
         self._link = Link(
             dealer=self._dealer,
@@ -134,6 +139,9 @@ class Delivery:
         if not self._link.welcomed and self._agent is not None:
             self._agent.ensure(now)
         self._backlog.spill_when_due(now)
+        if now - self._touched_at >= TOUCH_S:
+            self._touched_at = now
+            self._backlog.touch()
 
     def due_in(self) -> float:
         """Seconds until `pump` wants to be called again."""

@@ -22,7 +22,6 @@ _POLL_S = 0.2
 _GIVE_UP_S = 30.0
 _ANSWER_S = 1.0
 """Longest silence of a destination that the end of a job waits for."""
-"""A run's end waits no longer for a destination that has not said a word."""
 _MAY_COME_BACK_S = 60.0
 """Age up to which a file without an end is left to whoever continues the run of a killed collector."""
 _ABANDONED_AFTER_S = 86_400.0
@@ -30,7 +29,7 @@ _ABANDONED_AFTER_S = 86_400.0
 
 
 class Leftovers:
-    """Looks for files of ended collectors once, and delivers them."""
+    """Looks for files of ended collectors whenever it is told to, and delivers them."""
 
     def __init__(self, *, state_dir: str, clock: Clock, voice: Voice, insecure: bool) -> None:
         self._state_dir = state_dir
@@ -40,15 +39,24 @@ class Leftovers:
         self._stop = threading.Event()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        self.has_looked = False
+        """Whether `start` was called yet."""
         self._silent: set[str] = set()
         """Destinations that did not answer: not asked again for another file."""
+        self._told: set[str] = set()
+        """Files and destinations of which was said what there is to say."""
         self._answered_at = clock.monotonic()
 
     def start(self, own_path: str | None) -> None:
-        """Begin, if there is anything beside the file of the run at hand."""
+        """Begin, if there is anything beside the file of the run at hand and nothing is under way."""
+        self.has_looked = True
+        if self._thread is not None and not self._over.is_set():
+            return
         # The newest first: what has lain there for long is likely to go on lying there.
         paths = sorted((path for path in run_files(self._state_dir) if path != own_path), key=modified_at, reverse=True)
-        if paths and self._thread is None:
+        if paths:
+            self._over.clear()
+            self._silent.clear()
             self._thread = threading.Thread(target=self._deliver_all, args=(paths,), name="leftovers", daemon=True)
             self._thread.start()
 
@@ -75,7 +83,7 @@ class Leftovers:
                 except (SpillInUseError, FileNotFoundError):
                     continue
                 except (OSError, SentinelStreamError, msgspec.DecodeError) as error:
-                    self._voice.warn(f"cannot deliver {path}: {error}")
+                    self._tell_once(path, f"cannot deliver {path}: {error}")
         finally:
             self._over.set()
 
@@ -111,7 +119,7 @@ class Leftovers:
                 spill.unlink()
             return None
         if spill.head is None:
-            self._voice.warn(f"{spill.path} holds {rows} samples of an unknown run; it is left where it is")
+            self._tell_once(spill.path, f"{spill.path} holds {rows} samples of an unknown run; it is left where it is")
             return None
         if spill.finish is None and 0 <= age_s < _MAY_COME_BACK_S:
             return None
@@ -131,7 +139,8 @@ class Leftovers:
         if backlog.finish is not None:
             link.finish(backlog.finish)
         rows = held = backlog.rows
-        give_up_at = self._clock.monotonic() + _GIVE_UP_S
+        began_at = self._clock.monotonic()
+        give_up_at = began_at + _GIVE_UP_S
         while not link.settled and not self._stop.is_set():
             link.pump()
             if link.has_answer:
@@ -141,14 +150,27 @@ class Leftovers:
                 held = backlog.rows
                 give_up_at = self._clock.monotonic() + _GIVE_UP_S
             if link.is_refused or self._clock.monotonic() >= give_up_at:
-                if not link.has_answer:
-                    self._silent.add(head.destination)
-                return
+                break
         if link.end is not None:
             self._set_aside(backlog, head, link.end)
         elif link.settled:
-            backlog.discard_file()
+            # Without an end the run may be continued: that there was one before is what its empty file says.
+            if backlog.finish is not None:
+                backlog.discard_file()
             self._voice.warn(f"delivered what an earlier collector had left: {rows} samples")
+        elif not link.has_answer and self._clock.monotonic() - began_at >= _ANSWER_S:
+            self._silent.add(head.destination)
+            what = f"{rows} samples of an earlier run wait" if rows else "the end of an earlier run waits"
+            self._tell_once(
+                head.destination,
+                f"{what} for {head.destination}, where no uploader answers, in {backlog.path}; a run with "
+                "that uploader's address, or that target and token, delivers them",
+            )
+
+    def _tell_once(self, topic: str, text: str) -> None:
+        if topic not in self._told:
+            self._told.add(topic)
+            self._voice.warn(text)
 
     def _set_aside(self, backlog: Backlog, head: SpillHead, end: End) -> None:
         if backlog.rows:

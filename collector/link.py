@@ -249,6 +249,8 @@ class Link:
                     self._begin_again(self._hello_due_at if self._hello_attempts else now)
             case RejectCode.SUPERSEDED:
                 if not self._is_new_run:
+                    # What the run has of ours is delivered, and must not be kept a second time.
+                    self._backlog.acknowledge(min(reject.seq, MAX_SEQUENCE))
                     self.welcomed = False
                     self.end = End.SUPERSEDED
             case RejectCode.CLOSED:

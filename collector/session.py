@@ -43,6 +43,7 @@ _STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _PID_POLL_S = 0.1
 _ANSWER_POLL_S = 0.02
 _LEFTOVERS_S = 1.0
+_LEFTOVERS_AGAIN_S = 300.0
 
 
 class Session:
@@ -115,7 +116,7 @@ class Session:
         if settings["output"]:
             self._output = CsvOutput(settings["output"], continued=self._delivery.continued, warn=voice.error)
         self._begun_at = baseline.monotonic
-        self._leftovers_due_at: float | None = baseline.monotonic + _LEFTOVERS_S
+        self._leftovers_due_at = baseline.monotonic + _LEFTOVERS_S
 
     def run(self) -> int:
         """Sample until the end, then deliver; the job's exit code, or 0."""
@@ -181,8 +182,9 @@ class Session:
             self._discovery = None
             self._facts.host |= self._gpu_info()
             self._delivery.facts_changed()
-        if self._leftovers_due_at is not None and self._clock.monotonic() >= self._leftovers_due_at:
-            self._leftovers_due_at = None
+        now = self._clock.monotonic()
+        if now >= self._leftovers_due_at:
+            self._leftovers_due_at = now + _LEFTOVERS_AGAIN_S
             self._leftovers.start(self._delivery.path)
 
     def _keep_row(self, sample: Sample | None) -> None:
@@ -214,7 +216,7 @@ class Session:
     def _await_delivery(self) -> None:
         wait_s, durable_wait_s = self._waits()
         began = self._clock.monotonic()
-        if self._leftovers_due_at is not None:
+        if not self._leftovers.has_looked:
             self._leftovers.start(self._delivery.path)
         while not self._delivery.is_over:
             waited_s = self._clock.monotonic() - began

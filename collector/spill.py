@@ -216,6 +216,10 @@ class SpillFile:
         """When it was last written, UNIX seconds."""
         return os.fstat(self._fd).st_mtime
 
+    def touch(self) -> None:
+        """Set the time of the last writing to now. Raises `OSError`."""
+        os.utime(self._fd)
+
     def unlink(self) -> None:
         """Delete the file; it stays open. Raises `OSError`."""
         os.unlink(self.path)

@@ -137,7 +137,8 @@ class Finished(_Message, frozen=True, tag="finished"):
 class Reject(_Message, frozen=True, tag="reject"):
     """A message was not taken; `retry` says whether the same may work later.
 
-    With `closed`, `seq` is the highest sequence number that is part of the closed run.
+    With `closed`, `seq` is the highest sequence number that is part of the closed run; with `superseded`, the highest
+    one that the run had when a newer collector took it over (0: not known).
     """
 
     code: RejectCode

@@ -13,7 +13,7 @@ from rows import row
 from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, rows_of_file, wait_until
 
-from collector.delivery import Delivery, RunFacts
+from collector.delivery import TOUCH_S, Delivery, RunFacts
 from collector.leftovers import Leftovers
 from collector.spill import SpillError, SpillFile, SpillHead
 from collector.state import keep_rows, open_run_file
@@ -59,7 +59,9 @@ class State:
         self.address = parse_address(address, bind=False)
         self.told = Told()
 
-    def delivery(self, key: str, *, incarnation: str = "0123456789abcdef") -> Delivery:
+    def delivery(
+        self, key: str, *, incarnation: str = "0123456789abcdef", clock: OffsetClock | None = None
+    ) -> Delivery:
         return Delivery(
             run_key=key,
             incarnation=incarnation,
@@ -67,7 +69,7 @@ class State:
             agent=None,
             state_dir=str(self.directory),
             facts=RunFacts(interval_s=1.0, metadata={"job_name": key}, host={}, cloud={}, cloud_pending=False),
-            clock=SystemClock(),
+            clock=clock or SystemClock(),
             voice=self.told,
             on_welcome=lambda _: None,
         )
@@ -104,6 +106,10 @@ def state(home: Home) -> State:
 
 def lines(first: int, last: int) -> list[str]:
     return [csv_rows([decode_sample(row(number))]).decode().rstrip("\n") for number in range(first, last + 1)]
+
+
+def _delivers() -> bool:
+    return any(thread.name == "leftovers" for thread in threading.enumerate())
 
 
 def finished_runs(home: Home) -> list[dict[str, Any]]:
@@ -181,8 +187,46 @@ def test_a_killed_collector_s_file_is_left_to_whoever_continues_its_run_for_a_wh
     state.deliver(age_s=0.0)
     assert state.files() == [path.name]
     state.deliver(age_s=HOUR_S)
-    assert state.files() == []
     assert [run["rows_waiting"] for run in home.status("--spool", str(home.directory / "spool"))] == [4]
+    # The rows are gone from the file; that there was a run stays, for whoever continues it.
+    assert state.files() == [path.name]
+    spill = SpillFile.open(str(path))
+    assert (spill.numbered_rows, spill.unnumbered_rows, spill.head is not None) == (0, 0, True)
+    spill.close()
+    continued = state.delivery("killed", incarnation="again")
+    assert continued.continued
+    continued.add(row(5))
+    continued.finish(FINISH)
+    pumped(continued, lambda: continued.is_durable, "the end is acknowledged")
+    continued.close(FINISH)
+    (run,) = wait_until(lambda: finished_runs(home), "the run is delivered")
+    assert home.local_rows(run) == lines(1, 5)
+
+
+def test_a_file_that_came_later_is_delivered_by_the_next_look(home: Home, state: State) -> None:
+    home.start_uploader("--target", str(home.runs))
+    clock = OffsetClock(wall_s=HOUR_S)
+    leftovers = Leftovers(state_dir=str(state.directory), clock=clock, voice=state.told, insecure=False)
+    leftovers.start(None)
+    for key in ("first", "second"):
+        state.left(key, 3)
+        wait_until(lambda: not _delivers(), "the look before is over")
+        leftovers.start(None)
+        wait_until(lambda: state.files() == [], "the file is delivered")
+    leftovers.finish(DEADLINE_S)
+
+
+def test_a_living_collectors_file_never_looks_abandoned(state: State) -> None:
+    clock = OffsetClock()
+    delivery = state.delivery("long", clock=clock)
+    assert delivery.path is not None
+    os.utime(delivery.path, (1.0, 1.0))
+    delivery.pump()
+    assert os.stat(delivery.path).st_mtime == 1.0
+    clock.monotonic_s += TOUCH_S
+    delivery.pump()
+    assert os.stat(delivery.path).st_mtime > 1.0
+    delivery.close(FINISH)
 
 
 def test_a_file_without_rows_is_left_alone_until_it_is_old(state: State) -> None:
@@ -239,6 +283,18 @@ def test_a_destination_that_says_nothing_holds_up_nobody_s_end_for_long(state: S
     assert state.files() == [path.name]
 
 
+def test_rows_for_an_uploader_that_does_not_run_are_told_once_with_where_they_are(state: State) -> None:
+    paths = [state.left(key, 3) for key in ("one", "two")]
+    for _ in range(2):
+        state.deliver(timeout_s=1000.0, clock_type=Hurried)
+    told = [line for line in state.told.lines if "no uploader answers" in line]
+    # One line for each look of a process of its own, however many files wait for the same uploader.
+    assert len(told) == 2
+    assert all(state.address.url in line for line in told)
+    assert any(str(path) in told[0] for path in paths)
+    assert len(state.files()) == 2
+
+
 def test_rows_beyond_this_machine_are_not_sent_without_keys(home: Home, state: State) -> None:
     state.address = parse_address("tcp://192.0.2.1:5555", bind=False)
     path = state.left("beyond", 3)
@@ -268,7 +324,7 @@ def test_a_row_that_is_none_leaves_no_half_file(tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _no_thread_is_left(home: Home) -> Iterator[None]:
     yield
-    wait_until(lambda: not any(thread.name == "leftovers" for thread in threading.enumerate()), "the thread ends")
+    wait_until(lambda: not _delivers(), "the thread ends")
 
 
 def pumped(delivery: Delivery, happened: Callable[[], Any], what: str) -> None:
@@ -359,9 +415,13 @@ def test_without_a_place_for_files_rows_are_delivered_from_memory(home: Home, st
     home.start_uploader("--target", str(home.runs))
     (home.directory / "file").write_text("")
     state.directory = home.directory / "file" / "below"
-    delivery = state.delivery("memory")
+    clock = OffsetClock()
+    delivery = state.delivery("memory", clock=clock)
     assert state.told.has("keeping them in memory")
     delivery.add(row(1))
+    clock.monotonic_s += 60.0
+    delivery.pump()
+    assert sum("in memory" in line for line in state.told.lines) == 1, state.told.lines
     delivery.finish(FINISH)
     pumped(delivery, lambda: delivery.is_durable, "the end is acknowledged")
     delivery.close(FINISH)

@@ -82,7 +82,20 @@ def test_same_collector_continues_and_a_newer_one_takes_over(spool: Spool) -> No
         spool.greet(hello(), owner="")
     for number in range(100):
         spool.greet(hello(incarnation=f"later-{number}"), owner="")
-    assert len(run.record.superseded) == 32
+    assert len(run.record.superseded) == len(run.record.superseded_seq) == 32
+
+
+def test_superseded_collector_is_told_up_to_where_its_rows_were_taken(spool: Spool) -> None:
+    run = spool.greet(hello(), owner="")
+    spool.store([frame(run, 1, 5)], [])
+    # The newer one says at once that it cannot send 6 to 8, which the older one may still have.
+    spool.greet(hello(incarnation="second", oldest_seq=9), owner="")
+    spool.store([frame(run, 9, 12)], [])
+    spool.greet(hello(incarnation="third"), owner="")
+    for incarnation, seq in (("first", 5), ("second", 12)):
+        with pytest.raises(SupersededError) as superseded:
+            spool.greet(hello(incarnation=incarnation), owner="")
+        assert superseded.value.seq == seq
 
 
 def test_run_belongs_to_the_client_that_opened_it(spool: Spool) -> None:

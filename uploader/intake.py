@@ -241,7 +241,7 @@ class Intake:
         try:
             run = self._spool.greet(cleaned(hello), owner="")
         except SupersededError as error:
-            self._reply(identity, Reject(RejectCode.SUPERSEDED, str(error)))
+            self._reply(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
         except NotOwnerError as error:
             self._reply(identity, Reject(RejectCode.NOT_ALLOWED, str(error)))
         except RunClosedError as error:
@@ -258,8 +258,8 @@ class Intake:
             del self._sessions[earlier.identity]
             # The same collector on a new connection takes over from itself, and must not be told to stop.
             if earlier.incarnation != run.record.incarnation:
-                text = "a newer collector has taken this run over"
-                self._reply(earlier.identity, Reject(RejectCode.SUPERSEDED, text))
+                error = SupersededError(run.record.superseded_seq.get(earlier.incarnation, 0))
+                self._reply(earlier.identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
         elsewhere = self._sessions.pop(identity, None)
         if elsewhere is not None and elsewhere.run.id != run.id:
             del self._session_of_run[elsewhere.run.id]

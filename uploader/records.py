@@ -25,6 +25,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     superseded: list[str] = []
     """Earlier collectors of this run, newest last: none of them gets in again."""
+    superseded_seq: dict[str, int] = {}
+    """The run's last row when each of them was superseded."""
     state: RunState = RunState.NEW
     created_at: float
     interval_s: float

@@ -272,11 +272,18 @@ class Spool:
     def _take_over(self, run: Run, hello: Hello) -> None:
         record = run.record
         if hello.incarnation in record.superseded:
-            raise SupersededError("a newer collector has taken this run over")
+            raise SupersededError(record.superseded_seq.get(hello.incarnation, 0))
         if record.has_ended:
             raise RunClosedError(run.acked_seq)
         superseded = [*record.superseded, record.incarnation][-_MAX_SUPERSEDED:]
-        self.update(run, incarnation=hello.incarnation, superseded=superseded, interval_s=hello.interval_s)
+        seqs = record.superseded_seq | {record.incarnation: run.acked_seq}
+        self.update(
+            run,
+            incarnation=hello.incarnation,
+            superseded=superseded,
+            superseded_seq={name: seqs.get(name, 0) for name in superseded},
+            interval_s=hello.interval_s,
+        )
 
     def _settle_missing(self, run: Run, hello: Hello) -> None:
         """Rows that a collector cannot send again would hold up its run for ever: go on behind them, and count."""

@@ -15,7 +15,11 @@ class RunClosedError(SentinelStreamError):
 
 
 class SupersededError(SentinelStreamError):
-    """A newer collector has taken the run over."""
+    """A newer collector has taken the run over; `seq` is the last row before that (0: not known)."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__("a newer collector has taken this run over")
+        self.seq = seq
 
 
 class NotOwnerError(SentinelStreamError):
