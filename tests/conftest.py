@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from standins.backend import Backend
 from standins.product import Home
 
 # What is installed is tested: without this a child's `python -c` would find the sources in the working directory.
@@ -42,3 +43,9 @@ def home(tmp_path: Path) -> Iterator[Home]:
     finally:
         made.close()
         shutil.rmtree(runtime)
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    with Backend() as made:
+        yield made

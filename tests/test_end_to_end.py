@@ -7,11 +7,11 @@ import sqlite3
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from standins.backend import TOKEN, Backend
 from standins.keyring import Keyring
 from standins.product import (
     COLLECTOR,
@@ -26,51 +26,9 @@ from standins.product import (
     wait_until,
 )
 from standins.rclone import RcloneS3
-from standins.s3 import S3Server
 from standins.sentinel_api import SentinelServer
 
 from protocol.sample import COLUMNS
-
-TOKEN = "planted-token-6d1f"
-
-
-@dataclass
-class Backend:
-    api: SentinelServer
-    s3: S3Server
-    keyring: Keyring
-
-    @property
-    def environ(self) -> dict[str, str]:
-        return {
-            "SENTINEL_API_URL": self.api.url,
-            "SENTINEL_API_TOKEN": TOKEN,
-            "AWS_ENDPOINT_URL_S3": self.s3.url,
-        }
-
-    def only_run(self) -> Any:
-        (run,) = self.api.runs.values()
-        return run
-
-    def rows(self, run: Any) -> list[str]:
-        """What `finish` delivered, in order: inline, or the named objects."""
-        assert run.finish is not None
-        if "data_csv" in run.finish:
-            header, *rows = run.finish["data_csv"].splitlines()
-            assert header.startswith("timestamp,")
-            return list(rows)
-        bodies = [self.s3.fetch(uri) for uri in run.finish["data_uris"]]
-        return rows_of_objects(body for body in bodies if body is not None)
-
-
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    keyring = Keyring()
-    with (
-        S3Server(keyring) as s3,
-        SentinelServer(token=TOKEN, keyring=keyring, upload_root="s3://bucket/some prefix+@x", fetch=s3.fetch) as api,
-    ):
-        yield Backend(api, s3, keyring)
 
 
 def finished(run: Any) -> bool:

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standins.keyring import Keyring
+from standins.backend import TOKEN, Backend
 from standins.product import UPLOADER, Home, wait_until
 from standins.raw_collector import Collectors, RawCollector, collectors_of
-from standins.s3 import S3Server
-from standins.sentinel_api import SentinelServer
 from standins.spooling import finish, hello, row_numbers, samples
 
 from protocol.messages import Ack, Finished, Ping, Reject, Welcome
@@ -25,40 +23,13 @@ from uploader.cli import main
 from uploader.service import STOP_DRAIN_S
 from uploader.status import read_status
 
-TOKEN = "planted-token-b2c4"
 STOP_LIMIT_S = 20.0
 """Eight seconds of delivering, and what a loaded machine may take beside; a stop that hangs takes for ever."""
 
 
-class Backend:
-    def __init__(self) -> None:
-        self.keyring = Keyring()
-        self.s3 = S3Server(self.keyring)
-        self.api = SentinelServer(token=TOKEN, keyring=self.keyring, fetch=self.s3.fetch)
-
-    @property
-    def environ(self) -> dict[str, str]:
-        return {
-            "SENTINEL_API_URL": self.api.url,
-            "SENTINEL_API_TOKEN": TOKEN,
-            "AWS_ENDPOINT_URL_S3": self.s3.url,
-        }
-
-    def rows(self) -> list[int]:
-        """Row numbers that `finish` of the only run names."""
-        (run,) = self.api.runs.values()
-        assert run.finish is not None
-        if "data_csv" in run.finish:
-            return row_numbers(run.finish["data_csv"].encode().split(b"\n", 1)[1])
-        objects = self.s3.objects()
-        return [number for uri in run.finish["data_uris"] for number in row_numbers(rows_of_body(objects[uri]))]
-
-
-@pytest.fixture
-def backend() -> Iterator[Backend]:
-    made = Backend()
-    with made.s3, made.api:
-        yield made
+def delivered_rows(backend: Backend) -> list[int]:
+    """Row numbers that `finish` of the only run names."""
+    return row_numbers("\n".join(backend.rows(backend.only_run())).encode())
 
 
 @pytest.fixture
@@ -126,7 +97,7 @@ def test_termination_delivers_the_open_rows_and_tells_the_rest_next_time(
     assert greet(second).next_seq == 21
     second.say(samples(21, 22), finish(22))
     assert second.hear_until(Finished).rows == 22
-    assert backend.rows() == list(range(1, 23))
+    assert delivered_rows(backend) == list(range(1, 23))
     log_of(home)
 
 
@@ -144,7 +115,7 @@ def test_end_of_a_job_that_is_told_to_stop_at_the_same_moment_is_still_delivered
     (run,) = backend.api.runs.values()
     assert run.finish is not None
     assert run.finish["exit_code"] == 143
-    assert backend.rows() == list(range(1, 7))
+    assert delivered_rows(backend) == list(range(1, 7))
 
 
 def test_termination_while_storage_hangs_ends_in_time_and_loses_nothing(
@@ -168,7 +139,7 @@ def test_termination_while_storage_hangs_ends_in_time_and_loses_nothing(
     assert greet(later).next_seq == 16
     later.say(finish(15))
     later.hear_until(Finished)
-    assert backend.rows() == list(range(1, 16))
+    assert delivered_rows(backend) == list(range(1, 16))
 
 
 def test_second_signal_skips_the_delivery(home: Home, backend: Backend, collector: RawCollector) -> None:
@@ -273,7 +244,7 @@ def test_drain_without_an_uploader_delivers_by_itself(home: Home, backend: Backe
     away.lift()
     done = ask(home, "drain", env=backend.environ)
     assert (done.returncode, done.stdout) == (0, "runs with something left to deliver: 0\n"), done.stderr
-    assert backend.rows() == [1, 2, 3, 4]
+    assert delivered_rows(backend) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["uploader running", "no uploader"])

@@ -167,7 +167,7 @@ def _open_service(
     values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock, *, listen: bool = True
 ) -> Service:
     set_up_logging(values[LOG_FORMAT.name], verbose=values[VERBOSE.name])
-    target = open_target(values["target"], environ, clock)
+    target = open_target(values, environ, clock)
     config = service_config(values, environ, target, listen=listen)
     return Service(config, target=target, clock=clock)
 

@@ -1,5 +1,6 @@
 """The uploader's settings, and what follows from them."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,6 +104,15 @@ SETTINGS = (
         help="end when all is delivered and nothing was heard for so long",
     ),
     Setting(
+        name="call_timeout",
+        flag="--call-timeout",
+        env="SENTINEL_CALL_TIMEOUT",
+        parse=seconds(minimum=0.1, maximum=3600),
+        metavar="SECONDS",
+        default=30.0,
+        help="how long the API or storage may be silent before a call is given up and tried again",
+    ),
+    Setting(
         name="insecure",
         flag="--insecure",
         env="SENTINEL_INSECURE",
@@ -145,19 +155,20 @@ def spool_dir(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     return values["spool"] or agent_place(environ, values["target"]).spool_dir
 
 
-def open_target(named: str | None, environ: Mapping[str, str], clock: Clock) -> Target:
+def open_target(values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock) -> Target:
     """Return where runs are delivered; raises `UsageError` for what cannot be used."""
-    where = named or default_target(environ)
+    where = values["target"] or default_target(environ)
     if where != SENTINEL_TARGET:
         if "://" in where:
             raise UsageError(f"--target {where!r}: expected {SENTINEL_TARGET} or a directory")
         return Target(api=LocalSentinelAPI(where), store=DirectoryStore(), needs_credentials=False)
     try:
         # urllib3 and botocore come with the extra, and only for those who need them.
+        from uploader.http import TOTAL_TIMEOUT_S, HttpClient
         from uploader.sentinel.endpoint import DEFAULT_BASE_URL
         from uploader.sentinel.http_api import HttpSentinelAPI
         from uploader.sentinel.token import token_source
-        from uploader.storage.s3 import S3Store
+        from uploader.storage.s3 import AUTHORITY_VARIABLES, S3Store
     except ImportError as error:
         raise UsageError(
             f"the Sentinel API needs more than the base package ({error.name} is missing): "
@@ -166,5 +177,17 @@ def open_target(named: str | None, environ: Mapping[str, str], clock: Clock) -> 
     token = token_source(environ)
     if token is None:
         raise UsageError("no API token: set SENTINEL_API_TOKEN or SENTINEL_API_TOKEN_FILE, or name a directory")
-    api = HttpSentinelAPI(token, environ.get("SENTINEL_API_URL") or DEFAULT_BASE_URL, clock, environ)
-    return Target(api=api, store=S3Store(environ=environ, clock=clock), needs_credentials=True)
+    timeout_s = values["call_timeout"]
+    new_client = functools.partial(
+        HttpClient,
+        environ=environ,
+        clock=clock,
+        read_timeout_s=timeout_s,
+        total_timeout_s=max(TOTAL_TIMEOUT_S, 2 * timeout_s),
+    )
+    base_url = environ.get("SENTINEL_API_URL") or DEFAULT_BASE_URL
+    return Target(
+        api=HttpSentinelAPI(token, base_url, clock, environ, client=new_client()),
+        store=S3Store(environ=environ, clock=clock, client=new_client(authority_variables=AUTHORITY_VARIABLES)),
+        needs_credentials=True,
+    )

@@ -26,6 +26,8 @@ class Recorded:
     status: int | None = None
     """What was answered; `None` while under way, and for ever when the connection was dropped."""
     fault: "Fault | None" = None
+    code: str | None = None
+    """Storage's name of what it refused the request for."""
     took_effect: bool = False
     """The request did what it asks for, whatever the answer was."""
 

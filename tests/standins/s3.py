@@ -42,6 +42,7 @@ _VIRTUAL_HOST = re.compile(r"(?P<bucket>.+)\.s3(?:\.[a-z0-9-]+)?\.amazonaws\.com
 class _RefusedError(Exception):
     def __init__(self, code: str, message: str, **elements: str) -> None:
         super().__init__(code)
+        self.code = code
         self.reply = error_reply(code, message, **elements)
 
 
@@ -116,6 +117,7 @@ class S3Server(WebServer):
                 return Reply(405)
             self._verify(request, f"s3://{bucket}/{key}")
         except _RefusedError as refused:
+            request.code = refused.code
             return refused.reply
         with self._lock:
             self._versions.setdefault(f"s3://{bucket}/{key}", []).append(request.body)

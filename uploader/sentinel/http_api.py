@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from protocol.clock import Clock
+from uploader.http import HttpClient
 from uploader.ports import Credentials, Ending, Registration, RunDescription
 from uploader.sentinel.api import (
     DataSource,
@@ -28,10 +29,18 @@ class HttpSentinelAPI:
 
     inline_limit_bytes = INLINE_LIMIT_BYTES
 
-    def __init__(self, token: Callable[[], str], base_url: str, clock: Clock, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        token: Callable[[], str],
+        base_url: str,
+        clock: Clock,
+        environ: Mapping[str, str],
+        *,
+        client: HttpClient | None = None,
+    ) -> None:
         self._token = token
         self._clock = clock
-        self._endpoint = Endpoint(base_url, clock=clock, environ=environ)
+        self._endpoint = Endpoint(base_url, clock=clock, environ=environ, client=client)
         self.destination = self._endpoint.base_url
 
     def register(self, run: RunDescription) -> Registration:

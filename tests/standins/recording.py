@@ -1,0 +1,50 @@
+"""A job that runs until a test ends it, recorded by a real collector."""
+
+import os
+import subprocess
+
+from standins.product import COLLECTOR, DEADLINE_S, Home, rows_of_file, wait_until
+
+
+class Recording:
+    """`sentinel-collector --connect` around a job; the rows that it has taken are in its `--output`."""
+
+    def __init__(
+        self,
+        home: Home,
+        *words: str,
+        exit_code: int = 0,
+        interval_s: float = 0.1,
+        wait_s: float = DEADLINE_S,
+    ) -> None:
+        self.output = home.directory / "job.csv"
+        fifo = home.directory / "job.fifo"
+        os.mkfifo(fifo)
+        # For reading as well, so that neither we nor the job have to wait for the other to open it.
+        self._fifo = os.open(fifo, os.O_RDWR)
+        self.process = home.start(
+            COLLECTOR, "--connect", home.address, "--interval", str(interval_s), "--output", str(self.output),
+            "--wait", str(wait_s), *words,
+            "--", "sh", "-c", f'read _ < "$0"; exit {exit_code}', str(fifo),
+        )  # fmt: skip
+        self.exit_code = exit_code
+
+    def rows(self) -> list[str]:
+        """Return the CSV lines that were taken."""
+        return rows_of_file(self.output)
+
+    def wait_for_rows(self, count: int) -> None:
+        """Wait until so many more rows have been taken."""
+        wanted = count + (self.output.exists() and len(self.rows()))
+        wait_until(lambda: self.output.exists() and len(self.rows()) >= wanted, f"{count} rows")
+
+    def end(self) -> str:
+        """Let the job end and wait for its collector, which has to end with the same code; returns what it said."""
+        os.write(self._fifo, b"\n")
+        os.close(self._fifo)
+        try:
+            _, said = self.process.communicate(timeout=DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            raise AssertionError("the collector does not end") from None
+        assert self.process.returncode == self.exit_code, said
+        return str(said)
