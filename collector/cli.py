@@ -18,7 +18,7 @@ from collector.signals import Signals
 from protocol import __version__
 from protocol.clock import SystemClock
 from protocol.errors import UsageError
-from protocol.settings import build_parser, check_flags_and_environment, merge_file
+from protocol.settings import SettingsFile, build_parser, check_flags_and_environment, merge_file
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -48,19 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = check_flags_and_environment(SETTINGS, args, os.environ)
         if command and "pid" in given:
             raise UsageError("--pid and a command exclude each other")
-        if command:
-            return _wrap(command, given, args.config)
-        return _track(given, args.config)
+        file = None if args.config is None else SettingsFile(args.config)
+        return _wrap(command, given, file) if command else _track(given, file)
     except UsageError as error:
         print(f"{_PREFIX}{error}", file=sys.stderr)
         return 2
 
 
-def _wrap(command: list[str], given: dict[str, Any], file: str | None) -> int:
+def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None) -> int:
+    wanted = early(given, file, "accounting", "scope", "host_root", "insecure")
     # What is certain to be wrong use must be said before anything is started.
-    addresses = uploader_addresses(given)
+    uploader_addresses({**given, "insecure": wanted["insecure"]})
     clock = SystemClock()
-    wanted = early(given, file, "accounting", "scope", "host_root")
     host_root = wanted["host_root"] or ""
     baseline = baseline_sensor.take(clock, host_root=host_root)
     container = open_view(wanted["scope"], os.environ, records_host=bool(host_root))
@@ -78,7 +77,6 @@ def _wrap(command: list[str], given: dict[str, Any], file: str | None) -> int:
             command,
             given=given,
             file=file,
-            addresses=addresses,
             clock=clock,
             signals=signals,
             baseline=baseline,
@@ -88,7 +86,7 @@ def _wrap(command: list[str], given: dict[str, Any], file: str | None) -> int:
         )
 
 
-def _track(given: dict[str, Any], file: str | None) -> int:
+def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
     from collector.session import Session
     from collector.wrapping import voice_of
 

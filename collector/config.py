@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from protocol.errors import UsageError
-from protocol.settings import Setting, boolean, choice, key_value, merge_file, path, seconds, text
+from protocol.settings import Setting, boolean, choice, key_value, merge_what_is_right, path, seconds, text
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from protocol.addresses import Address
+    from protocol.settings import SettingsFile
 
 _METADATA = (
     ("project_name", "name of the project"),
@@ -206,23 +207,36 @@ SETTINGS = (
 )
 
 
-def early(given: Mapping[str, Any], file: str | None, *names: str) -> dict[str, Any]:
-    """Return the settings that matter before the job starts; what the file says is read only where it names them.
+def early(given: Mapping[str, Any], file: SettingsFile | None, *names: str) -> dict[str, Any]:
+    """Return the settings that matter before the job starts; the file is understood only where it names them.
 
-    A file that is wrong is reported later, once the job runs.
+    What is wrong in it is told later, once the job runs.
     """
-    values = {setting.name: given.get(setting.name, setting.default) for setting in SETTINGS if setting.name in names}
-    if file is None or all(name in given for name in names):
-        return values
+    open_names = [name for name in names if name not in given]
+    if file is not None and any(name.encode() in file.content for name in open_names):
+        values, _ = merge_what_is_right(SETTINGS, given, file)
+    else:
+        values = {setting.name: setting.default for setting in SETTINGS} | dict(given)
+    return {name: values[name] for name in names}
+
+
+def settings_of_running_job(
+    given: Mapping[str, Any], file: SettingsFile | None
+) -> tuple[dict[str, Any], list[Address], list[UsageError]]:
+    """Return all settings, the uploaders' addresses, and what is wrong with the file: the job is recorded without that.
+
+    Where the file cannot be trusted it may have meant to keep the command line back, so that stays out.
+    """
+    settings, errors = merge_what_is_right(SETTINGS, given, file)
     try:
-        with open(file, encoding="utf-8") as opened:
-            content = opened.read()
-        if any(name in content for name in names):
-            merged = merge_file(SETTINGS, given, file)
-            values = {name: merged[name] for name in names}
-    except (OSError, ValueError, UsageError):
-        return values
-    return values
+        addresses = uploader_addresses(settings)
+    except UsageError as error:
+        assert file is not None  # what was given otherwise was checked before the job began
+        errors.append(UsageError(f"{file.path}: {error}"))
+        settings["connect"] = addresses = []
+    if errors and "command_line" not in given:
+        settings["command_line"] = False
+    return settings, addresses, errors
 
 
 def uploader_addresses(values: Mapping[str, Any]) -> list[Address]:

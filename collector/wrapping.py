@@ -1,21 +1,20 @@
 """Tracking a job that runs already: whatever goes wrong from here on is a line on stderr and no affair of the job's."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from collector.accounting import RunAccounting
-from collector.config import SETTINGS, uploader_addresses
+from collector.config import settings_of_running_job
 from collector.job import Job
 from collector.sensors.baseline import Baseline
 from collector.sensors.container import ContainerView
 from collector.signals import Signals
 from collector.voice import Level, Voice
 from collector.waiting import wait_for_job
-from protocol.addresses import Address
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
-from protocol.settings import merge_file
+from protocol.settings import SettingsFile
 
 
 def track_job(
@@ -23,8 +22,7 @@ def track_job(
     argv: list[str],
     *,
     given: dict[str, Any],
-    file: str | None,
-    addresses: Sequence[Address],
+    file: SettingsFile | None,
     clock: Clock,
     signals: Signals,
     baseline: Baseline,
@@ -35,10 +33,11 @@ def track_job(
     """Record the job until it ends and return its exit code."""
     voice = voice_of(given)
     try:
-        settings = merge_file(SETTINGS, given, file)
+        settings, addresses, errors = settings_of_running_job(given, file)
         voice = voice_of(settings)
+        for error in errors:
+            voice.error(f"{error}; going on without it")
         accounting.settle(voice)
-        addresses = addresses or uploader_addresses(settings)
         # Heavy: sensors, ZeroMQ, discovery.
         from collector.session import Session
 
@@ -58,8 +57,8 @@ def track_job(
             container=container,
         )
         return session.run()
-    except SentinelStreamError as error:
-        voice.error(f"{error}; the job goes on and is not recorded")
+    except SentinelStreamError as trouble:
+        voice.error(f"{trouble}; the job goes on and is not recorded")
     except Exception as error:  # noqa: BLE001 -- a defect here must not cost the job its signals and its exit code
         import traceback
 

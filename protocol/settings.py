@@ -198,11 +198,39 @@ def add_arguments(parser: argparse._ActionsContainer, settings: Sequence[Setting
         parser.add_argument(*flags, dest=setting.name, metavar=setting.metavar, action=action, help=words)
 
 
+class SettingsFile:
+    """What `--config` names, read once (it may be a pipe) and understood later.
+
+    `content` is TOML in UTF-8, or what should be.
+    """
+
+    __slots__ = ("content", "path")
+
+    def __init__(self, path: str) -> None:
+        """Read the file; raises `UsageError`."""
+        self.path = path
+        try:
+            with open(path, "rb") as opened:
+                self.content = opened.read()
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def table(self) -> dict[str, Any]:
+        """Return the keys and values as they are written; raises `UsageError`."""
+        import tomllib
+
+        try:
+            return tomllib.loads(self.content.decode())
+        except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8
+            raise UsageError(f"{self.path}: is not TOML: {error}") from error
+
+
 def resolve(
     settings: Sequence[Setting], args: argparse.Namespace, environ: Mapping[str, str], file: str | None
 ) -> dict[str, Any]:
     """Return the value of every setting by name; raises `UsageError`."""
-    return merge_file(settings, check_flags_and_environment(settings, args, environ), file)
+    given = check_flags_and_environment(settings, args, environ)
+    return merge_file(settings, given, None if file is None else SettingsFile(file))
 
 
 def check_flags_and_environment(
@@ -222,24 +250,44 @@ def check_flags_and_environment(
     return given
 
 
-def merge_file(settings: Sequence[Setting], given: Mapping[str, Any], file: str | None) -> dict[str, Any]:
+def merge_file(settings: Sequence[Setting], given: Mapping[str, Any], file: SettingsFile | None) -> dict[str, Any]:
     """Return the value of every setting: what is `given`, else what the TOML file says, else the default.
 
     Raises `UsageError` that names the file, the key and the value.
     """
+    merged, errors = merge_what_is_right(settings, given, file)
+    if errors:
+        raise errors[0]
+    return merged
+
+
+def merge_what_is_right(
+    settings: Sequence[Setting], given: Mapping[str, Any], file: SettingsFile | None
+) -> tuple[dict[str, Any], list[UsageError]]:
+    """`merge_file` for whoever has to go on: what is wrong in the file is left out and returned as errors."""
     by_name = {setting.name: setting for setting in settings}
     merged = {name: setting.default_value() for name, setting in by_name.items()}
-    for key, value in _read_toml(file).items() if file is not None else ():
-        if key not in by_name and isinstance(value, dict):
-            raise UsageError(
-                f"{file}: unknown table [{key}]: settings stand at the top of the file, without a table, and "
-                "sentinel-collector and sentinel-uploader have a file each"
-            )
-        if key not in by_name:
-            raise UsageError(f"{file}: unknown key {key!r} (value {_shown(value)}){nearest(key, by_name)}")
-        merged[key] = _parsed(by_name[key], value, f"{file}: {key}")
+    errors = []
+    try:
+        table = {} if file is None else file.table()
+    except UsageError as error:
+        table = {}
+        errors.append(error)
+    for key, value in table.items():
+        try:
+            if key not in by_name and isinstance(value, dict):
+                raise UsageError(
+                    f"unknown table [{key}]: settings stand at the top of the file, without a table, and "
+                    "sentinel-collector and sentinel-uploader have a file each"
+                )
+            if key not in by_name:
+                raise UsageError(f"unknown key {key!r} (value {_shown(value)}){nearest(key, by_name)}")
+            merged[key] = _parsed(by_name[key], value, key)
+        except UsageError as error:
+            assert file is not None
+            errors.append(UsageError(f"{file.path}: {error}"))
     merged.update(given)
-    return merged
+    return merged, errors
 
 
 def markdown_table(settings: Sequence[Setting]) -> str:
@@ -302,18 +350,6 @@ def _map_value(value: Any) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     raise ValueError("must be text, a number, true or false")
-
-
-def _read_toml(file: str) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        with open(file, "rb") as opened:
-            return tomllib.load(opened)
-    except OSError as error:
-        raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # neither TOML nor UTF-8
-        raise UsageError(f"{file}: is not TOML: {error}") from error
 
 
 def _number(value: Any, kind: type[int] | type[float], expected: str) -> float:

@@ -20,6 +20,7 @@ from collector.sensors.cgroup import CgroupRefusedError, enter_cgroup, remove_st
 from collector.sensors.cgroup_places import Place, find_places
 from collector.tree_cpu import TreeCpu
 from collector.voice import Level, Voice
+from protocol.settings import SettingsFile
 
 HERE = Path(__file__).parent
 SHOW_CGROUPS = ("cat", "/proc/self/cgroup")
@@ -211,10 +212,10 @@ def test_a_wrong_file_is_no_affair_of_what_comes_before_the_job(tmp_path: Path) 
     defaults = {"accounting": "auto", "scope": "auto"}
     file = tmp_path / "settings.toml"
     file.write_text('accounting = "sideways"\n')
-    assert early({}, str(file), "accounting", "scope") == defaults
-    assert early({}, str(tmp_path / "missing"), "accounting", "scope") == defaults
-    file.write_text('scope = "host"\n')
-    assert early({"accounting": "proc"}, str(file), "accounting", "scope") == {"accounting": "proc", "scope": "host"}
+    assert early({}, SettingsFile(str(file)), "accounting", "scope") == defaults
+    file.write_text('scope = "host"\nscopes = 1\n')
+    found = early({"accounting": "proc"}, SettingsFile(str(file)), "accounting", "scope")
+    assert found == {"accounting": "proc", "scope": "host"}
 
 
 def test_a_running_process_is_never_moved(home: Home) -> None:

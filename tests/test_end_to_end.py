@@ -411,15 +411,57 @@ def test_wrong_use_is_told_before_anything_starts(home: Home, words: list[str], 
     assert not marker.exists()
 
 
-def test_bad_configuration_file_is_told_and_the_job_runs_all_the_same(home: Home) -> None:
+def test_bad_configuration_file_is_told_and_the_run_is_recorded_without_what_is_wrong(home: Home) -> None:
     file = home.directory / "settings.toml"
-    file.write_text("intervall = 1\n", encoding="utf-8")
-    done = home.collector("--config", str(file), "--", *python("raise SystemExit(9)"))
+    file.write_text('intervall = 1\njob_name = "nightly"\nteam = 7\nconnect = ["udp://x"]\n', encoding="utf-8")
+    done = home.collector("--config", str(file), "--stage-name", "first", "--", *python("raise SystemExit(9)"))
 
     assert done.returncode == 9
-    assert "intervall" in done.stderr
-    assert str(file) in done.stderr
-    assert "Traceback" not in done.stderr
+    for wrong in ("unknown key 'intervall' (value 1); did you mean 'interval'?", "team: 7: must be text", "'udp://x'"):
+        assert [
+            line
+            for line in done.stderr.splitlines()
+            if line.startswith(f"sentinel-collector: {file}: ") and wrong in line
+        ]
+    assert done.stderr.count("; going on without it\n") == 3
+    (run,) = home.local_runs()
+    # The key that is not understood may have been meant to keep the command line back.
+    assert run["metadata"] == {"job_name": "nightly", "stage_name": "first"}
+    assert run["exit_code"] == 9
+
+
+def test_configuration_file_that_is_not_toml_costs_no_run_and_one_that_is_not_there_no_job(home: Home) -> None:
+    file = home.directory / "settings.toml"
+    file.write_text("interval = ", encoding="utf-8")
+    done = home.collector("--config", str(file), "--command-line", "--", *python("raise SystemExit(9)"))
+    assert done.returncode == 9
+    assert f"{file}: is not TOML: " in done.stderr
+    (run,) = home.local_runs()
+    assert run["metadata"]["command"] == python("raise SystemExit(9)")
+
+    marker = home.directory / "started"
+    done = home.collector("--config", "nowhere.toml", "--", "touch", str(marker))
+    assert (done.returncode, done.stderr) == (
+        2, "sentinel-collector: nowhere.toml: cannot be read: No such file or directory\n"
+    )  # fmt: skip
+    assert not marker.exists()
+
+
+def test_configuration_may_come_through_a_pipe(home: Home) -> None:
+    process = home.start(COLLECTOR, "--config", "/dev/stdin", "--", "true", stdin=subprocess.PIPE)
+    _, said = process.communicate('accounting = "proc"\nscope = "host"\njob_name = "piped"\n', timeout=DEADLINE_S)
+    assert process.returncode == 0, said
+    (run,) = home.local_runs()
+    assert run["metadata"]["job_name"] == "piped"
+
+
+def test_configuration_file_may_say_that_the_network_is_trusted(home: Home) -> None:
+    file = home.directory / "settings.toml"
+    words = ("--config", str(file), "--connect", "tcp://192.0.2.1:9", "--", "no-such-command")
+    for content, exit_code in (("", 2), ("insecure = true", 127)):
+        file.write_text(content, encoding="utf-8")
+        done = home.collector(*words)
+        assert (done.returncode, "--insecure" in done.stderr) == (exit_code, exit_code == 2)
 
 
 def test_continued_output_is_appended_to_and_another_runs_is_replaced(home: Home) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from protocol.errors import UsageError
 from protocol.settings import (
     Setting,
+    SettingsFile,
     add_arguments,
     boolean,
     build_parser,
@@ -22,6 +23,7 @@ from protocol.settings import (
     key_value,
     markdown_table,
     merge_file,
+    merge_what_is_right,
     path,
     resolve,
     seconds,
@@ -239,6 +241,20 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     file.write_bytes(b"a = '\xff'")
     assert error_of(file=file).startswith(f"{file}: is not TOML: ")
     assert error_of(file=file, toml="a = " + "[" * 5000).startswith(f"{file}: is not TOML: ")
+
+
+def test_what_is_right_in_a_file_can_be_had_though_the_rest_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text("upload_interval = 5\nspool_max = 'x'\nupload-interval = 6\n")
+    values, errors = merge_what_is_right(TABLE, {"quiet": True}, SettingsFile(str(file)))
+    assert values == DEFAULTS | {"upload_interval": 5.0, "quiet": True}
+    assert [str(error).partition(" ")[0] for error in errors] == [f"{file}:"] * 2
+    assert "spool_max: 'x'" in str(errors[0])
+    assert "unknown key 'upload-interval'" in str(errors[1])
+    file.write_text("upload_interval = 5\nnonsense")
+    values, errors = merge_what_is_right(TABLE, {}, SettingsFile(str(file)))
+    assert values == DEFAULTS
+    assert [str(error).startswith(f"{file}: is not TOML: ") for error in errors] == [True]
 
 
 def test_an_error_of_a_parser_of_somebody_elses_is_wrapped() -> None:
