@@ -14,7 +14,14 @@ from protocol import __version__
 from protocol.agent import spool_dirs, spools_home
 from protocol.clock import Clock, SystemClock
 from protocol.errors import SentinelStreamError, UsageError
-from protocol.settings import build_parser, check_flags_and_environment, merge_file, nearest, resolve
+from protocol.settings import (
+    SettingsFile,
+    build_parser,
+    check_flags_and_environment,
+    merge_file,
+    nearest,
+    resolve,
+)
 from uploader.config import FIND_SPOOL, LOG_FORMAT, SETTINGS, TARGET, VERBOSE, open_target, service_config, spool_dir
 from uploader.logs import set_up_logging
 from uploader.operate import ask, ask_to_drain
@@ -148,7 +155,8 @@ def _inspect(
         parser.add_argument("run", metavar="RUN", help="run id (its beginning will do) or run key")
     args = parser.parse_args(words)
     given = check_flags_and_environment((FIND_SPOOL, TARGET), args, environ)
-    values = merge_file(SETTINGS, given, args.config)
+    file = None if args.config is None else SettingsFile(args.config)
+    values = merge_file(SETTINGS, given, file)
     # With a file it is the one spool that an uploader with that file has.
     return args, [spool_dir(values, environ)] if values["spool"] or args.config else spool_dirs(environ)
 
