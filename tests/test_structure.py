@@ -24,7 +24,7 @@ PACKAGES = {"collector": collector, "protocol": protocol, "uploader": uploader}
 FOREIGN = {
     "protocol": {"msgspec", "zmq"},
     "collector": {"msgspec", "zmq", "psutil", "pynvml"},
-    "uploader": {"msgspec", "zmq", "urllib3", "botocore"},
+    "uploader": {"msgspec", "zmq", "urllib3", "botocore", "prometheus_client"},
 }
 OURS = {
     "protocol": {"protocol"},

@@ -11,6 +11,7 @@ from protocol.errors import UsageError
 from protocol.paths import make_socket_dir
 from protocol.settings import Setting, boolean, choice, path, seconds, size, text
 from uploader.database import MIN_SPOOL_BYTES
+from uploader.observe.address import http_address
 from uploader.run import Policy
 from uploader.sentinel.local import LocalSentinelAPI
 from uploader.service import ServiceConfig
@@ -120,6 +121,23 @@ SETTINGS = (
         default=False,
         help="listen beyond this machine without keys",
     ),
+    Setting(
+        name="http",
+        flag="--http",
+        env="SENTINEL_HTTP",
+        parse=http_address,
+        metavar="ADDRESS",
+        help="serve health and metrics at `PORT` (of 127.0.0.1) or `HOST:PORT`",
+    ),
+    Setting(
+        name="unhealthy_after",
+        flag="--unhealthy-after",
+        env="SENTINEL_UNHEALTHY_AFTER",
+        parse=seconds(minimum=1),
+        metavar="SECONDS",
+        default=600.0,
+        help="how long past the upload interval a row may wait before `/healthz` fails",
+    ),
     LOG_FORMAT,
     VERBOSE,
 )
@@ -147,6 +165,8 @@ def service_config(
             inline_limit_bytes=target.api.inline_limit_bytes,
         ),
         exit_when_idle_s=values["exit_when_idle"],
+        http=values["http"] if listen else None,
+        unhealthy_after_s=values["unhealthy_after"],
     )
 
 

@@ -136,6 +136,11 @@ class Dispatcher:
         with self._lock:
             return self._under_way
 
+    def failing_destinations(self) -> int:
+        """How many APIs and buckets are being waited for."""
+        with self._lock:
+            return self._queues.failing()
+
     def run_is_over(self, run: Run) -> None:
         """Forget a run that has ended, and let its collector know; called from any thread."""
         with self._lock:

@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -52,6 +53,13 @@ _FINISHED_OBJECTS = 100
 _RECOVER_S = 1.0
 
 
+class Refusal(NamedTuple):
+    """Rows were not taken because of the spool: when last (monotonic seconds), and why."""
+
+    at: float
+    text: str
+
+
 class _Session:
     """One connection that has said `Hello`: its run, and what the group that is being gathered adds to it."""
 
@@ -95,6 +103,8 @@ class Intake:
         self._touched: dict[bytes, _Session] = {}
         self._over: queue.SimpleQueue[tuple[int, RunRecord]] = queue.SimpleQueue()
         self._full_logged_at: float | None = None
+        self.refusal: Refusal | None = None
+        """Set while the spool takes no rows."""
         now = clock.monotonic()
         self.looped_at = now
         self.listening_since = now
@@ -298,8 +308,8 @@ class Intake:
                 self._note_full(error)
                 self._refuse(touched)
                 return
-            if frames and self._full_logged_at is not None:
-                self._full_logged_at = None
+            if frames and self.refusal is not None:
+                self._full_logged_at = self.refusal = None
                 log.info("spool has room again")
         for session in touched.values():
             run = session.run
@@ -343,6 +353,7 @@ class Intake:
         is_full = isinstance(error, SpoolFullError)
         self._counters.spool_failures.add(1, "full" if is_full else "unusable")
         now = self._clock.monotonic()
+        self.refusal = Refusal(now, str(error))
         if self._full_logged_at is None or now - self._full_logged_at >= _FULL_LOG_INTERVAL_S:
             self._full_logged_at = now
             kind = "spool is full" if is_full else "spool cannot be written"

@@ -36,6 +36,10 @@ class Queues:
         """How many runs wait."""
         return len(self._queued_at)
 
+    def failing(self) -> int:
+        """How many destinations are failing."""
+        return sum(destination.is_failing for destination in self._destinations.values())
+
     def forget_waits(self) -> None:
         """Every destination may be tried at once."""
         for destination in self._destinations.values():

@@ -54,6 +54,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     response: dict[str, Any] = {}
     statistics: RunStatistics = msgspec.field(default_factory=RunStatistics)
     cut_at: float = 0.0
+    waiting_since: float = 0.0
+    """When the oldest row of the batches that are not confirmed was received; 0: there are none."""
     ended_at: float = 0.0
     last_error: str = ""
     last_error_at: float = 0.0
@@ -91,6 +93,7 @@ class Run:
     __slots__ = (
         "acked_seq",
         "attempts",
+        "batches_at",
         "busy",
         "cloud_pending",
         "created_at",
@@ -99,6 +102,7 @@ class Run:
         "cut_at",
         "failing_since",
         "frames",
+        "frames_at",
         "heard_at",
         "id",
         "last_timestamp",
@@ -119,11 +123,16 @@ class Run:
         self.record = record
         self.frames = array("q")
         """Row ids of the frames that are not in a batch yet, oldest first: 8 bytes each, bounded by the batch size."""
+        self.frames_at = array("d")
+        """When each of them was received (UNIX seconds)."""
         self.open_rows = 0
         self.open_bytes = 0
         self.acked_seq = record.settled_seq
         self.last_timestamp = record.statistics.last_timestamp
         self.waiting_batches = record.batches - record.delivered_batches
+        # What was received when is not kept for every batch: none is older than the first.
+        self.batches_at = array("d", [record.waiting_since or record.cut_at]) * self.waiting_batches
+        """When the oldest row of each batch that is not confirmed was received, oldest batch first."""
         self.created_at = now
         self.cut_at = now
         self.heard_at = now
@@ -144,6 +153,18 @@ class Run:
         self.refresh_not_before = 0.0
         """Holds for a refresh that is only wanted; uploads go on meanwhile."""
         self.busy = False
+
+    @property
+    def waiting_since(self) -> float | None:
+        """When the oldest row that is not delivered was received (UNIX seconds), `None` when all are."""
+        if self.batches_at:
+            return self.batches_at[0]
+        return self.frames_at[0] if self.frames_at else None
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that are not delivered."""
+        return self.open_rows + self.record.rows - self.record.delivered_rows
 
     def facts(self, *, listening_since: float, flush: bool, needs_credentials: bool, wants_refresh: bool) -> Facts:
         """What `next_step` wants to know; silence counts only while the uploader was there to hear."""

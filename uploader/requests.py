@@ -39,7 +39,7 @@ def discard_run(spool: Spool, run: Run) -> str:
     if run.busy:
         return "a call about this run is under way; try again in a moment"
     record = run.record
-    rows = run.open_rows + record.rows - record.delivered_rows
+    rows = run.waiting_rows
     spool.end(run, Event.DISCARDED)
     log.warning("run discarded run=%s key=%s rows=%d", record.run_id, record.key, rows)
     return DONE

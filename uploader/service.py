@@ -7,6 +7,7 @@ import resource
 import socket
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,11 +19,16 @@ from uploader.counters import Counters
 from uploader.database import SpoolError
 from uploader.dispatch import Dispatcher
 from uploader.intake import Intake
+from uploader.observe.address import HttpAddress
+from uploader.observe.health import Health
 from uploader.ownership import SpoolLock
 from uploader.requests import answer_requests
 from uploader.run import Policy
 from uploader.spool import open_runs, open_spool
 from uploader.steps import Steps, Target
+
+if TYPE_CHECKING:
+    from uploader.observe.server import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +47,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     spool_max_bytes: int
     policy: Policy
     exit_when_idle_s: float | None = None
+    http: HttpAddress | None = None
+    unhealthy_after_s: float = 600.0
 
 
 class Service:
@@ -86,6 +94,9 @@ class Service:
             counters=self._counters,
         )
         self._intake_stop = threading.Event()
+        self._turned_at = clock.monotonic()
+        self._health = self._watch()
+        self._front = self._open_front()
 
     @property
     def urls(self) -> list[str]:
@@ -107,6 +118,11 @@ class Service:
         """Serve until told to stop, or idle for long enough; return how many runs still have something to deliver."""
         intake = threading.Thread(target=self._intake.run, args=(self._intake_stop,), name="intake", daemon=True)
         intake.start()
+        if self._front is not None:
+            self._front.start()
+            log.info("health and metrics ready url=%s", self._front.url)
+            if self._config.http is not None and not self._config.http.is_loopback:
+                log.warning("health and metrics can be read beyond this machine url=%s", self._front.url)
         log.info("uploader ready listening=%s spool=%s", ",".join(self.urls), self._config.spool_dir)
         try:
             self._serve()
@@ -125,6 +141,38 @@ class Service:
             self._spool.close()
             raise
 
+    def _watch(self) -> Health:
+        return Health(
+            spool=self._spool,
+            directory=self._config.spool_dir,
+            intake=self._intake,
+            turned_at=lambda: self._turned_at,
+            # Rows wait for the upload interval anyway.
+            unhealthy_after_s=self._config.unhealthy_after_s + self._config.policy.upload_interval_s,
+            clock=self._clock,
+        )
+
+    def _open_front(self) -> "HttpServer | None":
+        if self._config.http is None:
+            return None
+        # 3 MiB and 40 ms, for those who want it.
+        from uploader.observe.front import open_front
+
+        try:
+            return open_front(
+                self._config.http,
+                health=self._health,
+                spool=self._spool,
+                counters=self._counters,
+                failing_destinations=self._dispatcher.failing_destinations,
+                clock=self._clock,
+            )
+        except BaseException:
+            self._router.close()
+            self._spool.close()
+            self._lock.release()
+            raise
+
     def _wake_run(self, run: object) -> None:
         self._dispatcher.wake(run)  # type: ignore[arg-type]  # the intake is made before the dispatcher
 
@@ -133,7 +181,7 @@ class Service:
         seen = -1
         while not self._stops:
             due = self._dispatcher.step_due()
-            now = self._clock.monotonic()
+            now = self._turned_at = self._clock.monotonic()
             seen = self._answer(seen)
             if now >= next_maintenance:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)
@@ -143,12 +191,13 @@ class Service:
 
     def _drain_at_stop(self) -> None:
         log.info("stopping, delivering what is there")
+        self._health.is_stopping = True
         self._dispatcher.flush()
         self._dispatcher.retry_all_now()
         began = self._clock.monotonic()
         while self._stops == 1:
             due = self._dispatcher.step_due()
-            now = self._clock.monotonic()
+            now = self._turned_at = self._clock.monotonic()
             ending = self._intake.has_sessions() and now - began < ENDING_COLLECTORS_S
             if now - began >= STOP_DRAIN_S:
                 return
@@ -199,6 +248,8 @@ class Service:
         return now >= self._drain_until or (self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way)
 
     def _close(self, intake: threading.Thread) -> int:
+        if self._front is not None:
+            self._front.close()
         self._intake_stop.set()
         self._router.wake()
         intake.join()

@@ -18,7 +18,7 @@ from protocol.clock import Clock
 from protocol.errors import BadMessageError
 from protocol.messages import Finish, Hello
 from uploader.batch import decode_frames
-from uploader.database import Database, SpoolDamagedError, SpoolFullError
+from uploader.database import SCHEMA_VERSION, Database, SpoolDamagedError, SpoolFullError
 from uploader.ended import EndedRuns
 from uploader.records import Run, RunRecord, new_record
 from uploader.run import OPEN_STATES, Event, RunState, transition
@@ -98,8 +98,11 @@ class Spool:
                     self._write(connection, run.id, record)
                     ended.append((run, record))
             self._next_frame_id += len(frames)
+            now = self._clock.now()
             for index, frame in enumerate(frames):
-                _note_frame(frame.run, first_id + index, frame.first_seq, frame.rows, len(frame.payload))
+                _note_frame(
+                    frame.run, first_id + index, frame.first_seq, frame.rows, len(frame.payload), received_at=now
+                )
                 frame.run.last_timestamp = frame.last_timestamp
             for run, record in ended:
                 run.record = record
@@ -134,7 +137,9 @@ class Spool:
             ids = run.frames[: len(frames.payloads)]
             # Rows that are missing may have been settled beyond these while they were encoded.
             settled_seq = max(run.record.settled_seq, frames.last_seq)
-            record = msgspec.structs.replace(run.record, settled_seq=settled_seq, **changes)
+            received_at = run.frames_at[0]
+            since = run.batches_at[0] if run.batches_at else received_at
+            record = msgspec.structs.replace(run.record, settled_seq=settled_seq, waiting_since=since, **changes)
             with self.database.transaction() as connection:
                 connection.executemany("DELETE FROM frames WHERE id = ?", [(frame_id,) for frame_id in ids])
                 connection.execute(
@@ -154,6 +159,8 @@ class Spool:
                 self._write(connection, run.id, record)
             run.record = record
             del run.frames[: len(frames.payloads)]
+            del run.frames_at[: len(frames.payloads)]
+            run.batches_at.append(received_at)
             run.open_rows -= batch.rows
             run.open_bytes -= sum(len(payload) for payload in frames.payloads)
             run.waiting_batches += 1
@@ -176,6 +183,7 @@ class Spool:
                 delivered_batches=run.record.delivered_batches + 1,
                 delivered_rows=run.record.delivered_rows + batch.rows,
                 object_bytes=run.record.object_bytes + len(batch.body),
+                waiting_since=run.batches_at[1] if len(run.batches_at) > 1 else 0.0,
                 last_error="",
                 next_try_at=0.0,
             )
@@ -184,6 +192,7 @@ class Spool:
                 self._write(connection, run.id, record)
             run.record = record
             run.waiting_batches -= 1
+            del run.batches_at[0]
 
     def update(self, run: Run, *events: Event, **changes: Any) -> None:
         """Apply events and changes to a run's record, durably; raises `TransitionError` when one is not allowed."""
@@ -204,7 +213,8 @@ class Spool:
                 remembered = self._ended.room_for(connection, len(msgspec.msgpack.encode(record)))
                 self._write(connection, run.id, record)
             run.record = record
-            del run.frames[:]
+            for waiting in (run.frames, run.frames_at, run.batches_at):
+                del waiting[:]
             run.open_rows = run.open_bytes = run.waiting_batches = 0
             del self.runs[run.id]
             del self._by_key[record.key]
@@ -238,6 +248,18 @@ class Spool:
                     "VALUES (?, ?, ?, ?, ?)",
                     (name, attempts, next_try_at, error, since),
                 )
+
+    def require_room(self) -> None:
+        """Raise `SpoolError` when the limit leaves no room for rows."""
+        with self.lock:
+            self._require_room(0)
+
+    def require_writable(self) -> None:
+        """Raise `SpoolError` when rows cannot be made durable now; nothing changes, but it is a commit."""
+        with self.lock:
+            self._require_room(0)
+            with self.database.transaction() as connection:
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def close(self) -> None:
         """Close the database; whoever comes later gets a `SpoolError`."""
@@ -346,7 +368,8 @@ class Spool:
             if run is None:
                 orphans += 1
             else:
-                _note_frame(run, frame_id, first_seq, rows, size)
+                # Not kept for every frame: none is older than the last batch.
+                _note_frame(run, frame_id, first_seq, rows, size, received_at=run.record.cut_at)
         for run in self.runs.values():
             if run.frames:
                 with contextlib.suppress(BadMessageError):
@@ -394,8 +417,9 @@ def open_runs(runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if run.record.state in OPEN_STATES]
 
 
-def _note_frame(run: Run, frame_id: int, first_seq: int, rows: int, size: int) -> None:
+def _note_frame(run: Run, frame_id: int, first_seq: int, rows: int, size: int, *, received_at: float) -> None:
     run.frames.append(frame_id)
+    run.frames_at.append(received_at)
     run.open_rows += rows
     run.open_bytes += size
     # Rows may be missing in between: then what is settled lies above the oldest frames.

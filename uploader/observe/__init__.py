@@ -1,0 +1,1 @@
+"""What the uploader tells whoever watches it: health and metrics over HTTP."""
