@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -180,56 +179,6 @@ def test_reader_that_stays_does_not_hold_up_the_maintenance(directory: Path) -> 
         assert made.query("PRAGMA busy_timeout") == [(10_000,)]
 
 
-FILE_SYSTEM = """
-import sys
-from pathlib import Path
-sys.path[:0] = sys.argv[2:]
-from standins.scripted import SteppedClock
-from standins.spooling import finish, frame, hello, open_spool_at
-from uploader.database import SpoolFullError
-mount = Path(sys.argv[1])
-stuffing = mount / "stuffing"
-spool = open_spool_at(mount / "spool", SteppedClock())
-run = spool.greet(hello(), owner="")
-spool.store([frame(run, 1, 10)], [])
-try:
-    with stuffing.open("wb") as file:
-        while True:
-            file.write(bytes(4096)); file.flush()
-except OSError as error:
-    print("disk full:", error.errno)
-last = 10
-try:
-    while True:
-        spool.store([frame(run, last + 1, last + 100)], [])
-        last += 100
-except SpoolFullError:
-    print("refused")
-print("acked", run.acked_seq == last, spool.runs[run.id] is run)
-stuffing.unlink()
-spool.store([frame(run, last + 1, last + 100)], [(run, finish(last + 100))])
-spool.close()
-spool = open_spool_at(mount / "spool", SteppedClock())
-print("kept", next(iter(spool.runs.values())).acked_seq == last + 100)
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs a mount of its own")
-def test_disk_that_is_really_full_refuses_rows_and_takes_them_again_when_there_is_room(tmp_path: Path) -> None:
-    mount = tmp_path / "mount"
-    mount.mkdir()
-    script = f'mount -t tmpfs -o size=1m none "{mount}" && exec "$@"'
-    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-    done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, "-c", FILE_SYSTEM, str(mount), *paths],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    if "mount:" in done.stderr or "unshare:" in done.stderr:
-        pytest.skip("mounting is not allowed here")
-    assert done.stderr == ""
-    assert done.stdout.splitlines() == ["disk full: 28", "refused", "acked True True", "kept True"]
-
-
 def spool_with_a_run(directory: Path) -> None:
     spool = open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK)
     run = spool.greet(hello(), owner="")
@@ -343,10 +292,3 @@ def test_lock_of_a_killed_owner_is_free(directory: Path) -> None:
         owner.send_signal(signal.SIGKILL)
         owner.wait()
     SpoolLock(str(directory), clock=CLOCK).release()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_directory_that_cannot_be_written_is_wrong_use(directory: Path) -> None:
-    directory.chmod(0o500)
-    with pytest.raises(UsageError, match="cannot write"):
-        SpoolLock(str(directory), clock=CLOCK)

@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -512,10 +510,3 @@ def _readable(paths: Any) -> Iterator[Path]:
             except OSError:
                 continue
             yield path
-
-
-def test_spool_is_a_sound_database_after_all_of_it(home: Home) -> None:
-    home.start_uploader()
-    home.collector("--connect", home.address, "--wait", "20", "--", "true")
-    with closing(sqlite3.connect(home.directory / "spool" / "spool.db")) as connection:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -288,17 +288,6 @@ def test_parked_run_is_retried_and_discarded_on_request(
         log_of(home)
 
 
-def test_second_uploader_on_the_spool_or_the_socket_is_refused_in_one_line(home: Home) -> None:
-    uploader = home.start_uploader()
-    spool = home.run(UPLOADER, "--bind", f"ipc://{home.runtime}/v.sock", "--spool", str(home.directory / "spool"))
-    assert spool.returncode == 1
-    assert spool.stderr.count("\n") == 1
-    assert f"in use by another uploader (process {uploader.pid})" in spool.stderr
-    address = home.run(UPLOADER, "--bind", home.address, "--spool", str(home.directory / "other"))
-    assert address.returncode == 2
-    assert address.stderr == f"sentinel-uploader: cannot listen at {home.address}: another uploader does already\n"
-
-
 def test_socket_and_lock_of_a_killed_uploader_are_no_hindrance(home: Home, collectors: Collectors) -> None:
     uploader = home.start_uploader()
     greet(first := collectors.connect())

@@ -12,7 +12,7 @@ from typing import Any
 
 from protocol.errors import SentinelStreamError, UsageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PAGE_BYTES = 4096
 MIN_SPOOL_BYTES = 128 << 10
 _WAL_LIMIT_BYTES = 4 << 20
@@ -63,9 +63,12 @@ CREATE TABLE requests (
     id INTEGER PRIMARY KEY,
     kind TEXT NOT NULL,
     run INTEGER,
-    answer TEXT
+    answer TEXT,
+    timeout_s REAL
 );
 """
+_MIGRATIONS = {1: "ALTER TABLE requests ADD COLUMN timeout_s REAL;"}
+"""What makes a file of each older version one of the next."""
 
 
 class SpoolError(SentinelStreamError):
@@ -97,6 +100,8 @@ class Database:
             raise UsageError(f"the spool's size limit is {max_bytes} bytes; the smallest is {MIN_SPOOL_BYTES}")
         self.path = os.path.join(directory, _FILE_NAME)
         self.set_aside: str | None = None
+        self.migrated_from: int | None = None
+        """Version of the file that was found, where it was an older one."""
         self._max_bytes = max_bytes
         self._page_limit = max_bytes // PAGE_BYTES
         self._closed = False
@@ -219,6 +224,13 @@ class Database:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            # Before anything is written to it.
+            raise SpoolError(
+                f"the spool {self.path} was written by a newer sentinel-uploader (schema {version}, this one knows "
+                f"{SCHEMA_VERSION}); upgrade, or name another --spool"
+            )
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -233,22 +245,20 @@ class Database:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise SpoolDamagedError(f"the spool {self.path} is damaged: {verdict}")
-        self._migrate(connection)
+        self._migrate(connection, version)
 
     def _pages_needed(self, connection: sqlite3.Connection) -> int:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
         (free,) = connection.execute("PRAGMA freelist_count").fetchone()
         return int(pages - free + _RESERVE_BYTES // PAGE_BYTES)
 
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise SpoolError(
-                f"the spool {self.path} was written by a newer sentinel-uploader (schema {version}, this one knows "
-                f"{SCHEMA_VERSION}); upgrade, or name another --spool"
-            )
+    def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
         if version == 0:
             connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+            return
+        for older in range(version, SCHEMA_VERSION):
+            connection.executescript(f"BEGIN;{_MIGRATIONS[older]}PRAGMA user_version = {older + 1};COMMIT;")
+            self.migrated_from = version
 
     def _move_aside(self) -> str:
         for number in range(1, 10_000):

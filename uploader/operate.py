@@ -8,7 +8,7 @@ from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
 from uploader.database import SpoolLockedError, connect, database_path
 from uploader.ownership import SpoolLock, owner_pid
-from uploader.requests import DISCARD, DONE, discard_run, retry_run
+from uploader.requests import DISCARD, DONE, DRAIN, discard_run, retry_run
 from uploader.spool import open_spool
 
 _ANSWER_S = 15.0
@@ -31,7 +31,7 @@ def ask(spool_dir: str, kind: str, run: int, *, clock: Clock) -> None:
         # An uploader may come or go at any moment between two looks: then once more.
         with contextlib.suppress(_OwnerGoneError, SpoolLockedError):
             if owner_pid(spool_dir) is not None:
-                _ask_owner(spool_dir, kind, run, clock, deadline)
+                _ask_owner(spool_dir, kind, clock, deadline, run=run)
             else:
                 _do_here(spool_dir, kind, run, clock)
             return
@@ -41,8 +41,7 @@ def ask(spool_dir: str, kind: str, run: int, *, clock: Clock) -> None:
 def ask_to_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
     """Have the uploader that owns the spool deliver what is there and end, and wait until it has."""
     try:
-        # The timeout travels where other requests name their run.
-        _ask_owner(spool_dir, "drain", round(timeout_s), clock, clock.monotonic() + _ANSWER_S)
+        _ask_owner(spool_dir, DRAIN, clock, clock.monotonic() + _ANSWER_S, timeout_s=timeout_s)
     except _OwnerGoneError:
         return
     never = threading.Event()
@@ -74,10 +73,13 @@ def _do(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
         raise RefusedError(answer)
 
 
-def _ask_owner(spool_dir: str, kind: str, run: int, clock: Clock, deadline: float) -> None:
+def _ask_owner(
+    spool_dir: str, kind: str, clock: Clock, deadline: float, *, run: int | None = None, timeout_s: float | None = None
+) -> None:
     try:
         with contextlib.closing(connect(database_path(spool_dir))) as connection:
-            request = connection.execute("INSERT INTO requests (kind, run) VALUES (?, ?)", (kind, run)).lastrowid
+            sql = "INSERT INTO requests (kind, run, timeout_s) VALUES (?, ?, ?)"
+            request = connection.execute(sql, (kind, run, timeout_s)).lastrowid
             try:
                 answer = _await_answer(connection, request, spool_dir, clock, deadline)
             finally:

@@ -20,20 +20,13 @@ class SpoolLock:
 
     def __init__(self, directory: str, *, clock: Clock) -> None:
         """Take the lock; raises `SpoolLockedError` that names the owner, `UsageError` where nothing can be written."""
-        make_private_dir(directory)
-        path = os.path.join(directory, _LOCK_NAME)
+        self._directory = directory
+        self._path = os.path.join(directory, _LOCK_NAME)
+        self._is_new = not os.path.lexists(directory)
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = self._take(clock)
         except OSError as error:
             raise UsageError(f"cannot write in the spool directory {directory}: {error.strerror}") from error
-        try:
-            self._take(directory, clock)
-        except OSError as error:
-            os.close(self._fd)
-            raise UsageError(f"cannot lock the spool directory {directory}: {error.strerror}") from error
-        except SpoolLockedError:
-            os.close(self._fd)
-            raise
         # The number is for people: a full disk must not keep an uploader from delivering what is there.
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
@@ -43,18 +36,36 @@ class SpoolLock:
         """Give the lock back."""
         os.close(self._fd)
 
-    def _take(self, directory: str, clock: Clock) -> None:
+    def undo(self) -> None:
+        """Give the lock back and leave nothing behind where nothing was and nothing has come since."""
+        with contextlib.suppress(OSError):
+            if self._is_new and os.listdir(self._directory) == [_LOCK_NAME]:
+                os.unlink(self._path)
+                os.rmdir(self._directory)
+        self.release()
+
+    def _take(self, clock: Clock) -> int:
         never = threading.Event()
+        owner = ""
         for _ in range(_LOCK_TRIES):
+            make_private_dir(self._directory)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Whoever held it may have removed it between our open and our lock.
+                if os.fstat(descriptor).st_nlink:
+                    return descriptor
             except BlockingIOError:
                 # A command that looks whether anybody owns the spool holds the lock for a moment, too.
-                clock.wait(never, _LOCK_RETRY_S)
-            else:
-                return
-        owner = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
-        raise SpoolLockedError(f"the spool {directory} is in use by another uploader (process {owner or 'unknown'})")
+                owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+            clock.wait(never, _LOCK_RETRY_S)
+        raise SpoolLockedError(
+            f"the spool {self._directory} is in use by another uploader (process {owner or 'unknown'})"
+        )
 
 
 def owner_pid(directory: str) -> int | None:

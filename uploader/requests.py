@@ -24,8 +24,7 @@ def answer_requests(
     for request in spool.requests():
         try:
             if request.kind == DRAIN:
-                # The timeout travels where the others name their run.
-                drain(float(request.run or 0))
+                drain(request.timeout_s or 0.0)
                 answer = DONE
             else:
                 answer = _apply(spool, request, wake, over)

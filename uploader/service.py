@@ -24,7 +24,7 @@ from uploader.observe.health import Health
 from uploader.ownership import SpoolLock
 from uploader.requests import answer_requests
 from uploader.run import Policy
-from uploader.spool import open_runs, open_spool
+from uploader.spool import Spool, open_runs, open_spool
 from uploader.steps import Steps, Target
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ STOP_DRAIN_S = 8.0
 ENDING_COLLECTORS_S = 2.0
 """How long a stop waits for collectors that are told to stop at the same moment to say how their jobs ended."""
 _TICK_S = 0.5
-_MAINTENANCE_S = 60.0
+_MAINTENANCE_S = 10.0
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +69,11 @@ class Service:
         self._lock = SpoolLock(config.spool_dir, clock=clock)
         try:
             _raise_descriptor_limit()
-            self._spool = open_spool(config.spool_dir, max_bytes=config.spool_max_bytes, clock=clock)
+            # The spool last: whoever cannot listen leaves no empty one behind.
             self._router = self._listen()
+            self._spool = self._open_spool()
         except BaseException:
-            self._lock.release()
+            self._lock.undo()
             raise
         policy = config.policy
         self._intake = Intake(
@@ -133,12 +134,16 @@ class Service:
         return left
 
     def _listen(self) -> Router:
+        for address in self._config.addresses:
+            _refuse_socket_in_use(address)
+        return Router(self._config.addresses)
+
+    def _open_spool(self) -> Spool:
+        config = self._config
         try:
-            for address in self._config.addresses:
-                _refuse_socket_in_use(address)
-            return Router(self._config.addresses)
+            return open_spool(config.spool_dir, max_bytes=config.spool_max_bytes, clock=self._clock)
         except BaseException:
-            self._spool.close()
+            self._router.close()
             raise
 
     def _watch(self) -> Health:

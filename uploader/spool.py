@@ -229,7 +229,7 @@ class Spool:
     def requests(self) -> list[Request]:
         """Return what other processes ask for and nobody has answered."""
         with self.lock:
-            found = self.database.query("SELECT id, kind, run FROM requests WHERE answer IS NULL")
+            found = self.database.query("SELECT id, kind, run, timeout_s FROM requests WHERE answer IS NULL")
         return [Request(*row) for row in found]
 
     def answer(self, request: Request, text: str) -> None:
@@ -402,6 +402,8 @@ def open_spool(directory: str, *, max_bytes: int, clock: Clock) -> Spool:
     except BaseException:
         database.close()
         raise
+    if database.migrated_from is not None:
+        log.info("spool of an older version migrated from=%d to=%d", database.migrated_from, SCHEMA_VERSION)
     if database.set_aside is not None:
         log.error("spool is damaged and set aside, nothing in it is deleted file=%s", database.set_aside)
     return spool

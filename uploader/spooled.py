@@ -61,3 +61,5 @@ class Request(NamedTuple):
     id: int
     kind: str
     run: int | None
+    timeout_s: float | None
+    """Of a drain, seconds."""

@@ -33,7 +33,8 @@ def read_status(spool_dir: str) -> dict[str, Any]:
     try:
         with closing(connect(path)) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version != SCHEMA_VERSION:
+            # What is read here is the same in all of them.
+            if not 1 <= version <= SCHEMA_VERSION:
                 raise UsageError(f"the spool {path} has schema version {version}, this command reads {SCHEMA_VERSION}")
             destinations = _destinations(connection)
             runs = _runs(connection, {entry["name"]: entry for entry in destinations})

@@ -83,14 +83,28 @@ class Home:
         """Run `sentinel-collector` to its end."""
         return self.run(COLLECTOR, *words, **options)
 
-    def start_uploader(self, *words: str, log: str = "uploader.log", **options: Any) -> subprocess.Popen[str]:
-        """Start `sentinel-uploader serve` at `address` and wait until it listens; its log goes to a file."""
+    def start_uploader(
+        self, *words: str, log: str = "uploader.log", prefix: Sequence[str] = (), **options: Any
+    ) -> subprocess.Popen[str]:
+        """Start `sentinel-uploader serve` at `address` and wait until it listens; its log goes to a file.
+
+        `prefix` are words that run it elsewhere, such as those of a `SmallDisk`.
+        """
         path = self.directory / log
         with open(path, "a", encoding="utf-8") as file:
             spool = () if "--spool" in words else ("--spool", str(self.directory / "spool"))
             before = path.stat().st_size
             process = self.start(
-                UPLOADER, "serve", "--bind", self.address, *spool, *words, stdout=file, stderr=file, **options
+                *prefix,
+                UPLOADER,
+                "serve",
+                "--bind",
+                self.address,
+                *spool,
+                *words,
+                stdout=file,
+                stderr=file,
+                **options,
             )
         wait_until(
             lambda: process.poll() is not None or "uploader ready" in path.read_text(encoding="utf-8")[before:],

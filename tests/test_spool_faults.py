@@ -1,0 +1,362 @@
+"""What may happen to a spool, one fault a test: real processes, and then rows are counted."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rows import row
+from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, python, rows_of_file, wait_until
+from standins.raw_collector import Collectors, RawCollector, collectors_of
+from standins.small_disk import SmallDisk
+from standins.spooling import finish, hello, row_numbers, samples
+
+from collector.spill import SpillHead
+from collector.state import open_run_file
+from protocol.messages import Ack, Finished, Hello, Reject, RejectCode, Welcome, encode
+from protocol.sample import csv_rows, decode_sample
+from uploader.database import PAGE_BYTES, SCHEMA_VERSION
+from uploader.status import read_status
+
+OLD_SPOOL = Path(__file__).parent / "golden" / "spool-1" / "spool.sql"
+BACKLOG_ROWS = 6000
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    with SmallDisk(tmp_path / "disk") as made:
+        yield made
+
+
+@pytest.fixture
+def collectors(home: Home) -> Iterator[Collectors]:
+    with collectors_of(home.address) as made:
+        yield made
+
+
+@pytest.fixture
+def collector(collectors: Collectors) -> RawCollector:
+    return collectors.connect()
+
+
+def log_of(home: Home) -> str:
+    text = (home.directory / "uploader.log").read_text(encoding="utf-8")
+    assert "Traceback" not in text, text
+    return text
+
+
+def only_run(spool: Path) -> dict[str, Any]:
+    (run,) = read_status(str(spool))["runs"]
+    assert isinstance(run, dict)
+    return run
+
+
+def acknowledged(*runs: dict[str, Any]) -> int:
+    return sum(run["rows_waiting"] + run["rows_delivered"] for run in runs)
+
+
+def send(collector: RawCollector, first: int, last: int) -> None:
+    collector.say(samples(first, last))
+    while collector.hear_until(Ack).seq < last:
+        pass
+
+
+def delivered(home: Home) -> list[int]:
+    """Row numbers of the only run, in the order of its objects."""
+    (run,) = home.local_runs()
+    return row_numbers("".join(f"{line}\n" for line in home.local_rows(run)).encode())
+
+
+def test_full_disk_holds_up_acknowledgements_and_nothing_else_until_there_is_room(home: Home, disk: SmallDisk) -> None:
+    spool, output = str(disk.mount / "spool"), home.directory / "rows.csv"
+
+    def stored() -> int:
+        done = home.run(*disk.prefix, UPLOADER, "status", "--json", "--spool", spool)
+        assert done.returncode == 0, done.stderr
+        (status,) = json.loads(done.stdout)
+        return acknowledged(*status["runs"])
+
+    uploader = home.start_uploader("--spool", spool, prefix=disk.prefix)
+    target = home.start(*python("import time; time.sleep(120)"))
+    words = ("--connect", home.address, "--interval", "0.1", "--output", str(output), "--wait", "50")
+    collector = home.start(COLLECTOR, *words, "--pid", str(target.pid))
+    wait_until(lambda: stored() > 3, "rows arrive")
+
+    disk.fill()
+    wait_until(lambda: "spool is full" in log_of(home), "the disk is full")
+    held, taken = stored(), len(rows_of_file(output))
+    wait_until(lambda: len(rows_of_file(output)) >= taken + 12, "the collector goes on sampling")
+    assert stored() == held < taken
+    assert uploader.poll() is None
+
+    disk.empty()
+    wait_until(lambda: "spool has room again" in log_of(home), "rows are taken again by itself")
+    target.kill()
+    _, said = collector.communicate(timeout=DEADLINE_S)
+    assert collector.returncode == 0, said
+    (run,) = home.local_runs()
+    assert home.local_rows(run) == rows_of_file(output)
+
+
+def test_spool_at_its_limit_holds_up_acknowledgements_and_its_file_shrinks_after_the_delivery(home: Home) -> None:
+    spool, runs, output = home.directory / "spool", home.directory / "target", home.directory / "rows.csv"
+    home.start_uploader("--spool-max", "256KiB", "--upload-interval", "0.5", "--target", str(runs))
+    # What was delivered to is gone: a file is in the way of the directory.
+    runs.rmdir()
+    runs.write_text("in the way")
+    file = home.directory / "state" / "sentinel-stream" / "collector"
+    spill = open_run_file(str(file), "day")
+    greeting = encode(Hello(1, "day", "earlier", 1.0))
+    spill.write_head(SpillHead(run_key="day", incarnation="earlier", destination=home.address, hello=greeting))
+    for first in range(1, BACKLOG_ROWS, 100):
+        spill.append_rows([row(number) for number in range(first, first + 100)], 0)
+    spill.close()
+    target = home.start(*python("import time; time.sleep(120)"))
+    words = ("--connect", home.address, "--interval", "0.1", "--output", str(output), "--wait", "50")
+    collector = home.start(COLLECTOR, *words, "--run-key", "day", "--pid", str(target.pid))
+
+    wait_until(lambda: "spool is full" in log_of(home), "the limit is reached")
+    wait_until(lambda: only_run(spool)["last_error"], "the target is away")
+    held, taken = acknowledged(only_run(spool)), len(rows_of_file(output))
+    wait_until(lambda: len(rows_of_file(output)) >= taken + 10, "the collector goes on sampling")
+    assert 0 < acknowledged(only_run(spool)) == held < BACKLOG_ROWS
+    size = os.path.getsize(spool / "spool.db")
+    assert 128 << 10 < size <= 256 << 10
+
+    runs.unlink()
+    wait_until(lambda: acknowledged(only_run(spool)) >= BACKLOG_ROWS, "all goes on by itself")
+    target.kill()
+    _, said = collector.communicate(timeout=DEADLINE_S)
+    assert collector.returncode == 0, said
+    home.runs = runs
+    (run,) = home.local_runs()
+    expected = [csv_rows([decode_sample(row(number))]).decode().rstrip() for number in range(1, BACKLOG_ROWS + 1)]
+    assert home.local_rows(run) == expected + rows_of_file(output)
+    wait_until(lambda: os.path.getsize(spool / "spool.db") < size // 2, "the file shrinks")
+
+
+def test_read_only_spool_directory_is_told_in_one_line_and_used_when_it_can_be_written_again(
+    home: Home, disk: SmallDisk, collectors: Collectors
+) -> None:
+    spool = disk.mount / "spool"
+    uploader = home.start_uploader("--spool", str(spool), prefix=disk.prefix)
+    first = collectors.connect()
+    first.say(hello())
+    send(first, 1, 5)
+    uploader.kill()
+    uploader.wait()
+
+    disk.remount("ro")
+    for directory in (spool, disk.mount / "other"):
+        refused = home.run(*disk.prefix, UPLOADER, "--bind", home.address, "--spool", str(directory))
+        assert refused.returncode == 2
+        assert refused.stderr.count("\n") == 1
+        assert str(directory) in refused.stderr
+        assert "Read-only file system" in refused.stderr
+    disk.remount("rw")
+    home.start_uploader("--spool", str(spool), prefix=disk.prefix)
+    second = collectors.connect()
+    second.say(hello())
+    assert second.hear(Welcome).next_seq == 6
+    second.say(finish(5))
+    second.hear_until(Finished)
+    assert delivered(home) == [1, 2, 3, 4, 5]
+
+
+def test_second_uploader_on_a_spool_is_refused_with_the_first_ones_name_and_disturbs_nobody(
+    home: Home, collector: RawCollector
+) -> None:
+    uploader = home.start_uploader()
+    collector.say(hello())
+    send(collector, 1, 5)
+    second = home.run(UPLOADER, "--bind", f"ipc://{home.runtime}/v.sock", "--spool", str(home.directory / "spool"))
+    assert second.returncode == 1
+    assert second.stderr == (
+        f"sentinel-uploader: the spool {home.directory / 'spool'} is in use by another uploader "
+        f"(process {uploader.pid})\n"
+    )
+    assert not (home.runtime / "v.sock").exists()
+    # Nor does it take the first one's socket away.
+    same = home.run(UPLOADER, "--bind", home.address, "--spool", str(home.directory / "another"))
+    assert (same.returncode, same.stderr) == (
+        2, f"sentinel-uploader: cannot listen at {home.address}: another uploader does already\n"
+    )  # fmt: skip
+    send(collector, 6, 9)
+    collector.say(finish(9))
+    collector.hear_until(Finished)
+    assert delivered(home) == list(range(1, 10))
+
+
+def test_uploader_that_cannot_listen_leaves_no_spool_behind(home: Home) -> None:
+    spool = home.directory / "new"
+    home.start_uploader()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for address in (home.address, f"tcp://127.0.0.1:{taken.getsockname()[1]}"):
+            done = home.run(UPLOADER, "--bind", address, "--spool", str(spool))
+            assert done.returncode == 2
+            assert (done.stderr.count("\n"), "cannot listen" in done.stderr) == (1, True)
+            assert not spool.exists()
+    # A spool that was there stays as it is.
+    spool.mkdir(mode=0o700)
+    (spool / "spool.db").write_bytes(b"")
+    home.run(UPLOADER, "--bind", home.address, "--spool", str(spool))
+    assert (spool / "spool.db").read_bytes() == b""
+
+
+def truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES + 100)
+
+
+def scribbled_at_its_head(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"rubbish" * 1000)
+
+
+def scribbled_in_the_middle(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(PAGE_BYTES)
+        file.write(b"\xa5" * (path.stat().st_size - PAGE_BYTES))
+
+
+def with_a_record_that_is_none(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE runs SET record = x'c1c1c1'")
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    "damage", [truncated, scribbled_at_its_head, scribbled_in_the_middle, with_a_record_that_is_none]
+)
+def test_unreadable_spool_is_set_aside_and_the_run_goes_on_without_what_was_in_it(
+    home: Home, collectors: Collectors, damage: Callable[[Path], None]
+) -> None:
+    path = home.directory / "spool" / "spool.db"
+    uploader = home.start_uploader()
+    first = collectors.connect()
+    first.say(hello())
+    send(first, 1, 1500)
+    send(first, 1501, 3000)
+    uploader.kill()
+    uploader.wait()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    damage(path)
+    before = path.read_bytes()
+
+    home.start_uploader()
+    aside = Path(f"{path}.unreadable-1")
+    assert str(aside) in log_of(home)
+    # Opening counts in the header's first 100 bytes.
+    assert aside.read_bytes()[100:] == before[100:]
+    third = collectors.connect()
+    third.say(hello(oldest_seq=3001))
+    assert third.hear(Welcome).next_seq == 3001
+    third.say(samples(3001, 3010), finish(3010))
+    third.hear_until(Finished)
+    (again,) = [run for run in home.local_runs() if run["state"] == "finished"]
+    assert home.local_rows(again) == csv_rows(samples(3001, 3010).samples).decode().splitlines()
+    run = only_run(home.directory / "spool")
+    assert (run["rows_delivered"], run["rows_missing"]) == (10, 3000)
+    assert aside.read_bytes()[100:] == before[100:]
+
+
+def test_spool_of_a_newer_version_is_refused_and_left_as_it_is(home: Home, collectors: Collectors) -> None:
+    path = home.directory / "spool" / "spool.db"
+    uploader = home.start_uploader()
+    first = collectors.connect()
+    first.say(hello())
+    send(first, 1, 5)
+    uploader.kill()
+    uploader.wait()
+    set_version(path, SCHEMA_VERSION + 1)
+    before = path.read_bytes()
+
+    refused = home.run(UPLOADER, "--bind", home.address, "--spool", str(path.parent))
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "newer sentinel-uploader" in refused.stderr
+    assert path.read_bytes() == before
+    assert not list(path.parent.glob("*unreadable*"))
+
+    set_version(path, SCHEMA_VERSION)
+    home.start_uploader()
+    second = collectors.connect()
+    second.say(hello())
+    assert second.hear(Welcome).next_seq == 6
+    second.say(finish(5))
+    second.hear_until(Finished)
+    assert delivered(home) == [1, 2, 3, 4, 5]
+
+
+def set_version(path: Path, version: int) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def test_spool_of_the_first_version_is_migrated_with_all_that_is_in_it(home: Home, collectors: Collectors) -> None:
+    """It holds a run that has ended, and an open one with a batch (rows 1 to 5) and rows 6 to 10."""
+    spool = home.directory / "spool"
+    spool.mkdir(mode=0o700)
+    with contextlib.closing(sqlite3.connect(spool / "spool.db")) as connection:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(OLD_SPOOL.read_text(encoding="utf-8"))
+        connection.execute("PRAGMA user_version = 1")
+    assert [run["state"] for run in read_status(str(spool))["runs"]] == ["finished", "new"]
+
+    home.start_uploader()
+    assert "migrated from=1" in log_of(home)
+    gone, there = collectors.connect(), collectors.connect()
+    gone.say(hello("ended", incarnation="another"))
+    closed = gone.hear(Reject)
+    assert (closed.code, closed.seq) == (RejectCode.CLOSED, 4)
+    there.say(hello("open"))
+    assert there.hear(Welcome).next_seq == 11
+    there.say(samples(11, 12), finish(12))
+    there.hear_until(Finished)
+    assert delivered(home) == list(range(1, 13))
+    (run,) = home.local_runs()
+    assert run["metadata"]["job_name"] == "nightly"
+    with contextlib.closing(sqlite3.connect(spool / "spool.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    done = home.run(UPLOADER, "drain", "--spool", str(spool), "--timeout", "0.5")
+    assert done.returncode == 0, done.stderr
+
+
+def test_spool_of_an_uploader_that_is_killed_again_and_again_is_a_sound_database_with_every_row(
+    home: Home, collectors: Collectors
+) -> None:
+    path, acked, kills = home.directory / "spool" / "spool.db", 0, 0
+    for _ in range(5):
+        uploader = home.start_uploader("--upload-interval", "0.1")
+        collector = collectors.connect()
+        collector.say(hello())
+        next_seq = collector.hear(Welcome).next_seq
+        # What was acknowledged is there; what was on its way may be.
+        assert next_seq > acked
+        collector.say(*(samples(first, first + 49) for first in range(next_seq, next_seq + 5000, 50)))
+        while acked < next_seq + 1000:
+            acked = max(acked, collector.hear(Ack).seq)
+        uploader.kill()
+        kills += uploader.wait() == -signal.SIGKILL
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert not connection.execute("SELECT run, number FROM batches WHERE body IS NULL").fetchall()
+    assert kills == 5
+    home.start_uploader()
+    collector = collectors.connect()
+    collector.say(hello())
+    last = collector.hear(Welcome).next_seq - 1
+    assert last >= acked
+    collector.say(finish(last))
+    collector.hear_until(Finished)
+    assert delivered(home) == list(range(1, last + 1))
