@@ -172,7 +172,7 @@ def test_a_hostile_run_id_stays_one_part_of_the_path(server: SentinelServer, run
 
 @pytest.mark.parametrize("run_id", ["", ".", ".."])
 def test_a_run_id_that_cannot_stand_in_a_path_is_refused(server: SentinelServer, run_id: str) -> None:
-    with pytest.raises(DeliveryError, match="cannot stand in an address"):
+    with pytest.raises(SentinelAPIError, match="cannot stand in an address"):
         refresh_credentials(TOKEN, run_id)
     assert server.requests.of() == []
 
@@ -229,7 +229,7 @@ def test_a_success_that_is_not_a_json_object_is_an_error(server: SentinelServer,
 @pytest.mark.parametrize("call", CALLS)
 def test_a_huge_answer_is_not_held(server: SentinelServer, call: str) -> None:
     fault = server.faults.add(call, status=200, huge_body_bytes=200 << 20)
-    with pytest.raises(DeliveryError, match=f"{call}: HTTP 200 with an answer of more than") as caught:
+    with pytest.raises(SentinelAPIError, match=f"{call}: HTTP 200 with an answer of more than") as caught:
         CALLS[call]()
     assert (fault.fired, caught.value.remedy) == (1, Remedy.RETRY)
 
@@ -277,7 +277,7 @@ def test_an_answer_without_a_required_key_names_the_key(
 @pytest.mark.parametrize("fault", [{"drop_before": True}, {"drop_after_effect": True}])
 def test_a_lost_answer_is_to_be_retried(server: SentinelServer, fault: dict[str, bool]) -> None:
     lost = server.faults.add("register", times=1, **fault)
-    with pytest.raises(DeliveryError, match=r"^register: ") as caught:
+    with pytest.raises(SentinelAPIError, match=r"^register: ") as caught:
         CALLS["register"]()
     assert (lost.fired, caught.value.remedy, caught.value.status_code) == (1, Remedy.RETRY, None)
     assert len(server.runs) == (1 if "drop_after_effect" in fault else 0)
@@ -441,7 +441,7 @@ def test_the_port_registers_refreshes_and_finishes(server: SentinelServer, api: 
 def test_finish_after_a_lost_answer_is_success(server: SentinelServer, api: HttpSentinelAPI) -> None:
     run_id = api.register(described()).run_id
     lost = server.faults.add("finish", drop_after_effect=True, times=1)
-    with pytest.raises(DeliveryError):
+    with pytest.raises(SentinelAPIError):
         api.finish(ending(run_id))
     assert lost.fired == 1
     assert api.finish(ending(run_id)) == {}

@@ -18,17 +18,16 @@ _SHOWN_CHARS = 200
 
 
 class SentinelAPIError(DeliveryError):
-    """The Sentinel API answered with something else than success.
+    """A call to the Sentinel API did not succeed.
 
-    `body` is the beginning of the answer's text, without our token. `reason` takes the body's place in the error's
-    text: an answer that should have held credentials is not quoted.
+    `status_code` is `None` when there was no complete answer, or nothing could be sent. `body` is the beginning of the
+    answer's text, without our token. `reason` takes the body's place in the error's text: an answer that should have
+    held credentials is not quoted.
     """
-
-    status_code: int
 
     def __init__(
         self,
-        status_code: int,
+        status_code: int | None,
         body: str = "",
         *,
         call: str = "",
@@ -37,11 +36,11 @@ class SentinelAPIError(DeliveryError):
         retry_after_s: float | None = None,
     ) -> None:
         self.body = body[:MAX_BODY_CHARS]
-        prefix = f"{call}: " if call else ""
+        status = "" if status_code is None else f"HTTP {status_code}"
         detail = reason or printable(self.body, _SHOWN_CHARS)
         super().__init__(
-            f"{prefix}HTTP {status_code}: {detail}" if detail else f"{prefix}HTTP {status_code}",
-            remedy=remedy or remedy_of(status_code),
+            ": ".join(filter(None, (call, status, detail))),
+            remedy=remedy or (Remedy.RETRY if status_code is None else remedy_of(status_code)),
             status_code=status_code,
             retry_after_s=retry_after_s,
         )

@@ -1,7 +1,7 @@
 """The three calls of the Sentinel API as a library: one attempt each, answers as the server sent them.
 
-Connection trouble raises `uploader.failures.DeliveryError`, any other answer than success `SentinelAPIError` (a
-subclass): neither is retried here. Without an `endpoint` the environment says where the API is (`SENTINEL_API_URL`,
+Whatever is not success raises `SentinelAPIError`, also when there is no connection (`status_code` is `None` then);
+nothing is retried here. Without an `endpoint` the environment says where the API is (`SENTINEL_API_URL`,
 proxies, `SSL_CERT_FILE`).
 """
 

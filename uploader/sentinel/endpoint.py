@@ -9,6 +9,7 @@ from protocol.clock import Clock, SystemClock
 from protocol.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
 from uploader.http import Answer, HttpClient, parse_origin
+from uploader.sentinel.answers import SentinelAPIError
 from uploader.sentinel.refusals import Refusals
 from uploader.sentinel.token import check_token
 
@@ -37,7 +38,7 @@ class Endpoint:
         self._client = client or HttpClient(environ=environ, clock=clock)
 
     def post(self, call: str, path: str, token: str, body: bytes, *, encoding: str | None = None) -> Answer:
-        """Make one attempt; raises `DeliveryError` (`TokenError` for a token that cannot be sent)."""
+        """Make one attempt; raises `SentinelAPIError` (`TokenError` for a token that cannot be sent)."""
         check_token(token, call)
         headers = {
             "Authorization": f"Bearer {token}",
@@ -46,7 +47,13 @@ class Endpoint:
         }
         if encoding:
             headers["Content-Encoding"] = encoding
-        answer = self._client.request(call, "POST", self._origin, self._prefix + path, headers=headers, body=body)
+        try:
+            answer = self._client.request(call, "POST", self._origin, self._prefix + path, headers=headers, body=body)
+        except DeliveryError as error:
+            # Without an answer it is the API's error all the same: who uses the calls as a library has one to catch.
+            failure = SentinelAPIError(None, reason=str(error), remedy=error.remedy)
+            failure.status_code = error.status_code
+            raise failure from None
         server_now = answer.server_time()
         if server_now is not None:
             ahead_s = server_now - self.clock.now()
@@ -60,9 +67,10 @@ class Endpoint:
 
 
 def run_path(call: str, run_id: str, action: str) -> str:
-    """Return `/runs/{run_id}/{action}`, whatever the run id holds; raises `DeliveryError` for one that cannot be."""
+    """Return `/runs/{run_id}/{action}`, whatever the run id holds; raises `SentinelAPIError` for one that cannot be."""
     if run_id in {"", ".", ".."}:
-        raise DeliveryError(f"{call}: the run id {run_id!r} cannot stand in an address", remedy=Remedy.GIVE_UP)
+        reason = f"the run id {run_id!r} cannot stand in an address"
+        raise SentinelAPIError(None, call=call, reason=reason, remedy=Remedy.GIVE_UP)
     return f"/runs/{quote(run_id, safe='')}/{action}"
 
 

@@ -3,16 +3,17 @@
 import re
 from collections.abc import Callable, Mapping
 
-from uploader.failures import DeliveryError, Remedy
+from uploader.failures import Remedy
+from uploader.sentinel.answers import SentinelAPIError
 
 _USABLE = re.compile(r"[\x21-\x7e]+")
 
 
-class TokenError(DeliveryError):
+class TokenError(SentinelAPIError):
     """There is no usable token; the text never holds the token itself."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(text, remedy=Remedy.RETRY_SLOWLY)
+        super().__init__(None, reason=text, remedy=Remedy.RETRY_SLOWLY)
 
 
 def token_source(environ: Mapping[str, str]) -> Callable[[], str] | None:
