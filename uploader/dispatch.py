@@ -102,6 +102,12 @@ class Dispatcher:
                 self._schedule(run, 0.0)
         self.changed.set()
 
+    def retry_now(self, destination: str) -> None:
+        """Try a destination at once: what it refused us for has been changed."""
+        with self._lock:
+            self._queues.forget_wait(destination)
+        self.changed.set()
+
     def step_due(self) -> float:
         """Start what is due; return the monotonic time at which to come back (earlier when `changed` is set)."""
         while True:
@@ -268,6 +274,7 @@ class Dispatcher:
         self.changed.set()
 
     def _succeeded(self, run: Run, step: Step, destination: Destination | None) -> None:
+        self._trouble.step_succeeded(run, step)
         if destination is None:
             return
         run.failing_since = None

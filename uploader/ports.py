@@ -81,6 +81,9 @@ class SentinelAPI(Protocol):
     def finish(self, ending: Ending) -> dict[str, Any]:
         """Close the run and return the backend's answer; a repetition after success is success."""
 
+    def has_changed(self) -> bool:
+        """Say once whether what the last call was refused for (a token) is another one now: worth a try at once."""
+
     def close(self) -> None:
         """Give back connections; calls under way may fail."""
 

@@ -45,6 +45,12 @@ class Queues:
         for destination in self._destinations.values():
             destination.not_before = 0.0
 
+    def forget_wait(self, name: str) -> None:
+        """One destination may be tried at once."""
+        destination = self.destination(name)
+        destination.not_before = 0.0
+        self._schedule_probe(destination)
+
     def join(self, run_id: int, destination: Destination, now: float) -> None:
         """Wait there, behind those that wait already; a run that does so keeps its place."""
         if self._queued_at.get(run_id) is not destination:

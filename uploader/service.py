@@ -188,6 +188,9 @@ class Service:
             due = self._dispatcher.step_due()
             now = self._turned_at = self._clock.monotonic()
             seen = self._answer(seen)
+            if self._target.api.has_changed():
+                log.info("the token was changed, trying again")
+                self._dispatcher.retry_now(self._target.api.destination)
             if now >= next_maintenance:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)
             if self._is_idle(now) or self._is_drained(now):

@@ -17,7 +17,8 @@ TOKEN = "planted-token-6d1f"
 class Backend:
     """Both servers; `with` starts and stops them. `environ` is what an uploader has to be given.
 
-    `now` gives UNIX seconds by the clock of both.
+    `now` gives UNIX seconds by the clock of both; `ports` are the API's and storage's, where they have to be known
+    before.
     """
 
     def __init__(
@@ -26,10 +27,14 @@ class Backend:
         upload_root: str = "s3://bucket/some prefix+@x",
         tls: ssl.SSLContext | None = None,
         now: Callable[[], float] | None = None,
+        ports: tuple[int, int] = (0, 0),
     ) -> None:
+        api_port, s3_port = ports
         self.keyring = Keyring()
-        self.s3 = S3Server(self.keyring, tls=tls)
-        self.api = SentinelServer(token=TOKEN, keyring=self.keyring, upload_root=upload_root, fetch=self.s3.fetch)
+        self.s3 = S3Server(self.keyring, tls=tls, port=s3_port)
+        self.api = SentinelServer(
+            token=TOKEN, keyring=self.keyring, upload_root=upload_root, fetch=self.s3.fetch, port=api_port
+        )
         if now is not None:
             self.s3.now = self.api.now = now
         self._stack = ExitStack()

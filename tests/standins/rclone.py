@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from standins.web import free_port
+
 ACCESS_KEY = "rclone-access-key"
 SECRET_KEY = "rclone/secret+key"
 _START_S = 20.0
@@ -57,7 +59,7 @@ class RcloneS3:
         return path.read_bytes() if path.is_file() else None
 
     def _start(self) -> bool:
-        port = _free_port()
+        port = free_port()
         self._process = subprocess.Popen(
             [
                 _program(), "serve", "s3", "--config", os.devnull, "--cache-dir", str(self.directory / ".cache"),
@@ -85,10 +87,3 @@ def _program() -> str:
     program = shutil.which("rclone", path=sysconfig.get_path("scripts")) or shutil.which("rclone")
     assert program is not None, "rclone is missing: install the extra [dev]"
     return program
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

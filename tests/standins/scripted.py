@@ -138,6 +138,9 @@ class ScriptedAPI(Scripted):
         self.endings.append(ending)
         return self.response
 
+    def has_changed(self) -> bool:
+        return False
+
     def close(self) -> None:
         pass
 

@@ -196,6 +196,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+def free_port() -> int:
+    """Return a port at which nobody listens now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def _cut(connection: socket.socket) -> None:
     # The plain socket's method: no farewell of the TLS layer.
     with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """The Sentinel API over HTTP, as the uploader's run lifecycle needs it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from protocol.clock import Clock
@@ -16,6 +17,7 @@ from uploader.sentinel.api import (
     register_run,
 )
 from uploader.sentinel.credentials import parse_credentials
+from uploader.sentinel.token import TokenError
 
 INLINE_LIMIT_BYTES = 5 << 20
 
@@ -38,16 +40,19 @@ class HttpSentinelAPI:
         *,
         client: HttpClient | None = None,
     ) -> None:
-        self._token = token
+        self._read_token = token
+        self._refused: str | None = None
+        """The token that the API did not take; empty when there was none that could be sent."""
         self._clock = clock
         self._endpoint = Endpoint(base_url, clock=clock, environ=environ, client=client)
         self.destination = self._endpoint.base_url
 
     def register(self, run: RunDescription) -> Registration:
         """Make the run known; raises `DeliveryError`."""
-        response = register_run(
-            self._token(), run.metadata, host_info=run.host, cloud_info=run.cloud, endpoint=self._endpoint
-        )
+        with self._token() as token:
+            response = register_run(
+                token, run.metadata, host_info=run.host, cloud_info=run.cloud, endpoint=self._endpoint
+            )
         return Registration(
             run_id=response["run_id"],
             # Keys are made by adding "/0001.csv.gz": two slashes would be another object.
@@ -57,30 +62,58 @@ class HttpSentinelAPI:
 
     def refresh(self, run_id: str) -> Credentials:
         """Return new credentials; raises `DeliveryError`."""
-        return self._credentials(refresh_credentials(self._token(), run_id, endpoint=self._endpoint))
+        with self._token() as token:
+            return self._credentials(refresh_credentials(token, run_id, endpoint=self._endpoint))
 
     def finish(self, ending: Ending) -> dict[str, Any]:
         """Close the run; 409 says that it is closed already and is success without an answer (`{}`)."""
         try:
-            return finish_run(
-                self._token(),
-                ending.run_id,
-                exit_code=ending.exit_code,
-                run_status=RunStatus(ending.status),
-                data_source=DataSource.inline if ending.data_csv is not None else DataSource.s3,
-                data_uris=ending.data_uris,
-                data_csv=ending.data_csv,
-                finished_at=ending.finished_at,
-                endpoint=self._endpoint,
-            )
+            with self._token() as token:
+                return finish_run(
+                    token,
+                    ending.run_id,
+                    exit_code=ending.exit_code,
+                    run_status=RunStatus(ending.status),
+                    data_source=DataSource.inline if ending.data_csv is not None else DataSource.s3,
+                    data_uris=ending.data_uris,
+                    data_csv=ending.data_csv,
+                    finished_at=ending.finished_at,
+                    endpoint=self._endpoint,
+                )
         except SentinelAPIError as error:
             if error.status_code == 409:
                 return {}
             raise
 
+    def has_changed(self) -> bool:
+        """Say once whether the token is another than the one that was refused."""
+        refused = self._refused
+        if refused is None:
+            return False
+        try:
+            token = self._read_token()
+        except TokenError:
+            return False
+        if token == refused:
+            return False
+        self._refused = None
+        return True
+
     def close(self) -> None:
         """Close the connections; calls under way fail."""
         self._endpoint.close()
+
+    @contextmanager
+    def _token(self) -> Iterator[str]:
+        """Give the token to one call, and note when it is not taken."""
+        token = ""
+        try:
+            token = self._read_token()
+            yield token
+        except SentinelAPIError as error:
+            if isinstance(error, TokenError) or error.status_code in {401, 403}:
+                self._refused = token
+            raise
 
     def _credentials(self, response: Mapping[str, Any]) -> Credentials:
         return parse_credentials(
