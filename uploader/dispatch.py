@@ -250,7 +250,8 @@ class Dispatcher:
             if self._abandoned:
                 return
             # A defect in one run's step must not take the others with it: it is shown, and tried again later.
-            log.exception("step failed unexpectedly run=%s step=%s", run.record.run_id or run.record.key, step)
+            name = run.record.run_id or run.record.key
+            log.exception("step failed unexpectedly run=%s step=%s", name, step, extra=run.record.log_fields)
             error = failure
         with self._lock:
             if self._abandoned:
@@ -379,7 +380,9 @@ class Dispatcher:
             self._counters.parked.add(1, step, _code(error))
         except SpoolError as failure:
             run.not_before = now + backoff(run.attempts, rng=self._rng)
-            log.error("cannot park run=%s error=%s", run.record.run_id, failure)  # noqa: TRY400 -- no defect, no trace
+            log.error(  # noqa: TRY400 -- no defect, no trace
+                "cannot park run=%s error=%s", run.record.run_id, failure, extra=run.record.log_fields
+            )
 
 
 def _code(error: Exception) -> str:

@@ -2,8 +2,14 @@
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
+from typing import Any
+
+_PLACE = re.compile(r"(?: ?(?P<key>[a-z_]+)=)?%[-#0 +]*[0-9]*(?:\.[0-9]+)?[a-zA-Z]")
+"""A place of a message's template that an argument goes into, with the key that stands before it."""
+_CLIENT = "client"
 
 
 class _TextFormatter(logging.Formatter):
@@ -11,19 +17,29 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_utc(record)} {record.levelname.lower()} {record.getMessage()}"
+        client = getattr(record, _CLIENT, "")
+        if client:
+            line += f" {_CLIENT}={client}"
         return _one_line(line) if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
 
 
 class _JsonFormatter(logging.Formatter):
-    """One object a line: `time`, `level`, `message`, `logger`, and `exception` where there is one."""
+    """One object a line: `time`, `level`, `logger`, `message`, and `exception` where there is one.
+
+    Each `key=value` of the message is a field of its own as well (`run`, `step`, `error`, …), and `event` is what is
+    left of the message, the same text every time. `client` is there when the run belongs to a key's owner.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        entry = {
+        entry: dict[str, Any] = {
             "time": _utc(record),
             "level": record.levelname.lower(),
-            "message": record.getMessage(),
             "logger": record.name,
+            "message": record.getMessage(),
         }
+        event, fields = _parts(record)
+        client = getattr(record, _CLIENT, "")
+        entry = fields | ({_CLIENT: client} if client else {}) | entry | {"event": event}
         if record.exc_info is not None:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)
@@ -39,6 +55,18 @@ def set_up_logging(kind: str, *, verbose: bool) -> None:
     # These speak of every connection, and could show an address with a signature in it.
     for name in ("urllib3", "botocore", "boto3"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _parts(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+    """Return the message without its `key=value` pairs, and these."""
+    template, args = str(record.msg), record.args
+    places = list(_PLACE.finditer(template))
+    if not isinstance(args, tuple) or len(places) != len(args) or "%%" in template:
+        return record.getMessage(), {}
+    named = [(place["key"], value) for place, value in zip(places, args, strict=True)]
+    fields = {key: value if isinstance(value, int | float) else str(value) for key, value in named if key}
+    event = _PLACE.sub(lambda place: "" if place["key"] else place[0], template)
+    return (event % tuple(value for key, value in named if not key)).strip(), fields
 
 
 def _utc(record: logging.LogRecord) -> str:

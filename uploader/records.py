@@ -74,6 +74,11 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     @property
+    def log_fields(self) -> dict[str, str]:
+        """What a log line about the run says beside its text."""
+        return {"client": self.owner}
+
+    @property
     def has_ended(self) -> bool:
         """Whether the run's end is known."""
         return self.finish is not None

@@ -40,7 +40,7 @@ def discard_run(spool: Spool, run: Run) -> str:
     record = run.record
     rows = run.waiting_rows
     spool.end(run, Event.DISCARDED)
-    log.warning("run discarded run=%s key=%s rows=%d", record.run_id, record.key, rows)
+    log.warning("run discarded run=%s key=%s rows=%d", record.run_id, record.key, rows, extra=record.log_fields)
     return DONE
 
 

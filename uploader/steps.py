@@ -106,7 +106,7 @@ class Steps:
         self._registered(run, run_id=answer.run_id, uri_prefix=answer.uri_prefix)
         run.registration = None
         self._counters.registered.add()
-        log.info("run registered run=%s key=%s", answer.run_id, run.record.key)
+        log.info("run registered run=%s key=%s", answer.run_id, run.record.key, extra=run.record.log_fields)
 
     def _registered(self, run: Run, **changes: str) -> None:
         # The run's end may come while the API is being asked: it is looked at when the state changes, not before.
@@ -159,7 +159,8 @@ class Steps:
         self._counters.objects_delivered.add()
         self._counters.object_bytes_delivered.add(len(batch.body))
         self._counters.rows_delivered.add(batch.rows)
-        log.debug("object stored run=%s number=%d rows=%d", run.record.run_id, batch.number, batch.rows)
+        name, fields = run.record.run_id, run.record.log_fields
+        log.debug("object stored run=%s number=%d rows=%d", name, batch.number, batch.rows, extra=fields)
 
     def _close_stale(self, run: Run) -> None:
         with self._spool.lock:
@@ -167,7 +168,9 @@ class Steps:
                 return
             finish = Finish(last_seq=run.acked_seq, exit_code=None, status="failed", time=self._clock.now())
             self._spool.update(run, Event.ENDED, finish=finish, closed_as_stale=True)
-        log.warning("run closed, its collector is silent run=%s key=%s", run.record.run_id, run.record.key)
+        self._counters.closed_as_stale.add()
+        name, fields = run.record.run_id, run.record.log_fields
+        log.warning("run closed, its collector is silent run=%s key=%s", name, run.record.key, extra=fields)
 
     def _finish(self, run: Run) -> None:
         record = run.record
@@ -199,7 +202,8 @@ class Steps:
         response = run.response
         complaint = processing_complaint(response, rows)
         if complaint is not None:
-            log.warning("the server reports trouble with the run's data run=%s %s", record.run_id, complaint)
+            text = "the server reports trouble with the run's data run=%s complaint=%s"
+            log.warning(text, record.run_id, complaint, extra=record.log_fields)
         self._spool.end(
             run,
             Event.CLOSED_STALE if record.closed_as_stale else Event.ACCEPTED,
@@ -209,7 +213,14 @@ class Steps:
             statistics=statistics,
         )
         self._counters.rows_delivered.add(rows - record.delivered_rows)
-        log.info("run finished run=%s status=%s rows=%d objects=%d", record.run_id, finish.status, rows, record.batches)
+        log.info(
+            "run finished run=%s status=%s rows=%d objects=%d",
+            record.run_id,
+            finish.status,
+            rows,
+            record.batches,
+            extra=record.log_fields,
+        )
 
     def _finish_failed(self, run: Run, error: DeliveryError, *, inline: bool, again: bool) -> None:
         if inline and error.status_code == _TOO_LARGE:
@@ -246,7 +257,8 @@ class Steps:
 def park(spool: Spool, run: Run, error: Exception) -> None:
     """Put a run aside for a person; its data stays."""
     spool.update(run, Event.REFUSED, last_error=plain(str(error)), next_try_at=0.0)
-    log.error("run parked, see `sentinel-uploader status` run=%s error=%s", run.record.run_id, error)
+    name, fields = run.record.run_id, run.record.log_fields
+    log.error("run parked, see `sentinel-uploader status` run=%s error=%s", name, error, extra=fields)
 
 
 def _facts_of_run(record: RunRecord) -> dict[str, object]:

@@ -44,7 +44,14 @@ class TroubleReport:
         text = plain(str(error))
         name = run.record.run_id or run.record.key
         if _may_log(self._steps.setdefault(run.id, {}).setdefault(step, _Trouble(now)), now):
-            log.warning("step failed run=%s step=%s next_try_in_s=%.1f error=%s", name, step, wait_s, text)
+            log.warning(
+                "step failed run=%s step=%s next_try_in_s=%.1f error=%s",
+                name,
+                step,
+                wait_s,
+                text,
+                extra=run.record.log_fields,
+            )
         if run.record.state is RunState.PARKED or run.id not in self._spool.runs:
             return
         try:
