@@ -1,14 +1,12 @@
 import os
-import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from standins.backend import Backend
-from standins.product import Home
+from standins.product import Home, home_in
 
 # What is installed is tested: without this a child's `python -c` would find the sources in the working directory.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -35,14 +33,8 @@ threading.Thread.start = _start_without_signals  # type: ignore[method-assign,as
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
-    # A Unix socket's path is short; pytest's own directories are not.
-    runtime = Path(tempfile.mkdtemp(prefix="ss-"))
-    made = Home(tmp_path, runtime, os.environ)
-    try:
+    with home_in(tmp_path) as made:
         yield made
-    finally:
-        made.close()
-        shutil.rmtree(runtime)
 
 
 @pytest.fixture

@@ -80,7 +80,8 @@ class Faults:
 
         What: `status` (with `headers`, `body`; storage: `code`, whose status is known), after the effect took place
         when `after_effect`; `drop_before` / `drop_after_effect` (the connection is reset without an answer);
-        `delay_s` before anything else; `hang` (no answer until `lift()` or the end of the server, then dropped);
+        `delay_s` before anything else; `hang` (no answer until `lift()` or the end of the server, then dropped; with
+        `after_effect` it took place before);
         `huge_body_bytes` (that many spaces as the answer's body, sent as long as the peer reads).
         How often: `times`, `until` (a callable that says when it is over), `for_s` (seconds, from when it first
         fires), else for ever or until `lift()`. `where` is asked with the `Recorded` request.

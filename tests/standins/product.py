@@ -5,11 +5,13 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,19 @@ class Home:
                     if mark in (entry / "environ").read_bytes() and b") Z " not in (entry / "stat").read_bytes():
                         found.append(int(entry.name))
         return found
+
+
+@contextlib.contextmanager
+def home_in(directory: Path) -> Iterator[Home]:
+    """A home in this directory, its processes and sockets gone at the end."""
+    # A Unix socket's path is short; pytest's own directories are not.
+    runtime = Path(tempfile.mkdtemp(prefix="ss-"))
+    made = Home(directory, runtime, os.environ)
+    try:
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(runtime)
 
 
 def rows_of_objects(bodies: Iterable[bytes]) -> list[str]:

@@ -39,6 +39,10 @@ class RawCollector:
         assert isinstance(message, kind), message
         return message
 
+    def next(self, wait_s: float) -> UploaderMessage | None:
+        """Return the next message of whatever kind, `None` when none comes in time."""
+        return decode_from_uploader(self._socket.recv()) if self._socket.poll(round(wait_s * 1000)) else None
+
     def hear_nothing_more(self, wait_s: float = 0.0) -> None:
         """Nothing else has come."""
         assert not self._socket.poll(round(wait_s * 1000)), decode_from_uploader(self._socket.recv())

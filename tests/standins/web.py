@@ -97,6 +97,8 @@ class WebServer:
             return self.perform(request)
         self.closing.wait(fault.delay_s)
         if fault.hang:
+            if fault.after_effect:
+                self.perform(request)
             while not self.closing.is_set() and not fault.lifted.wait(0.05):
                 pass
             raise _DroppedError
