@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping
 
-from protocol.agent import AgentPlace
+from protocol.agent import AgentPlace, agent_environ
 from protocol.errors import UsageError
 from protocol.paths import make_private_dir, make_socket_dir
 
@@ -18,6 +18,9 @@ _MAX_LOG_BYTES = 1 << 20
 _WRONG_USE = 2
 """Exit code of an uploader whose settings cannot be used."""
 _STDERR = 2
+_SHELL = "/bin/sh"
+_FROM_THE_ROOT = 'cd / && exec "$@"'
+"""An agent outlives the job, whose directory may have to be removed or unmounted; posix_spawn cannot change it."""
 
 
 class AgentStarter:
@@ -43,6 +46,8 @@ class AgentStarter:
         self._children: list[int] = []
         self._was_refused = False
         self._is_failing = False
+        self._log_begin: int | None = None
+        """Where what our newest agent logs begins: the log goes on from one agent to the next."""
         self._make_socket_dir()
 
     def ensure(self, now: float) -> None:
@@ -71,9 +76,12 @@ class AgentStarter:
         return self._is_failing or self._was_refused
 
     def last_words(self) -> str:
-        """Return the last line of the agent's log, for when it does not answer."""
+        """Return the last line that the agent we have started has logged, for when it does not answer."""
+        if self._log_begin is None:
+            return ""
         try:
             with open(self._place.log_path, "rb") as file:
+                file.seek(self._log_begin)
                 lines = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
         except OSError:
             return ""
@@ -98,13 +106,14 @@ class AgentStarter:
         try:
             if os.fstat(log).st_size > _MAX_LOG_BYTES:
                 os.ftruncate(log, 0)
-            # -P: what lies in the job's working directory must not be taken for our packages.
+            self._log_begin = os.fstat(log).st_size
             place = ["--bind", self._place.url, "--spool", self._place.spool_dir]
+            # -P: what lies in a directory that we happen to be in must not be taken for our packages.
             words = [sys.executable, "-P", "-m", "uploader", "serve", *place, "--exit-when-idle", f"{IDLE_S:g}"]
             pid = os.posix_spawn(
-                sys.executable,
-                words,
-                dict(self._environ),
+                _SHELL,
+                [_SHELL, "-c", _FROM_THE_ROOT, _SHELL, *words],
+                agent_environ(self._environ),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, log, 1),

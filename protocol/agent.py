@@ -13,6 +13,8 @@ from protocol.paths import data_home, runtime_dir, state_home
 TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN_FILE")
 TARGET_VARIABLE = "SENTINEL_TARGET"
 SENTINEL_TARGET = "sentinel:"
+PATH_VARIABLES = (TOKEN_VARIABLES[-1], "SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE")
+"""What an uploader reads files from; relative ones begin where the command was started."""
 _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
@@ -42,10 +44,7 @@ def default_target(environ: Mapping[str, str]) -> str:
 
 def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentPlace:
     """Return the place of the agent for what the environment (or `target`) names as destination."""
-    target = target or default_target(environ)
-    if "://" not in target and target != SENTINEL_TARGET:
-        # Relative to where we are: from elsewhere it is another one.
-        target = os.path.abspath(os.path.expanduser(target))
+    environ, target = agent_environ(environ), _from_anywhere(target or default_target(environ))
     identity = [target]
     if target == SENTINEL_TARGET:
         identity += [f"{name}={environ.get(name, '')}" for name in _TARGET_VARIABLES[1:]]
@@ -61,6 +60,25 @@ def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentP
         log_path=os.path.join(state, "spool", f"{name}.log"),
         remark=runtime.remark,
     )
+
+
+def agent_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of an agent, which works in no directory of the job's: its paths are absolute."""
+    changed = dict(environ)
+    for name in PATH_VARIABLES:
+        if changed.get(name):
+            changed[name] = os.path.abspath(changed[name])
+    if changed.get(TARGET_VARIABLE):
+        changed[TARGET_VARIABLE] = _from_anywhere(changed[TARGET_VARIABLE])
+    if changed.get("PYTHONPATH"):
+        changed["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, changed["PYTHONPATH"].split(os.pathsep)))
+    return changed
+
+
+def _from_anywhere(target: str) -> str:
+    if "://" in target or target == SENTINEL_TARGET:
+        return target
+    return os.path.abspath(os.path.expanduser(target))
 
 
 def spools_home(environ: Mapping[str, str]) -> str:

@@ -104,6 +104,41 @@ def test_an_agent_gets_none_of_the_descriptors_that_our_parent_gave_us(starter: 
     assert targets == ["/dev/null", starter.place.log_path, starter.place.log_path]
 
 
+def test_an_agent_holds_no_directory_and_finds_what_was_named_from_there(home: Home) -> None:
+    work = home.directory / "work"
+    work.mkdir()
+    (work / "token").write_text("secret")
+    environ = home.environ | {"SENTINEL_TARGET": "out", "SENTINEL_API_TOKEN_FILE": "token", "PYTHONPATH": "lib"}
+    done = home.collector("--interval", "0.1", "--", "true", env=environ, cwd=work)
+    assert f"delivered to {work}/out/" in done.stderr
+    here = os.getcwd()
+    os.chdir(work)
+    try:
+        place = agent_place(environ)
+    finally:
+        os.chdir(here)
+    (pid,) = agents(place)
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    seen = dict(line.split("=", 1) for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if line)
+    assert seen["SENTINEL_API_TOKEN_FILE"] == f"{work}/token"
+    assert seen["PYTHONPATH"] == f"{work}/lib"
+
+
+def test_what_an_earlier_agent_said_is_not_put_into_the_mouth_of_this_one(home: Home, place: AgentPlace) -> None:
+    log = Path(place.log_path)
+    log.parent.mkdir(parents=True)
+    log.write_text("the one before has failed\n")
+    broken = Home(home.directory, home.runtime, {})
+    broken.environ["SENTINEL_SPOOL_MAX"] = "nonsense"
+    starter = Starter(broken, place)
+    assert starter.agent.last_words() == ""
+    starter.ensure()
+    wait_until(lambda: all(is_over(pid) for pid in starter.started), "the agent ends")
+    assert "nonsense" in starter.agent.last_words()
+    assert log.read_text().startswith("the one before has failed\n")
+    starter.close()
+
+
 def test_an_agent_that_cannot_be_started_is_told_once(home: Home, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = AgentPlace(f"{tmp_path}/file/x.sock", str(tmp_path / "spool"), str(tmp_path / "log"))

@@ -147,6 +147,15 @@ def test_a_relative_target_is_another_one_elsewhere(tmp_path: Path, monkeypatch:
     assert agent_place(environ) != here
 
 
+def test_a_relative_token_file_is_another_one_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = BASE | {"SENTINEL_API_TOKEN_FILE": "token"}
+    here = agent_place(environ)
+    assert here == agent_place(BASE | {"SENTINEL_API_TOKEN_FILE": f"{tmp_path}/token"})
+    monkeypatch.chdir("/")
+    assert agent_place(environ) != here
+
+
 def test_an_empty_token_is_none() -> None:
     assert default_target(BASE | {"SENTINEL_API_TOKEN": ""}) == "/d/sentinel-stream/runs"
     assert default_target(BASE | {"SENTINEL_API_KEY": "x"}) == "sentinel:"
