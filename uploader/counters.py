@@ -10,6 +10,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from protocol.messages import RejectCode
+
 MAX_SERIES = 256
 """Label values may come from a server or a client: beyond so many combinations all others are one."""
 MAX_CLIENTS = 256
@@ -175,6 +177,7 @@ class Counters:
         self.ended = Count("runs_ended", "Runs that have ended", "state")
         self.connections = Level("connections", "Connections of collectors")
         self.clients = Clients()
+        self._begin_at_zero()
 
     def counts(self) -> Iterator[Count]:
         """All that only grow."""
@@ -187,3 +190,13 @@ class Counters:
     def times(self) -> Iterator[Times]:
         """All histograms."""
         return (value for value in vars(self).values() if isinstance(value, Times))
+
+    def _begin_at_zero(self) -> None:
+        """What an alert looks at is there from the start: of a number that begins at 1, Prometheus sees no increase."""
+        for reason in (*RejectCode, "bad", "malformed", "gap"):
+            self.rejected.add(0, reason)
+        for reason in ("full", "unusable"):
+            self.spool_failures.add(0, reason)
+        for kind in ("register", "refresh", "finish"):
+            for code in ("401", "403"):
+                self.retries.add(0, kind, code)
