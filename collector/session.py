@@ -81,6 +81,7 @@ class Session:
         self._statistics = RunStatistics()
         self._stopped = False
         self._left = False
+        self._told_of_left_behind = False
         self._interrupts = None if job is None else Interrupts(job.contains)
         # The GPU's driver may take long to answer; everything after it finds it ready or goes without.
         self._gpu = open_gpu_sensor(clock=clock, warn=voice.warn)
@@ -326,3 +327,8 @@ class Session:
             self._sampler.not_before(welcome.last_timestamp)
         if welcome.run_id:
             self._voice.detail(f"run {welcome.run_id}")
+        # Whoever runs an uploader for others looks after it; one of this user's own is looked at by nobody.
+        if welcome.left_behind and not self._settings["connect"] and not self._told_of_left_behind:
+            self._told_of_left_behind = True
+            runs = "1 earlier run is" if welcome.left_behind == 1 else f"{welcome.left_behind} earlier runs are"
+            self._voice.warn(f"{runs} not delivered yet; `sentinel-uploader status` says why")

@@ -113,6 +113,8 @@ class Welcome(_Message, frozen=True, tag="welcome"):
     next_seq: int
     run_id: str = ""
     last_timestamp: float = 0.0
+    left_behind: int = 0
+    """Other runs of the same owner that have ended some time ago and are not delivered."""
 
 
 class Ack(_Message, frozen=True, tag="ack"):

@@ -163,6 +163,19 @@ def test_short_job_is_delivered_inline(home: Home, backend: Backend) -> None:
     assert backend.s3.objects() == {}
 
 
+def test_runs_that_an_agent_cannot_deliver_are_told_at_the_next_run(home: Home, backend: Backend) -> None:
+    refused = backend.api.faults.add("register", status=422, times=1)
+    told = "1 earlier run is not delivered yet; `sentinel-uploader status` says why"
+    first = home.collector("--wait", "0", "--", "true", env=backend.environ)
+    assert "the uploader holds everything" in first.stderr
+    wait_until(lambda: [run["state"] for run in _statuses(home)] == ["parked"], "the run is parked")
+    assert refused.fired
+    second = home.collector("--", "true", env=backend.environ)
+    assert second.stderr.count(told) == 1
+    assert told not in first.stderr
+    assert told not in home.collector("--quiet", "--", "true", env=backend.environ).stderr
+
+
 def test_host_is_tracked_until_told_to_stop(home: Home) -> None:
     process = home.start(COLLECTOR, "--interval", "0.1")
     wait_until(lambda: any(run["rows_waiting"] >= 3 for run in _statuses(home)), "rows arrive")

@@ -54,7 +54,7 @@ FROM_COLLECTOR: dict[str, Any] = {
     "ping": Ping(),
 }
 FROM_UPLOADER: dict[str, Any] = {
-    "welcome": Welcome(43, "run-1", 1_700_000_001.0),
+    "welcome": Welcome(43, "run-1", 1_700_000_001.0, 2),
     "ack": Ack(42, finish=True),
     "finished": Finished("run-1", {"run": {"run_status": "finished"}}, ["s3://b/0001.csv.gz"], 1, 42, "s3://b"),
     "reject": Reject(RejectCode.CLOSED, "this run has ended", retry=False, seq=41),

@@ -32,6 +32,7 @@ from protocol.transport import Router
 from uploader.batch import object_uri
 from uploader.counters import Counters
 from uploader.database import SpoolError, SpoolFullError
+from uploader.left_behind import LeftBehind
 from uploader.records import Run, RunRecord
 from uploader.run import Policy, RunState
 from uploader.screening import MAX_FRAME_ROWS, cleaned, complaint, sound_finish, sound_timestamps
@@ -97,6 +98,7 @@ class Intake:
         self._wake_run = wake_run
         self._policy = policy
         self._counters = counters
+        self._left_behind = LeftBehind(spool, clock)
         self._sessions: dict[bytes, _Session] = {}
         self._session_of_run: dict[int, _Session] = {}
         self._frames: list[StoredFrame] = []
@@ -280,7 +282,8 @@ class Intake:
             return
         session = _Session(identity, run)
         self._sessions[identity] = self._session_of_run[run.id] = session
-        self._reply(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp))
+        left_behind = self._left_behind.of(record.owner)
+        self._reply(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp, left_behind))
         if record.has_ended:
             self._reply(identity, Ack(run.acked_seq, finish=True))
         self._wake_run(run)
