@@ -332,22 +332,6 @@ def test_no_uploader_in_reach_leaves_the_run_for_the_next_collector(home: Home) 
     assert list((home.state / "collector").glob("*.rows")) == []
 
 
-def test_newer_collector_takes_the_run_over_and_the_older_ones_job_goes_on(home: Home) -> None:
-    home.start_uploader()
-    common = ["--connect", home.address, "--interval", "0.1", "--run-key", "shared"]
-    older = home.start(COLLECTOR, *common, "--", *busy(3.0, 4))
-    wait_until(lambda: any(run["rows_waiting"] for run in _statuses(home)), "the older one is heard")
-    newer = home.start(COLLECTOR, *common, "--state-dir", str(home.directory / "other"), "--", *busy(4.0))
-    _, older_words = older.communicate(timeout=DEADLINE_S)
-    newer.communicate(timeout=DEADLINE_S)
-
-    assert (older.returncode, newer.returncode) == (4, 0)
-    assert "a newer collector has taken this run over" in older_words
-    wait_until(lambda: len(_finished_runs(home)) == 1, "the run is delivered")
-    (run,) = _finished_runs(home)
-    assert (run["run_key"], run["exit_code"]) == ("shared", 0)
-
-
 def test_silent_collectors_run_is_closed_as_failed_without_an_exit_code(home: Home, backend: Backend) -> None:
     home.start_uploader("--stale-after", "1", env=backend.environ)
     target = home.start(*python("import time; time.sleep(60)"))
