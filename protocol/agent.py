@@ -16,6 +16,7 @@ SENTINEL_TARGET = "sentinel:"
 PATH_VARIABLES = (TOKEN_VARIABLES[-1], "SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE")
 """What an uploader reads files from; relative ones begin where the command was started."""
 _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 class AgentPlace(NamedTuple):
@@ -63,8 +64,11 @@ def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentP
 
 
 def agent_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of an agent, which works in no directory of the job's: its paths are absolute."""
-    changed = dict(environ)
+    """Return the environment of an agent, which works in no directory of the job's: its paths are absolute.
+
+    Nor does it report to whoever manages the job as a service (sd_notify(3)).
+    """
+    changed = {name: value for name, value in environ.items() if name not in _MANAGER_VARIABLES}
     for name in PATH_VARIABLES:
         if changed.get(name):
             changed[name] = os.path.abspath(changed[name])

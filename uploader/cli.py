@@ -24,6 +24,7 @@ from protocol.settings import (
 )
 from uploader.config import FIND_SPOOL, LOG_FORMAT, SETTINGS, TARGET, VERBOSE, open_target, service_config, spool_dir
 from uploader.logs import set_up_logging
+from uploader.notify import Notifier
 from uploader.operate import ask, ask_to_drain
 from uploader.output import complain, discard_output, write_output
 from uploader.ownership import owner_pid
@@ -177,7 +178,7 @@ def _open_service(
     set_up_logging(values[LOG_FORMAT.name], verbose=values[VERBOSE.name])
     target = open_target(values, environ, clock)
     config = service_config(values, environ, target, listen=listen)
-    return Service(config, target=target, clock=clock)
+    return Service(config, target=target, clock=clock, notifier=Notifier(environ, clock=clock))
 
 
 def _stop_on_signals(service: Service) -> None:

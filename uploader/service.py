@@ -19,6 +19,7 @@ from uploader.counters import Counters
 from uploader.database import SpoolError
 from uploader.dispatch import Dispatcher
 from uploader.intake import Intake
+from uploader.notify import Notifier
 from uploader.observe.address import HttpAddress
 from uploader.observe.health import Health
 from uploader.ownership import SpoolLock
@@ -57,9 +58,12 @@ class Service:
     Not from a signal handler: it sets an event, whose lock the interrupted thread may hold.
     """
 
-    def __init__(self, config: ServiceConfig, *, target: Target, clock: Clock) -> None:
+    def __init__(
+        self, config: ServiceConfig, *, target: Target, clock: Clock, notifier: Notifier | None = None
+    ) -> None:
         """Take the spool and start to listen; raises `UsageError` or `SpoolError`."""
         self._config = config
+        self._notifier = notifier or Notifier({}, clock=clock)
         self._clock = clock
         self._target = target
         self._stops = 0
@@ -125,8 +129,10 @@ class Service:
             if self._config.http is not None and not self._config.http.is_loopback:
                 log.warning("health and metrics can be read beyond this machine url=%s", self._front.url)
         log.info("uploader ready listening=%s spool=%s", ",".join(self.urls), self._config.spool_dir)
+        self._notifier.ready(f"listening at {', '.join(self.urls)}")
         try:
             self._serve()
+            self._notifier.stopping("delivering what is there")
             if self._stops:
                 self._drain_at_stop()
         finally:
@@ -195,6 +201,7 @@ class Service:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)
             if self._is_idle(now) or self._is_drained(now):
                 return
+            self._notifier.alive()
             self._wait(min(due - now, _TICK_S))
 
     def _drain_at_stop(self) -> None:
@@ -211,6 +218,7 @@ class Service:
                 return
             if not ending and self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way:
                 return
+            self._notifier.alive()
             self._wait(min(due - now, 0.1))
 
     def _wait(self, timeout_s: float) -> None:

@@ -1,0 +1,59 @@
+"""Tells a service manager how the service is: a datagram a message to the socket in `$NOTIFY_SOCKET`, sd_notify(3)."""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+
+from protocol.clock import Clock
+
+log = logging.getLogger(__name__)
+
+_WATCHDOG_SHARE = 0.25
+"""How often within the watchdog's time we report: a slow commit in between must not cost the service its life."""
+
+
+class Notifier:
+    """Reports readiness, the end and, where the manager watches (`$WATCHDOG_USEC`), that the main loop goes round.
+
+    Says nothing where nobody asked. What cannot be said is logged once: it is no reason not to serve.
+    """
+
+    def __init__(self, environ: Mapping[str, str], *, clock: Clock) -> None:
+        self._clock = clock
+        self._address = environ.get("NOTIFY_SOCKET", "")
+        self._has_failed = False
+        self._alive_every_s = 0.0
+        self._alive_due_at = 0.0
+        watched = environ.get("WATCHDOG_USEC", "")
+        if self._address and watched.isdecimal() and environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
+            self._alive_every_s = int(watched) / 1e6 * _WATCHDOG_SHARE
+
+    def ready(self, status: str) -> None:
+        """The service serves; `status` is for people, one line."""
+        self._send(f"READY=1\nSTATUS={status}")
+
+    def stopping(self, status: str) -> None:
+        """The service ends, which may take a while."""
+        self._send(f"STOPPING=1\nSTATUS={status}")
+
+    def alive(self) -> None:
+        """The loop goes round; cheap when called often."""
+        if self._alive_every_s and (now := self._clock.monotonic()) >= self._alive_due_at:
+            self._alive_due_at = now + self._alive_every_s
+            self._send("WATCHDOG=1")
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        # An address that begins with @ is of the abstract name space, written with a zero byte (unix(7)).
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                # A manager that does not read must not stop us.
+                sender.settimeout(0)
+                sender.sendto(message.encode(), address)
+        except OSError as error:
+            if not self._has_failed:
+                self._has_failed = True
+                log.warning("cannot notify the service manager socket=%s error=%s", self._address, error)
