@@ -5,14 +5,19 @@ import os
 import stat
 from collections.abc import Callable
 
-from protocol.sample import CSV_HEADER
+from protocol.sample import COLUMNS, CSV_HEADER
+
+_LONGEST_LINE_BYTES = 4096
+_LATEST_TIMESTAMP = 253_402_300_799.0
+"""The end of the year 9999: what lies behind it was never written by us."""
 
 
 class CsvOutput:
     """Appends rows; trouble with the file is told once and never more than that.
 
     With `continued` the file of the same run is gone on with (a line that a kill cut short is removed first),
-    otherwise it is replaced.
+    otherwise it is replaced. `last_timestamp` is that of its last row, UNIX seconds, 0 where it has none: rows that
+    follow are stamped after it, whatever the clock says, and need not be stamped anew when they are delivered.
     """
 
     def __init__(self, path: str, *, continued: bool, warn: Callable[[str], None]) -> None:
@@ -20,6 +25,7 @@ class CsvOutput:
         self._warn = warn
         self._fd: int | None = None
         self._is_file = True
+        self.last_timestamp = 0.0
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if continued else os.O_TRUNC), 0o644)
             self._begin(self._fd)
@@ -55,6 +61,8 @@ class CsvOutput:
         os.lseek(fd, size, os.SEEK_SET)
         if not size:
             self._write_whole(fd, CSV_HEADER)
+        elif size > len(CSV_HEADER):
+            self.last_timestamp = _timestamp_of_last_line(fd, size)
 
     def _write_whole(self, fd: int, content: bytes) -> None:
         written = os.write(fd, content)
@@ -68,6 +76,20 @@ class CsvOutput:
     def _give_up(self, error: OSError) -> None:
         self._warn(f"cannot write {self._path}: {error.strerror}")
         self.close()
+
+
+def _timestamp_of_last_line(fd: int, size: int) -> float:
+    """Return the first field of the line that ends at `size`; 0 where that is no row of ours."""
+    start = max(0, size - _LONGEST_LINE_BYTES)
+    line = os.pread(fd, size - start, start)[:-1].rpartition(b"\n")[2]
+    fields = line.split(b",")
+    if len(fields) != len(COLUMNS):
+        return 0.0
+    try:
+        timestamp = float(fields[0])
+    except ValueError:
+        return 0.0
+    return timestamp if 0.0 <= timestamp <= _LATEST_TIMESTAMP else 0.0
 
 
 def _size_of_whole_lines(fd: int) -> int:

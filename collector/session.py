@@ -116,6 +116,7 @@ class Session:
         self._output: CsvOutput | None = None
         if settings["output"]:
             self._output = CsvOutput(settings["output"], continued=self._delivery.continued, warn=voice.error)
+            self._sampler.not_before(self._output.last_timestamp)
         self._begun_at = baseline.monotonic
         self._leftovers_due_at = baseline.monotonic + _LEFTOVERS_S
 

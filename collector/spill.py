@@ -130,6 +130,17 @@ class SpillFile:
             raise
         return spill
 
+    @classmethod
+    def tells_end(cls, path: str) -> bool:
+        """Whether the run of a file has ended; only reads it, whoever holds it. Raises `OSError`."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            spill = cls(fd, path)
+            is_ours = os.pread(fd, len(_MAGIC), 0) == _MAGIC
+            return is_ours and any(record.kind == _FINISH for record in spill._records(len(_MAGIC)))
+        finally:
+            os.close(fd)
+
     def write_head(self, head: SpillHead) -> None:
         """Write whose rows follow; the last head of a file counts."""
         self._append(_HEAD, _encode(head))

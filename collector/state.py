@@ -43,6 +43,15 @@ def open_run_file(state_dir: str, run_key: str) -> SpillFile:
     return ended or create_run_file(state_dir, run_key)
 
 
+def has_ended_file(state_dir: str, run_key: str) -> bool:
+    """Whether a file tells the end of the run, one that another collector delivers at the moment included."""
+    for path in _paths(state_dir, run_key):
+        with contextlib.suppress(OSError):
+            if SpillFile.tells_end(path):
+                return True
+    return False
+
+
 def create_run_file(state_dir: str, run_key: str) -> SpillFile:
     """Make another file of a run, beside those that are there; raises `OSError`, `UsageError` or `SpillError`."""
     make_private_dir(state_dir)

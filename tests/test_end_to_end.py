@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from oracle.clock import ShiftedClock
 from standins.backend import TOKEN, Backend
 from standins.keyring import Keyring
 from standins.product import (
@@ -480,6 +481,37 @@ def test_continued_output_is_appended_to_and_another_runs_is_replaced(home: Home
     assert all(row.count(",") == 31 for row in rows)
     home.collector("--quiet", "--output", str(output), "--", "true")
     assert len(rows_of_file(output)) == 1
+
+
+def test_clock_set_back_between_two_collectors_of_a_run_changes_no_row_that_was_written(home: Home) -> None:
+    output = home.directory / "rows.csv"
+    clock = ShiftedClock(home.directory, "collector")
+    target = home.start(*python("import time; time.sleep(60)"))
+    words = [COLLECTOR, "--interval", "0.1", "--connect", home.address, "--pid", str(target.pid), "--wait", "40"]
+    words += ["--output", str(output)]
+    uploader = home.start_uploader("--target", str(home.runs))
+    collector = home.start(*words, env=clock.environ)
+    wait_until(lambda: _stored_rows(home) > 3, "rows are stored")
+    collector.kill()
+    collector.wait()
+    uploader.kill()
+    uploader.wait()
+    first = rows_of_file(output)
+
+    clock.turn(-3600.0)
+    collector = home.start(*words, env=clock.environ)
+    wait_until(lambda: len(rows_of_file(output)) > len(first) + 2, "rows are taken before the uploader has spoken")
+    home.start_uploader("--target", str(home.runs))
+    collector.terminate()
+    _, said = collector.communicate(timeout=DEADLINE_S)
+
+    assert clock.wrong_readings
+    assert "set back" not in said
+    (run,) = home.local_runs()
+    rows = home.local_rows(run)
+    # What was killed may have had a row that nobody had got yet.
+    assert [row for row in rows_of_file(output) if row in set(rows)] == rows
+    assert_whole(rows[-len(rows_of_file(output)[len(first) :]) :], rows_of_file(output)[len(first) :])
 
 
 def _statuses(home: Home) -> list[dict[str, Any]]:

@@ -398,6 +398,22 @@ def test_a_run_that_waits_to_be_delivered_is_not_continued(state: State) -> None
     spill.close()
 
 
+def test_a_run_whose_end_somebody_delivers_at_this_moment_is_not_continued(home: Home, state: State) -> None:
+    under_way = SpillFile.open(str(state.left("nightly", 2)))
+    home.start_uploader("--target", str(home.runs))
+    delivery = state.delivery("nightly")
+    delivery.add(row(3))
+    delivery.finish(FINISH)
+    pumped(delivery, lambda: delivery.is_durable, "the end is acknowledged")
+    delivery.close(FINISH)
+    under_way.close()
+    state.deliver()
+    runs = wait_until(lambda: len(finished_runs(home)) == 2 and finished_runs(home), "both runs are delivered")
+    rows = {run["run_key"].partition("~")[0] == run["run_key"]: home.local_rows(run) for run in runs}
+    assert rows == {True: lines(1, 2), False: lines(3, 3)}
+    assert not state.kept()
+
+
 def test_of_several_files_of_a_run_the_newest_that_is_free_is_continued(state: State) -> None:
     first = state.delivery("key")
     first.add(row(1))

@@ -53,9 +53,19 @@ def test_a_file_is_replaced(path: Path, before: bytes) -> None:
 def test_a_continued_file_goes_on_behind_its_last_whole_line(path: Path, before: bytes, kept: bytes) -> None:
     path.write_bytes(before)
     output = opened(path, [], continued=True)
+    has_rows = len(kept) > len(CSV_HEADER)
+    assert output.last_timestamp == (decode_sample(row(1)).timestamp if has_rows else 0.0)
     output.write(line(7))
     output.close()
     assert path.read_bytes() == kept + line(7)
+
+
+@pytest.mark.parametrize("last", [b"text\n", b"nan" + b"," * 31 + b"\n", b"-1" + b"," * 31 + b"\n", b"," * 31 + b"\n"])
+def test_a_continued_file_whose_end_is_no_row_of_ours_says_nothing_about_the_time(path: Path, last: bytes) -> None:
+    path.write_bytes(CSV_HEADER + last)
+    output = opened(path, [], continued=True)
+    output.close()
+    assert output.last_timestamp == 0.0
 
 
 def test_a_full_disk_is_told_once_and_leaves_whole_lines(path: Path) -> None:

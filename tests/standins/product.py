@@ -117,7 +117,11 @@ class Home:
 
     def status(self, *words: str) -> list[dict[str, Any]]:
         """Return the runs of `sentinel-uploader status --json`, of all spools together."""
-        done = self.run(UPLOADER, "status", "--json", *words)
+        return self.status_of(self.run(UPLOADER, "status", "--json", *words))
+
+    @staticmethod
+    def status_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+        """Return the runs that a `status --json` has named."""
         assert done.returncode == 0, done.stderr
         return [run for spool in json.loads(done.stdout) for run in spool["runs"]]
 
