@@ -2,7 +2,7 @@
 #
 #   make demo     track a real job and deliver its samples to ./demo-data
 #   make test     build the wheel, install it, test what was installed
-#   make chaos    break everything by a schedule and count rows: make chaos SEED=4 DURATION=600
+#   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make lint     ruff and mypy
 #   make ci       lint and test, as .ci/run does
 #   make bench    compare with the peer (benchmarks/README.md)
@@ -21,6 +21,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DURATION ?= 60
 COLLECTORS ?= 4
+UPLOADERS ?= 2
 PEER := .venv-peer
 
 .PHONY: demo test chaos lint ci bench lock clean environment
@@ -54,7 +55,8 @@ test: environment
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 chaos: environment
-	PYTHONPATH=tests $(BIN)/python -m oracle $(if $(SEED),--seed $(SEED)) --duration $(DURATION) --collectors $(COLLECTORS)
+	PYTHONPATH=tests $(BIN)/python -m oracle $(if $(SEED),--seed $(SEED)) --duration $(DURATION) \
+		--collectors $(COLLECTORS) --uploaders $(UPLOADERS)
 
 lint: environment
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from standins.product import Home
 
-from oracle.play import play
+from oracle.play import Report, play
 
 
 def main() -> int:
@@ -19,15 +19,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="what happens and when (default: drawn, and printed)")
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of disturbance (default: %(default)s)")
     parser.add_argument("--collectors", type=int, default=4, help="how many collectors (default: %(default)s)")
+    parser.add_argument("--uploaders", type=int, default=2, help="how many uploaders (default: %(default)s)")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
-    print(f"seed {seed}, {arguments.duration:g} s, {arguments.collectors} collectors", flush=True)
+    print(
+        f"seed {seed}, {arguments.duration:g} s, {arguments.collectors} collectors, {arguments.uploaders} uploaders",
+        flush=True,
+    )
     directory = Path(tempfile.mkdtemp(prefix="oracle-"))
     runtime = Path(tempfile.mkdtemp(prefix="ss-"))
-    report = play(Home(directory, runtime, os.environ), seed, arguments.duration, arguments.collectors)
+    report = play(
+        Home(directory, runtime, os.environ),
+        seed=seed,
+        duration_s=arguments.duration,
+        collectors=arguments.collectors,
+        uploaders=arguments.uploaders,
+    )
     shutil.rmtree(runtime)
-    for name, figure in sorted(report.figures.items()):
-        print(f"{figure:8d}  {name}")
+    _print(report)
     if not report.problems:
         shutil.rmtree(directory)
         print("every guarantee has held")
@@ -35,6 +44,15 @@ def main() -> int:
     print("\n".join(report.problems))
     print(f"logs and files: {directory}\n{report.repeat}")
     return 1
+
+
+def _print(report: Report) -> None:
+    print("    done     met  disturbance")
+    for name, times in sorted(report.planned.items()):
+        print(f"{times:8d}{report.fired[name]:8d}  {name}")
+    print(f"{report.kills:8d}  processes killed")
+    for name, figure in sorted(report.figures.items()):
+        print(f"{figure:8d}  {name}")
 
 
 if __name__ == "__main__":

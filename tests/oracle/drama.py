@@ -2,11 +2,9 @@
 
 import heapq
 import itertools
-import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from standins.keyring import Keyring
@@ -15,22 +13,24 @@ from standins.s3 import S3Server
 from standins.sentinel_api import SentinelServer
 
 from oracle.relay import Relay, free_port
+from oracle.saboteur import Saboteur
 from oracle.schedule import Disturbance
 from oracle.subjects import END_WAIT_S, INTERVAL_S, Collector, Process, Uploader
 from oracle.witness import Witness
 
 if TYPE_CHECKING:
-    from standins.faults import Fault
+    from pathlib import Path
 
 TOKEN = "token-of-the-oracle"
 STOP_LIMIT_S = 12.0
 """A told uploader ends within ten seconds, whatever hangs; the rest is this machine's load."""
-QUIET_LIMIT_S = 150.0
-_LIFETIME_S, _SHORT_LIFETIME_S = 3600.0, 6.0
+QUIET_LIMIT_S = 200.0
+FRESH, SWEEP = "fresh", "sweep"
 _MOST_SWEEPS = 3
 """Collectors that are given the chance to deliver what others left; what still lies there then is reported."""
+_NO_ROOM_AGAIN_S = 0.5
 _TICK_S = 0.02
-_FRESH = "fresh"
+_GONE_STATES = {"finished", "failed"}
 
 
 class Drama:
@@ -39,29 +39,24 @@ class Drama:
     def __init__(
         self,
         home: Home,
+        *,
         api: SentinelServer,
         s3: S3Server,
-        relay: Relay,
+        relays: Sequence[Relay],
         witness: Witness,
-        port: int,
-        collectors: int,
+        uploaders: Sequence[Uploader],
+        collectors: Sequence[Collector],
     ) -> None:
-        self.witness = witness
         self.home = home
         self.api = api
         self.s3 = s3
-        self._relay = relay
-        environ = {
-            "SENTINEL_API_URL": api.url,
-            "SENTINEL_API_TOKEN": TOKEN,
-            "AWS_ENDPOINT_URL_S3": s3.url,
-        }
-        self.uploader = Uploader(home, port, environ)
-        self.collectors = [Collector(home, number, relay.url) for number in range(collectors)]
-        self.figures: Counter[str] = Counter()
-        self.faults: list[tuple[str, Fault]] = []
+        self.relays = relays
+        self.witness = witness
+        self.uploaders = uploaders
+        self.collectors = collectors
+        self.saboteur = Saboteur(self)
         self.problems: list[str] = []
-        self.fresh_output = home.directory / f"{_FRESH}.csv"
+        self.fresh_outputs: list[Path] = []
         self._began_at = 0.0
         self._tickets = itertools.count()
         self._actions: list[tuple[float, int, Callable[[], None]]] = []
@@ -69,11 +64,10 @@ class Drama:
     def play(self, disturbances: Iterable[Disturbance]) -> None:
         """Start everything, and disturb it until the last disturbance and its consequences are over."""
         self._began_at = time.monotonic()
-        self.uploader.start()
-        for collector in self.collectors:
-            collector.start()
+        for one in (*self.uploaders, *self.collectors):
+            one.start()
         for disturbance in disturbances:
-            self._at(disturbance.at_s, lambda chosen=disturbance: self._disturb(chosen))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            self._at(disturbance.at_s, lambda chosen=disturbance: self.saboteur.disturb(chosen))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
         while self._actions:
             when, _, action = self._actions[0]
             if time.monotonic() - self._began_at >= when:
@@ -88,122 +82,74 @@ class Drama:
         self.api.faults.clear()
         self.s3.faults.clear()
         self._until(self._all_are_up, "every process is up again", restart=True)
-        self._until(lambda: all(one.has_sampled for one in self.collectors), "every collector samples again")
+        self._until(lambda: all(one.has_begun for one in self.collectors), "every collector samples again")
         for collector in self.collectors:
             collector.end_target()
         self._until(lambda: all(one.process is None for one in self.collectors), "every collector ends")
-        self._fresh_run()
+        for number, relay in enumerate(self.relays):
+            self._fresh_run(number, relay.url)
         for _ in range(_MOST_SWEEPS):
-            if self._left_behind():
-                self.home.run(*self._fresh_words("--job-name", "sweep"), "--", "true")
+            for state_dir in {one.state_dir for one in self.collectors if any(one.state_dir.glob("*.rows"))}:
+                self._short_run(SWEEP, self.relays[0].url, "--state-dir", str(state_dir))
         self._until(self._is_everything_finished, "every run is finished")
-        self.uploader.terminate()
-        self._until(lambda: self.uploader.process is None, "the uploader ends")
+        for uploader in self.uploaders:
+            uploader.terminate()
+        self._until(lambda: all(one.process is None for one in self.uploaders), "the uploaders end")
         for collector in self.collectors:
             collector.close()
+
+    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Do something so many seconds from now; at once when the calm begins before."""
+        self._at(time.monotonic() - self._began_at + delay_s, action)
+
+    def refused_puts(self) -> int:
+        """Count the objects that storage has refused of its own accord."""
+        return sum(1 for one in self.s3.requests.of("put") if one.fault is None and one.status in {400, 403})
+
+    def refused_calls(self) -> int:
+        """Count the calls that the API has refused for their form."""
+        return sum(1 for one in self.api.requests.of() if one.fault is None and one.status in {415, 422})
+
+    def refusals_for_room(self) -> int:
+        """Count what uploaders have refused because it could not be written, starting included."""
+        failed_starts = sum(one.log.read_text(encoding="utf-8").count("no room in the spool") for one in self.uploaders)
+        return self.witness.rejects["busy"] + failed_starts
 
     def _at(self, at_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._actions, (at_s, next(self._tickets), action))
 
-    def _after(self, delay_s: float, action: Callable[[], None]) -> None:
-        self._at(time.monotonic() - self._began_at + delay_s, action)
-
-    def _disturb(self, what: Disturbance) -> None:
-        if self._do(what):
-            self.figures[what.label] += 1
-        else:
-            self.figures["skipped"] += 1
-
-    def _do(self, what: Disturbance) -> bool:
-        """Do it and plan its end; False where it makes no sense at the moment."""
-        subject, _, verb = what.kind.partition("-")
-        if subject == "relay":
-            self._trouble_network(verb, what)
-        elif subject in {"api", "storage"}:
-            server = self.api if subject == "api" else self.s3
-            fault = server.faults.add(what.call, **what.fault)
-            self.faults.append((what.label, fault))
-            self._after(what.lasts_s, fault.lift if fault.hang else lambda: None)
-        elif subject == "revoke":
-            self.api.keyring.revoke_all(what.code)
-        elif subject == "short":
-            self.api.behaviour.lifetime_s = _SHORT_LIFETIME_S
-            self._after(what.lasts_s, lambda: setattr(self.api.behaviour, "lifetime_s", _LIFETIME_S))
-        elif subject == "uploader":
-            return self._trouble_process(self.uploader, verb, what)
-        else:
-            return self._trouble_process(self.collectors[what.which % len(self.collectors)], verb, what)
-        return True
-
-    def _trouble_network(self, verb: str, what: Disturbance) -> None:
-        if verb == "reset":
-            self._relay.reset()
-        elif verb == "hold":
-            self._relay.hold()
-            self._after(what.lasts_s, self._relay.release)
-        else:
-            self._relay.delay(what.latency_s)
-            self._after(what.lasts_s, lambda: self._relay.delay(0.0))
-
-    def _trouble_process(self, one: Uploader | Collector, verb: str, what: Disturbance) -> bool:
-        if one.process is None:
-            return False
-        if verb == "kill":
-            one.kill()
-            self._after(what.lasts_s, one.start)
-            return True
-        # A process that was just started dies of SIGTERM like any other, having done nothing yet.
-        if one.paused or not one.is_up or not self._has_begun(one):
-            return False
-        if verb == "pause":
-            process = one.process
-            one.send(signal.SIGSTOP)
-            self._after(what.lasts_s, lambda: one.send(signal.SIGCONT) if one.process is process else None)
-        else:
-            one.terminate()
-            if what.kill_after_s is not None:
-                self._after(what.kill_after_s, lambda: self._kill_ending(one))
-        return True
-
-    def _kill_ending(self, one: Uploader | Collector) -> None:
-        if one.process is not None and one.told_to_end_at is not None:
-            one.kill()
-            self.figures["kill while ending"] += 1
-            self._after(0.0, one.start)
-
-    def _has_begun(self, one: Uploader | Collector) -> bool:
-        if isinstance(one, Collector):
-            return one.has_sampled
-        return "uploader ready" in one.log.read_text(encoding="utf-8").rpartition("--- ")[2]
-
     def _look_after_processes(self, *, restart: bool) -> None:
         for collector in self.collectors:
+            collector.look()
             if (code := collector.poll()) is not None:
                 collector.ended(code)
                 if restart:
-                    self._after(0.0, collector.start)
-        told_at = self.uploader.told_to_end_at
-        if (code := self.uploader.poll()) is not None:
-            if code or told_at is None:
-                self.problems.append(f"the uploader ended with {code}, see {self.uploader.log}")
-            if restart:
-                self._after(0.0, self.uploader.start)
-        elif self.uploader.process is not None and told_at is not None and time.monotonic() > told_at + STOP_LIMIT_S:
-            self.problems.append(f"the uploader had not ended {STOP_LIMIT_S} s after SIGTERM")
-            self.uploader.kill()
-            self._after(0.0, self.uploader.start)
+                    self.after(0.0, collector.start_if_down)
+        for uploader in self.uploaders:
+            self._look_after_uploader(uploader, restart=restart)
+
+    def _look_after_uploader(self, uploader: Uploader, *, restart: bool) -> None:
+        told_at = uploader.told_to_end_at
+        again_s = 0.0
+        if (code := uploader.poll()) is not None:
+            if code == 1 and uploader.disk.was_full_lately:
+                # Without room it cannot even open its spool: it says so, and whoever started it tries again.
+                again_s = _NO_ROOM_AGAIN_S
+            elif code or told_at is None:
+                self.problems.append(f"{uploader.name} ended with {code}, see {uploader.log}")
+        elif uploader.process is not None and told_at is not None and time.monotonic() > told_at + STOP_LIMIT_S:
+            self.problems.append(f"{uploader.name} had not ended {STOP_LIMIT_S} s after SIGTERM")
+            uploader.kill()
+        else:
+            return
+        if restart:
+            self.after(again_s, uploader.start_if_down)
 
     def _all_are_up(self) -> bool:
-        everybody: list[Process] = [self.uploader, *self.collectors]
+        everybody: list[Process] = [*self.uploaders, *self.collectors]
         return all(one.is_up for one in everybody)
 
-    def _until(
-        self,
-        happened: Callable[[], bool],
-        what: str,
-        *,
-        restart: bool = False,
-    ) -> None:
+    def _until(self, happened: Callable[[], bool], what: str, *, restart: bool = False) -> None:
         deadline = time.monotonic() + QUIET_LIMIT_S
         while not happened():
             if time.monotonic() > deadline:
@@ -213,49 +159,58 @@ class Drama:
             self._look_after_processes(restart=restart)
             time.sleep(_TICK_S)
 
-    def _fresh_run(self) -> None:
-        done = self.home.run(*self._fresh_words("--output", str(self.fresh_output)), "--job-name", _FRESH, "--", "true")
-        if done.returncode or not self._is_finished(_FRESH):
-            self.problems.append(f"a fresh run does not pass: {done.returncode} {done.stderr}")
+    def _fresh_run(self, number: int, address: str) -> None:
+        output = self.home.directory / f"{FRESH}-{number}.csv"
+        self.fresh_outputs.append(output)
+        name = f"{FRESH}-{number}"
+        failure = self._short_run(name, address, "--output", str(output))
+        finished = [run for run in self.api.runs.values() if run.registration.get("job_name") == name and run.finish]
+        if failure or not finished:
+            self.problems.append(f"a fresh run does not pass: {failure}")
 
-    def _fresh_words(self, *words: str) -> list[str]:
-        address = self._relay.url
-        return [COLLECTOR, "--connect", address, "--interval", str(INTERVAL_S), "--wait", str(END_WAIT_S * 20), *words]
-
-    def _is_finished(self, name: str) -> bool:
-        runs = [run for run in self.api.runs.values() if run.registration.get("job_name") == name]
-        return any(run.finish is not None for run in runs)
-
-    def _left_behind(self) -> list[Path]:
-        return sorted((self.home.state / "collector").glob("*.rows"))
+    def _short_run(self, name: str, address: str, *words: str) -> str:
+        """Run a collector to its end; returns what it said where it failed."""
+        done = self.home.run(
+            COLLECTOR, "--connect", address, "--interval", str(INTERVAL_S), "--wait", str(END_WAIT_S * 15), *words,
+            "--job-name", name, "--", "true",
+        )  # fmt: skip
+        return f"{done.returncode} {done.stderr}" if done.returncode else ""
 
     def _is_everything_finished(self) -> bool:
         time.sleep(0.2)
-        runs = self.home.status("--spool", str(self.uploader.spool))
-        return all(run["state"] in {"finished", "failed", "parked"} for run in runs)
+        runs = [(uploader, run) for uploader in self.uploaders for run in uploader.runs()]
+        for uploader, run in runs:
+            if run["state"] == "parked":
+                # An answer that no repetition changes: what a person would do once the server is well again.
+                uploader.command("retry", run["key"])
+        return all(run["state"] in _GONE_STATES for _, run in runs)
 
 
-class Stage:
-    """The servers and the relay around a `Drama`; `with` starts and stops them."""
-
-    def __init__(self, home: Home, collectors: int) -> None:
-        self._home = home
-        self._collectors = collectors
-        self._keyring = Keyring()
-        self._s3 = S3Server(self._keyring)
+@contextmanager
+def stage(home: Home, *, collectors: int, uploaders: int, stale_after_s: float) -> Iterator[Drama]:
+    """Set up servers, relays and disks, and take everything down again, the processes first."""
+    keyring, witness = Keyring(), Witness()
+    with ExitStack() as stack:
+        s3 = stack.enter_context(S3Server(keyring))
         root = "s3://bucket/some prefix+@x"
-        self._api = SentinelServer(token=TOKEN, keyring=self._keyring, upload_root=root, fetch=self._s3.fetch)
-        self._port = free_port()
-        self._witness = witness = Witness()
-        self._relay = Relay(self._port, witness)
-
-    def __enter__(self) -> Drama:
-        for server in (self._s3, self._api, self._relay):
-            server.__enter__()
-        return Drama(self._home, self._api, self._s3, self._relay, self._witness, self._port, self._collectors)
-
-    def __exit__(self, *failure: object) -> None:
-        # The processes first: what they were connected to must not go away under them.
-        self._home.close()
-        for server in (self._relay, self._api, self._s3):
-            server.__exit__(None, None, None)
+        api = stack.enter_context(SentinelServer(token=TOKEN, keyring=keyring, upload_root=root, fetch=s3.fetch))
+        environ = {"SENTINEL_API_URL": api.url, "SENTINEL_API_TOKEN": TOKEN, "AWS_ENDPOINT_URL_S3": s3.url}
+        relays, servers = [], []
+        for number in range(uploaders):
+            port = free_port()
+            relays.append(stack.enter_context(Relay(port, witness)))
+            # The last one's spool is so small that an outage fills it.
+            small = number == uploaders - 1 and number > 0
+            uploader = Uploader(
+                home, f"uploader-{number}", port=port, stale_after_s=stale_after_s, environ=environ, small=small
+            )
+            stack.enter_context(uploader.disk)
+            servers.append(uploader)
+        addresses = [relay.url for relay in relays]
+        # Every other collector is given all addresses, and chooses.
+        cast = [
+            Collector(home, number, addresses if number % 2 else [addresses[number // 2 % uploaders]])
+            for number in range(collectors)
+        ]
+        stack.callback(home.close)
+        yield Drama(home, api=api, s3=s3, relays=relays, witness=witness, uploaders=servers, collectors=cast)

@@ -1,39 +1,73 @@
 """One drama from its seed to the verdict."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 
 from standins.product import Home
 
-from oracle.drama import Stage
-from oracle.schedule import schedule
-from oracle.verdict import verdict
+from oracle.drama import Drama, stage
+from oracle.evidence import gather
+from oracle.saboteur import KILLS
+from oracle.schedule import NAMES, schedule
+from oracle.verdict import left_over, verdict
+
+LONG_S = 300.0
+"""So long a schedule holds everything that there is."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """`problems` is empty when every guarantee has held; `repeat` says how to see them again."""
+    """`problems` is empty when every guarantee has held; `repeat` says how to see them again.
+
+    `planned` and `fired` count disturbances by name: what was done, and how often it met somebody.
+    """
 
     problems: list[str]
+    planned: Counter[str]
+    fired: Counter[str]
     figures: Counter[str]
     repeat: str
 
     @property
     def kills(self) -> int:
         """How many processes were killed."""
-        return sum(self.figures[name] for name in ("uploader-kill", "collector-kill", "kill while ending"))
+        return sum(self.fired[name] for name in KILLS)
 
 
-def play(home: Home, seed: int, duration_s: float, collectors: int) -> Report:
+def _write_down(drama: Drama) -> None:
+    """Leave beside the logs what the servers were asked, for whoever looks for the reason."""
+    runs = [{"id": run.run_id, "began": run.registration, "ended": run.finish} for run in drama.api.runs.values()]
+    (drama.home.directory / "runs.json").write_text(json.dumps(runs, indent=1), encoding="utf-8")
+    with (drama.home.directory / "calls.log").open("w", encoding="utf-8") as file:
+        for one in sorted((*drama.api.requests.of(), *drama.s3.requests.of()), key=lambda one: one.at):
+            fault = "" if one.fault is None else f" fault: {one.fault.call} fired {one.fault.fired}"
+            file.write(f"{one.at:.3f} {one.call} {one.path} {one.status} took effect: {one.took_effect}{fault}\n")
+
+
+def play(home: Home, *, seed: int, duration_s: float, collectors: int, uploaders: int) -> Report:
     """Play the schedule of a seed and judge what is left; ends every process that it started."""
-    repeat = f"repeat it: make chaos SEED={seed} DURATION={duration_s:g} COLLECTORS={collectors}"
-    with Stage(home, collectors) as drama:
+    is_long = duration_s >= LONG_S
+    repeat = f"repeat it: make chaos SEED={seed} DURATION={duration_s:g} COLLECTORS={collectors} UPLOADERS={uploaders}"
+    # A run that is closed for its silence was not continued as it should have been: nobody is away for so long.
+    stale_after_s, longest_s = (40.0, 5.0) if duration_s >= 60 else (12.0, 2.0)
+    with stage(home, collectors=collectors, uploaders=uploaders, stale_after_s=stale_after_s) as drama:
         try:
-            drama.play(schedule(seed, duration_s))
+            drama.play(schedule(seed, duration_s, longest_s))
             drama.calm()
+            problems = list(left_over(drama))
         except AssertionError as error:
-            drama.problems.append(str(error))
-        problems = verdict(drama)
-        for label, fault in drama.faults:
-            drama.figures[f"fired: {label}"] += fault.fired
-    return Report(problems, drama.figures, repeat)
+            problems = [str(error)]
+        missing = set() if drama.uploaders[0].disk.is_mounted else {"spool's disk full"}
+        missing |= (
+            set() if drama.uploaders[0].clock.can_be_turned else {"uploader's clock set", "collector's clock set"}
+        )
+        evidence = gather(drama, [name for name in NAMES if name not in missing] if is_long else [])
+        problems += drama.problems
+        problems += [problem for one in (*drama.uploaders, *drama.collectors) for problem in one.problems]
+        problems += verdict(evidence)
+        evidence.figures["disturbances skipped"] = drama.saboteur.skipped
+        evidence.figures["refused for want of room"] = drama.refusals_for_room()
+        if problems:
+            _write_down(drama)
+    return Report(problems, evidence.planned, evidence.fired, evidence.figures, repeat)

@@ -17,7 +17,8 @@ _CHUNK_BYTES = 1 << 16
 class Relay:
     """Listens on a loopback port of its own and forwards to `target_port`; `with` starts and stops it.
 
-    The methods may be called from any thread. `connections` counts what was accepted.
+    The methods may be called from any thread. `connections` counts what was accepted; `cut`, `held` and `delayed` count
+    the connections that were reset and the pieces of data that met a black hole or latency.
     """
 
     def __init__(self, target_port: int, witness: Witness) -> None:
@@ -26,7 +27,7 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"tcp://127.0.0.1:{self.port}"
-        self.connections = 0
+        self.connections = self.cut = self.held = self.delayed = 0
         self._latency_s = 0.0
         self._loop = asyncio.new_event_loop()
         self._open = asyncio.Event()
@@ -49,7 +50,7 @@ class Relay:
 
     def reset(self) -> None:
         """Cut every connection with RST."""
-        self._call(self._abort_all)
+        self._call(self._reset)
 
     def hold(self) -> None:
         """Be a black hole: connections stay open and nothing passes, until `release`."""
@@ -62,6 +63,10 @@ class Relay:
     def delay(self, latency_s: float) -> None:
         """Add so many seconds to the way of each piece of data; 0 ends it."""
         self._call(lambda: setattr(self, "_latency_s", latency_s))
+
+    def _reset(self) -> None:
+        self.cut += len(self._writers)
+        self._abort_all()
 
     def _call(self, action: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(action)
@@ -115,7 +120,9 @@ class Relay:
         while piece := await reader.read(_CHUNK_BYTES):
             overhear(piece)
             if self._latency_s:
+                self.delayed += 1
                 await asyncio.sleep(self._latency_s)
+            self.held += not self._open.is_set()
             await self._open.wait()
             writer.write(piece)
             await writer.drain()

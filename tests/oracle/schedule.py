@@ -1,33 +1,57 @@
 """What goes wrong and when: a pure function of a seed, so that a failure can be repeated."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-MEAN_GAP_S = 0.45
+from oracle.answers import API_FAULTS, STORAGE_FAULTS, CallFault, draw
+
+MEAN_GAP_S = 0.42
 """Between two disturbances; about half of them kill a process."""
-STORAGE_CODES = (
-    "SlowDown", "InternalError", "ServiceUnavailable", "RequestTimeout", "RequestTimeTooSkewed", "AccessDenied",
-    "ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired",
-)  # fmt: skip
 REVOCATIONS = ("ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "AccessDenied")
-_API_CALLS = ("register", "refresh", "finish", "*")
-_API_STATUSES = (408, 425, 500, 502, 503, 504)
+SPILLED_AFTER_S = 3.0
+"""A collector that nobody answers has its rows on disk by then, but for the youngest."""
+_CLOCK_STEPS_S = (-7200.0, -90.0, -2.0, 2.0, 90.0, 7200.0)
 _WEIGHTS = {
-    "uploader-kill": 14,
-    "uploader-term": 4,
-    "uploader-pause": 4,
-    "collector-kill": 26,
-    "collector-term": 12,
-    "collector-pause": 6,
-    "relay-reset": 6,
-    "relay-hold": 4,
-    "relay-delay": 4,
-    "api": 10,
-    "storage": 10,
-    "revoke": 4,
-    "short-credentials": 2,
+    "uploader killed": 14,
+    "uploader told to end": 4,
+    "uploader stopped (SIGSTOP)": 4,
+    "uploader's clock set": 3,
+    "collector killed": 24,
+    "collector told to end": 11,
+    "collector stopped (SIGSTOP)": 5,
+    "collector's clock set": 4,
+    "connections reset": 5,
+    "connections in a black hole": 3,
+    "latency": 3,
+    "collector killed while cut off": 2,
+    "everything told to end at once": 1,
+    "spool's disk full": 2,
+    "credentials revoked": 4,
+    "credentials that live 6 s": 2,
+    "API refuses gzip and a field": 2,
+    "storage away for long": 1,
+    "API": 16,
+    "storage": 13,
+}
+VANISHED = "collector killed and never back"
+NAMES = (
+    *(name for name in _WEIGHTS if name not in {"API", "storage"}),
+    VANISHED,
+    "killed while it ends",
+    *(f"API: {name}" for name in API_FAULTS),
+    *(f"storage: {name}" for name in STORAGE_FAULTS),
+)
+"""Everything that a schedule of some minutes holds."""
+_VANISH_EVERY_S = 60.0
+_MOST_VANISHED_SHARE = 0.3
+_LASTS_S = {
+    "uploader killed": 2.0,
+    "collector killed": 2.0,
+    "everything told to end at once": 1.0,
+    "latency": 3.0,
+    "credentials that live 6 s": 8.0,
+    "API refuses gzip and a field": 8.0,
 }
 
 
@@ -35,100 +59,65 @@ _WEIGHTS = {
 class Disturbance:
     """One thing that goes wrong `at_s` seconds after the beginning.
 
-    `lasts_s`: how long a process is down, paused or hung, or the network troubled. `which` picks a collector (modulo
-    their number). `fault` holds the arguments of `Faults.add`, without the call.
+    `lasts_s`: how long a process is down, paused or hung, or the network troubled. `which` picks a process (modulo
+    their number).
     """
 
     at_s: float
-    kind: str
+    name: str
     lasts_s: float = 0.0
     which: int = 0
-    call: str = "*"
-    fault: Mapping[str, Any] = field(default_factory=dict)
+    fault: CallFault = field(default_factory=CallFault)
     code: str = ""
-    latency_s: float = 0.0
+    amount_s: float = 0.0
+    """Of latency; by how much a clock is wrong."""
     kill_after_s: float | None = None
-    """A collector that is told to end is killed so much later, while it ends."""
-
-    @property
-    def label(self) -> str:
-        """Name of its kind in the figures."""
-        if self.kind not in {"api", "storage"}:
-            return f"{self.kind} {self.code}".rstrip()
-        what = [f"{name}={value}" for name, value in self.fault.items() if name in {"status", "code"}]
-        what += [name for name in ("drop_before", "drop_after_effect", "after_effect", "hang") if name in self.fault]
-        what += ["slow"] if "delay_s" in self.fault else []
-        what += ["Retry-After"] if "headers" in self.fault else []
-        return " ".join([self.kind, self.call, *what])
+    """A process that is told to end is killed so much later, while it ends."""
 
 
-def schedule(seed: int, duration_s: float) -> list[Disturbance]:
-    """Return the disturbances of so many seconds, in order."""
-    return list(_disturbances(random.Random(seed), duration_s))
+def schedule(seed: int, duration_s: float, longest_s: float) -> list[Disturbance]:
+    """Return the disturbances of so many seconds, in order; pauses and black holes last `longest_s` at most."""
+    rng = random.Random(seed)
+    return sorted([*_disturbances(rng, duration_s, longest_s), *_vanishings(rng, duration_s)], key=lambda one: one.at_s)
 
 
-def _disturbances(rng: random.Random, duration_s: float) -> Iterator[Disturbance]:
+def _disturbances(rng: random.Random, duration_s: float, longest_s: float) -> Iterator[Disturbance]:
     # The first seconds belong to the start: a kill before the interpreter has come up shows nothing.
     at_s = 1.5
     while at_s < duration_s:
         kind = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
-        yield _one(rng, at_s, kind)
+        yield _one(rng, at_s, kind, longest_s)
         at_s += rng.expovariate(1 / MEAN_GAP_S)
 
 
-def _one(rng: random.Random, at_s: float, kind: str) -> Disturbance:
+def _vanishings(rng: random.Random, duration_s: float) -> Iterator[Disturbance]:
+    # Early, so that their runs are closed while others still go on.
+    at_s = min(duration_s * _MOST_VANISHED_SHARE, _VANISH_EVERY_S)
+    while at_s < duration_s:
+        yield Disturbance(at_s, VANISHED, which=rng.randrange(1 << 16))
+        at_s += _VANISH_EVERY_S
+
+
+def _one(rng: random.Random, at_s: float, kind: str, longest_s: float) -> Disturbance:
     which = rng.randrange(1 << 16)
+    lasts_s = rng.uniform(0.0, _LASTS_S.get(kind, longest_s))
     match kind:
-        case "api":
-            call = rng.choice(_API_CALLS)
-            return Disturbance(at_s, kind, rng.uniform(0.5, 3.0), call=call, fault=_api_fault(rng))
-        case "storage":
-            return Disturbance(at_s, kind, rng.uniform(0.5, 3.0), call="put", fault=_storage_fault(rng))
-        case "revoke":
+        case "API" | "storage":
+            name, fault = draw(API_FAULTS if kind == "API" else STORAGE_FAULTS, rng)
+            return Disturbance(at_s, f"{kind}: {name}", rng.uniform(0.5, 3.0), fault=fault)
+        case "credentials revoked":
             return Disturbance(at_s, kind, code=rng.choice(REVOCATIONS))
-        case "short-credentials":
-            return Disturbance(at_s, kind, rng.uniform(2.0, 8.0))
-        case "relay-delay":
-            return Disturbance(at_s, kind, rng.uniform(0.5, 3.0), latency_s=rng.uniform(0.02, 0.4))
-        case "collector-term":
+        case "latency":
+            return Disturbance(at_s, kind, lasts_s, which, amount_s=rng.uniform(0.02, 0.4))
+        case "uploader's clock set" | "collector's clock set":
+            amount_s = rng.choice(_CLOCK_STEPS_S) * rng.uniform(0.1, 1.0)
+            return Disturbance(at_s, kind, which=which, amount_s=amount_s)
+        case "collector told to end" | "uploader told to end":
             kill_after_s = rng.uniform(0.0, 0.6) if rng.random() < 0.3 else None
-            return Disturbance(at_s, kind, rng.uniform(0.0, 1.5), which=which, kill_after_s=kill_after_s)
+            return Disturbance(at_s, kind, lasts_s, which, kill_after_s=kill_after_s)
+        case "collector killed while cut off":
+            return Disturbance(at_s, kind, SPILLED_AFTER_S + rng.uniform(0.3, 2.0), which)
+        case "spool's disk full" | "storage away for long" | "connections in a black hole":
+            return Disturbance(at_s, kind, 1.0 + lasts_s, which)
         case _:
-            longest_s = 5.0 if kind in {"relay-hold", "uploader-pause", "collector-pause"} else 2.0
-            return Disturbance(at_s, kind, rng.uniform(0.0, longest_s), which=which)
-
-
-def _api_fault(rng: random.Random) -> dict[str, Any]:
-    match rng.randrange(8):
-        case 0 | 1:
-            return {"status": rng.choice(_API_STATUSES), "times": rng.randint(1, 3)}
-        case 2:
-            return {"status": 429, "headers": {"Retry-After": str(rng.randint(1, 2))}, "times": rng.randint(1, 2)}
-        case 3:
-            return {"status": 401, "times": 1}
-        case 4:
-            return {"drop_before": True, "times": rng.randint(1, 3)}
-        case 5:
-            return {"drop_after_effect": True, "times": 1}
-        case 6:
-            return {"status": 500, "after_effect": True, "times": 1}
-        case _:
-            return _slow_fault(rng)
-
-
-def _storage_fault(rng: random.Random) -> dict[str, Any]:
-    match rng.randrange(8):
-        case 0 | 1 | 2 | 3:
-            return {"code": rng.choice(STORAGE_CODES), "times": rng.randint(1, 3)}
-        case 4:
-            return {"drop_before": True, "times": rng.randint(1, 3)}
-        case 5:
-            return {"drop_after_effect": True, "times": rng.randint(1, 2)}
-        case 6:
-            return {"status": 500, "code": "InternalError", "after_effect": True, "times": 1}
-        case _:
-            return _slow_fault(rng)
-
-
-def _slow_fault(rng: random.Random) -> dict[str, Any]:
-    return {"hang": True, "times": 1} if rng.random() < 0.5 else {"delay_s": rng.uniform(0.2, 1.0), "times": 2}
+            return Disturbance(at_s, kind, lasts_s, which)

@@ -1,23 +1,27 @@
-"""The processes that are disturbed: collectors with the record of what they sampled, and the uploader."""
+"""The processes that are disturbed: collectors with the record of what they sampled, and uploaders."""
 
 import contextlib
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 from standins.product import COLLECTOR, UPLOADER, Home
 
-from protocol.sample import CSV_HEADER
+from oracle.clock import ShiftedClock
+from oracle.disk import SmallDisk
+from oracle.record import VANISHED, End, Generation, Part, Tail
 
 INTERVAL_S = 0.2
-STALE_AFTER_S = "40"
-"""Longer than any collector is away: a run that is closed for its silence was not continued as it should have been."""
 END_WAIT_S = 3
 """`--wait` of every collector: one that finds nobody leaves its rows to the next soon."""
+SMALL_SPOOL = "192KiB"
+_SPIN_WINDOW_S = 5.0
+_SPIN_SHARE = 0.9
 _JOB = """
 import os, sys, time
 while not os.path.exists(sys.argv[1]):
@@ -26,67 +30,48 @@ raise SystemExit(int(sys.argv[2]))
 """
 
 
-@dataclass(frozen=True)
-class End:
-    """How a run is to be reported to the API."""
-
-    status: str
-    exit_code: int | None
-
-
-@dataclass
-class Part:
-    """What one collector process sampled: the rows of its `--output`, and whether it was killed."""
-
-    output: Path
-    was_killed: bool = False
-
-    def rows(self) -> list[str]:
-        """Return the whole lines behind the header, in order."""
-        if not self.output.exists():
-            return []
-        content = self.output.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        return whole[len(CSV_HEADER) :].decode().splitlines()
-
-
-@dataclass
-class Generation:
-    """The parts of one run, up to an end that a collector lived to report.
-
-    `ends` are the ends that were begun: more than one where a collector was killed while it ended.
-    """
-
-    name: str
-    parts: list[Part] = field(default_factory=list)
-    ends: list[End] = field(default_factory=list)
-
-
 class Process:
     """A process of ours that may be down, paused, or about to end."""
 
     def __init__(self, home: Home, name: str) -> None:
         self.home = home
         self.name = name
+        self.clock = ShiftedClock(home.directory, name)
         self.log = home.directory / f"{name}.log"
         self.process: subprocess.Popen[str] | None = None
         self.told_to_end_at: float | None = None
         self.paused = False
         self.problems: list[str] = []
+        self._used_before: tuple[float, float] = (0.0, 0.0)
 
     @property
     def is_up(self) -> bool:
         """Whether there is a process that nobody has told to end."""
         return self.process is not None and self.told_to_end_at is None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the process has come as far as its work: before, it dies of any signal, having done nothing."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start it; does not wait until it has begun."""
+        raise NotImplementedError
+
+    def start_if_down(self) -> None:
+        """Start it, unless somebody else has done so meanwhile."""
+        if self.process is None:
+            self.start()
+
     def launch(self, *words: str, **environ: str) -> None:
         """Start the command; what it says goes to its log."""
         with open(self.log, "a", encoding="utf-8") as log:
             log.write(f"--- {' '.join(words[1 : words.index('--')] if '--' in words else words[1:])}\n")
             log.flush()
-            self.process = self.home.start(*words, env=environ, stdout=log, stderr=log)
+            self.process = self.home.start(*words, env=self.clock.environ | environ, stdout=log, stderr=log)
         self.told_to_end_at = None
         self.paused = False
+        self._used_before = (time.monotonic(), 0.0)
 
     def send(self, signum: signal.Signals) -> None:
         """Signal the process."""
@@ -107,51 +92,87 @@ class Process:
         self.process = None
 
     def poll(self) -> int | None:
-        """Return the exit code of a process that has ended by itself, once."""
-        if self.process is None or (code := self.process.poll()) is None:
+        """Return the exit code of a process that has ended by itself, once; look whether it spins."""
+        if self.process is None:
+            return None
+        if (code := self.process.poll()) is None:
+            self._watch(self.process.pid)
             return None
         self.process = None
         return code
 
+    def _watch(self, pid: int) -> None:
+        since, used_before_s = self._used_before
+        now = time.monotonic()
+        if now - since < _SPIN_WINDOW_S:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(pid).cpu_times()
+            used_s = times.user + times.system
+            self._used_before = (now, used_s)
+            if used_s - used_before_s > _SPIN_SHARE * (now - since):
+                self.problems.append(f"{self.name} has used {used_s - used_before_s:.1f} s of CPU in {now - since:.1f}")
+
 
 class Uploader(Process):
-    """The one uploader of the drama, at a fixed port."""
+    """An uploader at a fixed port, with a spool of its own that may lie on a disk of its own."""
 
-    def __init__(self, home: Home, port: int, environ: dict[str, str]) -> None:
-        super().__init__(home, "uploader")
-        self.spool = home.directory / "spool"
+    def __init__(
+        self, home: Home, name: str, *, port: int, stale_after_s: float, environ: dict[str, str], small: bool
+    ) -> None:
+        super().__init__(home, name)
+        place = home.directory / f"{name}-disk"
+        self.disk = SmallDisk(place)
+        self.spool = place / "spool"
         self._port = port
+        self._stale_after_s = stale_after_s
+        self._small = ["--spool-max", SMALL_SPOOL] if small else []
         self._environ = environ
         self.started_at: list[float] = []
+
+    @property
+    def has_begun(self) -> bool:
+        return "uploader ready" in self.log.read_text(encoding="utf-8").rpartition("--- ")[2]
 
     def start(self) -> None:
         """Start it; does not wait until it listens."""
         self.started_at.append(time.monotonic())
-        self.launch(
+        words = self.disk.inside(
             UPLOADER, "serve", "--bind", f"tcp://127.0.0.1:{self._port}", "--spool", str(self.spool),
-            "--upload-interval", "1", "--stale-after", STALE_AFTER_S, **self._environ,
+            "--upload-interval", "1", "--stale-after", str(self._stale_after_s), *self._small,
         )  # fmt: skip
+        self.launch(*words, **self._environ)
+
+    def command(self, *words: str) -> "subprocess.CompletedProcess[str]":
+        """Run another of the uploader's commands on this spool."""
+        return self.home.run(*self.disk.inside(UPLOADER, *words, "--spool", str(self.spool)))
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the runs as `status --json` has them, none while there is no spool yet."""
+        if not self.disk.path(self.spool / "spool.db").exists():
+            return []
+        return self.home.status_of(self.command("status", "--json"))
 
 
 class Collector(Process):
     """A collector, the processes that it was over time, and what each of them sampled.
 
-    With even numbers it tracks a foreign process, with odd ones it wraps a job that ends with `exit_code`.
+    With even numbers it tracks a foreign process, with odd ones it wraps a job that ends with `exit_code`. Every third
+    has a state directory of its own, so that its clock may go wrong: files of several collectors are told apart by age.
     """
 
-    def __init__(self, home: Home, number: int, address: str) -> None:
+    def __init__(self, home: Home, number: int, addresses: Sequence[str]) -> None:
         super().__init__(home, f"collector-{number}")
-        self._number = number
-        self._address = address
-        self._stop_file = home.directory / f"{self.name}.stop"
+        self._addresses = addresses
         self._wraps = number % 2 == 1
+        self.is_alone = number % 3 == 2
+        self.state_dir = home.state / (f"{self.name}-state" if self.is_alone else "collector")
         self.exit_code = 3 if number % 4 == 1 else 0
-        self._parts = 0
-        self.generations = [Generation(f"{self.name}-0")]
-        self._target = None if self._wraps else home.start(*self._job(), stdout=subprocess.DEVNULL)
-
-    def _job(self) -> list[str]:
-        return [sys.executable, "-S", "-c", _JOB, str(self._stop_file), str(self.exit_code)]
+        self.generations: list[Generation] = []
+        self._lives = 0
+        self._target: subprocess.Popen[str] | None = None
+        self._tail: Tail | None = None
+        self._begin_life()
 
     @property
     def run(self) -> Generation:
@@ -159,31 +180,53 @@ class Collector(Process):
         return self.generations[-1]
 
     @property
-    def has_sampled(self) -> bool:
-        """Whether the process that runs now has written a row."""
-        return bool(self.run.parts and self.run.parts[-1].rows())
+    def output(self) -> Path:
+        """`--output` of the run, continued by each collector of it."""
+        return self.home.directory / f"{self.run.name}.csv"
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self.run.parts and self.run.parts[-1].rows)
 
     def start(self) -> None:
         """Start a process that continues the run, or begins one when the last one's end was reported."""
-        part = Part(self.home.directory / f"{self.name}-{self._parts}.csv")
-        self._parts += 1
+        part = Part()
+        self._tail = Tail(self.output, part)
         self.run.parts.append(part)
         what = ["--", *self._job()] if self._target is None else ["--pid", str(self._target.pid)]
-        key = ["--run-key", self.name] if self._wraps else []
+        key = ["--run-key", f"{self.name}-{self._lives}"] if self._wraps else []
+        connect = [word for address in self._addresses for word in ("--connect", address)]
         self.launch(
-            COLLECTOR, "--connect", self._address, "--interval", str(INTERVAL_S), "--wait", str(END_WAIT_S), *key,
-            "--output", str(part.output), "--job-name", self.run.name, *what,
+            COLLECTOR, *connect, "--interval", str(INTERVAL_S), "--wait", str(END_WAIT_S), *key,
+            "--state-dir", str(self.state_dir), "--output", str(self.output), "--job-name", self.run.name, *what,
         )  # fmt: skip
+
+    def look(self) -> None:
+        """Take in what has been sampled."""
+        if self._tail is not None:
+            self._tail.look()
 
     def kill(self) -> None:
         """Kill the collector, and the job with it: the next one has its own."""
         assert self.process is not None
-        with contextlib.suppress(psutil.NoSuchProcess):
-            jobs = psutil.Process(self.process.pid).children() if self._wraps else []
-            self.run.parts[-1].was_killed = True
-            super().kill()
-            for job in jobs:
+        jobs = psutil.Process(self.process.pid).children() if self._wraps else []
+        part = self.run.parts[-1]
+        part.was_killed, part.was_ending = True, self.told_to_end_at is not None
+        super().kill()
+        for job in jobs:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 job.kill()
+        self._part_is_over()
+
+    def vanish(self) -> None:
+        """Kill it for good: nobody continues this run. The next one of this name has another job, another run."""
+        self.kill()
+        self.run.ends.append(VANISHED)
+        self.run.abandoned = True
+        if self._target is not None:
+            self._target.kill()
+            self._target.wait(10)
+        self._begin_life()
 
     def terminate(self) -> None:
         """Tell the collector to end; its job dies of it."""
@@ -204,7 +247,8 @@ class Collector(Process):
         expected = (self.run.ends[-1].exit_code or 0) if self.told_to_end_at is not None else None
         if code != expected:
             self.problems.append(f"{self.name}: ended with {code} instead of {expected}, see {self.log}")
-        self.generations.append(Generation(f"{self.name}-{len(self.generations)}"))
+        self._part_is_over()
+        self.generations.append(Generation(f"{self.name}-run-{len(self.generations)}"))
 
     def close(self) -> None:
         """Forget the generation that was never begun."""
@@ -212,3 +256,17 @@ class Collector(Process):
             self.generations.pop()
         if self._target is not None:
             self._target.wait(10)
+
+    def _begin_life(self) -> None:
+        self._lives += 1
+        self._stop_file = self.home.directory / f"{self.name}.stop-{self._lives}"
+        self._target = None if self._wraps else self.home.start(*self._job(), stdout=subprocess.DEVNULL)
+        self.generations.append(Generation(f"{self.name}-run-{len(self.generations)}"))
+
+    def _job(self) -> list[str]:
+        return [sys.executable, "-S", "-c", _JOB, str(self._stop_file), str(self.exit_code)]
+
+    def _part_is_over(self) -> None:
+        assert self._tail is not None
+        self._tail.close()
+        self._tail = None

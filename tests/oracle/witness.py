@@ -1,6 +1,7 @@
 """Overhears the conversation: which rows an uploader has acknowledged, whatever becomes of either process."""
 
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from protocol.messages import (
@@ -55,9 +56,15 @@ class Frames:
 
 
 class Witness:
-    """What all conversations together have come to; `acknowledged` holds CSV lines by run key."""
+    """What all conversations together have come to.
+
+    `acknowledged` holds CSV lines by run key, `greeted_at` when (monotonic seconds) each collector said `Hello`, by run
+    key and incarnation, `rejects` how often an uploader refused, by code.
+    """
 
     def __init__(self) -> None:
+        self.greeted_at: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self.rejects: Counter[str] = Counter()
         self.acknowledged: dict[str, set[str]] = defaultdict(set)
         self._sent: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
 
@@ -91,6 +98,7 @@ class Conversation:
                     # Answers to what was sent for another run may still be under way.
                     self._is_new_run = self._hello is not None and self._hello.run_key != hello.run_key
                     self._hello = hello
+                    self._witness.greeted_at[hello.run_key, hello.incarnation].append(time.monotonic())
                 case Samples() as samples if self._hello is not None:
                     self._witness.sent(self._hello, samples)
                 case Samples() | Finish() | Ping():
@@ -100,6 +108,8 @@ class Conversation:
         """Take in what the uploader sent."""
         for frame in self._from_uploader.feed(piece):
             message = decode_from_uploader(frame)
+            if isinstance(message, Reject):
+                self._witness.rejects[message.code] += 1
             if self._hello is None:
                 continue
             if isinstance(message, Welcome):
