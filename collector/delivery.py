@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -24,8 +23,7 @@ TOUCH_S = 3600.0
 """How often the file of a run shows that its collector lives: one that has not been written for long is removed."""
 
 
-@dataclass(kw_only=True)
-class RunFacts:
+class RunFacts(msgspec.Struct, kw_only=True):
     """What a `Hello` tells about the run; what discovery finds later is filled in."""
 
     interval_s: float

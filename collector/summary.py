@@ -94,6 +94,9 @@ def _readable(uri: str) -> str:
     """A directory as a person would write it; other addresses as they are."""
     if not uri.startswith("file://"):
         return uri
+    path = uri.removeprefix("file://")
+    if "%" not in path:
+        return path
     from urllib.parse import unquote
 
-    return unquote(uri.removeprefix("file://"))
+    return unquote(path)

@@ -57,6 +57,13 @@ def test_package_imports_only_what_it_may(package: str) -> None:
         assert not strangers, f"{name} imports {strangers}"
 
 
+@pytest.mark.parametrize("package", ["collector", "protocol"])
+def test_the_collector_does_without_what_costs_a_short_job_milliseconds(package: str) -> None:
+    heavy = {"dataclasses", "inspect", "logging", "shutil", "subprocess", "tempfile"}
+    for name, path in modules(package):
+        assert not heavy & set(imported(path)), name
+
+
 def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
     code = "import sys, collector.cli\nprint(*sys.modules)"
     loaded = set(
