@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from protocol import __version__
 from protocol.agent import spool_dirs, spools_home
 from protocol.clock import Clock, SystemClock
@@ -41,6 +43,7 @@ commands (the default is serve):
   drain           deliver what is there, then end
   retry RUN       take up a parked run again
   discard RUN     give a run up and delete its undelivered rows
+  doctor          check spool, disk, token, API, storage and clock, and say what to do
 `sentinel-uploader COMMAND --help` says more."""
 
 
@@ -146,6 +149,26 @@ def _change(kind: str, description: str, words: list[str], environ: Mapping[str,
     return 0
 
 
+def _doctor(words: list[str], environ: Mapping[str, str]) -> int:
+    from uploader.doctor.command import examine
+    from uploader.doctor.findings import exit_code, report
+
+    description = "Check what the uploader needs, one line a finding; 1 if something does not work."
+    parser = build_parser(SETTINGS, "sentinel-uploader doctor", description)
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--put", action="store_true", help="also register, store and finish one empty run")
+    args = parser.parse_args(words)
+    values = resolve(SETTINGS, args, environ, args.config)
+    found = []
+    for finding in examine(values, environ, clock=SystemClock(), put=args.put):
+        found.append(finding)
+        if not args.json:
+            write_output(report([finding]))
+    if args.json:
+        write_output(_json(msgspec.to_builtins(found)))
+    return exit_code(found)
+
+
 def _inspect(
     words: list[str], environ: Mapping[str, str], command: str, description: str, *, run: bool = False
 ) -> tuple[argparse.Namespace, list[str]]:
@@ -214,6 +237,7 @@ _COMMANDS: dict[str, Callable[[list[str], Mapping[str, str]], int]] = {
     "show": _show,
     "drain": _drain,
     "retry": functools.partial(_change, RETRY, "Take up a parked run again."),
+    "doctor": _doctor,
     "discard": functools.partial(_change, DISCARD, "Give a run up and delete its undelivered rows."),
 }
 

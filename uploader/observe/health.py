@@ -65,9 +65,9 @@ class Health:
         if self.is_stopping:
             return "the uploader is stopping"
         try:
-            free_bytes = _free_bytes(self._directory)
-            if free_bytes < MIN_FREE_BYTES:
-                return f"the disk of the spool {self._directory} has {free_bytes} bytes left"
+            free = free_bytes(self._directory)
+            if free < MIN_FREE_BYTES:
+                return f"the disk of the spool {self._directory} has {free} bytes left"
             self._require_writable()
         except SpoolError as error:
             return str(error)
@@ -113,6 +113,7 @@ class Health:
         self._written_at = self._clock.monotonic()
 
 
-def _free_bytes(directory: str) -> int:
+def free_bytes(directory: str) -> int:
+    """Return what this user may still write there, 0 where the file system is read-only; raises `OSError`."""
     found = os.statvfs(directory)
     return 0 if found.f_flag & os.ST_RDONLY else found.f_bavail * found.f_frsize

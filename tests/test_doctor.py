@@ -1,0 +1,288 @@
+"""`sentinel-uploader doctor`: finds each thing that is wrong, says what to do, and leaves nothing behind."""
+
+import json
+import os
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from standins.backend import TOKEN, Backend
+from standins.product import UPLOADER, Home
+from standins.scripted import SteppedClock
+from standins.spooling import frame, hello, open_spool_at
+from standins.tls import make_authority, server_context
+
+from protocol.clock import SystemClock
+from uploader.batch import rows_of_body
+from uploader.doctor.backend import JOB_NAME, check_backend
+from uploader.doctor.findings import Finding, Verdict, exit_code, report
+from uploader.doctor.machine import check_descriptors, check_directory_target, check_disk, check_keys, check_spool
+from uploader.run import Event
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def backend() -> Iterator[Backend]:
+    with Backend() as made:
+        yield made
+
+
+def asked(environ: dict[str, str], *, put: bool = False) -> dict[str, list[Finding]]:
+    """Return what is found outside, by subject."""
+    found: dict[str, list[Finding]] = {}
+    for finding in check_backend(environ, clock=SystemClock(), put=put):
+        found.setdefault(finding.subject, []).append(finding)
+    return found
+
+
+def only(findings: list[Finding]) -> Finding:
+    (finding,) = findings
+    return finding
+
+
+def test_all_is_well(home: Home, backend: Backend) -> None:
+    uploader = home.start_uploader(env=backend.environ)
+    spool = str(home.directory / "spool")
+    done = home.run(UPLOADER, "doctor", "--spool", spool, env=backend.environ)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    assert [(verdict, subject) for verdict, subject, _ in lines] == [
+        ("ok", "spool"), ("ok", "disk"), ("ok", "descriptors"), ("ok", "token"), ("ok", "api"), ("ok", "clock"),
+        ("ok", "storage"), ("ok", "clock"), ("skipped", "put"),
+    ]  # fmt: skip
+    assert f"0 runs, 0 rows wait, uploader {uploader.pid} runs" in done.stdout
+    # Nothing was left there.
+    assert backend.api.runs == {}
+    assert backend.s3.objects() == {}
+    assert TOKEN not in done.stdout
+
+
+def test_put_takes_an_empty_run_through_its_life(home: Home, backend: Backend) -> None:
+    done = home.run(UPLOADER, "doctor", "--put", "--json", env=backend.environ)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout)
+    assert [(entry["subject"], entry["verdict"]) for entry in found[-3:]] == [
+        ("register", "ok"), ("put", "ok"), ("finish", "ok"),
+    ]  # fmt: skip
+    run = backend.only_run()
+    assert run.finish["run_status"] == "finished"
+    ((uri, body),) = backend.s3.objects().items()
+    assert run.finish["data_uris"] == [uri]
+    assert rows_of_body(body) == b""
+    (registered,) = backend.api.requests.of("register")
+    assert registered.decoded == {"job_name": JOB_NAME}
+
+
+def test_failure_has_exit_code_1_and_wrong_use_2(home: Home, backend: Backend) -> None:
+    done = home.run(UPLOADER, "doctor", env=backend.environ | {"SENTINEL_API_TOKEN": "another"})
+    assert done.returncode == 1
+    assert "failed  api          " in done.stdout
+    assert "HTTP 401: it refuses the token: replace the token\n" in done.stdout
+    assert home.run(UPLOADER, "doctor", "--upload-interval", "soon").returncode == 2
+    done = home.run(UPLOADER, "doctor", "--target", "https://example.org")
+    assert (done.returncode, "expected sentinel: or a directory" in done.stderr) == (2, True)
+
+
+def test_directory_needs_no_token_and_no_server(home: Home) -> None:
+    done = home.run(UPLOADER, "doctor", "--target", str(home.directory / "runs"))
+    assert done.returncode == 0
+    assert f"ok      target       {home.directory / 'runs'} will be made\n" in done.stdout
+    assert "skipped clock" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environ", "text"),
+    [
+        ({}, "there is none"),
+        ({"SENTINEL_API_TOKEN": "two words"}, "SENTINEL_API_TOKEN: the token holds a space"),
+        ({"SENTINEL_API_TOKEN_FILE": "/no/such/file"}, "cannot read the token: No such file"),
+        ({"SENTINEL_API_TOKEN_FILE": "/dev/null"}, "the token is empty"),
+    ],
+)
+def test_token_that_cannot_be_used(environ: dict[str, str], text: str) -> None:
+    found = asked(environ)
+    assert list(found) == ["token"]
+    token = only(found["token"])
+    assert (token.verdict, bool(token.remedy)) == (Verdict.FAILED, True)
+    assert text in token.text
+
+
+def test_token_file_that_others_can_read_is_a_warning(backend: Backend, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKEN)
+    file.chmod(0o644)
+    environ = {name: value for name, value in backend.environ.items() if name != "SENTINEL_API_TOKEN"}
+    environ["SENTINEL_API_TOKEN_FILE"] = str(file)
+    found = asked(environ)
+    assert only(found["token"]) == Finding(Verdict.WARNING, "token", f"others can read {file}", f"chmod 600 {file}")
+    file.chmod(0o600)
+    found = asked(environ)
+    assert only(found["token"]).verdict is only(found["api"]).verdict is Verdict.OK
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_token_that_is_refused(backend: Backend, status: int) -> None:
+    fault = backend.api.faults.add("refresh", status=status)
+    api = only(asked(backend.environ)["api"])
+    assert fault.fired == 1
+    assert (api.verdict, api.remedy) == (Verdict.FAILED, "replace the token")
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_api_in_trouble(backend: Backend, status: int) -> None:
+    fault = backend.api.faults.add("refresh", status=status)
+    api = only(asked(backend.environ)["api"])
+    assert fault.fired == 1
+    assert (api.verdict, api.text) == (Verdict.FAILED, f"{backend.api.url} answers HTTP {status}")
+
+
+def test_api_that_is_somebody_else(backend: Backend) -> None:
+    fault = backend.api.faults.add("refresh", status=404, body=b"<html>not here</html>")
+    api = only(asked(backend.environ)["api"])
+    assert fault.fired == 1
+    assert api.verdict is Verdict.FAILED
+    assert "SENTINEL_API_URL" in api.remedy
+
+
+def test_api_that_is_not_there(backend: Backend) -> None:
+    fault = backend.api.faults.add("refresh", drop_before=True)
+    found = asked(backend.environ, put=True)
+    assert fault.fired == 1
+    assert only(found["api"]).verdict is Verdict.FAILED
+    assert only(found["put"]) == Finding(Verdict.SKIPPED, "put", "no run is begun that could not be stored")
+    for url, text in (("http://127.0.0.1:1", "Connection refused"), ("ftp://x", "SENTINEL_API_URL: not an http")):
+        api = only(asked(backend.environ | {"SENTINEL_API_URL": url})["api"])
+        assert (api.verdict, text in api.text) == (Verdict.FAILED, True), api.text
+    proxied = backend.environ | {"HTTP_PROXY": "nonsense://"}
+    assert only(asked(proxied)["api"]).verdict is Verdict.FAILED
+
+
+def test_storage_that_is_not_there_or_not_trusted(tmp_path: Path) -> None:
+    authority = make_authority(tmp_path)
+    with Backend(tls=server_context(authority, "IP:127.0.0.1")) as backend:
+        found = asked(backend.environ, put=True)
+        assert "certificate not trusted" in only(found["storage"]).text
+        assert "AWS_CA_BUNDLE" in only(found["storage"]).remedy
+        assert backend.api.runs == {}
+        trusting = backend.environ | {"AWS_CA_BUNDLE": str(authority.certificate)}
+        assert only(asked(trusting)["storage"]).verdict is Verdict.OK
+        missing = backend.environ | {"AWS_CA_BUNDLE": "/no/such/file"}
+        assert only(asked(missing)["storage"]).verdict is Verdict.FAILED
+        away = backend.environ | {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}
+        assert "Connection refused" in only(asked(away)["storage"]).text
+        aws = {name: value for name, value in backend.environ.items() if not name.startswith("AWS_")}
+        assert only(asked(aws)["storage"]).verdict is Verdict.SKIPPED
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "verdict", "text"),
+    [
+        (1.0, Verdict.OK, "agrees with that of"),
+        (30.0, Verdict.WARNING, "s behind that of"),
+        (-30.0, Verdict.WARNING, "s ahead of that of"),
+        (4000.0, Verdict.FAILED, "s behind that of"),
+    ],
+)
+def test_clock_is_compared_with_those_of_the_servers(ahead_s: float, verdict: Verdict, text: str) -> None:
+    with Backend(now=lambda: time.time() + ahead_s) as backend:
+        clocks = asked(backend.environ)["clock"]
+    assert [clock.verdict for clock in clocks] == [verdict, verdict]
+    for clock in clocks:
+        seconds, _, rest = clock.text.rpartition(text)
+        assert rest.startswith(" http://127.0.0.1:")
+        assert not seconds or abs(int(seconds) - abs(ahead_s)) < 10
+
+
+def test_put_that_is_refused_still_ends_its_run(backend: Backend) -> None:
+    denied = backend.s3.faults.add("put", code="AccessDenied")
+    found = asked(backend.environ, put=True)
+    assert denied.fired == 1
+    assert (only(found["register"]).verdict, only(found["put"]).verdict) == (Verdict.OK, Verdict.FAILED)
+    assert "AccessDenied" in only(found["put"]).text
+    assert only(found["finish"]).verdict is Verdict.OK
+    assert backend.only_run().finish["run_status"] == "failed"
+
+
+@pytest.mark.parametrize("call", ["register", "finish"])
+def test_call_that_is_refused_is_named(backend: Backend, call: str) -> None:
+    fault = backend.api.faults.add(call, status=400, body=b'{"detail": "no"}')
+    finding = only(asked(backend.environ, put=True)[call])
+    assert fault.fired >= 1
+    assert finding.verdict is Verdict.FAILED
+    assert "HTTP 400" in finding.text
+
+
+def test_spool_with_trouble_inside(tmp_path: Path) -> None:
+    directory = tmp_path / "spool"
+    assert only(list(check_spool(str(directory)))).text == f"{directory} will be made"
+    spool = open_spool_at(directory, SteppedClock())
+    run = spool.greet(hello("run-1"), owner="")
+    spool.store([frame(run, 1, 3)], [])
+    spool.update(run, Event.REFUSED)
+    spool.note_destination("s3://bucket", attempts=4, next_try_at=0.0, error="HTTP 503 SlowDown", since=0.0)
+    spool.close()
+    found = list(check_spool(str(directory)))
+    assert [(finding.verdict, finding.subject) for finding in found] == [
+        (Verdict.OK, "spool"), (Verdict.WARNING, "deliveries"), (Verdict.WARNING, "runs"),
+    ]  # fmt: skip
+    assert "1 runs, 3 rows wait, no uploader runs" in found[0].text
+    assert found[1].text == "s3://bucket has failed 4 times, the last time with: HTTP 503 SlowDown"
+    directory.chmod(0o755)
+    assert f"chmod 700 {directory}" in [finding.remedy for finding in check_spool(str(directory))]
+    (directory / "spool.db").write_bytes(b"rubbish" * 1000)
+    assert list(check_spool(str(directory)))[-1].verdict is Verdict.FAILED
+
+
+def test_places_that_cannot_be_written() -> None:
+    # Also root cannot make anything there.
+    for finding in (only(list(check_spool("/proc/none"))), check_directory_target("/proc/none")):
+        assert (finding.verdict, "cannot be made in /proc" in finding.text) == (Verdict.FAILED, True)
+    assert only(list(check_spool("/dev/null/spool"))).verdict is Verdict.FAILED
+    assert check_disk("/proc/none", GIB).verdict is Verdict.FAILED
+
+
+def test_disk_that_is_smaller_than_the_limit_is_a_warning(tmp_path: Path) -> None:
+    assert check_disk(str(tmp_path), 1 << 20).verdict is Verdict.OK
+    assert check_disk(str(tmp_path / "not" / "there"), 1 << 60).verdict is Verdict.WARNING
+
+
+def test_descriptors_of_the_running_uploader_are_looked_at(home: Home) -> None:
+    assert check_descriptors(str(home.directory / "spool")).verdict is Verdict.OK
+    home.start_uploader(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
+    found = check_descriptors(str(home.directory / "spool"))
+    assert found.verdict in {Verdict.WARNING, Verdict.FAILED}
+    assert found.text.startswith("uploader ")
+    assert " of 40" in found.text
+    assert "LimitNOFILE" in found.remedy
+
+
+def test_keys_that_others_can_read_or_change(tmp_path: Path) -> None:
+    directory = tmp_path / "keys"
+    assert only(list(check_keys(str(directory)))).remedy == "sentinel-uploader keys init"
+    (directory / "clients").mkdir(parents=True)
+    assert only(list(check_keys(str(directory)))).text == f"there is no server key in {directory}"
+    for name in ("server.key", "clients/alice.key"):
+        (directory / name).write_text("public")
+    secret = directory / "server.key_secret"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    assert only(list(check_keys(str(directory)))).text == f"{directory}: a server key and 1 clients"
+    secret.chmod(0o640)
+    assert only(list(check_keys(str(directory)))).text == f"others can read {secret}"
+    secret.chmod(0o600)
+    (directory / "clients/alice.key").chmod(0o666)
+    assert only(list(check_keys(str(directory)))).text == f"others can change {directory / 'clients/alice.key'}"
+    (directory / "clients/alice.key").chmod(0o644)
+    if os.getuid() == 0:
+        os.chown(secret, 12345, -1)
+        assert "belongs to another user (uid 12345)" in only(list(check_keys(str(directory)))).text
+
+
+def test_report_is_one_line_a_finding() -> None:
+    findings = [Finding(Verdict.OK, "disk", "8 MiB free"), Finding(Verdict.WARNING, "clock", "off", "set it")]
+    assert report(findings) == "ok      disk         8 MiB free\nwarning clock        off: set it\n"
+    assert exit_code(findings) == 0
+    assert exit_code([*findings, Finding(Verdict.FAILED, "api", "away")]) == 1

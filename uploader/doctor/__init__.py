@@ -1,0 +1,1 @@
+"""What `sentinel-uploader doctor` finds: one line a finding, with what to do."""

@@ -1,0 +1,41 @@
+"""`sentinel-uploader doctor`: every check in turn."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from protocol.agent import SENTINEL_TARGET, default_target
+from protocol.clock import Clock
+from protocol.errors import UsageError
+from uploader.config import spool_dir
+from uploader.doctor.findings import Finding, Verdict
+from uploader.doctor.machine import check_descriptors, check_directory_target, check_disk, check_keys, check_spool
+
+
+def examine(values: Mapping[str, Any], environ: Mapping[str, str], *, clock: Clock, put: bool) -> Iterator[Finding]:
+    """Yield what is found, in the order of the checks; `values` are the uploader's settings.
+
+    Nothing is changed, but for one empty run at the API with `put`.
+    """
+    directory = spool_dir(values, environ)
+    yield from check_spool(directory)
+    yield check_disk(directory, values["spool_max"])
+    yield check_descriptors(directory)
+    keys = values.get("keys")
+    if keys:
+        yield from check_keys(keys)
+    target = values["target"] or default_target(environ)
+    if target != SENTINEL_TARGET:
+        if "://" in target:
+            raise UsageError(f"--target {target!r}: expected {SENTINEL_TARGET} or a directory")
+        yield check_directory_target(os.path.abspath(target))
+        yield Finding(Verdict.SKIPPED, "clock", "no server is asked when runs are delivered to a directory")
+        return
+    try:
+        # urllib3 and botocore come with the extra.
+        from uploader.doctor.backend import check_backend
+    except ImportError as error:
+        text = f"the Sentinel API needs more than the base package ({error.name} is missing)"
+        yield Finding(Verdict.FAILED, "api", text, "pip install 'sentinel-stream[uploader]'")
+        return
+    yield from check_backend(environ, clock=clock, put=put)

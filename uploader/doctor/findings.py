@@ -1,0 +1,41 @@
+"""What a check comes to."""
+
+from collections.abc import Iterable
+from enum import StrEnum
+
+import msgspec
+
+
+class Verdict(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    SKIPPED = "skipped"
+    """Nothing was looked at; the text says why."""
+    WARNING = "warning"
+    """It works, and somebody should know."""
+    FAILED = "failed"
+    """It does not work; `remedy` says what to do."""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One line of the report."""
+
+    verdict: Verdict
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+def report(findings: Iterable[Finding]) -> str:
+    """Return the findings for people, a line each."""
+    lines = []
+    for finding in findings:
+        what_to_do = f": {finding.remedy}" if finding.remedy else ""
+        lines.append(f"{finding.verdict:8}{finding.subject:13}{finding.text}{what_to_do}\n")
+    return "".join(lines)
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """Return 1 when something does not work."""
+    return int(any(finding.verdict is Verdict.FAILED for finding in findings))

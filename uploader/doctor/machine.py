@@ -1,0 +1,172 @@
+"""What the uploader needs of its machine: the spool, its disk, descriptors, key files. Nothing stays changed."""
+
+import os
+import resource
+import stat
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from protocol.errors import UsageError
+from uploader.database import database_path
+from uploader.doctor.findings import Finding, Verdict
+from uploader.observe.health import MIN_FREE_BYTES, free_bytes
+from uploader.ownership import owner_pid
+from uploader.run import RunState
+from uploader.status import read_status
+
+FEW_DESCRIPTORS = 1024
+_NEARLY_ALL = 0.9
+_MIB = 1 << 20
+_GIVE = "give it to the user who runs this"
+_SECRET_SUFFIX = "_secret"  # noqa: S105 -- how such files are named
+
+
+def check_spool(directory: str) -> Iterator[Finding]:
+    """Look at the spool's directory, and through the file into its runs and what they wait for."""
+    if not os.path.isdir(directory):
+        yield _to_be_made("spool", directory)
+        return
+    if (fault := write_fault(directory)) is not None:
+        yield Finding(Verdict.FAILED, "spool", f"{directory} cannot be written: {fault}", _GIVE)
+        return
+    if stat.S_IMODE(os.stat(directory).st_mode) & 0o077:
+        text = f"others can look into {directory}, where samples are kept"
+        yield Finding(Verdict.WARNING, "spool", text, f"chmod 700 {directory}")
+    if not os.path.isfile(database_path(directory)):
+        yield Finding(Verdict.OK, "spool", f"{directory}, empty so far")
+        return
+    try:
+        status = read_status(directory)
+    except UsageError as error:
+        remedy = "upgrade, or let `serve` set it aside; nothing in it is deleted"
+        yield Finding(Verdict.FAILED, "spool", str(error), remedy)
+        return
+    pid = status["uploader_pid"]
+    waiting = sum(run["rows_waiting"] for run in status["runs"])
+    owner = "no uploader runs" if pid is None else f"uploader {pid} runs"
+    yield Finding(Verdict.OK, "spool", f"{directory}: {len(status['runs'])} runs, {waiting} rows wait, {owner}")
+    yield from _trouble(status)
+
+
+def check_disk(directory: str, spool_max_bytes: int) -> Finding:
+    """Look at the room that the spool has on its disk."""
+    place = _nearest(directory)
+    try:
+        free = free_bytes(place)
+        used = os.path.getsize(database_path(directory)) if os.path.isfile(database_path(directory)) else 0
+    except OSError as error:
+        return Finding(Verdict.FAILED, "disk", f"{place} cannot be looked at: {error.strerror}", "name another --spool")
+    if free < MIN_FREE_BYTES:
+        return Finding(Verdict.FAILED, "disk", f"the disk of {place} has no room", "make room, or name another --spool")
+    text = f"{free // _MIB} MiB free for the spool"
+    if free < spool_max_bytes - used:
+        text += f", which may grow to {spool_max_bytes // _MIB} MiB"
+        return Finding(Verdict.WARNING, "disk", text, "make room, or lower --spool-max")
+    return Finding(Verdict.OK, "disk", text)
+
+
+def check_descriptors(directory: str) -> Finding:
+    """Look at how many connections there may be: those of the running uploader, else those that one would have."""
+    pid = owner_pid(directory) if os.path.isdir(directory) else None
+    remedy = "raise `ulimit -n`, or LimitNOFILE of the service"
+    if pid:
+        try:
+            used, limit = len(os.listdir(f"/proc/{pid}/fd")), _open_files_limit(pid)
+        except OSError as error:
+            text = f"those of uploader {pid} cannot be looked at: {error.strerror}"
+            return Finding(Verdict.SKIPPED, "descriptors", text)
+        text = f"uploader {pid} uses {used} of {limit}"
+        if used > _NEARLY_ALL * limit:
+            return Finding(Verdict.FAILED, "descriptors", text, remedy)
+    else:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        text = f"{limit} at most"
+    if limit < FEW_DESCRIPTORS:
+        return Finding(Verdict.WARNING, "descriptors", f"{text}, one for each collector", remedy)
+    return Finding(Verdict.OK, "descriptors", text)
+
+
+def check_keys(directory: str) -> Iterator[Finding]:
+    """Look at who may read and change the key files."""
+    if not os.path.isdir(directory):
+        yield Finding(Verdict.FAILED, "keys", f"there is no directory {directory}", "sentinel-uploader keys init")
+        return
+    found = [os.path.join(place, name) for place, _, names in os.walk(directory) for name in names]
+    faults = 0
+    for path in [directory, *sorted(found)]:
+        remedy = _key_fault(path)
+        if remedy is not None:
+            faults += 1
+            yield Finding(Verdict.FAILED, "keys", *remedy)
+    if not any(os.path.basename(path) == "server.key_secret" for path in found):
+        yield Finding(Verdict.FAILED, "keys", f"there is no server key in {directory}", "sentinel-uploader keys init")
+    elif not faults:
+        clients = sum(path.endswith(".key") and os.path.dirname(path).endswith("/clients") for path in found)
+        yield Finding(Verdict.OK, "keys", f"{directory}: a server key and {clients} clients")
+
+
+def check_directory_target(directory: str) -> Finding:
+    """Look at the directory that runs are delivered to."""
+    if not os.path.isdir(directory):
+        return _to_be_made("target", directory)
+    if (fault := write_fault(directory)) is not None:
+        return Finding(Verdict.FAILED, "target", f"{directory} cannot be written: {fault}", _GIVE)
+    return Finding(Verdict.OK, "target", f"runs are delivered to {directory}")
+
+
+def write_fault(directory: str) -> str | None:
+    """Return why no file can be made there, `None` when it can: one is tried, and is gone again."""
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _trouble(status: dict[str, Any]) -> Iterator[Finding]:
+    for entry in status["destinations"]:
+        text = f"{entry['name']} has failed {entry['attempts']} times, the last time with: {entry['error']}"
+        yield Finding(Verdict.WARNING, "deliveries", text)
+    parked = [run["run_id"] or run["key"] for run in status["runs"] if run["state"] == RunState.PARKED]
+    if parked:
+        remedy = "see `sentinel-uploader status`, then retry or discard"
+        yield Finding(Verdict.WARNING, "runs", f"{len(parked)} parked, {parked[0]} is one", remedy)
+
+
+def _to_be_made(subject: str, directory: str) -> Finding:
+    place = _nearest(directory)
+    fault = write_fault(place)
+    if fault is not None:
+        return Finding(
+            Verdict.FAILED, subject, f"{directory} cannot be made in {place}: {fault}", f"make it, and {_GIVE}"
+        )
+    return Finding(Verdict.OK, subject, f"{directory} will be made")
+
+
+def _nearest(path: str) -> str:
+    """Return the path itself, or the nearest one above it that is there."""
+    path = os.path.abspath(path)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _key_fault(path: str) -> tuple[str, str] | None:
+    """Return what is wrong with a key file or directory, and what to do."""
+    found = os.stat(path)
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid not in {os.getuid(), 0}:
+        return f"{path} belongs to another user (uid {found.st_uid})", f"chown {os.getuid()} {path}"
+    if path.endswith(_SECRET_SUFFIX) and mode & 0o077:
+        return f"others can read {path}", f"chmod 600 {path}, and make a new key if it may have been read"
+    if mode & 0o022:
+        return f"others can change {path}", f"chmod go-w {path}"
+    return None
+
+
+def _open_files_limit(pid: int) -> int:
+    """Return the soft limit of `Max open files` (proc(5), `/proc/pid/limits`)."""
+    with open(f"/proc/{pid}/limits", encoding="ascii") as file:
+        (line,) = [line for line in file if line.startswith("Max open files")]
+    return int(line.split()[3])
