@@ -106,6 +106,16 @@ class Delivery:
         return self._link.settled and self._link.end is None
 
     @property
+    def trouble(self) -> str:
+        """What keeps the uploader from delivering the run, empty when it knows of nothing."""
+        return self._link.trouble
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the uploader has set the run aside until a person has looked at it."""
+        return self._link.is_parked
+
+    @property
     def is_superseded(self) -> bool:
         """Whether a newer collector has taken the run over."""
         return self._link.end is End.SUPERSEDED

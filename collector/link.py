@@ -117,6 +117,10 @@ class Link:
         self.end: End | None = None
         self.finish_durable = False
         self.finished: Finished | None = None
+        self.trouble = ""
+        """What keeps the uploader from delivering the run, in its words."""
+        self.is_parked = False
+        """The uploader has set the run aside until a person has looked at it."""
         self.run_id = ""
 
     @property
@@ -223,6 +227,9 @@ class Link:
     def _acknowledged(self, ack: Ack) -> None:
         if self._is_new_run or ack.seq > MAX_SEQUENCE:
             return
+        self.trouble, self.is_parked = ack.trouble, ack.parked
+        if self.is_parked and self._finish is None:
+            self._warn_once("parked", f"{self._peer} keeps the run's samples and does not deliver them: {ack.trouble}")
         if self._backlog.acknowledge(ack.seq):
             self._hello_attempts = 0
         while self._in_flight and self._in_flight[0][0] <= ack.seq:
@@ -271,8 +278,9 @@ class Link:
         self._begin_again(now)
         if self._on_closed():
             self._is_new_run = True
-            self.finish_durable = False
+            self.finish_durable = self.is_parked = False
             self.finished = None
+            self.trouble = ""
             self.run_id = ""
         else:
             self.end = End.CLOSED

@@ -23,7 +23,7 @@ from collector.sensors.container import ContainerView
 from collector.sensors.gpus import open_gpu_sensor
 from collector.sensors.readings import Accounting
 from collector.signals import Action, Interrupts, Received, Signals
-from collector.summary import summary_figures, summary_json, summary_lines
+from collector.summary import parked_line, summary_figures, summary_json, summary_lines
 from collector.voice import Voice
 from collector.waiting import wait_for_job
 from protocol.addresses import Address, parse_address
@@ -43,6 +43,8 @@ _STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _PID_POLL_S = 0.1
 _ANSWER_POLL_S = 0.02
 _LEFTOVERS_S = 1.0
+_TELL_TROUBLE_S = 3.0
+"""Trouble that passes sooner is nobody's business."""
 _LEFTOVERS_AGAIN_S = 300.0
 
 
@@ -218,6 +220,7 @@ class Session:
     def _await_delivery(self) -> None:
         wait_s, durable_wait_s = self._waits()
         began = self._clock.monotonic()
+        told = False
         if not self._leftovers.has_looked:
             self._leftovers.start(self._delivery.path)
         while not self._delivery.is_over:
@@ -225,8 +228,11 @@ class Session:
             if waited_s >= (wait_s if self._delivery.is_durable else durable_wait_s):
                 break
             self._delivery.wait(_ANSWER_POLL_S)
-            if self._delivery.is_hopeless:
+            if self._delivery.is_hopeless or (self._delivery.is_durable and self._delivery.is_parked):
                 break
+            if not told and waited_s >= _TELL_TROUBLE_S and self._delivery.trouble:
+                told = True
+                self._voice.warn(f"waiting up to {wait_s:.0f} s for the delivery: {self._delivery.trouble}")
             if any(received.signum in _STOP for received in self._signals.wait(0)):
                 break
         waited_s = self._clock.monotonic() - began
@@ -255,12 +261,16 @@ class Session:
             is_durable=self._delivery.is_durable,
             undelivered_rows=self._delivery.undelivered_rows,
             finished=self._delivery.finished,
+            trouble=self._delivery.trouble,
+            is_parked=self._delivery.is_parked,
         )
         if not self._delivery.is_durable and (complaint := self._delivery.agent_complaint()):
             self._voice.error(f"this user's uploader said: {complaint}")
         self._delivery.close(finish)
         for line in summary_lines(figures):
             self._voice.warn(line)
+        if (parked := parked_line(figures)) is not None:
+            self._voice.error(parked)
         if self._settings["summary_json"]:
             self._write_summary(self._settings["summary_json"], summary_json(figures))
         self._close_sensors()

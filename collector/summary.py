@@ -14,9 +14,24 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
     lines = [f"run {figures['run_id'] or figures['run_key']}: {_outcome(figures)}; {_usage(figures)}"]
     if figures["location"]:
         lines.append(f"{figures['rows']} samples delivered to {figures['location']}")
-    elif figures["durable"] and not figures["delivered"]:
-        lines.append("the uploader holds everything and delivers it; `sentinel-uploader status` says how far it is")
+    elif figures["durable"] and not figures["delivered"] and not figures["parked"]:
+        if figures["trouble"]:
+            lines.append(f"not delivered yet: {figures['trouble']}")
+        lines.append(f"the uploader holds everything and delivers it; {_show(figures)} says how far it is")
     return lines
+
+
+def parked_line(figures: dict[str, Any]) -> str | None:
+    """Return what is to be known of a run that the uploader has set aside, `None` for any other."""
+    if not figures["parked"]:
+        return None
+    return f"the uploader keeps the run until somebody has looked at it ({_show(figures)}): {figures['trouble']}"
+
+
+def _show(figures: dict[str, Any]) -> str:
+    import shlex
+
+    return f"`sentinel-uploader show {shlex.quote(figures['run_id'] or figures['run_key'])}`"
 
 
 def summary_figures(
@@ -31,6 +46,8 @@ def summary_figures(
     is_durable: bool,
     undelivered_rows: int,
     finished: Finished | None,
+    trouble: str,
+    is_parked: bool,
 ) -> dict[str, Any]:
     """Return the run's figures; `statistics` are those of `run.json` (`RunStatistics.summary`)."""
     return {
@@ -44,6 +61,8 @@ def summary_figures(
         "accounting": accounting,
         "durable": is_durable,
         "delivered": finished is not None,
+        "parked": is_parked and finished is None,
+        "trouble": "" if finished is not None else trouble,
         "undelivered_rows": undelivered_rows,
         "location": "" if finished is None else _readable(finished.location),
         "objects": [] if finished is None else [_readable(uri) for uri in finished.objects],

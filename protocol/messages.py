@@ -118,10 +118,17 @@ class Welcome(_Message, frozen=True, tag="welcome"):
 
 
 class Ack(_Message, frozen=True, tag="ack"):
-    """Everything up to and including `seq` is durable, and the `Finish` when `finish` says so."""
+    """Everything up to and including `seq` is durable, and the `Finish` when `finish` says so.
+
+    Also said anew when something keeps an ended run from being delivered.
+    """
 
     seq: int
     finish: bool = False
+    trouble: str = ""
+    """What keeps the run from being delivered at the moment, for people."""
+    parked: bool = False
+    """Nothing more happens to the run until a person has looked at it; its data is kept."""
 
 
 class Finished(_Message, frozen=True, tag="finished"):

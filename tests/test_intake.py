@@ -75,7 +75,7 @@ class Listening:
             ended = [Event.ENDED] if run.record.has_ended else []
             self.spool.update(run, Event.REGISTERED, *ended, run_id="id-1", uri_prefix="s3://b/p")
         self.spool.end(run, event, **changes)
-        self.intake.run_is_over(run)
+        self.intake.tell(run)
 
     def close(self) -> None:
         self._stop.set()
@@ -502,9 +502,9 @@ def test_suspension_in_the_middle_of_a_group_is_noticed_before_anybody_can_look(
     class SuspendsAtTheEnd(Intake):
         """The process sleeps while it tells collectors of their runs."""
 
-        def _tell_finished(self) -> None:
+        def _tell_news(self) -> None:
             clock.advance(3600.0)
-            super()._tell_finished()
+            super()._tell_news()
 
     router = Router([])
     intake = SuspendsAtTheEnd(

@@ -55,7 +55,7 @@ FROM_COLLECTOR: dict[str, Any] = {
 }
 FROM_UPLOADER: dict[str, Any] = {
     "welcome": Welcome(43, "run-1", 1_700_000_001.0, 2),
-    "ack": Ack(42, finish=True),
+    "ack": Ack(42, finish=True, trouble="register: HTTP 401: å", parked=True),
     "finished": Finished("run-1", {"run": {"run_status": "finished"}}, ["s3://b/0001.csv.gz"], 1, 42, "s3://b"),
     "reject": Reject(RejectCode.CLOSED, "this run has ended", retry=False, seq=41),
 }

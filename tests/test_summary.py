@@ -29,6 +29,8 @@ def figures(finished: Finished | None = None, *samples: Sample, **changes: Any) 
         "is_durable": True,
         "undelivered_rows": 0,
         "finished": finished,
+        "trouble": "",
+        "is_parked": False,
     }
     return summary_figures(**(values | changes))
 

@@ -20,7 +20,7 @@ from uploader.intake import LATE_S, Intake
 from uploader.pool import WorkerPool
 from uploader.queues import Queues
 from uploader.records import Run
-from uploader.run import Policy, Step, next_step
+from uploader.run import Policy, RunState, Step, next_step
 from uploader.spool import Spool, open_runs
 from uploader.steps import Steps, park
 from uploader.trouble import TroubleReport
@@ -154,7 +154,7 @@ class Dispatcher:
             self._trouble.forget(run)
             self._queues.leave(run.id, self._clock.monotonic())
         self._counters.ended.add(1, run.record.state)
-        self._intake.run_is_over(run)
+        self._intake.tell(run)
 
     def _pop_due(self, now: float) -> Run | None:
         while self._heap:
@@ -187,6 +187,7 @@ class Dispatcher:
             name = self._steps.destination(run, step)
         except DeliveryError as error:
             self._failed(run, step, None, error, now)
+            self._tell_who_waits(run)
             self._queues.leave(run.id, now)
             self._schedule(run, run.not_before)
             return
@@ -200,7 +201,19 @@ class Dispatcher:
             self._queues.leave(run.id, now)
             self._start(run, step, destination, now)
         else:
-            self._queues.join(run.id, destination, now)
+            self._join(run, destination, now)
+
+    def _join(self, run: Run, destination: Destination, now: float) -> None:
+        is_new = self._queues.queued_at(run.id) is not destination
+        self._queues.join(run.id, destination, now)
+        if is_new and destination.is_failing:
+            run.trouble = destination.error
+            self._tell_who_waits(run)
+
+    def _tell_who_waits(self, run: Run) -> None:
+        """A collector whose job is over may be waiting for the delivery; one whose run is parked need not."""
+        if run.record.has_ended or run.record.state is RunState.PARKED:
+            self._intake.tell(run)
 
     def _next_step(self, run: Run, now: float) -> tuple[Step | None, float]:
         needs = self._steps.needs_credentials(run)
@@ -236,6 +249,7 @@ class Dispatcher:
 
     def _start(self, run: Run, step: Step, destination: Destination | None, now: float) -> None:
         run.busy = True
+        run.trouble = ""
         self._under_way += 1
         pool = self._inner if destination is None else self._calls
         pool.submit(lambda: self._do(run, step, destination, now))
@@ -263,6 +277,7 @@ class Dispatcher:
                     self._succeeded(run, step, destination)
                 else:
                     self._failed(run, step, destination, error, began_at)
+                    self._tell_who_waits(run)
             finally:
                 run.busy = False
                 if run.id in self._spool.runs:
@@ -293,6 +308,7 @@ class Dispatcher:
         for run_id in self._queues.release(destination):
             waiting = self._spool.runs.get(run_id)
             if waiting is not None:
+                waiting.trouble = ""
                 # Another run's success does not take back what the server wished of this one.
                 waiting.not_before = max(waiting.not_sooner, now + self._rng.uniform(0.0, _WAKE_SPREAD_S))
                 self._schedule(waiting, waiting.not_before)

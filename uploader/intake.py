@@ -9,15 +9,12 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-import msgspec
-
 from protocol.clock import Clock
 from protocol.errors import BadMessageError
 from protocol.messages import (
     MAX_SEQUENCE,
     Ack,
     Finish,
-    Finished,
     Hello,
     Ping,
     Reject,
@@ -29,11 +26,11 @@ from protocol.messages import (
     encode,
 )
 from protocol.transport import Router
-from uploader.batch import object_uri
 from uploader.counters import Counters
 from uploader.database import SpoolError, SpoolFullError
 from uploader.left_behind import LeftBehind
 from uploader.records import Run, RunRecord
+from uploader.replies import acknowledgement, finished_message
 from uploader.run import Policy, RunState
 from uploader.screening import MAX_FRAME_ROWS, cleaned, complaint, sound_finish, sound_timestamps
 from uploader.spool import Spool
@@ -49,8 +46,6 @@ _LOOP_S = 1.0
 LATE_S = 3.0
 """A loop that took longer was stopped or starved: collectors were not heard meanwhile."""
 _FULL_LOG_INTERVAL_S = 60.0
-_MAX_FINISHED_BYTES = 32 << 10
-_FINISHED_OBJECTS = 100
 _RECOVER_S = 1.0
 
 
@@ -103,7 +98,7 @@ class Intake:
         self._session_of_run: dict[int, _Session] = {}
         self._frames: list[StoredFrame] = []
         self._touched: dict[bytes, _Session] = {}
-        self._over: queue.SimpleQueue[tuple[int, RunRecord]] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[tuple[int, RunRecord]] = queue.SimpleQueue()
         self._full_logged_at: float | None = None
         self.refusal: Refusal | None = None
         """Set while the spool takes no rows."""
@@ -124,7 +119,7 @@ class Intake:
                 log.exception("intake failed unexpectedly")
                 self._forget_group()
                 self._clock.wait(stop, _RECOVER_S)
-        self._tell_finished()
+        self._tell_news()
 
     def serve_once(self, timeout_s: float) -> None:
         """Take one group: receive, store, acknowledge."""
@@ -138,7 +133,7 @@ class Intake:
         for identity, frame in received:
             self._take(identity, frame)
         self._commit()
-        self._tell_finished()
+        self._tell_news()
         now = self._clock.monotonic()
         if now - began_at > LATE_S:
             self.listening_since = now
@@ -166,9 +161,9 @@ class Intake:
         for session in self._sessions.values():
             session.forget_group()
 
-    def run_is_over(self, run: Run) -> None:
-        """Tell the run's collector how it ended; may be called from any thread."""
-        self._over.put((run.id, run.record))
+    def tell(self, run: Run) -> None:
+        """Tell the run's collector how it ended, or what keeps it from that; may be called from any thread."""
+        self._news.put((run.id, run.record))
         self._router.wake()
 
     def has_sessions(self) -> bool:
@@ -285,7 +280,7 @@ class Intake:
         left_behind = self._left_behind.of(record.owner)
         self._reply(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp, left_behind))
         if record.has_ended:
-            self._reply(identity, Ack(run.acked_seq, finish=True))
+            self._reply(identity, acknowledgement(run))
         self._wake_run(run)
 
     def _greet_after_end(self, identity: bytes, hello: Hello, closed: RunClosedError) -> None:
@@ -296,7 +291,7 @@ class Intake:
             return
         self._reply(identity, Welcome(closed.seq + 1, record.run_id))
         self._reply(identity, Ack(closed.seq, finish=True))
-        self._reply(identity, _finished_message(record))
+        self._reply(identity, finished_message(record))
 
     def _commit(self) -> None:
         touched, self._touched = self._touched, {}
@@ -323,7 +318,7 @@ class Intake:
                 text = "this run has ended"
                 self._reply(session.identity, Reject(RejectCode.CLOSED, text, seq=run.acked_seq))
                 continue
-            self._reply(session.identity, Ack(run.acked_seq, finish=_is_finish_durable(run)))
+            self._reply(session.identity, acknowledgement(run))
             if run.record.has_ended or self._fills_a_batch(run):
                 self._wake_run(run)
 
@@ -348,7 +343,7 @@ class Intake:
         except SpoolError as error:
             self._note_full(error)
             return False
-        self._reply(session.identity, Ack(session.run.acked_seq, finish=_is_finish_durable(session.run)))
+        self._reply(session.identity, acknowledgement(session.run))
         self._wake_run(session.run)
         return True
 
@@ -362,18 +357,22 @@ class Intake:
             kind = "spool is full" if is_full else "spool cannot be written"
             log.error("%s, not acknowledging samples until that changes error=%s", kind, error)
 
-    def _tell_finished(self) -> None:
+    def _tell_news(self) -> None:
         while True:
             try:
-                run_id, record = self._over.get_nowait()
+                run_id, record = self._news.get_nowait()
             except queue.Empty:
                 return
-            session = self._session_of_run.pop(run_id, None)
+            session = self._session_of_run.get(run_id)
             if session is None:
                 continue
+            if not record.is_over:
+                self._reply(session.identity, acknowledgement(session.run))
+                continue
+            del self._session_of_run[run_id]
             del self._sessions[session.identity]
             if record.state is RunState.FINISHED:
-                self._reply(session.identity, _finished_message(record))
+                self._reply(session.identity, finished_message(record))
             else:
                 text = f"this run is {record.state}"
                 self._reply(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
@@ -384,22 +383,3 @@ class Intake:
         if not self._router.send(identity, encode(message)):
             # Gone or not reading; a lost answer is asked for again.
             self._counters.answers_lost.add()
-
-
-def _finished_message(record: RunRecord) -> Finished:
-    uris = [object_uri(record.uri_prefix, number) for number in range(1, min(record.batches, _FINISHED_OBJECTS) + 1)]
-    message = Finished(
-        run_id=record.run_id,
-        response=record.response,
-        objects=uris,
-        objects_count=record.batches,
-        rows=record.rows,
-        location=record.uri_prefix,
-    )
-    if len(encode(message)) > _MAX_FINISHED_BYTES:
-        return msgspec.structs.replace(message, response={}, objects=[])
-    return message
-
-
-def _is_finish_durable(run: Run) -> bool:
-    return run.record.has_ended and not run.record.closed_as_stale

@@ -120,6 +120,7 @@ class Run:
         "refresh_not_before",
         "registration",
         "response",
+        "trouble",
         "waiting_batches",
     )
 
@@ -158,6 +159,8 @@ class Run:
         self.refresh_not_before = 0.0
         """Holds for a refresh that is only wanted; uploads go on meanwhile."""
         self.busy = False
+        self.trouble = ""
+        """What it waits for although it has met no failure itself: a destination that is failing."""
 
     @property
     def waiting_since(self) -> float | None:

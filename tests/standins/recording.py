@@ -2,12 +2,16 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 
 from standins.product import COLLECTOR, DEADLINE_S, Home, rows_of_file, wait_until
 
 
 class Recording:
-    """`sentinel-collector --connect` around a job; the rows that it has taken are in its `--output`."""
+    """`sentinel-collector --connect` around a job; the rows that it has taken are in its `--output`.
+
+    With `env` it finds or starts an agent instead, which inherits that.
+    """
 
     def __init__(
         self,
@@ -16,6 +20,7 @@ class Recording:
         exit_code: int = 0,
         interval_s: float = 0.1,
         wait_s: float = DEADLINE_S,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.output = home.directory / "job.csv"
         fifo = home.directory / "job.fifo"
@@ -23,9 +28,9 @@ class Recording:
         # For reading as well, so that neither we nor the job have to wait for the other to open it.
         self._fifo = os.open(fifo, os.O_RDWR)
         self.process = home.start(
-            COLLECTOR, "--connect", home.address, "--interval", str(interval_s), "--output", str(self.output),
-            "--wait", str(wait_s), *words,
-            "--", "sh", "-c", f'read _ < "$0"; exit {exit_code}', str(fifo),
+            COLLECTOR, *(("--connect", home.address) if env is None else ()), "--interval", str(interval_s),
+            "--output", str(self.output), "--wait", str(wait_s), *words,
+            "--", "sh", "-c", f'read _ < "$0"; exit {exit_code}', str(fifo), env=env,
         )  # fmt: skip
         self.exit_code = exit_code
 
@@ -41,10 +46,12 @@ class Recording:
     def end(self) -> str:
         """Let the job end and wait for its collector, which has to end with the same code; returns what it said."""
         os.write(self._fifo, b"\n")
-        os.close(self._fifo)
         try:
             _, said = self.process.communicate(timeout=DEADLINE_S)
         except subprocess.TimeoutExpired:
             raise AssertionError("the collector does not end") from None
+        finally:
+            # Not before: what nobody has open for reading is gone with its writer.
+            os.close(self._fifo)
         assert self.process.returncode == self.exit_code, said
         return str(said)
