@@ -570,6 +570,6 @@ def test_nothing_that_is_over_is_kept_in_memory(up: Delivery) -> None:
     assert up.spool.runs == {}
     dispatcher = up.dispatcher
     held: list[Sized] = [
-        dispatcher._queues, dispatcher._ended, dispatcher._trouble._steps, dispatcher._ticket_of,
+        dispatcher._queues, dispatcher._ended, dispatcher._trouble._steps, dispatcher._agenda,
     ]  # fmt: skip
     assert [len(what) for what in held] == [0, 0, 0, 0]

@@ -4,14 +4,12 @@ Everything follows from the spool and the clock: `next_step` says what a run nee
 may be tried now. Nothing has to be remembered across a restart.
 """
 
-import heapq
-import itertools
 import logging
-import math
 import random
 import threading
 
 from protocol.clock import Clock
+from uploader.agenda import Agenda
 from uploader.backoff import CAP_S, HURRY_S, Destination, backoff, slow_backoff
 from uploader.counters import Counters
 from uploader.database import SpoolError
@@ -58,10 +56,8 @@ class Dispatcher:
         self._inner = WorkerPool(INNER_WORKERS)
         # Taken before the spool's lock, never while that is held.
         self._lock = threading.RLock()
-        self._heap: list[tuple[float, int, int]] = []
-        self._tickets = itertools.count()
-        self._ticket_of: dict[int, int] = {}
-        self._queues = Queues(schedule=self._schedule_id, rng=rng)
+        self._agenda = Agenda()
+        self._queues = Queues(schedule=self._agenda.put, rng=rng)
         self._trouble = TroubleReport(spool=spool, clock=clock)
         self._ended: set[int] = set()
         self._under_way = 0
@@ -70,7 +66,7 @@ class Dispatcher:
         self.changed = threading.Event()
         """Set when `step_due` should be called before the time that it named."""
         for run in spool.runs.values():
-            self._schedule(run, 0.0)
+            self._agenda.put(run.id, 0.0)
 
     def wake(self, run: Run) -> None:
         """Something has happened to the run: look at it soon."""
@@ -82,7 +78,7 @@ class Dispatcher:
                 # Somebody may be waiting for the result.
                 run.not_before = min(run.not_before, max(self._clock.monotonic() + HURRY_S, run.not_sooner))
                 self._queues.hurry(run.id)
-            self._schedule(run, 0.0)
+            self._agenda.put(run.id, 0.0)
         self.changed.set()
 
     def flush(self) -> None:
@@ -90,7 +86,7 @@ class Dispatcher:
         with self._lock:
             self._flush_frames_before = self._spool.next_frame_id
             for run in list(self._spool.runs.values()):
-                self._schedule(run, 0.0)
+                self._agenda.put(run.id, 0.0)
         self.changed.set()
 
     def retry_all_now(self) -> None:
@@ -99,7 +95,7 @@ class Dispatcher:
             self._queues.forget_waits()
             for run in list(self._spool.runs.values()):
                 run.not_before = run.refresh_not_before = 0.0
-                self._schedule(run, 0.0)
+                self._agenda.put(run.id, 0.0)
         self.changed.set()
 
     def retry_now(self, destination: str) -> None:
@@ -113,10 +109,11 @@ class Dispatcher:
         while True:
             now = self._clock.monotonic()
             with self._lock:
-                run = self._pop_due(now)
-                if run is None:
-                    return self._heap[0][0] if self._heap else math.inf
-                self._consider(run, now)
+                run_id = self._agenda.take_due(now)
+                if run_id is None:
+                    return self._agenda.next_at()
+                if run_id in self._spool.runs:
+                    self._consider(self._spool.runs[run_id], now)
 
     def undelivered(self) -> int:
         """Count the runs with something left to deliver: rows, or an end that is not accepted."""
@@ -156,20 +153,6 @@ class Dispatcher:
         self._counters.ended.add(1, run.record.state)
         self._intake.tell(run)
 
-    def _pop_due(self, now: float) -> Run | None:
-        while self._heap:
-            when, ticket, run_id = self._heap[0]
-            is_valid = self._ticket_of.get(run_id) == ticket
-            if is_valid and when > now:
-                return None
-            heapq.heappop(self._heap)
-            if is_valid:
-                del self._ticket_of[run_id]
-                run = self._spool.runs.get(run_id)
-                if run is not None:
-                    return run
-        return None
-
     def _consider(self, run: Run, now: float) -> None:
         if run.busy:
             return
@@ -181,7 +164,7 @@ class Dispatcher:
             step, look_again_at = None, run.not_before
         if step is None:
             self._queues.leave(run.id, now)
-            self._schedule(run, look_again_at)
+            self._agenda.put(run.id, look_again_at)
             return
         try:
             name = self._steps.destination(run, step)
@@ -189,7 +172,7 @@ class Dispatcher:
             self._failed(run, step, None, error, now)
             self._tell_who_waits(run)
             self._queues.leave(run.id, now)
-            self._schedule(run, run.not_before)
+            self._agenda.put(run.id, run.not_before)
             return
         if name is None:
             self._queues.leave(run.id, now)
@@ -234,19 +217,6 @@ class Dispatcher:
     def _is_to_be_flushed(self, run: Run) -> bool:
         return bool(run.frames) and run.frames[0] < self._flush_frames_before
 
-    def _schedule(self, run: Run, when: float) -> None:
-        if when == math.inf:
-            self._ticket_of.pop(run.id, None)
-            return
-        ticket = next(self._tickets)
-        self._ticket_of[run.id] = ticket
-        heapq.heappush(self._heap, (when, ticket, run.id))
-
-    def _schedule_id(self, run_id: int, when: float) -> None:
-        run = self._spool.runs.get(run_id)
-        if run is not None:
-            self._schedule(run, when)
-
     def _start(self, run: Run, step: Step, destination: Destination | None, now: float) -> None:
         run.busy = True
         run.trouble = ""
@@ -281,7 +251,7 @@ class Dispatcher:
             finally:
                 run.busy = False
                 if run.id in self._spool.runs:
-                    self._schedule(run, 0.0)
+                    self._agenda.put(run.id, 0.0)
                 else:
                     self.run_is_over(run)
                 if destination is not None:
@@ -311,7 +281,7 @@ class Dispatcher:
                 waiting.trouble = ""
                 # Another run's success does not take back what the server wished of this one.
                 waiting.not_before = max(waiting.not_sooner, now + self._rng.uniform(0.0, _WAKE_SPREAD_S))
-                self._schedule(waiting, waiting.not_before)
+                self._agenda.put(waiting.id, waiting.not_before)
 
     def _failed(self, run: Run, step: Step, destination: Destination | None, error: Exception, began_at: float) -> None:
         now = self._clock.monotonic()
