@@ -121,8 +121,8 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run a block as one durable transaction; it is on disk when the block has ended without an exception.
 
-        Raises `SpoolFullError` when the disk or the limit leaves no room, `SpoolError` for other trouble with the file:
-        nothing of the block has happened then.
+        Raises `SpoolFullError` when the disk or the limit leaves no room, `SpoolError` for other trouble with the file
+        or the disk: nothing of the block has happened then.
         """
         with self._translated():
             connection = self.connection
@@ -272,6 +272,15 @@ class Database:
         return aside
 
 
+def _is_disk_full(path: str) -> bool:
+    """Whether an I/O error is one of a full disk: SQLite calls so what it meets there beside writing to its file."""
+    try:
+        room = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return False
+    return room.f_bavail * room.f_frsize < _RESERVE_BYTES
+
+
 def connect(path: str) -> sqlite3.Connection:
     """Open a connection that may be used from several threads, one at a time, without implicit transactions."""
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
@@ -284,8 +293,10 @@ def database_path(directory: str) -> str:
 
 def _translate(error: sqlite3.Error, path: str) -> SpoolError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}:
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _is_disk_full(path)):
         return SpoolFullError(f"no room in the spool {path}: {error}")
+    if code == sqlite3.SQLITE_IOERR:
+        return SpoolError(f"the disk does not read or write the spool {path}: {error} ({error.sqlite_errorname})")
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return SpoolDamagedError(f"the spool {path} is damaged: {error}")
     return SpoolError(f"the spool {path} cannot be used: {error}")

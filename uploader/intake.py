@@ -304,7 +304,7 @@ class Intake:
                 self._counters.commit_s.add(self._clock.monotonic() - began_at)
             except SpoolError as error:
                 self._note_full(error)
-                self._refuse(touched)
+                self._refuse(touched, error)
                 return
             if frames and self.refusal is not None:
                 self._full_logged_at = self.refusal = None
@@ -325,17 +325,18 @@ class Intake:
     def _fills_a_batch(self, run: Run) -> bool:
         return run.open_rows >= self._policy.max_batch_rows or run.open_bytes >= self._policy.max_batch_bytes
 
-    def _refuse(self, touched: dict[bytes, _Session]) -> None:
+    def _refuse(self, touched: dict[bytes, _Session], error: SpoolError) -> None:
         """No row of the group is durable: forget what was counted on, and let the collectors hold on.
 
         An end whose rows are all here needs no room for rows: it is taken by itself.
         """
+        text = "no room in the spool" if isinstance(error, SpoolFullError) else "the spool cannot be written"
         for session in touched.values():
             finish = session.finish
             session.forget_group()
             if finish is not None and finish.last_seq == session.run.acked_seq and self._store_finish(session, finish):
                 continue
-            self._reply(session.identity, Reject(RejectCode.BUSY, "no room in the spool", retry=True))
+            self._reply(session.identity, Reject(RejectCode.BUSY, text, retry=True))
 
     def _store_finish(self, session: _Session, finish: Finish) -> bool:
         try:
