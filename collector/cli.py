@@ -15,6 +15,7 @@ from collector.sensors import baseline as baseline_sensor
 from collector.sensors.container import open_view
 from collector.sensors.subreaper import set_subreaper
 from collector.signals import Signals
+from collector.voice import Level, Voice
 from protocol import __version__
 from protocol.clock import SystemClock
 from protocol.errors import UsageError
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 _DESCRIPTION = "Records what a command, a running process or the host uses, and delivers it."
-_PREFIX = "sentinel-collector: "
+_STANDARD_DESCRIPTORS = (0, 1, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: the job's own, else 0 done, 1 failed, 2 wrong use."""
+    _hold_standard_descriptors()
+    voice = Voice(Level.NORMAL)
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
     command = words[cut + 1 :]
@@ -40,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, others = parser.parse_known_args(words[:cut])
     try:
         if others and not others[0].startswith("-"):
-            raise UsageError(f"unexpected {others[0]!r}; the command goes behind --: sentinel-collector -- {others[0]}")
+            raise UsageError(_without_separator(words, words.index(others[0])))
         if others:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
         if cut < len(words) and not command:
@@ -49,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command and "pid" in given:
             raise UsageError("--pid and a command exclude each other")
         file = None if args.config is None else SettingsFile(args.config)
-        return _wrap(command, given, file) if command else _track(given, file)
+        return _wrap(command, given, file, voice) if command else _track(given, file)
     except UsageError as error:
-        print(f"{_PREFIX}{error}", file=sys.stderr)
+        voice.error(str(error))
         return 2
 
 
-def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None) -> int:
+def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None, voice: Voice) -> int:
     wanted = early(given, file, "accounting", "scope", "host_root", "insecure")
     # What is certain to be wrong use must be said before anything is started.
     uploader_addresses({**given, "insecure": wanted["insecure"]})
@@ -67,7 +70,7 @@ def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None) 
         try:
             job = accounting.counted(lambda: Job.spawn(command, os.environ, signals))
         except JobStartError as error:
-            print(f"{_PREFIX}{error}", file=sys.stderr)
+            voice.error(str(error))
             return error.exit_code
         adopts_orphans = set_subreaper()
         from collector.wrapping import track_job
@@ -115,6 +118,26 @@ def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
             container=open_view(settings["scope"], os.environ, records_host=bool(host_root)),
         )
         return session.run()
+
+
+def _hold_standard_descriptors() -> None:
+    """Put /dev/null where standard streams were closed for us: what we open would get their numbers, and our lines.
+
+    The job finds them closed, as it would without us.
+    """
+    for fd in _STANDARD_DESCRIPTORS:
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+
+def _without_separator(words: list[str], place: int) -> str:
+    """Return what is wrong with a command that has no `--`, and what was probably meant."""
+    import shlex
+
+    meant = shlex.join(["sentinel-collector", *words[:place], "--", *words[place:]])
+    return f"unexpected {words[place]!r}; the command goes behind --: {meant}"
 
 
 def _living_pid(text: str) -> int:

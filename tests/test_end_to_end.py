@@ -13,6 +13,7 @@ from oracle.clock import ShiftedClock
 from standins.backend import TOKEN, Backend
 from standins.keyring import Keyring
 from standins.product import (
+    BIN,
     COLLECTOR,
     DEADLINE_S,
     UPLOADER,
@@ -392,7 +393,8 @@ def test_secrets_stay_with_the_uploader(home: Home, backend: Backend) -> None:
         (["--pid", "0"], "--pid"),
         (["--pid", "4194999"], "4194999"),
         (["--pid", "1", "--", "true"], "--pid"),
-        (["true"], "--"),
+        (["python", "train.py", "--epochs", "3 4"], "sentinel-collector -- python train.py --epochs '3 4'"),
+        (["--interval", "2", "make"], "sentinel-collector --interval 2 -- make"),
         (["--"], "command"),
     ],
 )
@@ -405,6 +407,22 @@ def test_wrong_use_is_told_before_anything_starts(home: Home, words: list[str], 
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_streams_that_are_closed_or_full_change_nothing(home: Home, closed: str) -> None:
+    output = home.directory / "rows.csv"
+    job = "sh -c '[ -e /proc/$$/fd/2 ] && exit 7; exit 8'"
+    script = f"exec sentinel-collector -v --output {output} -- {job} {closed}"
+    environ = {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    done = home.run("sh", "-c", script, env=environ)
+    # Where we hold the place of a closed stream the job has none.
+    assert done.returncode == (7 if "full" in closed else 8)
+    (run,) = home.local_runs()
+    assert home.local_rows(run) == rows_of_file(output)
+    nothing = home.run("sh", "-c", f"exec sentinel-collector -- no-such-command {closed}", env=environ)
+    wrong = home.run("sh", "-c", f"exec sentinel-collector --interval nan -- true {closed}", env=environ)
+    assert (nothing.returncode, wrong.returncode) == (127, 2)
 
 
 def test_bad_configuration_file_is_told_and_the_run_is_recorded_without_what_is_wrong(home: Home) -> None:
