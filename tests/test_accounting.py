@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from standins.burning import BURN
 from standins.product import COLLECTOR, Home, busy, python, wait_until
+from standins.unprivileged import unprivileged
 
 from collector.accounting import RunAccounting
 from collector.config import early
@@ -284,25 +284,13 @@ def test_a_command_that_cannot_be_started_leaves_no_cgroup(home: Home) -> None:
     assert names(place) - before == set()
 
 
-@pytest.fixture
-def unprivileged() -> Iterator[None]:
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    yield
-    if is_root:
-        os.seteuid(0)
-
-
-def test_without_the_right_to_make_one_the_ledger_has_to_do(
-    unprivileged: None, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with RunAccounting("cgroup") as accounting:
+def test_without_the_right_to_make_one_the_ledger_has_to_do(capfd: pytest.CaptureFixture[str]) -> None:
+    with unprivileged(), RunAccounting("cgroup") as accounting:
         assert accounting.counted(lambda: 7) == 7
         assert accounting.counter is None
         accounting.settle(Voice(Level.NORMAL))
     assert "no cgroup for the run, CPU time is read from /proc: " in capfd.readouterr().err
-    with RunAccounting("auto") as accounting:
+    with unprivileged(), RunAccounting("auto") as accounting:
         accounting.counted(lambda: None)
         accounting.settle(Voice(Level.NORMAL))
         assert capfd.readouterr().err == ""

@@ -2,12 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from standins.nvml import GpuReader, HandClock, NvmlPlay, break_library, build_nvml_stub
+from standins.unprivileged import unprivileged
 
 from collector.sensors.amd import AmdGpus, find_amd_cards
 from collector.sensors.drm_clients import FORGET_AFTER_SCANS, DrmClient, parse_fdinfo
@@ -243,24 +242,11 @@ def test_a_process_of_somebody_else_is_unknown_but_a_zombie_uses_nothing(
     source = AmdGpus(find_amd_cards("sys"), clock=clock, proc="proc")
     source.devices([])
     clock.elapsed_s += 1
-    with not_root(), pytest.raises(PermissionError):
+    with unprivileged(), pytest.raises(PermissionError):
         os.listdir("proc/7/fd")
-    with not_root():
+    with unprivileged():
         readings = source.devices([7])
     assert [reading[2:] for reading in readings] == [share]
-
-
-@contextmanager
-def not_root() -> Iterator[None]:
-    """Root may read everything: be nobody for a while."""
-    uid = os.geteuid()
-    if uid == 0:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if uid == 0:
-            os.seteuid(0)
 
 
 def test_fdinfo_is_read_as_the_kernel_documents_it() -> None:

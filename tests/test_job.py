@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from standins.unprivileged import unprivileged
 from standins.wrapper import WRAPPER, Events, counting_job, wrapping
 
 from collector.job import Job, JobStartError
@@ -84,27 +85,17 @@ def test_a_command_that_cannot_be_executed_is_126(signals: Signals, tmp_path: Pa
     assert start_error([binary], signals) == (126, f"{binary}: Exec format error")
 
 
-@pytest.fixture
-def unprivileged() -> Iterator[None]:
-    """Root may search every directory: be somebody else for a while."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    yield
-    if is_root:
-        os.seteuid(0)
-
-
 def test_a_directory_of_the_path_that_cannot_be_searched_does_not_turn_127_into_126(
-    signals: Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    signals: Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o000)
     monkeypatch.setenv("PATH", f"{closed}:{os.environ['PATH']}")
-    request.getfixturevalue("unprivileged")
-    with pytest.raises(PermissionError):
+    with unprivileged(), pytest.raises(PermissionError):
         os.posix_spawnp("no-such-command", ["no-such-command"], os.environ)
-    assert start_error(["no-such-command"], signals) == (127, "no-such-command: command not found")
+    with unprivileged():
+        error = start_error(["no-such-command"], signals)
+    assert error == (127, "no-such-command: command not found")
 
 
 def test_a_script_without_an_interpreter_runs_in_the_shell(signals: Signals, tmp_path: Path) -> None:
