@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from msgspec import convert, structs
 from rows import FIRST_TIMESTAMP
 from standins.offset_clock import OffsetClock
+from standins.preload import SteppedWall
 from standins.product import COLLECTOR, DEADLINE_S, Home, busy, python, rows_of_file, timestamps, wait_until
-from standins.stepped_wall import SteppedWall
 
 from collector.delivery import Delivery, RunFacts
 from collector.voice import Level, Voice
@@ -28,7 +28,7 @@ CHUNK_ROWS = 3600
 """Most rows of an object."""
 GROWTH_KIB = 8 << 10
 """What a process may grow by for reasons of its own; a day of samples is more than twice that."""
-_TYPES = [float if "float" in str(field.type) else int for field in msgspec.structs.fields(Sample)[1:]]
+_FULL = convert([1234.25 if "float" in str(field.type) else 1 << 40 for field in structs.fields(Sample)], Sample)
 
 
 def runs_of(home: Home) -> list[dict[str, Any]]:
@@ -82,8 +82,7 @@ def row_files(home: Home) -> list[Path]:
 
 def full_row(number: int) -> bytes:
     """A sample with a value in every column, as a machine with GPUs has them."""
-    values = [(number + index) / 4 if type_ is float else number * 1000 + index for index, type_ in enumerate(_TYPES)]
-    return encode_sample(msgspec.convert([FIRST_TIMESTAMP + number, *values], Sample))
+    return encode_sample(structs.replace(_FULL, timestamp=FIRST_TIMESTAMP + number, process_pid=number))
 
 
 def recorded_for_a_day(home: Home, key: str) -> None:

@@ -88,14 +88,6 @@ def test_command_that_cannot_start_ends_like_a_shell(home: Home, words: list[str
     assert home.local_runs() == []
 
 
-def test_job_killed_by_a_signal_ends_with_128_and_the_signal(home: Home) -> None:
-    done = home.collector("--quiet", "--", "sh", "-c", "kill -9 $$")
-
-    assert done.returncode == 137
-    (run,) = home.local_runs()
-    assert (run["status"], run["exit_code"]) == ("failed", 137)
-
-
 def test_termination_reaches_the_job_and_its_last_words_are_recorded(home: Home) -> None:
     ready = home.directory / "ready"
     code = (
@@ -332,21 +324,6 @@ def test_no_uploader_in_reach_leaves_the_run_for_the_next_collector(home: Home) 
     (left,) = [run for run in _finished_runs(home) if run["exit_code"] == 5]
     assert_whole(home.local_rows(left), rows_of_file(output))
     assert list((home.state / "collector").glob("*.rows")) == []
-
-
-def test_silent_collectors_run_is_closed_as_failed_without_an_exit_code(home: Home, backend: Backend) -> None:
-    home.start_uploader("--stale-after", "1", env=backend.environ)
-    target = home.start(*python("import time; time.sleep(60)"))
-    collector = home.start(COLLECTOR, "--connect", home.address, "--interval", "0.1", "--pid", str(target.pid))
-    wait_until(lambda: backend.api.runs and _stored_rows(home) > 3, "rows arrive")
-    collector.kill()
-    run = backend.only_run()
-    wait_until(lambda: finished(run), "the run is closed")
-
-    assert run.finish["run_status"] == "failed"
-    assert "exit_code" not in run.finish
-    assert backend.rows(run)
-    assert [run["state"] for run in home.status("--spool", str(home.directory / "spool"))] == ["failed"]
 
 
 def test_local_target_needs_no_package_of_the_extra(home: Home) -> None:

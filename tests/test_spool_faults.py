@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from rows import row
+from standins.preload import SyncLog
 from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, python, rows_of_file, wait_until
 from standins.raw_collector import Collectors, RawCollector, collectors_of
 from standins.small_disk import SmallDisk
@@ -360,3 +361,29 @@ def test_spool_of_an_uploader_that_is_killed_again_and_again_is_a_sound_database
     collector.say(finish(last))
     collector.hear_until(Finished)
     assert delivered(home) == list(range(1, last + 1))
+
+
+def test_what_is_acknowledged_would_survive_a_power_cut_it_was_synced_before(
+    home: Home, tmp_path: Path, collector: RawCollector
+) -> None:
+    log = SyncLog(tmp_path)
+    home.start_uploader(env=log.environ)
+    collector.say(hello())
+    collector.hear(Welcome)
+    wal = str(home.directory / "spool" / "spool.db-wal")
+    for number in range(1, 11):
+        before = log.paths().count(wal)
+        send(collector, number, number)
+        # Nothing else is going on: the run is registered once, and uploaded after a minute.
+        assert log.paths().count(wal) > before
+    before = log.paths().count(wal)
+    collector.say(finish(10))
+    assert collector.hear_until(Ack).finish
+    assert log.paths().count(wal) > before
+    collector.hear_until(Finished)
+    assert delivered(home) == list(range(1, 11))
+    (run,) = home.local_runs()
+    # The object and its directory, too, before the rows left the spool.
+    directory = str(home.runs / run["run_id"])
+    assert directory in log.paths()
+    assert any(path.startswith(f"{directory}/") for path in log.paths())

@@ -19,13 +19,17 @@ while time.monotonic() < end: time.sleep(0.01)
 
 
 def test_interrupt_reaches_the_job_once_and_its_exit_code_comes_back(home: Home) -> None:
-    with Terminal([COLLECTOR, "--quiet", "--", *python(COUNTS), "end"], home.environ) as terminal:
+    output = home.directory / "rows.csv"
+    words = ["--quiet", "--interval", "0.1", "--output", str(output)]
+    with Terminal([COLLECTOR, *words, "--", *python(COUNTS), "end"], home.environ) as terminal:
         terminal.wait_for(b"ready True True")
         terminal.type(b"\x03")
         terminal.wait_for(b"SIGINT")
         assert terminal.wait() == 42
         assert terminal.shown.count(b"SIGINT") == 1
-    assert [run["exit_code"] for run in home.local_runs()] == [42]
+    (run,) = home.local_runs()
+    assert (run["status"], run["exit_code"]) == ("failed", 42)
+    assert home.local_rows(run) == rows_of_file(output) != []
 
 
 def test_second_interrupt_ends_the_collector_and_leaves_the_job(home: Home) -> None:
