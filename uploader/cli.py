@@ -31,6 +31,7 @@ from uploader.operate import ask, ask_to_drain
 from uploader.output import complain, discard_output, write_output
 from uploader.ownership import owner_pid
 from uploader.requests import DISCARD, RETRY
+from uploader.secrecy import keep_memory_out_of_core_files
 from uploader.service import Service
 from uploader.status import describe_run, has_something_left, matches, read_status, status_text
 
@@ -50,6 +51,7 @@ commands (the default is serve):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    keep_memory_out_of_core_files()
     try:
         code = _run(words)
         # Whatever argparse has printed is written at the end of the process, where nobody catches anything.
