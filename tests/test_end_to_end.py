@@ -282,10 +282,10 @@ def test_two_collectors_that_start_at_once_share_one_agent(home: Home) -> None:
 
 @pytest.mark.timeout(180)
 def test_outages_of_register_storage_and_finish_lose_nothing_and_are_not_hammered(home: Home, backend: Backend) -> None:
-    away_s = 3.0
+    away_s = 1.5
     register = backend.api.faults.add("register", status=503, for_s=away_s)
     put = backend.s3.faults.add("put", code="ServiceUnavailable", for_s=away_s)
-    finish = backend.api.faults.add("finish", status=503, times=3)
+    finish = backend.api.faults.add("finish", status=503, times=2)
     output = home.directory / "rows.csv"
     home.start_uploader("--upload-interval", "1", env=backend.environ)
     target = home.start(*python("import time; time.sleep(120)"))
@@ -298,13 +298,12 @@ def test_outages_of_register_storage_and_finish_lose_nothing_and_are_not_hammere
     collector.communicate(timeout=DEADLINE_S)
 
     assert collector.returncode == 0
-    assert register.fired
-    assert put.fired
-    assert finish.fired == 3
+    # Distances that double up to their cap, at random from zero: seven tries and more within the outage are one chance
+    # in 10^8. How they grow over minutes is looked at in test_api_over_time.
+    assert 1 <= register.fired <= 6
+    assert 1 <= put.fired <= 6
+    assert finish.fired == 2
     assert_whole(backend.rows(backend.only_run()), rows_of_file(output))
-    calls = [*backend.api.requests.of("register"), *backend.s3.requests.of("put")]
-    # Without back-off seconds of outage would see thousands of calls.
-    assert len([call for call in calls if call.status == 503]) <= 2 * away_s / 0.25 + 2
 
 
 def test_no_uploader_in_reach_leaves_the_run_for_the_next_collector(home: Home) -> None:
