@@ -3,6 +3,7 @@
 #   make demo     track a real job and deliver its samples to ./demo-data
 #   make test     build the wheel, install it, test what was installed
 #   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
+#   make faults   six everyday faults, the peer and ours in one harness: one table
 #   make lint     ruff and mypy
 #   make ci       lint and test, as .ci/run does
 #   make bench    compare with the peer (benchmarks/README.md)
@@ -24,7 +25,7 @@ COLLECTORS ?= 4
 UPLOADERS ?= 2
 PEER := .venv-peer
 
-.PHONY: demo test chaos lint ci bench lock clean environment
+.PHONY: demo test chaos faults lint ci bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -57,6 +58,9 @@ test: environment
 chaos: environment
 	PYTHONPATH=tests $(BIN)/python -m oracle $(if $(SEED),--seed $(SEED)) --duration $(DURATION) \
 		--collectors $(COLLECTORS) --uploaders $(UPLOADERS)
+
+faults: environment $(PEER)/.installed
+	PYTHONPATH=tests $(BIN)/python -m oracle.six_faults
 
 lint: environment
 	$(BIN)/ruff check .

@@ -142,13 +142,13 @@ class Home:
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
-        for pid in self._strays():
+        for pid in self.running():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not self._strays(), "every process of the test is gone")
+        wait_until(lambda: not self.running(), "every process of the test is gone")
 
-    def _strays(self) -> list[int]:
-        """Processes that have this home in their environment."""
+    def running(self) -> list[int]:
+        """Return the processes that have this home in their environment, whoever started them."""
         mark = f"XDG_RUNTIME_DIR={self.runtime}\0".encode()
         found = []
         for entry in Path("/proc").iterdir():

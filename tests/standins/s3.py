@@ -59,7 +59,8 @@ class S3Server(WebServer):
 
     `keyring` knows the credentials. `buckets` limits which exist (`None`: all). With `wrong_region="redirect"` a wrong
     region is answered by 301 with `x-amz-bucket-region`, otherwise by 400 with the region in the XML. The calls for
-    `faults` are `put` and `head`; a fault's `code` is an S3 code.
+    `faults` are `put` and `head`; a fault's `code` is an S3 code. With `takes_any_type` the Content-Type is not looked
+    at and need not be signed, as Amazon has it.
 
     `versions(uri)` returns every body that was PUT there, in order; `objects()` the last of each.
     """
@@ -74,9 +75,11 @@ class S3Server(WebServer):
         port: int = 0,
         tls: ssl.SSLContext | None = None,
         now: Callable[[], float] = time.time,
+        takes_any_type: bool = False,
     ) -> None:
         super().__init__(port=port, tls=tls, now=now)
         self.keyring = keyring
+        self._takes_any_type = takes_any_type
         self.region = region
         self.buckets = buckets
         self.wrong_region = wrong_region
@@ -136,7 +139,7 @@ class S3Server(WebServer):
         self._check_time(request)
         if request.headers.get("x-amz-security-token") != issued.session_token:
             raise _RefusedError("InvalidToken", "The provided token is malformed or otherwise invalid.")
-        _check_signature(request, authorization, issued)
+        _check_signature(request, authorization, issued, signs_type=not self._takes_any_type)
         if issued.revoked is not None:
             raise _RefusedError(issued.revoked, "revoked")
         if self.now() >= issued.expires_at:
@@ -144,6 +147,8 @@ class S3Server(WebServer):
         if not uri.startswith(f"{issued.prefix}/"):
             raise _RefusedError("AccessDenied", "Access Denied")
         _check_content(request)
+        if request.headers.get("content-type") != "application/gzip" and not self._takes_any_type:
+            raise _RefusedError("InvalidRequest", "Content-Type is not application/gzip")
 
     def _check_region(self, region: str) -> None:
         if region == self.region:
@@ -196,11 +201,13 @@ def _read_authorization(request: Recorded) -> _Authorization:
     return _Authorization(*match.groups())
 
 
-def _check_signature(request: Recorded, authorization: _Authorization, issued: Issued) -> None:
+def _check_signature(request: Recorded, authorization: _Authorization, issued: Issued, *, signs_type: bool) -> None:
     """Compute the signature by the letter of AWS' description (Signature Version 4, "Create a signed request")."""
     headers = request.headers
     signed = authorization.signed.split(";")
-    wanted = {"host", "content-type", *(name for name in headers if name.startswith("x-amz-"))}
+    wanted = {"host", *(name for name in headers if name.startswith("x-amz-"))} | (
+        {"content-type"} if signs_type else set()
+    )
     if not wanted <= set(signed):
         raise _RefusedError("AccessDenied", f"headers not signed: {sorted(wanted - set(signed))}")
     canonical = "\n".join(
@@ -232,5 +239,3 @@ def _check_content(request: Recorded) -> None:
         raise _RefusedError("XAmzContentSHA256Mismatch", "the payload's hash is not signed, or is another's")
     if "content-encoding" in headers or "transfer-encoding" in headers:
         raise _RefusedError("InvalidRequest", "readers would unpack twice")
-    if headers.get("content-type") != "application/gzip":
-        raise _RefusedError("InvalidRequest", "Content-Type is not application/gzip")
