@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from uploader.counters import MAX_CLIENTS, MAX_SERIES, OTHER, UNNAMED, Clients, Count, Counters, Level, Times
+from uploader.counters import MAX_CLIENTS, MAX_SERIES, OTHER, UNNAMED, Clients, Count, Counters, Times
 
 T0 = 1_700_000_000.0
 
@@ -79,7 +79,7 @@ def test_clients_heard_longest_ago_make_room() -> None:
 
 def test_names_are_unique_and_described() -> None:
     counters = Counters()
-    described: list[Count | Level | Times] = [*counters.counts(), *counters.levels(), *counters.times()]
+    described: list[Count | Times] = [*counters.counts(), *counters.times()]
     names = [value.name for value in described]
-    assert len(names) == len(set(names)) >= 17
+    assert len(names) == len(set(names)) >= 16
     assert all(value.help for value in described)

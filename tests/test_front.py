@@ -78,6 +78,7 @@ def test_whole_run_is_seen_in_the_metrics(home: Home, backend: Backend, collecto
     collector.hear(Welcome)
     send(collector, 1, 20)
     wait_until(lambda: watcher.samples()["rows_delivered_total"] == 20, "rows are delivered")
+    assert watcher.samples()["connections"] == 1
     collector.send_frames(b"rubbish")
     collector.say(samples(21, 22), samples(21, 22), finish(22))
     collector.hear_until(Finished)

@@ -53,21 +53,6 @@ class Count:
             return dict(self._values)
 
 
-class Level:
-    """A number that goes up and down."""
-
-    __slots__ = ("help", "name", "value")
-
-    def __init__(self, name: str, text: str) -> None:
-        self.name = name
-        self.help = text
-        self.value = 0.0
-
-    def set(self, value: float) -> None:
-        """Replace the number."""
-        self.value = value
-
-
 class Times:
     """How long something took: a histogram with cumulative buckets."""
 
@@ -175,17 +160,12 @@ class Counters:
         self.registered = Count("runs_registered", "Runs that the API has registered")
         self.closed_as_stale = Count("runs_closed_as_stale", "Runs that were closed because their collector was silent")
         self.ended = Count("runs_ended", "Runs that have ended", "state")
-        self.connections = Level("connections", "Connections of collectors")
         self.clients = Clients()
         self._begin_at_zero()
 
     def counts(self) -> Iterator[Count]:
         """All that only grow."""
         return (value for value in vars(self).values() if isinstance(value, Count))
-
-    def levels(self) -> Iterator[Level]:
-        """All that go up and down."""
-        return (value for value in vars(self).values() if isinstance(value, Level))
 
     def times(self) -> Iterator[Times]:
         """All histograms."""

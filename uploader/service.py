@@ -176,6 +176,7 @@ class Service:
                 spool=self._spool,
                 counters=self._counters,
                 failing_destinations=self._dispatcher.failing_destinations,
+                connections=self._intake.conversations,
                 clock=self._clock,
             )
         except BaseException:

@@ -18,6 +18,7 @@ def open_front(
     spool: Spool,
     counters: Counters,
     failing_destinations: Callable[[], int],
+    connections: Callable[[], int],
     clock: Clock,
 ) -> HttpServer:
     """Take the address; raises `UsageError` when that cannot be done, or where `prometheus_client` is missing."""
@@ -28,7 +29,13 @@ def open_front(
             f"--http needs more than the base package ({error.name} is missing): "
             "pip install 'sentinel-stream[uploader]'"
         ) from error
-    metrics = Metrics(counters=counters, spool=spool, backlog=health.backlog, failing_destinations=failing_destinations)
+    metrics = Metrics(
+        counters=counters,
+        spool=spool,
+        backlog=health.backlog,
+        failing_destinations=failing_destinations,
+        connections=connections,
+    )
     pages = {
         "/livez": lambda: _verdict(health.not_live()),
         "/readyz": lambda: _verdict(health.not_ready()),

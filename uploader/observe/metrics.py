@@ -37,9 +37,10 @@ class Metrics:
         spool: Spool,
         backlog: Callable[[], Backlog],
         failing_destinations: Callable[[], int],
+        connections: Callable[[], int],
     ) -> None:
         self._registry = CollectorRegistry()
-        uploader = _Uploader(counters, spool, backlog, failing_destinations)
+        uploader = _Uploader(counters, spool, backlog, failing_destinations, connections)
         self._registry.register(cast("Collector", uploader))
         ProcessCollector(registry=self._registry)
 
@@ -57,11 +58,13 @@ class _Uploader:
         spool: Spool,
         backlog: Callable[[], Backlog],
         failing_destinations: Callable[[], int],
+        connections: Callable[[], int],
     ) -> None:
         self._counters = counters
         self._spool = spool
         self._backlog = backlog
         self._failing_destinations = failing_destinations
+        self._connections = connections
 
     def describe(self) -> Iterable[Metric]:
         # Registering must not collect: nothing is there yet.
@@ -86,10 +89,9 @@ class _Uploader:
             yield HistogramMetricFamily(
                 PREFIX + times.name, times.help, buckets=list(zip(bounds, counts, strict=True)), sum_value=total_s
             )
-        for level in self._counters.levels():
-            yield _gauge(level.name, level.help, level.value)
 
     def _waiting(self) -> Iterator[Metric]:
+        yield _gauge("connections", "Collectors that are talked to", self._connections())
         backlog = self._backlog()
         runs = GaugeMetricFamily(f"{PREFIX}runs", "Runs that are not over", labels=["state"])
         for state in _SHOWN_STATES:

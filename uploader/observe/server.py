@@ -26,7 +26,7 @@ ANSWER_S = 5.0
 """For a whole exchange: a request that is slow to come, a page that is slow to make, a reader that is slow to read."""
 PAGE_S = 4.0
 """Then a page that is not there yet is answered for."""
-ACCEPT_PAUSE_S = 0.002
+ACCEPT_PAUSE_S = 0.005
 FRESH_S = 0.2
 """A page is made again when it is older."""
 TEXT = "text/plain; charset=utf-8"
