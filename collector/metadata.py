@@ -13,12 +13,17 @@ _WORD_BYTES = 3
 
 def run_metadata(settings: Mapping[str, Any], argv: list[str]) -> dict[str, Any]:
     """Return the contract's metadata fields: what was given, the tags, and the command line as a list of words."""
-    metadata: dict[str, Any] = {name: settings[name] for name in METADATA_NAMES if settings[name]}
+    metadata: dict[str, Any] = {name: _as_text(settings[name]) for name in METADATA_NAMES if settings[name]}
     if settings["tag"]:
-        metadata["tags"] = dict(settings["tag"])
+        metadata["tags"] = {_as_text(key): _as_text(value) for key, value in settings["tag"].items()}
     if argv and settings["command_line"]:
         metadata["command"] = _bounded(argv)
     return metadata
+
+
+def _as_text(word: str) -> str:
+    """Arguments and variables may hold bytes that are no text (Python has them as surrogates); messages may not."""
+    return word.encode("utf-8", "replace").decode("utf-8")
 
 
 def _bounded(argv: list[str]) -> list[str]:
@@ -26,7 +31,7 @@ def _bounded(argv: list[str]) -> list[str]:
     words: list[str] = []
     left = _MAX_COMMAND_BYTES
     for word in argv:
-        text = word.encode("utf-8", "replace")
+        text = _as_text(word).encode()
         left -= len(text) + _WORD_BYTES
         if left < 0:
             return [*words, text[: max(0, left + len(text))].decode("utf-8", "ignore") + "…"]

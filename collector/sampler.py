@@ -139,9 +139,11 @@ class Sampler:
     def peak_memory_mib(self) -> float | None:
         """The tree's highest memory in MiB: of a row, or of one process as the kernel recorded it between rows.
 
-        Reads a file of each living member: meant for the end of a run, not for every row.
+        `None` where nothing is tracked, or nothing was seen of what was. Reads a file of each living member: meant for
+        the end of a run, not for every row.
         """
-        return round(self._tree.peak_kib / 1024, 3) if self._tree is not None else None
+        peak_kib = 0 if self._tree is None else self._tree.peak_kib
+        return round(peak_kib / 1024, 3) if peak_kib else None
 
     @property
     def accounting(self) -> str:

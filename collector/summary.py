@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from collector.voice import counted
 from protocol.messages import Finished
 from protocol.statistics import RunStatistics
 
@@ -13,7 +14,7 @@ def summary_lines(figures: dict[str, Any]) -> list[str]:
     """Return the figures of `summary_figures` as text."""
     lines = [f"run {figures['run_id'] or figures['run_key']}: {_outcome(figures)}; {_usage(figures)}"]
     if figures["location"]:
-        lines.append(f"{figures['rows']} samples delivered to {figures['location']}")
+        lines.append(f"{counted(figures['rows'], 'sample')} delivered to {figures['location']}")
     elif figures["durable"] and not figures["delivered"] and not figures["parked"]:
         if figures["trouble"]:
             lines.append(f"not delivered yet: {figures['trouble']}")
@@ -90,8 +91,10 @@ def _usage(figures: dict[str, Any]) -> str:
     parts = [
         f"{statistics['duration_seconds']:.1f} s",
         f"CPU {seconds:.2f} s ({cpu['mean']:.2f} cores on average, {cpu['max']:.2f} at most)",
-        f"memory {peak:.0f} MiB at most",
     ]
+    if peak:
+        # A job that was gone before anybody could look has left no figure.
+        parts.append(f"memory {peak:.0f} MiB at most")
     disk = [statistics.get(f"{scope}_disk_{kind}_bytes", {"total": 0})["total"] for kind in ("read", "write")]
     if any(disk):
         parts.append(f"disk {_size(disk[0])} read, {_size(disk[1])} written")

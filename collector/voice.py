@@ -6,6 +6,11 @@ from enum import IntEnum
 PREFIX = "sentinel-collector: "
 
 
+def counted(number: int, noun: str) -> str:
+    """Return `1 sample`, `2 samples`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class Level(IntEnum):
     """How much is said."""
 

@@ -13,8 +13,8 @@ from protocol.paths import data_home, runtime_dir, state_home
 TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN_FILE")
 TARGET_VARIABLE = "SENTINEL_TARGET"
 SENTINEL_TARGET = "sentinel:"
-PATH_VARIABLES = (TOKEN_VARIABLES[-1], "SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE")
-"""What an uploader reads files from; relative ones begin where the command was started."""
+PATH_VARIABLES = (TOKEN_VARIABLES[-1], "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE")
+"""What an uploader finds its files by; relative ones begin where the command was started."""
 _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 

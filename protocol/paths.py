@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pwd
 import stat
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -124,4 +125,15 @@ def _base(environ: Mapping[str, str], variable: str, default: str) -> str:
     # The XDG specification: a relative path is invalid and to be ignored.
     if os.path.isabs(value):
         return value
-    return os.path.join(os.path.expanduser("~"), default)
+    return os.path.join(_home(environ), default)
+
+
+def _home(environ: Mapping[str, str]) -> str:
+    """Return an absolute path also for a user without `$HOME`, or without an entry (a container with any user id)."""
+    home = environ.get("HOME", "")
+    if not home:
+        try:
+            home = pwd.getpwuid(os.getuid()).pw_dir
+        except KeyError:
+            home = os.path.join(_TEMPORARY[0], f"{APPLICATION}-{os.getuid()}")
+    return os.path.abspath(home)

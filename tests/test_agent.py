@@ -225,13 +225,13 @@ def test_both_commands_find_each_other_where_the_runtime_directory_is_too_deep(h
         wait_until(lambda: Path(place.socket_path).exists(), "the agent listens")
         done = deep_home.collector("-v", "--interval", "0.1", "--", "true")
         assert done.returncode == 0
-        assert "1 samples delivered to" in done.stderr
+        assert "1 sample delivered to" in done.stderr
         assert place.socket_path in done.stderr
         assert "longer than the 107 bytes of a Unix socket's path" in done.stderr
         agent.terminate()
         agent.wait(DEADLINE_S)
         done = deep_home.collector("--interval", "0.1", "--", "true")
-        assert "1 samples delivered to" in done.stderr
+        assert "1 sample delivered to" in done.stderr
     finally:
         deep_home.close()
     assert len(deep_home.local_runs()) == 2

@@ -388,12 +388,14 @@ def test_wrong_use_is_told_before_anything_starts(home: Home, words: list[str], 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_streams_that_are_closed_or_full_change_nothing(home: Home, closed: str) -> None:
     output = home.directory / "rows.csv"
-    job = "sh -c '[ -e /proc/$$/fd/2 ] && exit 7; exit 8'"
+    ours = home.directory / "ours"
+    job = f"sh -c 'readlink /proc/$PPID/fd/2 > {ours}; [ -e /proc/$$/fd/2 ] && exit 7; exit 8'"
     script = f"exec sentinel-collector -v --output {output} -- {job} {closed}"
     environ = {"PATH": f"{BIN}:{os.environ['PATH']}"}
     done = home.run("sh", "-c", script, env=environ)
     # Where we hold the place of a closed stream the job has none.
     assert done.returncode == (7 if "full" in closed else 8)
+    assert ours.read_text() == ("/dev/full\n" if "full" in closed else "/dev/null\n")
     (run,) = home.local_runs()
     assert home.local_rows(run) == rows_of_file(output)
     nothing = home.run("sh", "-c", f"exec sentinel-collector -- no-such-command {closed}", env=environ)

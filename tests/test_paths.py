@@ -1,6 +1,9 @@
 """Directories of this user's alone, and one agent for each target."""
 
 import os
+import pwd
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,21 +11,40 @@ from pathlib import Path
 import pytest
 
 from protocol.addresses import MAX_UNIX_PATH_BYTES
-from protocol.agent import agent_place, default_target, spool_dirs
+from protocol.agent import agent_environ, agent_place, default_target, spool_dirs
 from protocol.errors import UsageError
 from protocol.paths import data_home, make_private_dir, make_socket_dir, runtime_dir, state_home
 
 
-def test_places_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/x")
+def test_places_follow_the_environment(tmp_path: Path) -> None:
     environ = {"XDG_STATE_HOME": "/s", "XDG_DATA_HOME": "/d", "XDG_RUNTIME_DIR": str(tmp_path)}
     assert state_home(environ) == "/s/sentinel-stream"
     assert data_home(environ) == "/d/sentinel-stream"
     assert runtime_dir(environ, "x") == (f"{tmp_path}/sentinel-stream", "")
-    relative = {"XDG_STATE_HOME": "s", "XDG_DATA_HOME": "", "XDG_RUNTIME_DIR": str(tmp_path / "missing")}
+    relative = {
+        "XDG_STATE_HOME": "s",
+        "XDG_DATA_HOME": "",
+        "HOME": "/home/x",
+        "XDG_RUNTIME_DIR": str(tmp_path / "missing"),
+    }
     assert state_home(relative) == "/home/x/.local/state/sentinel-stream"
     assert data_home(relative) == "/home/x/.local/share/sentinel-stream"
     assert runtime_dir(relative, "x").path == f"/tmp/sentinel-stream-{os.getuid()}"
+
+
+def test_a_place_is_absolute_without_a_home_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = pwd.getpwuid(os.getuid()).pw_dir
+    assert state_home({}) == state_home({"HOME": ""}) == f"{entry}/.local/state/sentinel-stream"
+    monkeypatch.chdir(tmp_path)
+    assert state_home({"HOME": "here"}) == f"{tmp_path}/here/.local/state/sentinel-stream"
+    assert agent_environ({"HOME": "here"})["HOME"] == f"{tmp_path}/here"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody without an entry")
+def test_a_user_id_without_an_entry_has_a_place_of_its_own() -> None:
+    code = "import os\nfrom protocol.paths import state_home\nos.setuid(54321)\nprint(state_home({}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "/tmp/sentinel-stream-54321/.local/state/sentinel-stream\n"
 
 
 def test_every_directory_that_is_made_is_private(tmp_path: Path) -> None:

@@ -293,6 +293,21 @@ def test_a_small_jobs_peak_is_not_the_collectors_own() -> None:
 
 
 @linux
+@linux
+def test_a_job_that_nobody_has_seen_alive_has_no_peak_rather_than_none_at_all() -> None:
+    ballast = bytearray(os.urandom(1 << 20) * 64)
+    clock = SystemClock()
+    before = baseline.take(clock)
+    pid = os.posix_spawn("/bin/true", ["true"], os.environ)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    sampler = Sampler(clock=clock, baseline=before, root_pid=pid, own_child=True, interval_s=1.0)
+    last = sampler.final(lambda: os.wait4(pid, 0)[2])
+    assert last is not None
+    assert (last.process_memory_mib, sampler.peak_memory_mib) == (None, None)
+    assert len(ballast) == 64 << 20
+    sampler.close()
+
+
 def test_the_base_line_needs_nothing_heavy() -> None:
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules);"

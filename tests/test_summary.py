@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from collector.config import METADATA_NAMES
 from collector.metadata import run_metadata
 from collector.summary import summary_figures, summary_json, summary_lines
 from collector.voice import Level, Voice
@@ -58,6 +59,7 @@ def test_a_tracked_process_is_summed_up() -> None:
 def test_a_run_without_a_sample_or_an_answer_is_summed_up_too() -> None:
     (line,) = summary_lines(figures(exit_code=None, undelivered_rows=3, is_durable=False))
     assert line.startswith("run key: finished; 0.0 s, CPU 0.00 s")
+    assert "memory" not in line
 
 
 def test_json_holds_the_same_and_is_always_text() -> None:
@@ -77,6 +79,16 @@ def test_metadata_hold_what_was_said_and_the_command() -> None:
     settings = NO_METADATA | {"job_name": "x", "tag": {"a": "1"}}
     assert run_metadata(settings, ["a", "b c"]) == {"job_name": "x", "tags": {"a": "1"}, "command": ["a", "b c"]}
     assert run_metadata(settings | {"command_line": False}, ["a"]) == {"job_name": "x", "tags": {"a": "1"}}
+
+
+def test_metadata_are_text_whatever_bytes_were_given() -> None:
+    settings = dict.fromkeys(METADATA_NAMES) | {
+        "tag": {"a\udcff": "\udcfe"},
+        "job_name": "n\udcff",
+        "command_line": True,
+    }
+    metadata = run_metadata(settings, ["x\udcff"])
+    assert metadata == {"job_name": "n?", "tags": {"a?": "?"}, "command": ["x?"]}
 
 
 def test_a_command_line_of_any_size_fits_into_a_greeting() -> None:
