@@ -118,6 +118,17 @@ def _make_dirs(path: str) -> None:
         _make_dirs(parent)
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
+    _sync(parent or os.curdir)
+
+
+def _sync(directory: str) -> None:
+    """Make the names in it durable: what is synced in a new directory is lost with the directory's own name."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _base(environ: Mapping[str, str], variable: str, default: str) -> str:

@@ -15,6 +15,7 @@ from rows import FIRST_TIMESTAMP
 from standins.offset_clock import OffsetClock
 from standins.preload import SteppedWall
 from standins.product import COLLECTOR, DEADLINE_S, Home, busy, python, rows_of_file, timestamps, wait_until
+from standins.small_disk import SmallDisk
 
 from collector.delivery import Delivery, RunFacts
 from collector.voice import Level, Voice
@@ -215,6 +216,23 @@ def test_state_directory_that_cannot_be_written_is_told_once_and_rows_wait_in_me
     assert "Not a directory" in told
     assert home.local_rows(finished_run(home)) == taken(output)
     assert row_files(home) == []
+
+
+def test_full_disk_below_the_state_directory_is_told_and_rows_wait_in_memory(home: Home, tmp_path: Path) -> None:
+    target, output = sleeper(home), home.directory / "rows.csv"
+    with SmallDisk(tmp_path / "disk") as disk:
+        words = ("--connect", home.address, "--interval", "0.1", "--output", str(output), "--wait", "50")
+        where = ("--state-dir", str(disk.mount / "state"))
+        process = home.start(*disk.prefix, COLLECTOR, *words, *where, "--pid", str(target.pid))
+        wait_until(lambda: len(taken(output)) >= 5, "rows are taken")
+        disk.fill()
+        # The first rows may still fit into the page that their file has begun.
+        wait_until(lambda: len(taken(output)) >= 60, "rows are taken for longer than they stay in memory otherwise")
+        home.start_uploader()
+        wait_until(lambda: stored(home) >= 60, "all are delivered")
+        said = end(process, target)
+    assert said.count("cannot write undelivered samples to disk, keeping them in memory") == 1
+    assert home.local_rows(finished_run(home)) == taken(output)
 
 
 def test_older_of_two_collectors_with_one_run_key_stops_with_a_clear_line_and_its_job_goes_on(home: Home) -> None:

@@ -255,6 +255,8 @@ def test_unreadable_spool_is_set_aside_and_the_run_goes_on_without_what_was_in_i
     home.start_uploader()
     aside = Path(f"{path}.unreadable-1")
     assert str(aside) in log_of(home)
+    shown = home.run(UPLOADER, "status", "--spool", str(path.parent))
+    assert f"could not be read; nothing of it is deleted: {aside}\n" in shown.stdout
     # Opening counts in the header's first 100 bytes.
     assert aside.read_bytes()[100:] == before[100:]
     third = collectors.connect()
@@ -370,12 +372,15 @@ def test_what_is_acknowledged_would_survive_a_power_cut_it_was_synced_before(
     home.start_uploader(env=log.environ)
     collector.say(hello())
     collector.hear(Welcome)
-    wal = str(home.directory / "spool" / "spool.db-wal")
+    spool = home.directory / "spool"
+    wal = str(spool / "spool.db-wal")
     for number in range(1, 11):
         before = log.paths().count(wal)
         send(collector, number, number)
         # Nothing else is going on: the run is registered once, and uploaded after a minute.
         assert log.paths().count(wal) > before
+    # So were the names of the file and of its directory.
+    assert {str(spool), str(spool.parent)} <= set(log.paths())
     before = log.paths().count(wal)
     collector.say(finish(10))
     assert collector.hear_until(Ack).finish

@@ -22,6 +22,7 @@ _SHRINK_PAGES = 2048
 _RESERVE_BYTES = 64 << 10
 _BUSY_MS = 10_000
 _FILE_NAME = "spool.db"
+_SET_ASIDE = ".unreadable-"
 
 _SCHEMA = """
 CREATE TABLE runs (
@@ -262,7 +263,7 @@ class Database:
 
     def _move_aside(self) -> str:
         for number in range(1, 10_000):
-            aside = f"{self.path}.unreadable-{number}"
+            aside = f"{self.path}{_SET_ASIDE}{number}"
             if not os.path.exists(aside):
                 break
         os.rename(self.path, aside)
@@ -289,6 +290,14 @@ def connect(path: str) -> sqlite3.Connection:
 def database_path(directory: str) -> str:
     """Path of the database file in a spool directory."""
     return os.path.join(directory, _FILE_NAME)
+
+
+def set_aside_files(directory: str) -> list[str]:
+    """Return the paths of the spools in a directory that could not be read."""
+    beginning = f"{_FILE_NAME}{_SET_ASIDE}"
+    names = [name for name in os.listdir(directory) if name.startswith(beginning)]
+    numbers = sorted(int(number) for name in names if (number := name.removeprefix(beginning)).isdecimal())
+    return [os.path.join(directory, f"{beginning}{number}") for number in numbers]
 
 
 def _translate(error: sqlite3.Error, path: str) -> SpoolError:

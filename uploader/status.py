@@ -11,7 +11,7 @@ import msgspec
 
 from protocol.errors import UsageError
 from uploader.batch import object_uri
-from uploader.database import SCHEMA_VERSION, connect, database_path
+from uploader.database import SCHEMA_VERSION, connect, database_path, set_aside_files
 from uploader.ownership import owner_pid
 from uploader.plain import plain
 from uploader.records import RunRecord
@@ -23,7 +23,9 @@ _MAX_ERROR_CHARS = 100
 
 
 def read_status(spool_dir: str) -> dict[str, Any]:
-    """Return `{"spool", "uploader_pid", "destinations": […], "runs": […]}`; times are UNIX seconds.
+    """Return `{"spool", "uploader_pid", "set_aside": […], "destinations": […], "runs": […]}`; times are UNIX seconds.
+
+    `set_aside` are the paths of earlier spools that could not be read.
 
     Raises `UsageError` when there is no spool or it cannot be read.
     """
@@ -43,6 +45,7 @@ def read_status(spool_dir: str) -> dict[str, Any]:
     return {
         "spool": spool_dir,
         "uploader_pid": owner_pid(spool_dir),
+        "set_aside": set_aside_files(spool_dir),
         "destinations": destinations,
         "runs": runs,
     }
@@ -55,6 +58,9 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
         pid = status["uploader_pid"]
         lines.append(
             f"spool {status['spool']} ({'uploader ' + str(pid) if pid is not None else 'no uploader running'})"
+        )
+        lines.extend(
+            f"  an earlier spool could not be read; nothing of it is deleted: {path}" for path in status["set_aside"]
         )
         lines.extend(
             f"  waiting for {entry['name']}: {_shortened(entry['error'])} "
