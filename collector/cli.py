@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None, voice: Voice) -> int:
-    wanted = early(given, file, "accounting", "scope", "host_root", "insecure")
+    wanted = early(given, file, "accounting", "scope", "host_root", "insecure", "server_key", "key")
     # What is certain to be wrong use must be said before anything is started.
-    uploader_addresses({**given, "insecure": wanted["insecure"]})
+    uploader_addresses({**given, **{name: wanted[name] for name in ("insecure", "server_key", "key")}})
     clock = SystemClock()
     host_root = wanted["host_root"] or ""
     baseline = baseline_sensor.take(clock, host_root=host_root)

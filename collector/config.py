@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from protocol.addresses import Address
+    from protocol.keys import LinkKeys
     from protocol.settings import SettingsFile
 
 _METADATA = (
@@ -67,6 +68,23 @@ SETTINGS = (
         metavar="URL",
         default_text="this user's own uploader, started when none runs",
         help="address of an uploader, `tcp://HOST:PORT` or `ipc:///PATH`; of several, each run picks one",
+    ),
+    Setting(
+        name="server_key",
+        flag="--server-key",
+        env="SENTINEL_SERVER_KEY",
+        parse=path,
+        repeatable=True,
+        metavar="FILE-OR-KEY",
+        help="the uploader's public key, or the file that holds it; with several uploaders one for all or one each",
+    ),
+    Setting(
+        name="key",
+        flag="--key",
+        env="SENTINEL_KEY",
+        parse=path,
+        metavar="FILE",
+        help="this collector's secret key file, readable by its owner alone (`sentinel-uploader keys add`)",
     ),
     Setting(
         name="interval",
@@ -246,6 +264,27 @@ def uploader_addresses(values: Mapping[str, Any]) -> list[Address]:
     from protocol.addresses import parse_address, require_protection
 
     addresses = [parse_address(url, bind=False) for url in values["connect"]]
+    has_keys = bool(link_keys(values))
     for address in addresses:
-        require_protection(address, has_keys=False, insecure=bool(values.get("insecure")), role="connect")
+        require_protection(address, has_keys=has_keys, insecure=bool(values.get("insecure")), role="connect")
     return addresses
+
+
+def link_keys(values: Mapping[str, Any]) -> dict[str, LinkKeys]:
+    """Return the keys for each uploader's URL, none where no keys are given; raises `UsageError`."""
+    server_keys, key, urls = values.get("server_key") or [], values.get("key"), values.get("connect") or []
+    if not urls or not (server_keys or key):
+        return {}
+    if not server_keys or not key:
+        raise UsageError(
+            "keys are two: --server-key (the uploader's public key) and --key (this collector's secret file)"
+        )
+    if len(server_keys) not in {1, len(urls)}:
+        raise UsageError(
+            f"{len(server_keys)} times --server-key for {len(urls)} times --connect: give one, or one each"
+        )
+    from protocol.keys import LinkKeys, read_pair, server_key
+
+    own = read_pair(key)
+    servers = [server_key(text) for text in server_keys]
+    return {url: LinkKeys(own, servers[index % len(servers)]) for index, url in enumerate(urls)}

@@ -16,6 +16,7 @@ from collector.voice import Voice
 from protocol.addresses import Address
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
+from protocol.keys import LinkKeys
 from protocol.messages import PROTOCOL_VERSION, Finish, Finished, Hello, Welcome, encode
 from protocol.transport import Dealer
 
@@ -53,6 +54,7 @@ class Delivery:
         voice: Voice,
         on_welcome: Callable[[Welcome], None],
         is_named: bool = False,
+        keys: LinkKeys | None = None,
     ) -> None:
         # The run's file keeps the name of the key that was asked for, also when the run goes on under another: it is
         # where a collector that is started again looks.
@@ -78,7 +80,7 @@ class Delivery:
             is_trouble_told=recovered is None,
         )
         self._touched_at = clock.monotonic()
-        self._dealer = Dealer(address)
+        self._dealer = Dealer(address, keys=keys)
         self._link = Link(
             dealer=self._dealer,
             backlog=self._backlog,

@@ -41,6 +41,7 @@ REFUSED_WAIT_S = 60.0
 AWAY_WARNING_S = 10.0
 _EAGER_S = 0.05
 _POLL_S = 1.5
+_WATCH_S = 5.0
 _MOST_FRAMES = 256
 _MAX_TIMESTAMP = 1e11
 """UNIX seconds, far beyond any run."""
@@ -54,6 +55,9 @@ class Dealer(Protocol):
 
     def receive(self) -> bytes | None:
         """Return the next message that has come, or `None`."""
+
+    def refusal(self, now: float) -> str | None:
+        """Return in words how the peer has refused the connection since the last call, and see to the next try."""
 
 
 class End(Enum):
@@ -147,6 +151,7 @@ class Link:
         """Take in what has come and send what is due; never blocks."""
         now = self._clock.monotonic()
         try:
+            self._look_at_door(now)
             self._receive(now)
             if self.end is not None:
                 return
@@ -167,7 +172,15 @@ class Link:
             return _EAGER_S if now - self._opened_at < 1.0 else _POLL_S
         if self._in_flight or self._finish_sent_at is not None or self._blocked_since is not None:
             return _POLL_S
-        return max(0.0, self._sent_at + self._ping_interval_s - now)
+        # Whoever is turned away between two samples says so soon.
+        return min(_WATCH_S, max(0.0, self._sent_at + self._ping_interval_s - now))
+
+    def _look_at_door(self, now: float) -> None:
+        refusal = self._dealer.refusal(now)
+        if refusal is not None:
+            self.is_refused = True
+            self._refusals.add(refusal)
+            self._warn_once(refusal, f"{self._peer} {refusal}; keeping the samples")
 
     def _receive(self, now: float) -> None:
         # Whoever floods us must not keep us from sampling.
@@ -373,7 +386,7 @@ class Link:
         waiting = not self.welcomed or self._in_flight or self._backlog.unsent_rows
         if not waiting:
             self._heard_at = now
-        elif now - self._heard_at >= AWAY_WARNING_S:
+        elif now - self._heard_at >= AWAY_WARNING_S and not self._refusals:
             self._warn_once("away", f"no answer from {self._peer} for {AWAY_WARNING_S:.0f} s; keeping the samples")
 
     def _warn_once(self, topic: str, text: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from collector.agent import AgentStarter
+from collector.config import link_keys
 from collector.delivery import Delivery, RunFacts
 from collector.discovery.cloud import CloudDiscovery
 from collector.discovery.host import host_info
@@ -111,7 +112,10 @@ class Session:
             cloud={},
             cloud_pending=self._discovery is not None,
         )
-        self._leftovers = Leftovers(state_dir=self._state_dir, clock=clock, voice=voice, insecure=settings["insecure"])
+        self._keys = link_keys(settings)
+        self._leftovers = Leftovers(
+            state_dir=self._state_dir, clock=clock, voice=voice, insecure=settings["insecure"], keys=self._keys
+        )
         self._delivery = self._open_delivery(addresses, environ)
         if self._delivery.last_row is not None:
             self._sampler.not_before(decode_sample(self._delivery.last_row).timestamp)
@@ -325,6 +329,7 @@ class Session:
             voice=self._voice,
             on_welcome=self._welcomed,
             is_named=bool(self._settings["run_key"]),
+            keys=self._keys.get(address.url),
         )
 
     def _gpu_info(self) -> dict[str, str | int | float]:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 else:
     Address = namedtuple("Address", ("url", "is_local"))
 
+_KEYS_FOR = {
+    "bind": "make keys (sentinel-uploader keys init)",
+    "connect": "give --server-key and --key (from sentinel-uploader keys add)",
+}
 MAX_UNIX_PATH_BYTES = 107
 """`sun_path` of `unix(7)` is 108 bytes with its final zero."""
 
@@ -54,7 +58,8 @@ def require_protection(address: Address, *, has_keys: bool, insecure: bool, role
         return
     raise ProtectionError(
         f"{role} address {address.url!r} is beyond this machine and has no keys: anybody on the way could read "
-        "and change the samples; use loopback or ipc://, or say --insecure if the network itself is trusted"
+        f"and change the samples; {_KEYS_FOR[role]}, use loopback or ipc://, or say --insecure if the network itself "
+        "is trusted"
     )
 
 

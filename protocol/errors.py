@@ -17,5 +17,9 @@ class ProtectionError(UsageError):
     """An address beyond this machine without keys and without `--insecure`."""
 
 
+class KeyFileError(UsageError):
+    """A key file that cannot be read, holds no key, or is open to others."""
+
+
 class BadMessageError(SentinelStreamError):
     """A frame that is not a message of the conversation."""

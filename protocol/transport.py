@@ -6,18 +6,24 @@ Why each option has its value: `docs/architecture.md`, "Sockets". Sockets belong
 
 import contextlib
 import os
+import random
 import threading
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import zmq
 
 from protocol.addresses import Address
+from protocol.clock import Clock, SystemClock
 from protocol.errors import AddressError
+from protocol.keys import LinkKeys
 from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
+from protocol.monitor import FAILED, monitor_of, next_event
 
-_IDENTITY_AND_MESSAGE = 2
+if TYPE_CHECKING:
+    # The uploader's alone: a collector does without.
+    from protocol.door import Guard, Limits, Watcher
 
 _COMMON: dict[zmq.SocketOption, int] = {
     zmq.HEARTBEAT_IVL: 10_000,
@@ -40,6 +46,8 @@ _DEALER: dict[zmq.SocketOption, int] = _COMMON | {
     # No hidden queue towards a peer that is not there: EAGAIN is the back-pressure signal.
     zmq.IMMEDIATE: 1,
     zmq.MAXMSGSIZE: MAX_UPLOADER_FRAME_BYTES,
+    # `Dealer.refusal` tries again: ZeroMQ would do so without growing pauses.
+    zmq.RECONNECT_STOP: zmq.RECONNECT_STOP_HANDSHAKE_FAILED,
 }
 _ROUTER: dict[zmq.SocketOption, int] = _COMMON | {
     zmq.RCVHWM: 256,
@@ -47,26 +55,36 @@ _ROUTER: dict[zmq.SocketOption, int] = _COMMON | {
     zmq.BACKLOG: 1024,
     # A lost ack is harmless, a silently dropped one to a peer that is gone hides that it is gone.
     zmq.ROUTER_MANDATORY: 1,
-    zmq.MAXMSGSIZE: MAX_COLLECTOR_FRAME_BYTES,
 }
 _RECONNECT_MS = (500, 30_000)
 # A local uploader is back within a moment, and asking a Unix socket costs nothing.
 _RECONNECT_LOCAL_MS = (50, 2_000)
+_HANDSHAKE_WAIT_S = (0.5, 30.0)
+
+
+class Arrival(NamedTuple):
+    """A message that has come; `key` is the public key that its sender has proved to hold, empty on a link without."""
+
+    identity: bytes
+    frame: bytes
+    key: bytes
 
 
 class _Endpoint:
-    """A socket with its context."""
+    """A context with its sockets."""
 
-    def __init__(self, kind: zmq.SocketType, options: dict[zmq.SocketOption, int]) -> None:
+    def __init__(self) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._socket = self._context.socket(kind)
+
+    def _make(self, kind: zmq.SocketType, options: dict[zmq.SocketOption, int]) -> "zmq.Socket[bytes]":
+        made = self._context.socket(kind)
         for option, value in options.items():
-            self._socket.setsockopt(option, value)
+            made.setsockopt(option, value)
+        return made
 
     def close(self) -> None:
         """Close at once; what the peer has not got is not sent any more."""
-        self._socket.close(linger=0)
-        self._context.term()
+        self._context.destroy(linger=0)
 
     def __enter__(self) -> Self:
         return self
@@ -78,13 +96,28 @@ class _Endpoint:
 
 
 class Dealer(_Endpoint):
-    """The collector's end: one connection that comes back by itself."""
+    """The collector's end: one connection that comes back by itself.
 
-    def __init__(self, address: Address) -> None:
-        super().__init__(zmq.DEALER, _DEALER)
+    After a refused handshake it comes back when `refusal` is called, later each time: ZeroMQ itself either never tries
+    again or does so without growing pauses.
+    """
+
+    def __init__(self, address: Address, *, keys: LinkKeys | None = None) -> None:
+        super().__init__()
+        self._url = address.url
+        self._socket = self._make(zmq.DEALER, _DEALER)
         first, most = _RECONNECT_LOCAL_MS if address.is_local else _RECONNECT_MS
         self._socket.setsockopt(zmq.RECONNECT_IVL, first)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, most)
+        # A Unix socket is its owner's alone.
+        self._has_keys = keys is not None and address.url.startswith("tcp:")
+        if keys is not None and self._has_keys:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
+        self._monitor = monitor_of(self._context, self._socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._refusals = 0
+        self._again_at: float | None = None
         try:
             self._socket.connect(address.url)
         except zmq.ZMQError as error:
@@ -109,61 +142,146 @@ class Dealer(_Endpoint):
             if len(frames) == 1:
                 return frames[0]
 
+    def refusal(self, now: float) -> str | None:
+        """Return how a handshake was refused since the last call, in words, and try again when it is time.
+
+        `now` is monotonic seconds. Cheap; to be called again and again.
+        """
+        found = None
+        while (event := next_event(self._monitor)) is not None:
+            if event.kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._refusals = 0
+                continue
+            found = self._words(event.kind) or found
+            least_s, most_s = _HANDSHAKE_WAIT_S
+            wait_s = min(most_s, least_s * 2.0**self._refusals)
+            self._refusals = min(self._refusals + 1, 10)
+            # Those that are turned away by one uploader were turned away together.
+            self._again_at = now + wait_s * random.uniform(0.75, 1.25)  # noqa: S311 -- spreads load, guards nothing
+        if self._again_at is not None and now >= self._again_at:
+            self._again_at = None
+            with contextlib.suppress(zmq.ZMQError):
+                self._socket.disconnect(self._url)
+            self._socket.connect(self._url)
+        return found
+
+    def _words(self, kind: int) -> str | None:
+        if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            return "does not let this collector in: its key (--key) is not on the allow list, or was revoked"
+        if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            if self._has_keys:
+                return "has no keys, and this collector insists on them (--server-key, --key)"
+            return "wants keys (--server-key, --key)"
+        if not self._refusals:
+            # Once, that is what an uploader that ends looks like.
+            return None
+        if self._has_keys:
+            return "breaks off the handshake: --server-key is not its key, or it lets nobody in at the moment"
+        wants = "wants keys (--server-key, --key), or " if self._url.startswith("tcp:") else ""
+        return f"breaks off the handshake: it {wants}lets nobody in at the moment"
+
     def poll(self, timeout_s: float) -> bool:
         """Wait for a message for at most `timeout_s` seconds; True when one is there."""
         return bool(self._socket.poll(max(0, round(timeout_s * 1000)), zmq.POLLIN))
 
+    def close(self) -> None:
+        """Close at once; what the peer has not got is not sent any more."""
+        self._socket.disable_monitor()
+        super().close()
+
 
 class Router(_Endpoint):
-    """The uploader's end: many peers, told apart by the routing id that the socket gives each connection."""
+    """The uploader's end: many peers, told apart by the identity of each connection.
 
-    def __init__(self, addresses: Iterable[Address]) -> None:
-        super().__init__(zmq.ROUTER, _ROUTER)
+    With a `guard`, TCP addresses have keys and let in only whom it admits; Unix sockets are their owner's alone.
+    `watcher` hears who is refused or cut.
+    """
+
+    def __init__(
+        self,
+        addresses: Iterable[Address],
+        *,
+        guard: "Guard | None" = None,
+        limits: "Limits | None" = None,
+        max_frame_bytes: int = MAX_COLLECTOR_FRAME_BYTES,
+        watcher: "Watcher | None" = None,
+        clock: Clock | None = None,
+    ) -> None:
+        from protocol.door import EVENTS, Door, Limits
+
+        super().__init__()
         self.urls: list[str] = []
-        self._endpoints: list[str] = []
-        for address in addresses:
-            self._bind(address)
+        self._endpoints: list[tuple[zmq.Socket[bytes], str]] = []
+        plain = self._make(zmq.ROUTER, _ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes})
+        self._sockets = [plain]
+        if guard is not None:
+            self._sockets.append(_guarded(self._make(zmq.ROUTER, _ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes}), guard))
+        self._poller = zmq.Poller()
         self._wake_fd, self._wake_write_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
         os.set_blocking(self._wake_write_fd, False)
         self._wake_lock = threading.Lock()
         self._closed = False
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wake_fd, zmq.POLLIN)
+        for made in self._sockets:
+            self._poller.register(made, zmq.POLLIN)
+        self._door = Door(
+            self._context,
+            [monitor_of(self._context, made, EVENTS) for made in self._sockets],
+            guard=guard,
+            limits=limits or Limits(1 << 20, 1 << 20),
+            watcher=watcher or _Unwatched(),
+            clock=clock or SystemClock(),
+        )
+        for address in addresses:
+            self._bind(address, plain if address.url.startswith("ipc:") else self._sockets[-1])
+        self._door.open([endpoint for _, endpoint in self._endpoints])
 
-    def receive(self, *, most: int, timeout_s: float) -> tuple[list[tuple[bytes, bytes]], int]:
-        """Wait up to `timeout_s`, then return at most `most` pairs (routing id, frame) without waiting further.
+    @property
+    def connections(self) -> int:
+        """How many connections there are."""
+        return self._door.connections
+
+    def receive(self, *, most: int, timeout_s: float) -> tuple[list[Arrival], int]:
+        """Wait up to `timeout_s`, then return at most `most` messages without waiting further.
 
         The second value counts messages that were passed over because they had more than one frame.
         """
-        received: list[tuple[bytes, bytes]] = []
-        malformed = 0
+        received: list[Arrival] = []
+        taken = malformed = 0
         ready = dict(self._poller.poll(max(0, round(timeout_s * 1000))))
         if self._wake_fd in ready:
             os.read(self._wake_fd, 4096)
-        while len(received) < most:
-            try:
-                frames = self._socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                break
-            if len(frames) == _IDENTITY_AND_MESSAGE:
-                received.append((frames[0], frames[1]))
-            else:
-                malformed += 1
-                # They count against `most` as well: rubbish must not keep the loop from committing.
-                most -= 1
+        waiting = list(enumerate(self._sockets))
+        while waiting and taken < most:
+            # One of each in turn: whoever floods one socket does not keep the other from being heard.
+            for entry in list(waiting):
+                try:
+                    identity, frame, frames = _whole_message(*entry)
+                except zmq.Again:
+                    waiting.remove(entry)
+                    continue
+                # All count against `most`: rubbish must not keep the loop from committing.
+                taken += 1
+                if frames > 1:
+                    malformed += 1
+                elif (key := self._proven_key(identity, frame)) is not None:
+                    received.append(Arrival(identity, frame.bytes, key))
         return received, malformed
 
     def send(self, identity: bytes, frame: bytes) -> bool:
         """Send to one peer; False when it is gone or does not read."""
         try:
-            self._socket.send_multipart((identity, frame), zmq.DONTWAIT)
+            self._sockets[identity[0]].send_multipart((identity[1:], frame), zmq.DONTWAIT)
         except zmq.ZMQError as error:
             if error.errno in {zmq.EAGAIN, zmq.EHOSTUNREACH}:
                 return False
             raise
         return True
+
+    def cut(self, identity: bytes) -> None:
+        """End a connection; what it has sent already still arrives."""
+        self._door.cut(identity)
 
     def wake(self) -> None:
         """Make a waiting `receive` return; may be called from any thread, also after `close`."""
@@ -174,13 +292,13 @@ class Router(_Endpoint):
                     os.write(self._wake_write_fd, b"\0")
 
     def stop_listening(self) -> None:
-        """Take no new connections and remove Unix sockets; connections that are there go on."""
-        for endpoint in self._endpoints:
+        """Take no new connections, end those that are there, and remove Unix sockets."""
+        for made, endpoint in self._endpoints:
             # libzmq leaves the file of a Unix socket behind; nobody else has made it anew while we hold the lock.
             if endpoint.startswith("ipc://"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(endpoint.removeprefix("ipc://"))
-            self._socket.unbind(endpoint)
+            made.unbind(endpoint)
         self._endpoints = []
 
     def close(self) -> None:
@@ -192,20 +310,71 @@ class Router(_Endpoint):
             os.close(self._wake_fd)
             os.close(self._wake_write_fd)
         self.stop_listening()
+        for made in self._sockets:
+            made.disable_monitor()
+        self._door.close()
         super().close()
 
-    def _bind(self, address: Address) -> None:
+    def _proven_key(self, identity: bytes, frame: zmq.Frame) -> bytes | None:
+        """Return the key that a message's sender has proved to hold; `None` when the message is not to be taken."""
+        key = b""
+        if identity[0]:
+            try:
+                # What the door has answered for this connection.
+                key = bytes.fromhex(str(frame.get("User-Id")))
+            except (zmq.ZMQError, ValueError):
+                return None
+        if not self._door.knows(identity):
+            is_welcome = self._door.introduce(identity, int(frame.get("__fd")), key)
+            return key if is_welcome else None
+        return key
+
+    def _bind(self, address: Address, made: "zmq.Socket[bytes]") -> None:
         # A Unix socket gets its mode from the umask at this moment: nobody else may connect, ever.
         mask = os.umask(0o177)
         try:
-            self._socket.bind(address.url)
+            made.bind(address.url)
         except zmq.ZMQError as error:
-            super().close()
+            self.close()
             raise AddressError(f"cannot listen at {address.url!r}: {error.strerror}") from error
         finally:
             os.umask(mask)
-        endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._endpoints.append(endpoint)
+        endpoint = made.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._endpoints.append((made, endpoint))
         # The endpoint names the port that was chosen, the user's address the host as it was written.
         port = endpoint.rpartition(":")[2]
         self.urls.append(f"{address.url.rpartition(':')[0]}:{port}" if endpoint.startswith("tcp:") else address.url)
+
+
+class _Unwatched:
+    def turned_away(self, reason: str) -> None:
+        pass
+
+    def is_full(self, connections: int, limit: int) -> None:
+        pass
+
+    def failed(self, error: Exception) -> None:
+        pass
+
+
+def _whole_message(index: int, source: "zmq.Socket[bytes]") -> tuple[bytes, zmq.Frame, int]:
+    """Return a connection's identity, a message's last frame, and how many frames it had; raises `zmq.Again`."""
+    identity = bytes((index,)) + source.recv(zmq.DONTWAIT)
+    frame = source.recv(zmq.DONTWAIT, copy=False)
+    frames = 1
+    while frame.more:
+        frame = source.recv(zmq.DONTWAIT, copy=False)
+        frames += 1
+    return identity, frame, frames
+
+
+def _guarded(made: "zmq.Socket[bytes]", guard: "Guard") -> "zmq.Socket[bytes]":
+    """Give a socket its keys, and let nobody in whom the door has not let in."""
+    from protocol.door import ZAP_DOMAIN
+
+    made.setsockopt(zmq.CURVE_SERVER, 1)
+    made.setsockopt(zmq.CURVE_SECRETKEY, guard.pair.secret)
+    made.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+    # Without this a socket whose door does not answer lets everybody in.
+    made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    return made

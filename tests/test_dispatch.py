@@ -38,7 +38,7 @@ def state(up: Delivery, key: str) -> RunState:
     for run in up.spool.runs.values():
         if run.record.key == key:
             return run.record.state
-    record = up.spool.ended_record(key)
+    record = up.spool.ended_record(key, owner="")
     assert record is not None
     return record.state
 

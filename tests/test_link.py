@@ -55,6 +55,7 @@ class Peer:
         self.heard: list[CollectorMessage] = []
         self.answers: list[bytes] = []
         self.is_connected = True
+        self.refuses: str | None = None
 
     def send(self, frame: bytes) -> bool:
         if self.is_connected:
@@ -63,6 +64,10 @@ class Peer:
 
     def receive(self) -> bytes | None:
         return self.answers.pop(0) if self.answers else None
+
+    def refusal(self, now: float) -> str | None:  # noqa: ARG002 -- the link's word for its socket
+        refused, self.refuses = self.refuses, None
+        return refused
 
     def says(self, *messages: UploaderMessage) -> None:
         self.answers += [encode(message) for message in messages]
@@ -532,7 +537,7 @@ class Echo:
     def serve(self) -> None:
         assert self.router is not None
         received, _ = self.router.receive(most=100, timeout_s=0.01)
-        for identity, frame in received:
+        for identity, frame, _ in received:
             for answer in self._answers(identity, decode_from_collector(frame)):
                 self.router.send(identity, encode(answer))
 

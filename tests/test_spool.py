@@ -25,7 +25,7 @@ from uploader.database import MIN_SPOOL_BYTES, SpoolFullError
 from uploader.records import Run
 from uploader.run import Event, RunState, TransitionError
 from uploader.spool import Spool, decode_record
-from uploader.spooled import Batch, NotOwnerError, OpenFrames, RunClosedError, SupersededError
+from uploader.spooled import Batch, OpenFrames, RunClosedError, SupersededError
 
 
 @pytest.fixture
@@ -98,13 +98,18 @@ def test_superseded_collector_is_told_up_to_where_its_rows_were_taken(spool: Spo
         assert superseded.value.seq == seq
 
 
-def test_run_belongs_to_the_client_that_opened_it(spool: Spool) -> None:
-    run = spool.greet(hello(), owner="alice")
-    with pytest.raises(NotOwnerError):
-        spool.greet(hello(), owner="bob")
-    spool.end(run, Event.DISCARDED)
-    with pytest.raises(NotOwnerError):
-        spool.greet(hello(), owner="bob")
+def test_each_client_has_run_keys_of_its_own(spool: Spool) -> None:
+    of = {owner: spool.greet(hello(incarnation=f"of {owner}"), owner=owner) for owner in ("alice", "bob", "")}
+    assert len({run.id for run in of.values()}) == 3
+    spool.store([frame(of["alice"], 1, 3)], [])
+    assert [run.acked_seq for run in of.values()] == [3, 0, 0]
+    spool.update(of["alice"], Event.REFUSED)
+    spool.end(of["alice"], Event.DISCARDED)
+    with pytest.raises(RunClosedError):
+        spool.greet(hello(), owner="alice")
+    assert spool.greet(hello(incarnation="of bob"), owner="bob") is of["bob"]
+    assert spool.ended_record("run", owner="bob") is None
+    assert spool.ended_record("run", owner="alice") is not None
 
 
 def test_run_that_has_ended_is_never_continued(spool: Spool) -> None:

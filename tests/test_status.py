@@ -112,11 +112,19 @@ def test_reading_disturbs_nobody(up: Delivery, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("20231114-x", True), ("2023", True), ("202", False), ("the key", True), ("", False)]
+    ("name", "expected"),
+    [
+        ("20231114-x", True),
+        ("2023", True),
+        ("202", False),
+        ("the key", True),
+        ("node/the key", True),
+        ("", False),
+    ],
 )
 def test_run_is_named_by_its_id_its_beginning_or_its_key(name: str, expected: bool) -> None:
-    assert matches({"run_id": "20231114-x", "key": "the key"}, name) is expected
-    assert not matches({"run_id": "", "key": "other"}, "2023")
+    assert matches({"run_id": "20231114-x", "key": "the key", "client": "node"}, name) is expected
+    assert not matches({"run_id": "", "key": "other", "client": ""}, "2023")
 
 
 def test_rows_that_are_missing_are_shown(up: Delivery, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from protocol.addresses import parse_address
 from protocol.clock import SystemClock
 from protocol.errors import AddressError
 from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
-from protocol.transport import Dealer, Router
+from protocol.transport import Arrival, Dealer, Router
 
 PATIENCE_S = 20.0
 
@@ -43,7 +43,7 @@ def sent(dealer: Dealer, frame: bytes) -> None:
         dealer.poll(0.01)
 
 
-def received(router: Router) -> tuple[list[tuple[bytes, bytes]], int]:
+def received(router: Router) -> tuple[list[Arrival], int]:
     deadline = SystemClock().monotonic() + PATIENCE_S
     while True:
         pairs, malformed = router.receive(most=100, timeout_s=0.05)
@@ -58,8 +58,8 @@ def test_frames_go_both_ways_over_tcp_and_unix_sockets(router: Router) -> None:
     for url in router.urls:
         with dealer_to(url) as dealer:
             sent(dealer, b"hello")
-            ((identity, frame),), malformed = received(router)
-            assert (frame, malformed) == (b"hello", 0)
+            ((identity, frame, key),), malformed = received(router)
+            assert (frame, key, malformed) == (b"hello", b"", 0)
             assert router.send(identity, b"welcome")
             assert dealer.poll(PATIENCE_S)
             assert dealer.receive() == b"welcome"
@@ -90,19 +90,19 @@ def test_messages_of_several_frames_are_counted_and_passed_over(router: Router) 
         stranger.connect(router.urls[0])
         stranger.send_multipart([b"a", b"b", b"c"])
         stranger.send_multipart([b"single"])
-        pairs: list[tuple[bytes, bytes]] = []
+        arrivals: list[Arrival] = []
         malformed = 0
-        while not pairs:
+        while not arrivals:
             more, count = received(router)
-            pairs += more
+            arrivals += more
             malformed += count
-        assert [frame for _, frame in pairs] == [b"single"]
+        assert [arrival.frame for arrival in arrivals] == [b"single"]
         assert malformed == 1
         # The other way round as well.
         with dealer_to(router.urls[0]) as dealer:
             sent(dealer, b"x")
-            ((identity, _),), _ = received(router)
-            router._socket.send_multipart([identity, b"a", b"b"])
+            ((identity, _, _),), _ = received(router)
+            router._sockets[0].send_multipart([identity[1:], b"a", b"b"])
             router.send(identity, b"good")
             assert dealer.poll(PATIENCE_S)
             assert dealer.receive() == b"good"
@@ -112,9 +112,9 @@ def test_an_oversize_frame_costs_its_sender_the_connection_and_nobody_else(route
     with dealer_to(router.urls[0]) as other, dealer_to(router.urls[0]) as greedy:
         sent(greedy, b"x" * (MAX_COLLECTOR_FRAME_BYTES + 1))
         sent(other, b"x" * MAX_COLLECTOR_FRAME_BYTES)
-        pairs, _ = received(router)
-        assert [len(frame) for _, frame in pairs] == [MAX_COLLECTOR_FRAME_BYTES]
-        router.send(pairs[0][0], b"y" * MAX_UPLOADER_FRAME_BYTES)
+        arrivals, _ = received(router)
+        assert [len(arrival.frame) for arrival in arrivals] == [MAX_COLLECTOR_FRAME_BYTES]
+        router.send(arrivals[0].identity, b"y" * MAX_UPLOADER_FRAME_BYTES)
         assert other.poll(PATIENCE_S)
 
 

@@ -25,6 +25,7 @@ from protocol.settings import (
     resolve,
 )
 from uploader.config import FIND_SPOOL, LOG_FORMAT, SETTINGS, TARGET, VERBOSE, open_target, service_config, spool_dir
+from uploader.keys_cli import run_keys
 from uploader.logs import set_up_logging
 from uploader.notify import Notifier
 from uploader.operate import ask, ask_to_drain
@@ -45,6 +46,7 @@ commands (the default is serve):
   retry RUN       take up a parked run again
   discard RUN     give a run up and delete its undelivered rows
   doctor          check spool, disk, token, API, storage and clock, and say what to do
+  keys …          init, add NAME, list, revoke NAME: who may come in over a network
 `sentinel-uploader COMMAND --help` says more."""
 
 
@@ -241,6 +243,7 @@ _COMMANDS: dict[str, Callable[[list[str], Mapping[str, str]], int]] = {
     "retry": functools.partial(_change, RETRY, "Take up a parked run again."),
     "doctor": _doctor,
     "discard": functools.partial(_change, DISCARD, "Give a run up and delete its undelivered rows."),
+    "keys": run_keys,
 }
 
 if __name__ == "__main__":

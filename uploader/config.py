@@ -1,6 +1,7 @@
 """The uploader's settings, and what follows from them."""
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +9,10 @@ from protocol.addresses import parse_address, require_protection
 from protocol.agent import SENTINEL_TARGET, agent_place, default_target
 from protocol.clock import Clock
 from protocol.errors import UsageError
-from protocol.paths import make_socket_dir
+from protocol.paths import make_socket_dir, state_home
 from protocol.settings import Setting, boolean, choice, path, seconds, size, text
 from uploader.database import MIN_SPOOL_BYTES
+from uploader.key_store import KeyStore
 from uploader.observe.address import http_address
 from uploader.run import Policy
 from uploader.sentinel.local import LocalSentinelAPI
@@ -45,6 +47,15 @@ TARGET = Setting(
     metavar="URL-OR-DIR",
     default_text="`sentinel:` with a token, else this user's directory of runs",
     help="`sentinel:` for the HTTP API, or a directory",
+)
+KEYS = Setting(
+    name="keys",
+    flag="--keys",
+    env="SENTINEL_KEYS",
+    parse=path,
+    metavar="DIR",
+    default_text="this user's own, if `keys init` has made it",
+    help="directory of keys: with it, every `tcp://` address lets in only the clients on its list",
 )
 LOG_FORMAT = Setting(
     name="log_format",
@@ -104,6 +115,7 @@ SETTINGS = (
         metavar="SECONDS",
         help="end when all is delivered and nothing was heard for so long",
     ),
+    KEYS,
     Setting(
         name="call_timeout",
         flag="--call-timeout",
@@ -153,10 +165,13 @@ def service_config(
         make_socket_dir(place.socket_path.rpartition("/")[0])
         urls = [place.url]
     addresses = [parse_address(url, bind=True) for url in urls]
+    store = key_store(values["keys"], environ)
+    has_keys = any(url.startswith("tcp:") for url in urls) and (bool(values["keys"]) or store.exists)
     for address in addresses:
-        require_protection(address, has_keys=False, insecure=values["insecure"], role="bind")
+        require_protection(address, has_keys=has_keys, insecure=values["insecure"], role="bind")
     return ServiceConfig(
         addresses=addresses,
+        keys=store if has_keys else None,
         spool_dir=spool_dir(values, environ),
         spool_max_bytes=values["spool_max"],
         policy=Policy(
@@ -173,6 +188,11 @@ def service_config(
 def spool_dir(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     """Return the spool's directory, named or this user's own for the target."""
     return values["spool"] or agent_place(environ, values["target"]).spool_dir
+
+
+def key_store(named: str | None, environ: Mapping[str, str]) -> KeyStore:
+    """Return the directory of keys, named or this user's own."""
+    return KeyStore(named or os.path.join(state_home(environ), "keys"))
 
 
 def open_target(values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock) -> Target:

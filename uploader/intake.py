@@ -25,7 +25,7 @@ from protocol.messages import (
     decode_from_collector,
     encode,
 )
-from protocol.transport import Router
+from protocol.transport import Arrival, Router
 from uploader.counters import Counters
 from uploader.database import SpoolError, SpoolFullError
 from uploader.left_behind import LeftBehind
@@ -34,7 +34,7 @@ from uploader.replies import acknowledgement, finished_message
 from uploader.run import Policy, RunState
 from uploader.screening import MAX_FRAME_ROWS, cleaned, complaint, sound_finish, sound_timestamps
 from uploader.spool import Spool
-from uploader.spooled import NotOwnerError, RunClosedError, StoredFrame, SupersededError
+from uploader.spooled import RunClosedError, StoredFrame, SupersededError
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,10 @@ class _Session:
 
 
 class Intake:
-    """The socket's loop. `wake_run` is told of runs for which something may be due now."""
+    """The socket's loop. `wake_run` is told of runs for which something may be due now.
+
+    `name_of` says which client a public key belongs to, `None` when to none (any more). It is asked for each message.
+    """
 
     def __init__(
         self,
@@ -86,7 +89,9 @@ class Intake:
         wake_run: Callable[[Run], None],
         policy: Policy,
         counters: Counters,
+        name_of: Callable[[bytes], str | None] = lambda _: None,
     ) -> None:
+        self._name_of = name_of
         self._router = router
         self._spool = spool
         self._clock = clock
@@ -130,8 +135,8 @@ class Intake:
         if received:
             self.heard_at = began_at
             self._counters.messages.add(len(received))
-        for identity, frame in received:
-            self._take(identity, frame)
+        for arrival in received:
+            self._take(arrival)
         self._commit()
         self._tell_news()
         now = self._clock.monotonic()
@@ -140,9 +145,9 @@ class Intake:
         # Told last: whoever sees it knows that all that had come before is taken into account.
         self.looped_at = now
 
-    def _receive(self, timeout_s: float) -> list[tuple[bytes, bytes]]:
+    def _receive(self, timeout_s: float) -> list[Arrival]:
         """Wait for messages and return what is there, as long as it can be held in memory and on disk at once."""
-        received: list[tuple[bytes, bytes]] = []
+        received: list[Arrival] = []
         size = 0
         while len(received) < GROUP_FRAMES and size < GROUP_BYTES:
             some, malformed = self._router.receive(most=_RECEIVE_FRAMES, timeout_s=0.0 if received else timeout_s)
@@ -150,7 +155,7 @@ class Intake:
                 self._counters.messages.add(malformed)
                 self._counters.rejected.add(malformed, "malformed")
             received += some
-            size += sum(len(frame) for _, frame in some)
+            size += sum(len(arrival.frame) for arrival in some)
             if len(some) + malformed < _RECEIVE_FRAMES:
                 break
         return received
@@ -174,7 +179,15 @@ class Intake:
         """Whether a collector of an open run is or was connected."""
         return bool(self._session_of_run)
 
-    def _take(self, identity: bytes, frame: bytes) -> None:
+    def _take(self, arrival: Arrival) -> None:
+        identity, frame = arrival.identity, arrival.frame
+        # Runs of links without keys belong to nobody by name.
+        owner = self._name_of(arrival.key) if arrival.key else ""
+        if owner is None:
+            # Revoked since it came in. Nothing is answered: what is on its way to it is not for it any more.
+            self._counters.rejected.add(1, "key")
+            self._router.cut(identity)
+            return
         try:
             message = decode_from_collector(frame)
         except BadMessageError:
@@ -182,10 +195,10 @@ class Intake:
             return
         if isinstance(message, Hello):
             self._commit()
-            self._hello(identity, message)
+            self._hello(identity, message, owner)
             return
         session = self._sessions.get(identity)
-        if session is None:
+        if session is None or session.run.record.owner != owner:
             self._reply(identity, Reject(RejectCode.HELLO_FIRST, "say hello first", retry=True))
             return
         session.run.heard_at = self._clock.monotonic()
@@ -244,19 +257,17 @@ class Intake:
             return
         session.finish = message
 
-    def _hello(self, identity: bytes, hello: Hello) -> None:
+    def _hello(self, identity: bytes, hello: Hello, owner: str) -> None:
         rejection = complaint(hello)
         if rejection is not None:
             self._reply(identity, rejection)
             return
         try:
-            run = self._spool.greet(cleaned(hello), owner="")
+            run = self._spool.greet(cleaned(hello), owner=owner)
         except SupersededError as error:
             self._reply(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
-        except NotOwnerError as error:
-            self._reply(identity, Reject(RejectCode.NOT_ALLOWED, str(error)))
         except RunClosedError as error:
-            self._greet_after_end(identity, hello, error)
+            self._greet_after_end(identity, hello, owner, error)
         except SpoolError as error:
             self._note_full(error)
             self._reply(identity, Reject(RejectCode.BUSY, str(error), retry=True))
@@ -287,9 +298,9 @@ class Intake:
             self._reply(identity, acknowledgement(run))
         self._wake_run(run)
 
-    def _greet_after_end(self, identity: bytes, hello: Hello, closed: RunClosedError) -> None:
+    def _greet_after_end(self, identity: bytes, hello: Hello, owner: str, closed: RunClosedError) -> None:
         """The collector that ended the run may not have heard so; everybody else needs a new run."""
-        record = self._spool.ended_record(hello.run_key)
+        record = self._spool.ended_record(hello.run_key, owner=owner)
         if record is None or record.incarnation != hello.incarnation or record.state is not RunState.FINISHED:
             self._reply(identity, Reject(RejectCode.CLOSED, str(closed), seq=closed.seq))
             return

@@ -15,10 +15,13 @@ from protocol.addresses import Address
 from protocol.clock import Clock
 from protocol.errors import UsageError
 from protocol.transport import Router
+from uploader.allow_list import AllowList
 from uploader.counters import Counters
 from uploader.database import SpoolError
 from uploader.dispatch import Dispatcher
+from uploader.door_report import DoorReport
 from uploader.intake import Intake
+from uploader.key_store import KeyStore
 from uploader.notify import Notifier
 from uploader.observe.address import HttpAddress
 from uploader.observe.health import Health
@@ -44,6 +47,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How an uploader runs."""
 
     addresses: Sequence[Address]
+    keys: KeyStore | None = None
+    """Whom TCP addresses let in; `None`: they have no keys."""
     spool_dir: str
     spool_max_bytes: int
     policy: Policy
@@ -70,6 +75,7 @@ class Service:
         self._counters = Counters()
         self._drain_until: float | None = None
         self._active_at = clock.monotonic()
+        self._allow_list = None if config.keys is None else AllowList(config.keys, clock=clock)
         self._lock = SpoolLock(config.spool_dir, clock=clock)
         try:
             _raise_descriptor_limit()
@@ -87,6 +93,7 @@ class Service:
             wake_run=self._wake_run,
             policy=policy,
             counters=self._counters,
+            name_of=self._name_of,
         )
         steps = Steps(spool=self._spool, target=target, policy=policy, clock=clock, counters=self._counters)
         self._dispatcher = Dispatcher(
@@ -128,8 +135,14 @@ class Service:
             log.info("health and metrics ready url=%s", self._front.url)
             if self._config.http is not None and not self._config.http.is_loopback:
                 log.warning("health and metrics can be read beyond this machine url=%s", self._front.url)
-        log.info("uploader ready listening=%s spool=%s", ",".join(self.urls), self._config.spool_dir)
         self._notifier.ready(f"listening at {', '.join(self.urls)}")
+        clients = "none" if self._allow_list is None else len(self._allow_list.names())
+        log.info(
+            "uploader ready listening=%s spool=%s clients_with_keys=%s",
+            ",".join(self.urls),
+            self._config.spool_dir,
+            clients,
+        )
         try:
             self._serve()
             self._notifier.stopping("delivering what is there")
@@ -142,7 +155,12 @@ class Service:
     def _listen(self) -> Router:
         for address in self._config.addresses:
             _refuse_socket_in_use(address)
-        return Router(self._config.addresses)
+        return Router(
+            self._config.addresses,
+            guard=self._allow_list,
+            watcher=DoorReport(self._counters, self._clock),
+            clock=self._clock,
+        )
 
     def _open_spool(self) -> Spool:
         config = self._config
@@ -184,6 +202,9 @@ class Service:
             self._spool.close()
             self._lock.release()
             raise
+
+    def _name_of(self, key: bytes) -> str | None:
+        return None if self._allow_list is None else self._allow_list.name_of(key)
 
     def _wake_run(self, run: object) -> None:
         self._dispatcher.wake(run)  # type: ignore[arg-type]  # the intake is made before the dispatcher

@@ -22,7 +22,7 @@ from uploader.database import SCHEMA_VERSION, Database, SpoolDamagedError, Spool
 from uploader.ended import EndedRuns
 from uploader.records import Run, RunRecord, new_record
 from uploader.run import OPEN_STATES, Event, RunState, transition
-from uploader.spooled import Batch, NotOwnerError, OpenFrames, Request, RunClosedError, StoredFrame, SupersededError
+from uploader.spooled import Batch, OpenFrames, Request, RunClosedError, StoredFrame, SupersededError
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Spool:
         self.database = database
         self._clock = clock
         self.runs: dict[int, Run] = {}
-        self._by_key: dict[str, Run] = {}
+        self._by_name: dict[str, Run] = {}
         self._next_frame_id = 1
         try:
             self._ended = EndedRuns(database)
@@ -55,14 +55,13 @@ class Spool:
     def greet(self, hello: Hello, *, owner: str) -> Run:
         """Open or continue the run that a collector names.
 
-        Raises `RunClosedError`, `SupersededError`, `NotOwnerError`, `SpoolFullError`.
+        Each client (`owner`) has run keys of its own: it neither reaches another's runs nor learns of them.
+        Raises `RunClosedError`, `SupersededError`, `SpoolFullError`.
         """
         with self.lock:
-            run = self._by_key.get(hello.run_key)
+            run = self._by_name.get(_name(hello.run_key, owner))
             if run is None:
                 run = self._greet_unknown(hello, owner)
-            elif run.record.owner != owner:
-                raise NotOwnerError("this run belongs to another client")
             elif hello.incarnation != run.record.incarnation:
                 self._take_over(run, hello)
             self._settle_missing(run, hello)
@@ -217,13 +216,13 @@ class Spool:
                 del waiting[:]
             run.open_rows = run.open_bytes = run.waiting_batches = 0
             del self.runs[run.id]
-            del self._by_key[record.key]
+            del self._by_name[_name(record.key, record.owner)]
             self._ended.now = remembered
 
-    def ended_record(self, key: str) -> RunRecord | None:
+    def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
         """Return the record of a run that has ended, as long as it is remembered."""
         with self.lock:
-            found = self._find(key)
+            found = self._find(_name(key, owner))
         return found[1] if found is not None and found[1].is_over else None
 
     def requests(self) -> list[Request]:
@@ -274,19 +273,16 @@ class Spool:
             raise SpoolFullError(f"the spool has reached its limit of {self.database.max_bytes} bytes")
 
     def _greet_unknown(self, hello: Hello, owner: str) -> Run:
-        found = self._find(hello.run_key)
+        found = self._find(_name(hello.run_key, owner))
         if found is not None:
-            _, record = found
-            if record.owner != owner:
-                raise NotOwnerError("this run belongs to another client")
-            raise RunClosedError(record.settled_seq)
+            raise RunClosedError(found[1].settled_seq)
         record = new_record(hello, uid=uuid.uuid4().hex, owner=owner, now=self._clock.now())
         # The reserve is for changes of the runs that are there.
         self._require_room(len(msgspec.msgpack.encode(record)))
         with self.database.transaction() as connection:
             cursor = connection.execute(
                 "INSERT INTO runs (key, state, record) VALUES (?, ?, ?)",
-                (record.key, record.state, msgspec.msgpack.encode(record)),
+                (_name(record.key, owner), record.state, msgspec.msgpack.encode(record)),
             )
         assert cursor.lastrowid is not None
         return self._mirror(cursor.lastrowid, record)
@@ -342,8 +338,8 @@ class Spool:
             )
         return [Batch(*row) for row in rows]
 
-    def _find(self, key: str) -> tuple[int, RunRecord] | None:
-        rows = self.database.query("SELECT id, record FROM runs WHERE key = ?", (key,))
+    def _find(self, name: str) -> tuple[int, RunRecord] | None:
+        rows = self.database.query("SELECT id, record FROM runs WHERE key = ?", (name,))
         return (rows[0][0], decode_record(rows[0][1])) if rows else None
 
     def _mirror(self, run_id: int, record: RunRecord) -> Run:
@@ -351,7 +347,7 @@ class Spool:
         # The upload interval goes on across a restart, whatever the clock did meanwhile.
         run.cut_at -= max(0.0, self._clock.now() - record.cut_at)
         self.runs[run_id] = run
-        self._by_key[record.key] = run
+        self._by_name[_name(record.key, record.owner)] = run
         return run
 
     def _load(self) -> None:
@@ -384,6 +380,11 @@ class Spool:
         """Return the time of a stored frame's last row."""
         ((payload,),) = self.database.query("SELECT payload FROM frames WHERE id = ?", (frame_id,))
         return decode_frames([payload])[-1].timestamp
+
+
+def _name(key: str, owner: str) -> str:
+    """What tells a run from all others here. Neither a run key nor a client's name holds what is put in between."""
+    return f"{owner}\n{key}" if owner else key
 
 
 def open_spool(directory: str, *, max_bytes: int, clock: Clock) -> Spool:

@@ -22,10 +22,6 @@ class SupersededError(SentinelStreamError):
         self.seq = seq
 
 
-class NotOwnerError(SentinelStreamError):
-    """The run belongs to another client."""
-
-
 class StoredFrame(NamedTuple):
     """A validated frame as it goes to disk."""
 

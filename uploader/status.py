@@ -18,7 +18,7 @@ from uploader.records import RunRecord
 from uploader.run import ENDED_STATES, OPEN_STATES, RunState
 from uploader.spool import decode_record
 
-_COLUMNS = ("run", "state", "rows", "waiting", "objects", "next try", "last error")
+_COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
 _MAX_ERROR_CHARS = 100
 
 
@@ -68,10 +68,13 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
             for entry in status["destinations"]
         )
         rows = [_COLUMNS, *(_cells(run, now) for run in status["runs"])]
+        if not any(run["client"] for run in status["runs"]):
+            # Without keys there are no names.
+            rows = [(row[0], *row[2:]) for row in rows]
         if len(rows) == 1:
             lines.append("  no runs")
             continue
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines.extend(
             "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
@@ -97,9 +100,11 @@ def describe_run(run: dict[str, Any]) -> str:
 
 
 def matches(run: dict[str, Any], name: str) -> bool:
-    """Whether a person who writes `name` means this run: its id or key, or the beginning of its id."""
+    """Whether a person who writes `name` means this run: its id, its key, `CLIENT/KEY`, or the beginning of its id."""
     run_id = run["run_id"]
-    return name in {run_id, run["key"]} or (bool(run_id) and len(name) >= 4 and run_id.startswith(name))
+    return name in {run_id, run["key"], f"{run['client']}/{run['key']}"} or (
+        bool(run_id) and len(name) >= 4 and run_id.startswith(name)
+    )
 
 
 def has_something_left(run: dict[str, Any]) -> bool:
@@ -141,6 +146,7 @@ def _run(
         "number": number,
         "run_id": record.run_id,
         "key": record.key,
+        "client": record.owner,
         "state": str(record.state),
         "created_at": record.created_at,
         "ended_at": record.ended_at,
@@ -192,6 +198,7 @@ def _cells(run: dict[str, Any], now: float) -> tuple[str, ...]:
         rows += f" ({run['rows_missing']} missing)"
     return (
         run["run_id"] or run["key"],
+        run["client"] or "-",
         run["state"],
         rows,
         str(run["rows_waiting"]),

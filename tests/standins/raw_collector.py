@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import zmq
 
+from protocol.keys import LinkKeys
 from protocol.messages import UploaderMessage, decode_from_uploader, encode
 
 PATIENCE_S = 20.0
@@ -16,11 +17,22 @@ _M = TypeVar("_M", bound=UploaderMessage)
 class RawCollector:
     """A DEALER of its own; nothing is repeated, nothing is checked."""
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", url: str, *, receives: int = 1000) -> None:
+    def __init__(
+        self,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+        url: str,
+        *,
+        receives: int = 1000,
+        keys: LinkKeys | None = None,
+    ) -> None:
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, receives)
         self._socket.setsockopt(zmq.SNDHWM, 0)
+        if keys is not None:
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
+            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
+            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
         self._socket.connect(url)
 
     def say(self, *messages: object) -> None:
@@ -70,8 +82,8 @@ class Collectors:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._made: list[RawCollector] = []
 
-    def connect(self, *, receives: int = 1000) -> RawCollector:
-        self._made.append(RawCollector(self._context, self._url, receives=receives))
+    def connect(self, *, receives: int = 1000, keys: LinkKeys | None = None) -> RawCollector:
+        self._made.append(RawCollector(self._context, self._url, receives=receives, keys=keys))
         return self._made[-1]
 
     def close(self) -> None:

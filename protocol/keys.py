@@ -1,0 +1,139 @@
+"""CURVE keys as both ends read them: 32 raw bytes in memory, pyzmq's certificate format in files.
+
+A file that holds a secret is refused when somebody else could read it. The collector reads its own before the job
+starts: nothing of weight is imported here.
+"""
+
+import os
+import re
+import stat
+
+from protocol.errors import KeyFileError
+
+KEY_BYTES = 32
+_Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+_Z85_CHARS = 40
+_MAX_FILE_BYTES = 16 << 10
+_LINE = re.compile(r'^\s*(public-key|secret-key)\s*=\s*"([^"\n]*)"\s*$', re.MULTILINE)
+
+
+class KeyPair:
+    """A CURVE key pair; shows its public half only."""
+
+    __slots__ = ("public", "secret")
+
+    def __init__(self, public: bytes, secret: bytes) -> None:
+        self.public = public
+        self.secret = secret
+
+    def __repr__(self) -> str:
+        return f"KeyPair({self.public.hex()})"
+
+
+class LinkKeys:
+    """What a collector needs for one uploader: its own pair, and the public key that the uploader must have."""
+
+    __slots__ = ("own", "server")
+
+    def __init__(self, own: KeyPair, server: bytes) -> None:
+        self.own = own
+        self.server = server
+
+
+def z85(key: bytes) -> str:
+    """Write 4n bytes the way ZeroMQ's certificates do (ZeroMQ RFC 32)."""
+    chars = ""
+    for start in range(0, len(key), 4):
+        number = int.from_bytes(key[start : start + 4], "big")
+        chars += "".join(_Z85[number // 85**power % 85] for power in (4, 3, 2, 1, 0))
+    return chars
+
+
+def key_of_text(text: str) -> bytes | None:
+    """Return the key that is written as 64 hexadecimal digits or 40 characters of Z85, `None` when it is neither."""
+    if len(text) == 2 * KEY_BYTES:
+        try:
+            return bytes.fromhex(text)
+        except ValueError:
+            return None
+    if len(text) != _Z85_CHARS or any(char not in _Z85 for char in text):
+        return None
+    numbers = []
+    for start in range(0, _Z85_CHARS, 5):
+        number = 0
+        for char in text[start : start + 5]:
+            number = number * 85 + _Z85.index(char)
+        numbers.append(number)
+    return None if max(numbers) >= 1 << 32 else b"".join(number.to_bytes(4, "big") for number in numbers)
+
+
+def server_key(text: str) -> bytes:
+    """Return the public key that a user names: a file that holds it, or the key itself.
+
+    Raises `KeyFileError`.
+    """
+    if not os.path.exists(text):
+        key = key_of_text(text.strip("'\""))
+        if key is not None:
+            return key
+    return read_public(text)
+
+
+def read_public(path: str) -> bytes:
+    """Return the public key in a file; raises `KeyFileError`, also for one that others may change."""
+    return _read(path, secret=False).public
+
+
+def read_pair(path: str) -> KeyPair:
+    """Return both halves from a secret file.
+
+    Raises `KeyFileError` when it cannot be read, holds no pair, or is not this user's alone.
+    """
+    return _read(path, secret=True)
+
+
+def certificate(public: bytes, secret: bytes | None = None) -> str:
+    """Return the text of a key file; without `secret` that of a public one."""
+    what = "public" if secret is None else "SECRET, for its owner alone"
+    lines = [f"# CURVE key of sentinel-stream: {what}", "metadata", "curve", f'    public-key = "{z85(public)}"']
+    if secret is not None:
+        lines.append(f'    secret-key = "{z85(secret)}"')
+    return "\n".join(lines) + "\n"
+
+
+def _read(path: str, *, secret: bool) -> KeyPair:
+    try:
+        # A named pipe must not make us wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise KeyFileError(f"key file {path}: cannot be read: {error.strerror}") from error
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise KeyFileError(f"key file {path}: is not a file")
+        _refuse_loose_mode(path, facts, secret=secret)
+        content = os.read(descriptor, _MAX_FILE_BYTES)
+    except OSError as error:
+        raise KeyFileError(f"key file {path}: cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+    found = {name: key_of_text(value) for name, value in _LINE.findall(content.decode("utf-8", "replace"))}
+    public, private = found.get("public-key"), found.get("secret-key")
+    # Never shows what is in the file: it may be a secret in the wrong place.
+    if public is None or (secret and private is None):
+        raise KeyFileError(f"key file {path}: holds no {'secret' if secret else 'public'} CURVE key")
+    return KeyPair(public, private or b"")
+
+
+def _refuse_loose_mode(path: str, facts: os.stat_result, *, secret: bool) -> None:
+    """PostgreSQL's rule for secret files: 0600 of our own, or root's for a group, which is what containers get."""
+    if facts.st_uid not in {0, os.geteuid()} and os.geteuid() != 0:
+        raise KeyFileError(f"key file {path}: belongs to another user (uid {facts.st_uid})")
+    is_given = facts.st_uid == 0 and os.geteuid() != 0
+    forbidden = stat.S_IWGRP | stat.S_IWOTH
+    if secret:
+        forbidden |= stat.S_IRWXO | (0 if is_given else stat.S_IRWXG)
+    if facts.st_mode & forbidden:
+        what = "read" if secret else "change"
+        mode = stat.S_IMODE(facts.st_mode)
+        raise KeyFileError(f"key file {path}: others may {what} it (mode {mode:04o}); chmod 600 {path}")

@@ -1,0 +1,78 @@
+"""An uploader's doors with keys, and clients that hold some: real sockets, real key files, no process."""
+
+import threading
+from pathlib import Path
+
+from protocol.addresses import parse_address
+from protocol.clock import SystemClock
+from protocol.door import Limits
+from protocol.keys import LinkKeys, read_pair
+from protocol.transport import Router
+from standins.product import wait_until
+from standins.scripted import SteppedClock
+from standins.spooling import open_spool_at
+from uploader.allow_list import AllowList
+from uploader.counters import Counters
+from uploader.door_report import DoorReport
+from uploader.intake import Intake
+from uploader.key_store import KeyStore
+from uploader.records import Run
+from uploader.run import Policy
+
+ANY_PORT = "tcp://127.0.0.1:*"
+
+
+class Guarded:
+    """Listens with keys; `key_of` makes a client and returns what it needs."""
+
+    def __init__(self, directory: Path, *, limits: Limits | None = None, url: str = ANY_PORT) -> None:
+        self.store = KeyStore(str(directory / "keys"))
+        self.store.init()
+        self.allow_list = AllowList(self.store, clock=SystemClock())
+        self.clock = SteppedClock()
+        self.counters = Counters()
+        self.spool = open_spool_at(directory / "spool", self.clock)
+        self.router = Router(
+            [parse_address(url, bind=True)],
+            guard=self.allow_list,
+            limits=limits,
+            watcher=DoorReport(self.counters, SystemClock()),
+        )
+        self.intake = Intake(
+            router=self.router,
+            spool=self.spool,
+            clock=self.clock,
+            wake_run=lambda _: None,
+            policy=Policy(),
+            counters=self.counters,
+            name_of=self.allow_list.name_of,
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self.intake.run, args=(self._stop,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return self.router.urls[0]
+
+    def key_of(self, name: str, *, replace: bool = False) -> LinkKeys:
+        pair = read_pair(self.store.add(name, replace=replace))
+        # A hand-written client knocks once.
+        wait_until(lambda: self.allow_list.admits(pair.public), "the list has it")
+        return LinkKeys(pair, self.store.server_pair().public)
+
+    def turned_away(self, reason: str) -> float:
+        return self.counters.rejected.value(reason)
+
+    def runs(self) -> dict[tuple[str, str], Run]:
+        """Return the open runs by client and run key."""
+        with self.spool.lock:
+            return {(run.record.owner, run.record.key): run for run in self.spool.runs.values()}
+
+    def close(self) -> None:
+        self._stop.set()
+        self.router.wake()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        self.spool.close()
+        self.router.close()

@@ -1,0 +1,326 @@
+"""Who gets in, who stays, and what a stranger learns: hand-written clients at doors with keys."""
+
+import contextlib
+import os
+import random
+import socket
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.utils.z85
+from standins.guarded import Guarded
+from standins.product import wait_until
+from standins.raw_collector import Collectors, RawCollector, collectors_of
+from standins.scripted import SteppedClock
+from standins.spooling import finish, hello, samples
+
+from protocol import door
+from protocol.addresses import parse_address
+from protocol.clock import SystemClock
+from protocol.door import Limits
+from protocol.keys import KEY_BYTES, KeyPair, LinkKeys
+from protocol.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
+from protocol.transport import Dealer, Router
+from uploader.counters import Counters
+from uploader.door_report import DoorReport
+from uploader.key_store import KeyStore
+
+UNHEARD_S = 0.7
+"""What is turned away has been turned away several times by then."""
+GREETING_BYTES = 64
+"""Of ZMTP 3.1 (ZeroMQ RFC 37): a version and the name of a mechanism, the same for everybody."""
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[Guarded]:
+    made = Guarded(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def collectors(guarded: Guarded) -> Iterator[Collectors]:
+    with collectors_of(guarded.url) as made:
+        yield made
+
+
+def stranger_to(guarded: Guarded, directory: Path) -> LinkKeys:
+    """Keys that are sound and on nobody's list, and the right server key."""
+    other = KeyStore(str(directory / "stranger"))
+    other.init()
+    return LinkKeys(other.server_pair(), guarded.store.server_pair().public)
+
+
+def is_talking(collector: RawCollector) -> None:
+    collector.say(hello(), samples(1, 2))
+    collector.hear(Welcome)
+    assert collector.hear(Ack) == Ack(2)
+
+
+def nothing_was_read(guarded: Guarded) -> None:
+    assert guarded.counters.messages.value() == 0
+    assert not guarded.runs()
+
+
+def test_a_client_on_the_list_comes_in_and_its_runs_bear_its_name(guarded: Guarded, collectors: Collectors) -> None:
+    is_talking(collectors.connect(keys=guarded.key_of("alice")))
+    assert list(guarded.runs()) == [("alice", "run")]
+    assert guarded.router.connections == 1
+
+
+def test_without_a_key_nothing_is_read_and_nothing_answered(
+    guarded: Guarded, collectors: Collectors, tmp_path: Path
+) -> None:
+    alice = guarded.key_of("alice")
+    stranger = stranger_to(guarded, tmp_path)
+    knows_not_the_server = LinkKeys(alice.own, stranger.own.public)
+    has_only_the_public_half = LinkKeys(KeyPair(alice.own.public, stranger.own.secret), alice.server)
+    prodding = [
+        collectors.connect(keys=keys) for keys in (None, stranger, knows_not_the_server, has_only_the_public_half)
+    ]
+    for collector in prodding:
+        collector.say(hello(), samples(1, 5), finish(5), Ping())
+    wait_until(lambda: guarded.turned_away("key"), "the stranger's key was looked at and refused")
+    for collector in prodding:
+        collector.hear_nothing_more(UNHEARD_S)
+    nothing_was_read(guarded)
+
+
+_PRODDING = {
+    "silence": b"",
+    "http": b"GET /metrics HTTP/1.1\r\n\r\n",
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00",
+    "ssh": b"SSH-2.0-x\r\n",
+    "random": random.Random(5).randbytes(4096),
+    "zmtp-signature": b"\xff" + bytes(8) + b"\x7f",
+    "zmtp-null": b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48),
+}
+
+
+def test_a_port_scanner_learns_what_everybody_may_know(guarded: Guarded) -> None:
+    port = int(guarded.url.rpartition(":")[2])
+    with contextlib.ExitStack() as stack:
+        scanners = {}
+        for name, prod in _PRODDING.items():
+            scanners[name] = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            scanners[name].sendall(prod)
+        for name, scanner in scanners.items():
+            answer = b""
+            # A connection that does not get on is ended; whoever sent rubbish is told nothing but the greeting.
+            with contextlib.suppress(ConnectionResetError):
+                while piece := scanner.recv(4096):
+                    answer += piece
+            assert len(answer) <= GREETING_BYTES, name
+            assert b"run" not in answer
+    nothing_was_read(guarded)
+
+
+def test_a_door_whose_keeper_is_gone_lets_nobody_in(guarded: Guarded, collectors: Collectors) -> None:
+    alice, bob = guarded.key_of("alice"), guarded.key_of("bob")
+    inside = collectors.connect(keys=alice)
+    is_talking(inside)
+    guarded.router._door.stop()
+    late = collectors.connect(keys=bob)
+    late.say(hello())
+    late.hear_nothing_more(UNHEARD_S)
+    inside.say(samples(3, 4))
+    assert inside.hear(Ack) == Ack(4)
+    assert list(guarded.runs()) == [("alice", "run")]
+
+
+class Broken:
+    """A guard that cannot tell."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.pair = KeyPair(*(bytes.fromhex(half) for half in _PAIR))
+
+    def admits(self, key: bytes) -> bool:
+        assert len(key) == KEY_BYTES
+        self.asked += 1
+        raise OSError("the list is on a disk that is gone")
+
+
+def _new_pair() -> tuple[str, str]:
+    public, secret = zmq.curve_keypair()
+    return zmq.utils.z85.decode(public).hex(), zmq.utils.z85.decode(secret).hex()
+
+
+_PAIR = _new_pair()
+
+
+def test_a_keeper_that_breaks_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
+    guard = Broken()
+    report = DoorReport(Counters(), SystemClock())
+    with (
+        Router([parse_address("tcp://127.0.0.1:*", bind=True)], guard=guard, watcher=report) as router,
+        collectors_of(router.urls[0]) as collectors,
+    ):
+        collector = collectors.connect(keys=LinkKeys(guard.pair, guard.pair.public))
+        collector.say(hello())
+        wait_until(lambda: guard.asked and router.connections == 0, "it was asked")
+        assert router.receive(most=10, timeout_s=UNHEARD_S) == ([], 0)
+    assert "door failed unexpectedly" in caplog.text
+
+
+def test_a_key_that_is_revoked_is_cut_off_at_once_and_nobody_else(guarded: Guarded, collectors: Collectors) -> None:
+    alice = collectors.connect(keys=guarded.key_of("alice"))
+    bob = collectors.connect(keys=guarded.key_of("bob"))
+    for collector in (alice, bob):
+        is_talking(collector)
+    guarded.store.revoke("alice")
+    # Without a word from her: an open connection is not waited for.
+    wait_until(lambda: guarded.turned_away("revoked") and guarded.router.connections == 1, "she is cut off")
+    alice.say(samples(3, 9), finish(9))
+    wait_until(lambda: guarded.turned_away("key"), "she knocked again")
+    alice.hear_nothing_more(UNHEARD_S)
+    bob.say(samples(3, 4))
+    assert bob.hear(Ack) == Ack(4)
+    assert guarded.runs()["alice", "run"].acked_seq == 2
+    assert not guarded.runs()["alice", "run"].record.has_ended
+
+
+def test_each_message_is_looked_at_though_its_connection_is_open(guarded: Guarded, collectors: Collectors) -> None:
+    alice = collectors.connect(keys=guarded.key_of("alice"))
+    is_talking(alice)
+    # The keeper does nothing any more: what is left is the look at each message.
+    guarded.router._door.stop()
+    guarded.store.revoke("alice")
+    wait_until(lambda: not guarded.allow_list.admits(b"") and not guarded.allow_list.names(), "the list has changed")
+    alice.say(samples(3, 9), finish(9))
+    wait_until(lambda: guarded.turned_away("key"), "her messages are refused")
+    alice.hear_nothing_more()
+    assert guarded.runs()["alice", "run"].acked_seq == 2
+
+
+def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, collectors: Collectors) -> None:
+    alice = collectors.connect(keys=guarded.key_of("alice"))
+    is_talking(alice)
+    mallory = collectors.connect(keys=guarded.key_of("mallory"))
+    # Not even with all that alice's own collector would say.
+    mallory.say(samples(3, 4), Finish(2, 1, "failed", 1.0))
+    for _ in range(2):
+        assert mallory.hear(Reject).code == RejectCode.HELLO_FIRST
+    for incarnation in ("first", "newer"):
+        mallory.say(hello(incarnation=incarnation))
+        assert mallory.hear(Welcome) == Welcome(1)
+    mallory.say(samples(1, 9), finish(9))
+    assert mallory.hear_until(Ack).seq == 9
+    alice.say(samples(3, 3))
+    assert alice.hear(Ack) == Ack(3)
+    runs = guarded.runs()
+    assert (runs["alice", "run"].acked_seq, runs["mallory", "run"].acked_seq) == (3, 9)
+    assert not runs["alice", "run"].record.has_ended
+    assert runs["alice", "run"].record.incarnation == "first"
+
+
+def test_a_new_key_under_an_old_name_goes_on_with_its_runs(guarded: Guarded, collectors: Collectors) -> None:
+    old = collectors.connect(keys=guarded.key_of("alice"))
+    is_talking(old)
+    new = collectors.connect(keys=guarded.key_of("alice", replace=True))
+    wait_until(lambda: guarded.turned_away("revoked"), "the old key is out")
+    new.say(hello(incarnation="second"))
+    assert new.hear(Welcome).next_seq == 3
+
+
+def test_a_connection_of_its_own_is_no_way_round_the_list(tmp_path: Path, guarded: Guarded) -> None:
+    """The list is asked again when somebody comes back, also a collector that ZeroMQ would not have come back for."""
+    keys = guarded.key_of("alice")
+    guarded.store.revoke("alice")
+    wait_until(lambda: not guarded.allow_list.admits(keys.own.public), "she is off the list")
+    clock = SystemClock()
+    with Dealer(parse_address(guarded.url, bind=False), keys=keys) as dealer:
+        words = wait_until(lambda: dealer.refusal(clock.monotonic()), "it is refused")
+        assert "not on the allow list, or was revoked" in words
+        os.rename(tmp_path / "keys/revoked/alice.key", tmp_path / "keys/clients/alice.key")
+
+        def is_in() -> bool:
+            dealer.refusal(clock.monotonic())
+            return dealer.send(b"x")
+
+        wait_until(is_in, "it is let in")
+
+
+def refusal_of(dealer: Dealer) -> str:
+    clock = SystemClock()
+    return str(wait_until(lambda: dealer.refusal(clock.monotonic()), "it is refused"))
+
+
+def has_connections(router: Router, expected: int) -> bool:
+    return router.connections == expected
+
+
+def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> None:
+    alice = guarded.key_of("alice")
+    address = parse_address(guarded.url, bind=False)
+    for keys, words in (
+        (None, "wants keys"),
+        (LinkKeys(alice.own, alice.own.public), "--server-key is not its key"),
+    ):
+        with Dealer(address, keys=keys) as dealer:
+            assert words in refusal_of(dealer)
+    with (
+        Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as open_door,
+        Dealer(parse_address(open_door.urls[0], bind=False), keys=alice) as dealer,
+    ):
+        found = refusal_of(dealer)
+        assert "no keys" in found or "breaks off" in found
+
+
+def test_a_surplus_connection_is_turned_away_and_comes_in_when_there_is_room(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, limits=Limits(connections=2, connections_of_key=2))
+    try:
+        with collectors_of(guarded.url) as collectors:
+            keys = {name: guarded.key_of(name) for name in ("alice", "bob", "carol")}
+            inside = [collectors.connect(keys=keys[name]) for name in ("alice", "bob")]
+            for collector in inside:
+                is_talking(collector)
+            outside = collectors.connect(keys=keys["carol"])
+            outside.say(hello(), samples(1, 2))
+            wait_until(lambda: guarded.turned_away("connections"), "there is no room")
+            for number, collector in enumerate(inside):
+                collector.say(samples(3, 4 + number))
+                assert collector.hear(Ack).seq == 4 + number
+            inside[0].close()
+            outside.hear_until(Welcome)
+            assert outside.hear(Ack) == Ack(2)
+    finally:
+        guarded.close()
+
+
+def test_one_client_does_not_take_all_the_room(tmp_path: Path) -> None:
+    guarded = Guarded(tmp_path, limits=Limits(connections=10, connections_of_key=2))
+    try:
+        with collectors_of(guarded.url) as collectors:
+            keys = guarded.key_of("alice")
+            for number in range(3):
+                collectors.connect(keys=keys).say(hello(f"run-{number}"))
+            wait_until(lambda: guarded.turned_away("connections-of-client"), "her third one is cut")
+            wait_until(lambda: len(guarded.runs()) >= 2, "two are in")
+            is_talking(collectors.connect(keys=guarded.key_of("bob")))
+    finally:
+        guarded.close()
+
+
+def test_the_silent_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "CROWDED_SILENT", 3)
+    counters = Counters()
+    limits = Limits(connections=4, connections_of_key=4)
+    clock = SteppedClock()
+    with Router(
+        [parse_address("tcp://127.0.0.1:*", bind=True)], limits=limits, watcher=DoorReport(counters, clock), clock=clock
+    ) as router:
+        port = int(router.urls[0].rpartition(":")[2])
+        with contextlib.ExitStack() as stack:
+            for number in range(4):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                wait_until(partial(has_connections, router, number + 1), "it is in")
+            with Dealer(parse_address(router.urls[0], bind=False)) as dealer:
+                wait_until(lambda: dealer.send(b"x"), "room was made")
+                wait_until(lambda: router.receive(most=1, timeout_s=0.05)[0], "it was heard")
+                assert counters.rejected.value("connections") == 1
+                clock.advance(door.SILENT_S)
+                wait_until(lambda: router.connections == 1, "those that never spoke are cut, the other is not")

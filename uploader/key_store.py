@@ -1,0 +1,183 @@
+"""The directory of keys, and what people do with it.
+
+`server.key` and `server.key_secret`; `clients/NAME.key` is the allow list, `clients/NAME.key_secret` is to be carried
+to the client and may be deleted then; `revoked/NAME.key` remembers who is not on the list any more. All files are 0600
+in directories that are 0700, and each is there whole or not at all.
+"""
+
+import contextlib
+import os
+import re
+from typing import NamedTuple
+
+import zmq
+
+from protocol.errors import KeyFileError, UsageError
+from protocol.keys import KeyPair, certificate, key_of_text, read_pair, read_public
+from protocol.paths import make_private_dir
+
+_PUBLIC = ".key"
+_SECRET = ".key_secret"  # noqa: S105 -- how the files are called
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SERVER = "server"
+
+
+class ClientEntry(NamedTuple):
+    """One client: `added_at` or revoked at, UNIX seconds; `trouble` says why its file cannot be used."""
+
+    name: str
+    key: bytes
+    is_revoked: bool
+    changed_at: float
+    trouble: str
+
+
+class KeyStore:
+    """Makes, lists and withdraws keys. What cannot be done is a `UsageError` that says why."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self.clients_dir = os.path.join(directory, "clients")
+        self._revoked_dir = os.path.join(directory, "revoked")
+
+    @property
+    def exists(self) -> bool:
+        """Whether `init` was ever called."""
+        return os.path.lexists(self._path(self.directory, _SERVER, _SECRET))
+
+    def init(self) -> bytes:
+        """Make the server's pair and return its public key."""
+        if self.exists:
+            raise UsageError(
+                f"{self.directory} has a server key already; with another one every collector would need it anew"
+            )
+        for path in (self.directory, self.clients_dir, self._revoked_dir):
+            make_private_dir(path)
+        pair = _new_pair()
+        # The secret comes last: whoever finds it finds everything.
+        _write(self._path(self.directory, _SERVER, _PUBLIC), certificate(pair.public), replace=True)
+        _write(self._path(self.directory, _SERVER, _SECRET), certificate(pair.public, pair.secret))
+        return pair.public
+
+    def server_pair(self) -> KeyPair:
+        """Return the server's pair; raises `KeyFileError`."""
+        if not self.exists:
+            raise KeyFileError(f"there is no server key in {self.directory}: sentinel-uploader keys init")
+        return read_pair(self._path(self.directory, _SERVER, _SECRET))
+
+    def add(self, name: str, *, replace: bool) -> str:
+        """Make a client's pair, put it on the list, and return the path of its secret file."""
+        _check_name(name)
+        self.server_pair()
+        public = self._path(self.clients_dir, name, _PUBLIC)
+        secret = self._path(self.clients_dir, name, _SECRET)
+        was_there = os.path.lexists(public)
+        if not replace and (was_there or os.path.lexists(self._path(self._revoked_dir, name, _PUBLIC))):
+            what = "is on the list" if was_there else "was revoked"
+            raise UsageError(
+                f"{name} {what}: a new key under this name would own the runs of the old one; say --replace if that is "
+                "meant, or take another name"
+            )
+        make_private_dir(self.clients_dir)
+        pair = _new_pair()
+        _write(secret, certificate(pair.public, pair.secret), replace=True)
+        _write(public, certificate(pair.public), replace=True)
+        return secret
+
+    def revoke(self, name: str) -> None:
+        """Take a client off the list."""
+        _check_name(name)
+        public = self._path(self.clients_dir, name, _PUBLIC)
+        make_private_dir(self._revoked_dir)
+        try:
+            os.replace(public, self._path(self._revoked_dir, name, _PUBLIC))
+        except FileNotFoundError:
+            raise UsageError(f"there is no client {name!r}; `sentinel-uploader keys list` names all") from None
+        except OSError as error:
+            raise UsageError(f"cannot revoke {name}: {error.strerror}") from error
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(self.clients_dir, name, _SECRET))
+        _sync(self.clients_dir)
+
+    def clients(self) -> list[ClientEntry]:
+        """Return all clients by name, those that were revoked last."""
+        found = [*_entries(self.clients_dir, is_revoked=False)]
+        active = {entry.name for entry in found}
+        return found + [entry for entry in _entries(self._revoked_dir, is_revoked=True) if entry.name not in active]
+
+    def _path(self, directory: str, name: str, suffix: str) -> str:
+        return os.path.join(directory, name + suffix)
+
+
+def name_of_file(file: str) -> str | None:
+    """Return whose public key a file of the allow list is, `None` for any other file."""
+    name = file.removesuffix(_PUBLIC)
+    return name if name != file and _NAME.fullmatch(name) else None
+
+
+def _entries(directory: str, *, is_revoked: bool) -> list[ClientEntry]:
+    try:
+        files = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"cannot list {directory}: {error.strerror}") from error
+    entries = []
+    for file in files:
+        name = name_of_file(file)
+        if name is None:
+            continue
+        path = os.path.join(directory, file)
+        key, trouble = b"", ""
+        try:
+            key = read_public(path)
+        except KeyFileError as error:
+            trouble = str(error)
+        with contextlib.suppress(OSError):
+            facts = os.lstat(path)
+            changed_at = facts.st_ctime if is_revoked else facts.st_mtime
+            entries.append(ClientEntry(name, key, is_revoked, changed_at, trouble))
+    return entries
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"client name {name!r}: must be 1 to 64 letters, digits, '.', '_' or '-', not '.' first")
+
+
+def _new_pair() -> KeyPair:
+    halves = [key_of_text(half.decode("ascii")) for half in zmq.curve_keypair()]
+    assert halves[0] is not None
+    assert halves[1] is not None
+    return KeyPair(halves[0], halves[1])
+
+
+def _write(path: str, content: str, *, replace: bool = False) -> None:
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "w", encoding="ascii") as file:
+                os.fchmod(descriptor, 0o600)
+                file.write(content)
+                file.flush()
+                os.fsync(descriptor)
+            if replace:
+                os.replace(part, path)
+            else:
+                # Unlike a rename, a link never takes the place of a key that somebody else has just made.
+                os.link(part, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(part)
+        _sync(os.path.dirname(path))
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _sync(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
