@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -187,60 +186,17 @@ def spool_with_a_run(directory: Path) -> None:
     spool.close()
 
 
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def scribble_head(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.write(b"rubbish" * 1000)
-
-
-def scribble_middle(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.seek(PAGE_BYTES)
-        file.write(b"\xa5" * (path.stat().st_size - PAGE_BYTES))
-
-
-def spoil_record(path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE runs SET record = x'c1c1c1'")
-        connection.commit()
-
-
-@pytest.mark.parametrize("damage", [truncate, scribble_head, scribble_middle, spoil_record])
-def test_damaged_file_is_set_aside_reported_and_never_deleted(
-    directory: Path, damage: object, caplog: pytest.LogCaptureFixture
-) -> None:
-    spool_with_a_run(directory)
-    path = directory / "spool.db"
-    assert callable(damage)
-    damage(path)
-    before = path.read_bytes()
-
-    spool = open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK)
-    aside = directory / "spool.db.unreadable-1"
-    # Opening counts in the header's first 100 bytes.
-    assert aside.read_bytes()[100:] == before[100:]
-    assert str(aside) in caplog.text
-    assert spool.runs == {}
-    run = spool.greet(hello(), owner="")
-    spool.store([frame(run, 1, 5)], [])
-    spool.close()
-
-    damage(path)
-    open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK).close()
-    assert (directory / "spool.db.unreadable-2").exists()
-    assert aside.read_bytes()[100:] == before[100:]
-
-
-def test_spool_of_a_newer_version_is_refused_and_left_alone(directory: Path) -> None:
-    spool_with_a_run(directory)
-    with contextlib.closing(sqlite3.connect(directory / "spool.db")) as connection:
-        connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(SpoolError, match="newer sentinel-uploader"):
-        open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK)
-    assert sorted(path.name for path in directory.iterdir()) == ["spool.db"]
+def test_each_damaged_file_that_is_set_aside_has_a_name_of_its_own(directory: Path) -> None:
+    found = []
+    for number in (1, 2):
+        spool_with_a_run(directory)
+        path = directory / "spool.db"
+        with path.open("r+b") as file:
+            file.write(b"rubbish" * 1000)
+        found.append(path.read_bytes())
+        open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK).close()
+        assert len(database.set_aside_files(str(directory))) == number
+    assert [Path(path).read_bytes() for path in database.set_aside_files(str(directory))] == found
 
 
 def test_spool_that_cannot_be_opened_is_an_error_of_ours(directory: Path) -> None:
