@@ -117,10 +117,11 @@ def own_kib() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 10
 
 
+@pytest.mark.timeout(240)
 def test_uploader_that_was_away_for_a_day_gets_everything_in_chunks_and_starves_nobody(home: Home) -> None:
     recorded_for_a_day(home, "day")
     target, output, other = sleeper(home), home.directory / "day.csv", home.directory / "other.csv"
-    common = ("--connect", home.address, "--wait", "50")
+    common = ("--connect", home.address, "--wait", "150")
     # One window an interval: with what lies there this goes on for more than a minute.
     day = home.start(
         COLLECTOR, *common, "--interval", "1", "--run-key", "day", "--output", str(output), "--pid", str(target.pid)
