@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from standins.backend import Backend
 from standins.product import Home, home_in
+from standins.raw_collector import Collectors, RawCollector, collectors_of
 
 # What is installed is tested: without this a child's `python -c` would find the sources in the working directory.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -41,3 +42,14 @@ def home(tmp_path: Path) -> Iterator[Home]:
 def backend() -> Iterator[Backend]:
     with Backend() as made:
         yield made
+
+
+@pytest.fixture
+def collectors(home: Home) -> Iterator[Collectors]:
+    with collectors_of(home.address) as made:
+        yield made
+
+
+@pytest.fixture
+def collector(collectors: Collectors) -> RawCollector:
+    return collectors.connect()

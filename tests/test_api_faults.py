@@ -4,15 +4,14 @@ Whatever it answers, every row that the collector took is delivered once, or kep
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from standins.backend import TOKEN, Backend
 from standins.product import Home, wait_until
-from standins.raw_collector import Collectors, collectors_of
-from standins.recording import Recording
+from standins.raw_collector import Collectors
+from standins.recording import Recording, assert_delivered, only_status
 from standins.spooling import finish, hello, row_numbers, samples
 from standins.web import free_port
 
@@ -20,12 +19,6 @@ from protocol.messages import Finished, Welcome
 
 UPLOADS = ("--upload-interval", "0.2")
 INLINE = ("--upload-interval", "60")
-
-
-@pytest.fixture
-def collectors(home: Home) -> Iterator[Collectors]:
-    with collectors_of(home.address) as made:
-        yield made
 
 
 def log_of(home: Home) -> str:
@@ -36,17 +29,6 @@ def log_of(home: Home) -> str:
 
 def statuses(backend: Backend, call: str) -> list[int | None]:
     return [request.status for request in backend.api.requests.of(call)]
-
-
-def only_status(home: Home) -> dict[str, Any]:
-    (run,) = home.status("--spool", str(home.directory / "spool"))
-    return run
-
-
-def assert_delivered(backend: Backend, recording: Recording) -> None:
-    run = backend.only_run()
-    assert backend.rows(run) == recording.rows()
-    assert (run.finish["run_status"], run.finish["exit_code"]) == ("finished", 0)
 
 
 def test_api_that_is_away_for_longer_than_the_whole_run_gets_it_afterwards(home: Home) -> None:
@@ -60,7 +42,7 @@ def test_api_that_is_away_for_longer_than_the_whole_run_gets_it_afterwards(home:
     recording = Recording(home, wait_s=0)
     recording.wait_for_rows(5)
     wait_until(lambda: "Connection refused" in log_of(home), "the API is missed")
-    assert only_status(home)["rows_waiting"] >= 5
+    wait_until(lambda: only_status(home)["rows_waiting"] >= 5, "the rows are acknowledged all the same")
     recording.end()
 
     with Backend(ports=ports) as backend:

@@ -1,9 +1,7 @@
 """What becomes of the API's answers as time goes by: credentials that expire, an outage of minutes."""
 
-from collections.abc import Iterator
 from functools import partial
 
-import pytest
 from standins.backend import Backend
 from standins.hasty import HastyClock, hasty_uploader
 from standins.product import Home, wait_until
@@ -15,12 +13,6 @@ from protocol.messages import Ack, Finished, Welcome
 
 SHORT_LIFE_S = 6.0
 OUTAGE_S = 300.0
-
-
-@pytest.fixture
-def collectors(home: Home) -> Iterator[Collectors]:
-    with collectors_of(home.address) as made:
-        yield made
 
 
 def greet(collector: RawCollector, key: str = "run") -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from standins.backend import Backend
 from standins.failing_disk import FailingDisk
 from standins.product import Home, wait_until
-from standins.recording import Recording
+from standins.recording import Recording, assert_delivered
 
 
 def log_of(home: Home) -> str:
@@ -35,6 +35,4 @@ def test_io_errors_hold_up_acknowledgements_and_are_not_called_a_full_disk(
     assert "no room" not in log_of(home) + said
     assert "does not take samples (busy: the spool cannot be written); keeping them" in said
     assert "takes samples again" in said
-    run = backend.only_run()
-    assert backend.rows(run) == recording.rows()
-    assert (run.finish["run_status"], run.finish["exit_code"]) == ("finished", 0)
+    assert_delivered(backend, recording)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from standins.backend import Backend
 from standins.product import UPLOADER, Home, wait_until
-from standins.raw_collector import Collectors, RawCollector, collectors_of
+from standins.raw_collector import RawCollector
 from standins.spooling import finish, hello, samples
 from standins.watcher import Watcher
 
@@ -25,17 +25,6 @@ from uploader.observe.server import ANSWER_S, MAX_CONNECTIONS, MAX_HEAD_BYTES
 def backend() -> Iterator[Backend]:
     with Backend() as made:
         yield made
-
-
-@pytest.fixture
-def collectors(home: Home) -> Iterator[Collectors]:
-    with collectors_of(home.address) as made:
-        yield made
-
-
-@pytest.fixture
-def collector(collectors: Collectors) -> RawCollector:
-    return collectors.connect()
 
 
 def serve(home: Home, *words: str, backend: Backend | None = None) -> Watcher:

@@ -7,14 +7,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from standins.backend import TOKEN, Backend
 from standins.product import UPLOADER, Home, wait_until
-from standins.raw_collector import Collectors, RawCollector, collectors_of
+from standins.raw_collector import Collectors, RawCollector
 from standins.spooling import finish, hello, row_numbers, samples
 
 from protocol.messages import Ack, Finished, Ping, Reject, Welcome
@@ -30,17 +29,6 @@ STOP_LIMIT_S = 20.0
 def delivered_rows(backend: Backend) -> list[int]:
     """Row numbers that `finish` of the only run names."""
     return row_numbers("\n".join(backend.rows(backend.only_run())).encode())
-
-
-@pytest.fixture
-def collectors(home: Home) -> Iterator[Collectors]:
-    with collectors_of(home.address) as made:
-        yield made
-
-
-@pytest.fixture
-def collector(collectors: Collectors) -> RawCollector:
-    return collectors.connect()
 
 
 def greet(collector: RawCollector, **more: Any) -> Welcome:

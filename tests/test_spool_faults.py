@@ -14,7 +14,7 @@ import pytest
 from rows import row
 from standins.preload import SyncLog
 from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, python, rows_of_file, wait_until
-from standins.raw_collector import Collectors, RawCollector, collectors_of
+from standins.raw_collector import Collectors, RawCollector
 from standins.small_disk import SmallDisk
 from standins.spooling import finish, hello, row_numbers, samples
 
@@ -33,17 +33,6 @@ BACKLOG_ROWS = 6000
 def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     with SmallDisk(tmp_path / "disk") as made:
         yield made
-
-
-@pytest.fixture
-def collectors(home: Home) -> Iterator[Collectors]:
-    with collectors_of(home.address) as made:
-        yield made
-
-
-@pytest.fixture
-def collector(collectors: Collectors) -> RawCollector:
-    return collectors.connect()
 
 
 def log_of(home: Home) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from standins.backend import TOKEN, Backend
 from standins.product import UPLOADER, Home, wait_until
-from standins.recording import Recording
+from standins.recording import Recording, assert_delivered, only_status
 
 UPLOADS = ("--upload-interval", "0.2")
 INLINE = ("--upload-interval", "60")
@@ -18,17 +18,6 @@ FOR_EVER = 600
 
 def statuses(backend: Backend, call: str) -> list[int | None]:
     return [request.status for request in backend.api.requests.of(call)]
-
-
-def only_status(home: Home) -> dict[str, Any]:
-    (run,) = home.status("--spool", str(home.directory / "spool"))
-    return run
-
-
-def assert_delivered(backend: Backend, recording: Recording) -> None:
-    run = backend.only_run()
-    assert backend.rows(run) == recording.rows()
-    assert (run.finish["run_status"], run.finish["exit_code"]) == ("finished", 0)
 
 
 def test_404_at_refresh_parks_the_run_keeps_its_rows_and_says_so(home: Home, backend: Backend) -> None:

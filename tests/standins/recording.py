@@ -3,7 +3,9 @@
 import os
 import subprocess
 from collections.abc import Mapping
+from typing import Any
 
+from standins.backend import Backend
 from standins.product import COLLECTOR, DEADLINE_S, Home, rows_of_file, wait_until
 
 
@@ -40,8 +42,12 @@ class Recording:
 
     def wait_for_rows(self, count: int) -> None:
         """Wait until so many more rows have been taken."""
-        wanted = count + (self.output.exists() and len(self.rows()))
-        wait_until(lambda: self.output.exists() and len(self.rows()) >= wanted, f"{count} rows")
+        wanted = self._lines() + count
+        wait_until(lambda: self._lines() >= wanted, f"{count} rows")
+
+    def _lines(self) -> int:
+        # The header may be on its way.
+        return max(1, self.output.read_bytes().count(b"\n")) if self.output.exists() else 1
 
     def end(self) -> str:
         """Let the job end and wait for its collector, which has to end with the same code; returns what it said."""
@@ -55,3 +61,16 @@ class Recording:
             os.close(self._fifo)
         assert self.process.returncode == self.exit_code, said
         return str(said)
+
+
+def assert_delivered(backend: Backend, recording: Recording) -> None:
+    """Every row that was taken is in exactly one object that `finish` names (or inline), and the run has ended well."""
+    run = backend.only_run()
+    assert backend.rows(run) == recording.rows()
+    assert (run.finish["run_status"], run.finish["exit_code"]) == ("finished", 0)
+
+
+def only_status(home: Home) -> dict[str, Any]:
+    """Return what `status` says of the one run of the uploader of `Home.start_uploader`."""
+    (run,) = home.status("--spool", str(home.directory / "spool"))
+    return run
