@@ -72,6 +72,8 @@ class Delivery:
         clock: SteppedClock | None = None,
         api: ScriptedAPI | None = None,
         store: ScriptedStore | None = None,
+        target: Target | None = None,
+        router: Router | None = None,
     ) -> None:
         self.clock = clock or SteppedClock()
         self.api = api or ScriptedAPI(self.clock, inline_limit_bytes=inline_limit_bytes, lifetime_s=lifetime_s)
@@ -80,7 +82,7 @@ class Delivery:
             upload_interval_s=60.0, stale_after_s=1e6, inline_limit_bytes=self.api.inline_limit_bytes
         )
         self.spool = open_spool_at(directory, self.clock)
-        self.router = Router([])
+        self.router = router or Router([])
         self.counters = Counters()
         self.intake = Intake(
             router=self.router,
@@ -90,7 +92,7 @@ class Delivery:
             policy=self.policy,
             counters=self.counters,
         )
-        target = Target(api=self.api, store=self.store, needs_credentials=True)
+        target = target or Target(api=self.api, store=self.store, needs_credentials=True)
         self.dispatcher = Dispatcher(
             spool=self.spool,
             steps=self.steps_for(target),
@@ -151,10 +153,11 @@ class Delivery:
         """Let time pass, and do all that becomes due, at the time at which it becomes due."""
         until = self.clock.monotonic() + seconds
         while (due := self.settle(held, times=times)) <= until:
-            self._pass(due - self.clock.monotonic())
-        self._pass(until - self.clock.monotonic())
+            self.let_pass(due - self.clock.monotonic())
+        self.let_pass(until - self.clock.monotonic())
 
-    def _pass(self, seconds: float) -> None:
+    def let_pass(self, seconds: float) -> None:
+        """Move the clock."""
         self.clock.advance(seconds)
         # The intake, which loops every second, has done so all the time.
         self.intake.looped_at = self.clock.monotonic()
