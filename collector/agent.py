@@ -2,11 +2,10 @@
 
 import contextlib
 import os
-import socket
 import sys
 from collections.abc import Callable, Mapping
 
-from protocol.agent import AgentPlace, agent_environ
+from protocol.agent import AgentPlace, agent_environ, listens
 from protocol.errors import UsageError
 from protocol.paths import make_private_dir, make_socket_dir
 
@@ -47,7 +46,7 @@ class AgentStarter:
         self._was_refused = False
         self._is_failing = False
         self._log_begin: int | None = None
-        """Where what our newest agent logs begins: the log goes on from one agent to the next."""
+        """Where what our agents log begins: the log goes on from one agent to the next."""
         self._make_socket_dir()
 
     def ensure(self, now: float) -> None:
@@ -56,7 +55,7 @@ class AgentStarter:
             return
         self._due_at = now + self._retry_s
         self._reap()
-        if _listens(self._place.socket_path):
+        if listens(self._place.socket_path):
             self._retry_s = _FIRST_RETRY_S
             return
         if self._children:
@@ -76,7 +75,7 @@ class AgentStarter:
         return self._is_failing or self._was_refused
 
     def last_words(self) -> str:
-        """Return the last line that the agent we have started has logged, for when it does not answer."""
+        """Return the last line that an agent of ours has logged, for when it does not answer."""
         if self._log_begin is None:
             return ""
         try:
@@ -106,7 +105,9 @@ class AgentStarter:
         try:
             if os.fstat(log).st_size > _MAX_LOG_BYTES:
                 os.ftruncate(log, 0)
-            self._log_begin = os.fstat(log).st_size
+                self._log_begin = 0
+            elif self._log_begin is None:
+                self._log_begin = os.fstat(log).st_size
             place = ["--bind", self._place.url, "--spool", self._place.spool_dir]
             # -P: what lies in a directory that we happen to be in must not be taken for our packages.
             words = [sys.executable, "-P", "-m", "uploader", "serve", *place, "--exit-when-idle", f"{IDLE_S:g}"]
@@ -152,16 +153,3 @@ def _inherited_fds() -> list[int]:
             if fd > _STDERR and os.get_inheritable(fd):
                 found.append(fd)
     return found
-
-
-def _listens(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(0)
-        try:
-            probe.connect(path)
-        except BlockingIOError:
-            # Its queue of connections is full: it is there.
-            return True
-        except OSError:
-            return False
-    return True

@@ -33,6 +33,8 @@ def parse_address(url: str, *, bind: bool) -> Address:
 
     `*` as host or port means "any" and is good for binding only.
     """
+    if not url.isprintable():
+        raise AddressError(f"address {url!r} holds characters that cannot be printed")
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in {"ipc", "tcp"}:
         raise AddressError(f"address {url!r}: expected tcp://HOST:PORT or ipc:///PATH/TO/SOCKET")
@@ -66,8 +68,6 @@ def require_protection(address: Address, *, has_keys: bool, insecure: bool, role
 def _parse_ipc(url: str, path: str) -> Address:
     if not path.startswith("/"):
         raise AddressError(f"address {url!r}: an ipc:// path must be absolute (ipc:///run/…)")
-    if not path.isprintable():
-        raise AddressError(f"address {url!r}: the path holds characters that cannot be printed")
     length = len(path.encode())
     if length > MAX_UNIX_PATH_BYTES:
         raise AddressError(

@@ -5,9 +5,11 @@ There is one for each target: what is delivered elsewhere, or with another token
 
 import hashlib
 import os
+import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from protocol.addresses import MAX_UNIX_PATH_BYTES
 from protocol.paths import data_home, runtime_dir, state_home
 
 TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN_FILE")
@@ -15,6 +17,7 @@ TARGET_VARIABLE = "SENTINEL_TARGET"
 SENTINEL_TARGET = "sentinel:"
 PATH_VARIABLES = (TOKEN_VARIABLES[-1], "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE")
 """What an uploader finds its files by; relative ones begin where the command was started."""
+_ANNOUNCEMENT = "socket"
 _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
@@ -52,15 +55,51 @@ def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentP
         # A token file may be rotated: the agent is the same then.
         identity += [f"{name}={environ[name]}" for name in TOKEN_VARIABLES if environ.get(name)][:1]
     name = hashlib.sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    state = state_home(environ)
+    spools = spools_home(environ)
+    spool_dir = os.path.join(spools, name)
+    log_path = os.path.join(spools, f"{name}.log")
+    announced = _announced(spool_dir)
+    if announced:
+        return AgentPlace(announced, spool_dir, log_path)
     socket_name = f"{name}.sock"
     runtime = runtime_dir(environ, socket_name)
-    return AgentPlace(
-        socket_path=os.path.join(runtime.path, socket_name),
-        spool_dir=os.path.join(state, "spool", name),
-        log_path=os.path.join(state, "spool", f"{name}.log"),
-        remark=runtime.remark,
-    )
+    return AgentPlace(os.path.join(runtime.path, socket_name), spool_dir, log_path, runtime.remark)
+
+
+def announce(spool_dir: str, socket_path: str) -> None:
+    """Write down where the spool's owner listens; raises `OSError`.
+
+    A log-in, a cron job and a batch job of one user have different runtime and temporary directories, and one spool.
+    """
+    fd = os.open(os.path.join(spool_dir, _ANNOUNCEMENT), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, socket_path.encode())
+    finally:
+        os.close(fd)
+
+
+def listens(socket_path: str) -> bool:
+    """Whether somebody listens at a Unix socket; never waits."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(socket_path)
+        except BlockingIOError:
+            # Its queue of connections is full: it is there.
+            return True
+        except (OSError, ValueError):
+            return False
+    return True
+
+
+def _announced(spool_dir: str) -> str:
+    """Return where the spool's owner said that it listens, empty when nobody does."""
+    try:
+        with open(os.path.join(spool_dir, _ANNOUNCEMENT), encoding="utf-8") as file:
+            path = file.read(MAX_UNIX_PATH_BYTES + 1)
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return path if os.path.isabs(path) and path.isprintable() and listens(path) else ""
 
 
 def agent_environ(environ: Mapping[str, str]) -> dict[str, str]:

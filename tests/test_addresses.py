@@ -57,6 +57,7 @@ def test_any_host_and_port_are_for_binding(url: str) -> None:
         "tcp://127.0.0.1;10.0.0.1:5555",
         "tcp://eth0;127.0.0.1:5555",
         "tcp://a b:5555",
+        "tcp://\udcff:5555",
         "ipc://relative/path",
         "ipc://@abstract",
         "ipc://",

@@ -227,15 +227,34 @@ def test_both_commands_find_each_other_where_the_runtime_directory_is_too_deep(h
         assert done.returncode == 0
         assert "1 sample delivered to" in done.stderr
         assert place.socket_path in done.stderr
-        assert "longer than the 107 bytes of a Unix socket's path" in done.stderr
         agent.terminate()
         agent.wait(DEADLINE_S)
-        done = deep_home.collector("--interval", "0.1", "--", "true")
+        done = deep_home.collector("-v", "--interval", "0.1", "--", "true")
+        assert "longer than the 107 bytes of a Unix socket's path" in done.stderr
         assert "1 sample delivered to" in done.stderr
     finally:
         deep_home.close()
     assert len(deep_home.local_runs()) == 2
     assert Path(place.socket_path).parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_agent_is_found_from_where_the_runtime_directory_is_another(home: Home, place: AgentPlace) -> None:
+    home.start(UPLOADER, "serve", "--exit-when-idle", "60")
+    elsewhere = home.runtime / "elsewhere"
+    elsewhere.mkdir()
+    environ = home.environ | {"XDG_RUNTIME_DIR": str(elsewhere)}
+    wait_until(lambda: agent_place(environ) == place, "the agent says where it listens")
+    done = home.collector("-v", "--interval", "0.1", "--", "true", env=environ)
+    assert "1 sample delivered to" in done.stderr
+    assert f"this user's uploader: {place.socket_path}" in done.stderr
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_spool_that_is_taken_is_told_with_its_owner(home: Home, place: AgentPlace) -> None:
+    owner = home.start_uploader("--bind", "tcp://127.0.0.1:*", "--spool", place.spool_dir)
+    Path(place.spool_dir, "socket").unlink()
+    done = home.collector("--interval", "0.1", "--wait", "0", "--", "true")
+    assert f"is in use by another uploader (process {owner.pid})" in done.stderr
 
 
 def test_an_agent_leaves_when_it_is_idle_and_leaves_nothing_behind(home: Home, place: AgentPlace) -> None:
