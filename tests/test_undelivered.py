@@ -132,5 +132,5 @@ def test_run_that_waits_behind_anothers_try_tells_what_for(home: Home, backend: 
     first.end()
 
     assert statuses(backend, "register") == [401]
-    assert "not delivered yet: register: HTTP 401: " in second.stderr
+    assert f"not delivered yet: waiting for {backend.api.url}: HTTP 401: " in second.stderr
     assert "`sentinel-uploader show 'the second'`" in second.stderr

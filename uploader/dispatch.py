@@ -190,7 +190,8 @@ class Dispatcher:
         is_new = self._queues.queued_at(run.id) is not destination
         self._queues.join(run.id, destination, now)
         if is_new and destination.is_failing:
-            run.trouble = destination.error
+            # Not what was said of another run's call: that names the run, and its collector may be another client's.
+            run.trouble = f"waiting for {destination.name}: {destination.error.partition(': ')[2]}"
             self._tell_who_waits(run)
 
     def _tell_who_waits(self, run: Run) -> None:
