@@ -214,6 +214,7 @@ def test_address_in_use_is_named_and_leaves_nothing_behind(home: Home) -> None:
     assert done.returncode == 2
     assert done.stderr == f"sentinel-uploader: cannot serve HTTP at {address}: Address already in use\n"
     assert not (home.runtime / "u.sock").exists()
+    assert not (home.directory / "spool").exists()
 
 
 def test_without_the_library_the_option_says_what_to_install_and_nothing_else_needs_it(home: Home) -> None:

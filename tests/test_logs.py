@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from standins.product import Home
+from standins.raw_collector import collectors_of
+from standins.spooling import finish, hello, samples
 
+from protocol.messages import Finished
 from uploader.logs import set_up_logging
 
 log = logging.getLogger("uploader.test")
@@ -91,3 +95,17 @@ def test_text_names_the_client_and_stays_one_line(capsys: pytest.CaptureFixture[
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith("Z info run registered run=id key=a\\nb client=alice")
     assert second.endswith("Z info run registered run=id")
+
+
+def test_lines_of_a_running_uploader_have_their_run(home: Home) -> None:
+    home.start_uploader("--log-format", "json")
+    with collectors_of(home.address) as collectors:
+        collector = collectors.connect()
+        collector.say(hello("nightly"), samples(1, 3), finish(3))
+        told = collector.hear_until(Finished)
+    lines = (home.directory / "uploader.log").read_text(encoding="utf-8").splitlines()
+    entries = {entry["event"]: entry for entry in map(json.loads, lines)}
+    assert entries["run registered"]["run"] == entries["run finished"]["run"] == told.run_id
+    assert entries["run registered"]["key"] == "nightly"
+    assert (entries["run finished"]["rows"], entries["run finished"]["status"]) == (3, "finished")
+    assert entries["uploader ready"]["listening"] == home.address

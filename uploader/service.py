@@ -79,12 +79,16 @@ class Service:
         self._active_at = clock.monotonic()
         self._allow_list = None if config.keys is None else AllowList(config.keys, clock=clock)
         self._lock = SpoolLock(config.spool_dir, clock=clock)
+        self._front: HttpServer | None = None
         try:
             _raise_descriptor_limit()
             # The spool last: whoever cannot listen leaves no empty one behind.
+            self._front = self._bind_front()
             self._router = self._listen()
             self._spool = self._open_spool()
         except BaseException:
+            if self._front is not None:
+                self._front.close()
             self._lock.undo()
             raise
         self._announce()
@@ -111,7 +115,6 @@ class Service:
         self._intake_stop = threading.Event()
         self._turned_at = clock.monotonic()
         self._health = self._watch()
-        self._front = self._open_front()
 
     @property
     def urls(self) -> list[str]:
@@ -126,6 +129,7 @@ class Service:
     def drain(self, timeout_s: float) -> None:
         """Deliver what is there, for at most so long, then end."""
         self._drain_until = self._clock.monotonic() + timeout_s
+        self._health.is_stopping = True
         self._dispatcher.flush()
         self._dispatcher.retry_all_now()
 
@@ -133,11 +137,7 @@ class Service:
         """Serve until told to stop, or idle for long enough; return how many runs still have something to deliver."""
         intake = threading.Thread(target=self._intake.run, args=(self._intake_stop,), name="intake", daemon=True)
         intake.start()
-        if self._front is not None:
-            self._front.start()
-            log.info("health and metrics ready url=%s", self._front.url)
-            if self._config.http is not None and not self._config.http.is_loopback:
-                log.warning("health and metrics can be read beyond this machine url=%s", self._front.url)
+        self._start_front()
         self._notifier.ready(f"listening at {', '.join(self.urls)}")
         clients = "none" if self._allow_list is None else len(self._allow_list.names())
         log.info(
@@ -192,27 +192,35 @@ class Service:
             clock=self._clock,
         )
 
-    def _open_front(self) -> "HttpServer | None":
+    def _bind_front(self) -> "HttpServer | None":
         if self._config.http is None:
             return None
-        # 3 MiB and 40 ms, for those who want it.
-        from uploader.observe.front import open_front
-
         try:
-            return open_front(
-                self._config.http,
-                health=self._health,
-                spool=self._spool,
-                counters=self._counters,
-                failing_destinations=self._dispatcher.failing_destinations,
-                connections=self._intake.conversations,
-                clock=self._clock,
-            )
-        except BaseException:
-            self._router.close()
-            self._spool.close()
-            self._lock.release()
-            raise
+            # 3 MiB and 40 ms, for those who want it; the library comes with the extra.
+            from uploader.observe import metrics, server  # noqa: F401 -- what is missing is said at once
+        except ImportError as error:
+            raise UsageError(
+                f"--http needs more than the base package ({error.name} is missing): "
+                "pip install 'sentinel-stream[uploader]'"
+            ) from error
+        return server.HttpServer(self._config.http, clock=self._clock)
+
+    def _start_front(self) -> None:
+        if self._front is None or self._config.http is None:
+            return
+        from uploader.observe.front import pages_of
+
+        pages = pages_of(
+            health=self._health,
+            spool=self._spool,
+            counters=self._counters,
+            failing_destinations=self._dispatcher.failing_destinations,
+            connections=self._intake.conversations,
+        )
+        self._front.start(pages)
+        log.info("health and metrics ready url=%s", self._front.url)
+        if not self._config.http.is_loopback:
+            log.warning("health and metrics can be read beyond this machine url=%s", self._front.url)
 
     def _name_of(self, key: bytes) -> str | None:
         return None if self._allow_list is None else self._allow_list.name_of(key)

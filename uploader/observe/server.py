@@ -31,6 +31,7 @@ FRESH_S = 0.2
 """A page is made again when it is older."""
 TEXT = "text/plain; charset=utf-8"
 _BACKLOG = 128
+_WORKERS = 4
 _RETRY_ACCEPT_S = 1.0
 _LOG_INTERVAL_S = 60.0
 _REASONS = {
@@ -52,15 +53,19 @@ class Page(NamedTuple):
     content_type: str = TEXT
 
 
-class HttpServer:
-    """Serves pages by path from `start` to `close`. A page's function may block."""
+Pages = Mapping[str, Callable[[], Page]]
+"""How to make the pages, by their paths; making one may block."""
 
-    def __init__(self, address: HttpAddress, pages: Mapping[str, Callable[[], Page]], *, clock: Clock) -> None:
+
+class HttpServer:
+    """Holds an address from the beginning, and serves pages there from `start` to `close`."""
+
+    def __init__(self, address: HttpAddress, *, clock: Clock) -> None:
         """Take the address; raises `UsageError` that names it."""
-        self._pages = pages
+        self._pages: Pages = {}
         self._clock = clock
-        # One that hangs, with the spool's lock say, does not hold up the others.
-        self._pool = WorkerPool(len(pages))
+        # A page that hangs, with the spool's lock say, does not hold up the others.
+        self._pool = WorkerPool(_WORKERS)
         self._made: dict[str, tuple[float, Page]] = {}
         self._being_made: dict[str, asyncio.Future[Page]] = {}
         # In the order in which they came.
@@ -75,8 +80,9 @@ class HttpServer:
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self.url = HttpAddress(address.host, self._listener.getsockname()[1]).url
 
-    def start(self) -> None:
+    def start(self, pages: Pages) -> None:
         """Begin to accept connections."""
+        self._pages = pages
         self._thread.start()
 
     def close(self) -> None:
