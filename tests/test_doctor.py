@@ -1,7 +1,6 @@
 """`sentinel-uploader doctor`: finds each thing that is wrong, says what to do, and leaves nothing behind."""
 
 import json
-import os
 import resource
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from uploader.batch import rows_of_body
 from uploader.doctor.backend import JOB_NAME, check_backend
 from uploader.doctor.findings import Finding, Verdict, exit_code, report
 from uploader.doctor.machine import check_descriptors, check_directory_target, check_disk, check_keys, check_spool
+from uploader.key_store import KeyStore
 from uploader.run import Event
 
 GIB = 1 << 30
@@ -50,8 +50,8 @@ def test_all_is_well(home: Home, backend: Backend) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert [(verdict, subject) for verdict, subject, _ in lines] == [
-        ("ok", "spool"), ("ok", "disk"), ("ok", "descriptors"), ("ok", "token"), ("ok", "api"), ("ok", "clock"),
-        ("ok", "storage"), ("ok", "clock"), ("skipped", "put"),
+        ("ok", "spool"), ("ok", "disk"), ("ok", "descriptors"), ("skipped", "keys"), ("ok", "token"), ("ok", "api"),
+        ("ok", "clock"), ("ok", "storage"), ("ok", "clock"), ("skipped", "put"),
     ]  # fmt: skip
     assert f"0 runs, 0 rows wait, uploader {uploader.pid} runs" in done.stdout
     # Nothing was left there.
@@ -260,25 +260,28 @@ def test_descriptors_of_the_running_uploader_are_looked_at(home: Home) -> None:
 
 
 def test_keys_that_others_can_read_or_change(tmp_path: Path) -> None:
-    directory = tmp_path / "keys"
-    assert only(list(check_keys(str(directory)))).remedy == "sentinel-uploader keys init"
-    (directory / "clients").mkdir(parents=True)
-    assert only(list(check_keys(str(directory)))).text == f"there is no server key in {directory}"
-    for name in ("server.key", "clients/alice.key"):
-        (directory / name).write_text("public")
-    secret = directory / "server.key_secret"
-    secret.write_text("secret")
-    secret.chmod(0o600)
-    assert only(list(check_keys(str(directory)))).text == f"{directory}: a server key and 1 clients"
-    secret.chmod(0o640)
-    assert only(list(check_keys(str(directory)))).text == f"others can read {secret}"
-    secret.chmod(0o600)
-    (directory / "clients/alice.key").chmod(0o666)
-    assert only(list(check_keys(str(directory)))).text == f"others can change {directory / 'clients/alice.key'}"
-    (directory / "clients/alice.key").chmod(0o644)
-    if os.getuid() == 0:
-        os.chown(secret, 12345, -1)
-        assert "belongs to another user (uid 12345)" in only(list(check_keys(str(directory)))).text
+    store = KeyStore(str(tmp_path / "keys"))
+
+    def found() -> Finding:
+        return only(list(check_keys(store, named=True)))
+
+    assert (found().verdict, found().remedy) == (Verdict.FAILED, "sentinel-uploader keys init")
+    assert only(list(check_keys(store, named=False))).verdict is Verdict.SKIPPED
+    store.init()
+    secret = Path(store.add("alice", replace=False))
+    assert found() == Finding(Verdict.OK, "keys", f"{store.directory}: a server key and 1 clients")
+    for path, mode, good, text in (
+        (secret, 0o640, 0o600, f"others can read {secret}"),
+        (tmp_path / "keys/server.key_secret", 0o644, 0o600, "others may read it"),
+        (tmp_path / "keys/clients/alice.key", 0o666, 0o600, "others may change it"),
+        (tmp_path / "keys/clients", 0o770, 0o700, "others can put keys into"),
+    ):
+        path.chmod(mode)
+        assert (found().verdict, bool(found().remedy), text in found().text) == (Verdict.FAILED, True, True), path
+        path.chmod(good)
+    assert found().verdict is Verdict.OK
+    (tmp_path / "keys/server.key_secret").write_text("rubbish")
+    assert "holds no secret CURVE key" in found().text
 
 
 def test_report_is_one_line_a_finding() -> None:

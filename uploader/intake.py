@@ -171,10 +171,6 @@ class Intake:
         self._news.put((run.id, run.record))
         self._router.wake()
 
-    def conversations(self) -> int:
-        """How many connections have said `Hello` and have a run under way; may be called from any thread."""
-        return len(self._sessions)
-
     def has_sessions(self) -> bool:
         """Whether a collector of an open run is or was connected."""
         return bool(self._session_of_run)

@@ -215,7 +215,7 @@ class Service:
             spool=self._spool,
             counters=self._counters,
             failing_destinations=self._dispatcher.failing_destinations,
-            connections=self._intake.conversations,
+            connections=lambda: self._router.connections,
         )
         self._front.start(pages)
         log.info("health and metrics ready url=%s", self._front.url)

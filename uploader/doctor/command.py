@@ -7,7 +7,7 @@ from typing import Any
 from protocol.agent import SENTINEL_TARGET, default_target
 from protocol.clock import Clock
 from protocol.errors import UsageError
-from uploader.config import spool_dir
+from uploader.config import key_store, spool_dir
 from uploader.doctor.findings import Finding, Verdict
 from uploader.doctor.machine import check_descriptors, check_directory_target, check_disk, check_keys, check_spool
 
@@ -21,9 +21,7 @@ def examine(values: Mapping[str, Any], environ: Mapping[str, str], *, clock: Clo
     yield from check_spool(directory)
     yield check_disk(directory, values["spool_max"])
     yield check_descriptors(directory)
-    keys = values.get("keys")
-    if keys:
-        yield from check_keys(keys)
+    yield from check_keys(key_store(values["keys"], environ), named=values["keys"] is not None)
     target = values["target"] or default_target(environ)
     if target != SENTINEL_TARGET:
         if "://" in target:

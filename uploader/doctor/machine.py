@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from protocol.errors import UsageError
+from protocol.errors import KeyFileError, UsageError
 from uploader.database import database_path
 from uploader.doctor.findings import Finding, Verdict
+from uploader.key_store import KeyStore
 from uploader.observe.health import MIN_FREE_BYTES, free_bytes
 from uploader.ownership import owner_pid
 from uploader.run import RunState
@@ -87,23 +88,20 @@ def check_descriptors(directory: str) -> Finding:
     return Finding(Verdict.OK, "descriptors", text)
 
 
-def check_keys(directory: str) -> Iterator[Finding]:
-    """Look at who may read and change the key files."""
-    if not os.path.isdir(directory):
-        yield Finding(Verdict.FAILED, "keys", f"there is no directory {directory}", "sentinel-uploader keys init")
+def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
+    """Look at the keys, and at who may read and change their files; `named`: somebody said that there are some."""
+    if not store.exists:
+        text = f"there is no server key in {store.directory}"
+        if named:
+            yield Finding(Verdict.FAILED, "keys", text, "sentinel-uploader keys init")
+        else:
+            yield Finding(Verdict.SKIPPED, "keys", f"{text}: collectors of this machine only")
         return
-    found = [os.path.join(place, name) for place, _, names in os.walk(directory) for name in names]
-    faults = 0
-    for path in [directory, *sorted(found)]:
-        remedy = _key_fault(path)
-        if remedy is not None:
-            faults += 1
-            yield Finding(Verdict.FAILED, "keys", *remedy)
-    if not any(os.path.basename(path) == "server.key_secret" for path in found):
-        yield Finding(Verdict.FAILED, "keys", f"there is no server key in {directory}", "sentinel-uploader keys init")
-    elif not faults:
-        clients = sum(path.endswith(".key") and os.path.dirname(path).endswith("/clients") for path in found)
-        yield Finding(Verdict.OK, "keys", f"{directory}: a server key and {clients} clients")
+    faults = list(_key_faults(store))
+    yield from (Finding(Verdict.FAILED, "keys", text, remedy) for text, remedy in faults)
+    if not faults:
+        clients = sum(not entry.is_revoked for entry in store.clients())
+        yield Finding(Verdict.OK, "keys", f"{store.directory}: a server key and {clients} clients")
 
 
 def check_directory_target(directory: str) -> Finding:
@@ -152,17 +150,22 @@ def _nearest(path: str) -> str:
     return path
 
 
-def _key_fault(path: str) -> tuple[str, str] | None:
-    """Return what is wrong with a key file or directory, and what to do."""
-    found = os.stat(path)
-    mode = stat.S_IMODE(found.st_mode)
-    if found.st_uid not in {os.getuid(), 0}:
-        return f"{path} belongs to another user (uid {found.st_uid})", f"chown {os.getuid()} {path}"
-    if path.endswith(_SECRET_SUFFIX) and mode & 0o077:
-        return f"others can read {path}", f"chmod 600 {path}, and make a new key if it may have been read"
-    if mode & 0o022:
-        return f"others can change {path}", f"chmod go-w {path}"
-    return None
+def _key_faults(store: KeyStore) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with keys, and what to do."""
+    for directory in (store.directory, store.clients_dir):
+        if os.path.isdir(directory) and stat.S_IMODE(os.stat(directory).st_mode) & 0o022:
+            yield f"others can put keys into {directory}", f"chmod 700 {directory}"
+    try:
+        store.server_pair()
+    except KeyFileError as error:
+        yield str(error), "put it right, and make new keys if a secret one may have been read"
+    for entry in store.clients():
+        if entry.trouble and not entry.is_revoked:
+            yield entry.trouble, "put it right: this client is not let in"
+    for name in sorted(os.listdir(store.clients_dir)) if os.path.isdir(store.clients_dir) else ():
+        path = os.path.join(store.clients_dir, name)
+        if name.endswith(_SECRET_SUFFIX) and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+            yield f"others can read {path}", "delete it where its client has it, and give that one a new key"
 
 
 def _open_files_limit(pid: int) -> int:

@@ -91,7 +91,7 @@ class _Uploader:
             )
 
     def _waiting(self) -> Iterator[Metric]:
-        yield _gauge("connections", "Collectors that are talked to", self._connections())
+        yield _gauge("connections", "Connections of collectors", self._connections())
         backlog = self._backlog()
         runs = GaugeMetricFamily(f"{PREFIX}runs", "Runs that are not over", labels=["state"])
         for state in _SHOWN_STATES:
