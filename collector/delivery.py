@@ -11,7 +11,7 @@ from collector.backlog import Backlog
 from collector.identity import next_run_key
 from collector.link import End, Link
 from collector.spill import SpillError, SpillFile, SpillHead
-from collector.state import create_run_file, has_ended_file, keep_rows, open_run_file
+from collector.state import create_run_file, has_ended_file, has_other_file, keep_rows, open_run_file
 from collector.voice import Voice
 from protocol.addresses import Address
 from protocol.clock import Clock
@@ -214,6 +214,9 @@ class Delivery:
             elif spill.head is None and has_ended_file(self._state_dir, self._asked_key):
                 # The same, and somebody delivers it at this moment: as its collector we would stop that.
                 self.run_key = self._another_key()
+            else:
+                # One that another collector holds is this run's as well: it delivers what was left, or gives way to us.
+                self.continued = has_other_file(self._state_dir, self._asked_key, spill.path)
         except (OSError, SentinelStreamError) as error:
             self._voice.warn(f"no place for undelivered samples in {self._state_dir}, keeping them in memory: {error}")
             return None

@@ -52,6 +52,11 @@ def has_ended_file(state_dir: str, run_key: str) -> bool:
     return False
 
 
+def has_other_file(state_dir: str, run_key: str, path: str) -> bool:
+    """Whether there is a file of the run beside the one at `path`."""
+    return any(os.path.exists(other) for other in _paths(state_dir, run_key) if other != path)
+
+
 def create_run_file(state_dir: str, run_key: str) -> SpillFile:
     """Make another file of a run, beside those that are there; raises `OSError`, `UsageError` or `SpillError`."""
     make_private_dir(state_dir)

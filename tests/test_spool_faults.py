@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from rows import row
-from standins.preload import SyncLog
 from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, python, rows_of_file, wait_until
 from standins.raw_collector import Collectors, RawCollector
 from standins.small_disk import SmallDisk
 from standins.spooling import finish, hello, row_numbers, samples
+from standins.sync_log import SyncLog
 
 from collector.spill import SpillHead
 from collector.state import open_run_file
@@ -92,6 +92,29 @@ def test_full_disk_holds_up_acknowledgements_and_nothing_else_until_there_is_roo
     assert collector.returncode == 0, said
     (run,) = home.local_runs()
     assert home.local_rows(run) == rows_of_file(output)
+
+
+def test_uploader_that_is_started_on_a_full_disk_says_so_in_one_line_and_loses_nothing(
+    home: Home, disk: SmallDisk, collectors: Collectors
+) -> None:
+    spool = str(disk.mount / "spool")
+    uploader = home.start_uploader("--spool", spool, prefix=disk.prefix)
+    first, second = collectors.connect(), collectors.connect()
+    first.say(hello())
+    send(first, 1, 300)
+    uploader.kill()
+    uploader.wait()
+    disk.fill()
+    refused = home.run(*disk.prefix, UPLOADER, "--bind", home.address, "--spool", spool)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert refused.stderr.startswith(f"sentinel-uploader: no room in the spool {spool}")
+    disk.empty()
+    home.start_uploader("--spool", spool, prefix=disk.prefix)
+    second.say(hello())
+    assert second.hear(Welcome).next_seq == 301
+    second.say(finish(300))
+    second.hear_until(Finished)
+    assert delivered(home) == list(range(1, 301))
 
 
 def test_spool_at_its_limit_holds_up_acknowledgements_and_its_file_shrinks_after_the_delivery(home: Home) -> None:
