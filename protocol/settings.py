@@ -114,9 +114,9 @@ def integer(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
     return parse
 
 
-def size(*, minimum: int = 0) -> Parse:
+def size(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
     """A number of bytes: `2GiB`, `128KiB`, `500MB`, `1.5 GB` or plain bytes. `K`, `M`, `G` alone mean two things."""
-    expected = f"a size such as 2GiB, 500MB or a number of bytes{_bounds(minimum, INFINITY)}"
+    expected = f"a size such as 2GiB, 500MB or a number of bytes{_bounds(minimum, maximum)}"
 
     def parse(value: Any) -> int:
         written = "" if isinstance(value, float) else str(value).strip()
@@ -125,7 +125,7 @@ def size(*, minimum: int = 0) -> Parse:
         if unit_bytes is None:
             raise ValueError(f"must be {expected}")
         number = _number(digits, int if digits.strip().isdecimal() else float, expected)
-        return int(_within(number * unit_bytes, minimum, INFINITY, expected))
+        return int(_within(number * unit_bytes, minimum, maximum, expected))
 
     return parse
 

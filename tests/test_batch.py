@@ -15,6 +15,7 @@ from standins.spooling import finish, hello, row_numbers, sample, samples
 from protocol.messages import MAX_SEQUENCE, Samples, encode
 from protocol.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
 from uploader.batch import compress, csv_text, decode_frames, object_uri, rows_of_body
+from uploader.limits import Limits
 from uploader.records import Run, new_record
 from uploader.screening import complaint, sound_finish, sound_timestamps
 
@@ -109,7 +110,7 @@ def test_screening_of_times_and_ends() -> None:
 
 
 def test_greetings_that_cannot_be_taken_are_told_why() -> None:
-    assert complaint(hello()) is None
+    assert complaint(hello(), Limits()) is None
     bad_greetings: list[tuple[dict[str, Any], str]] = [
         ({"version": 2}, "unknown-version"),
         ({"run_key": ""}, "not-allowed"),
@@ -123,6 +124,6 @@ def test_greetings_that_cannot_be_taken_are_told_why() -> None:
         ({"metadata": {"x": "y" * 20_000}}, "too-big"),
     ]
     for changes, code in bad_greetings:
-        rejection = complaint(replace(hello(), **changes))
-        assert rejection is not None
-        assert rejection.code == code
+        unfit = complaint(replace(hello(), **changes), Limits())
+        assert unfit is not None
+        assert unfit.reject.code == code

@@ -13,6 +13,8 @@ from protocol.paths import make_socket_dir, state_home
 from protocol.settings import Setting, boolean, choice, path, seconds, size, text
 from uploader.database import MIN_SPOOL_BYTES
 from uploader.key_store import KeyStore
+from uploader.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS
+from uploader.limits import Limits
 from uploader.observe.address import http_address
 from uploader.run import Policy
 from uploader.sentinel.local import LocalSentinelAPI
@@ -116,6 +118,7 @@ SETTINGS = (
         help="end when all is delivered and nothing was heard for so long",
     ),
     KEYS,
+    *LIMIT_SETTINGS,
     Setting(
         name="call_timeout",
         flag="--call-timeout",
@@ -172,6 +175,7 @@ def service_config(
     return ServiceConfig(
         addresses=addresses,
         keys=store if has_keys else None,
+        limits=Limits(**{name: values[setting] for name, setting in LIMIT_NAMES.items()}),
         spool_dir=spool_dir(values, environ),
         spool_max_bytes=values["spool_max"],
         policy=Policy(

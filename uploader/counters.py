@@ -21,7 +21,30 @@ UNNAMED = "unnamed"
 COMMIT_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 PUT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 _OFFSET_WINDOW_S = 60.0
-_TURNED_AWAY = ("key", "revoked", "connections", "connections-of-client", "descriptors")
+REJECT_REASONS = (
+    "bad",
+    "malformed",
+    "gap",
+    # Connections (`protocol/door.py`).
+    "key",
+    "revoked",
+    "connections",
+    "connections-of-client",
+    "descriptors",
+    # Messages (`uploader/limits.py`) and greetings (`uploader/screening.py`).
+    "message-size",
+    "rate",
+    "flood",
+    "runs-of-client",
+    "version",
+    "run-key",
+    "incarnation",
+    "interval",
+    "sequence",
+    "metadata-size",
+    "metadata-names",
+)
+"""Why a connection or a message is not taken, beside the codes that its sender is told."""
 
 
 class Count:
@@ -174,7 +197,7 @@ class Counters:
 
     def _begin_at_zero(self) -> None:
         """What an alert looks at is there from the start: of a number that begins at 1, Prometheus sees no increase."""
-        for reason in (*RejectCode, "bad", "malformed", "gap", *_TURNED_AWAY):
+        for reason in (*RejectCode, *REJECT_REASONS):
             self.rejected.add(0, reason)
         for reason in ("full", "unusable"):
             self.spool_failures.add(0, reason)

@@ -29,12 +29,14 @@ from protocol.transport import Arrival, Router
 from uploader.counters import Counters
 from uploader.database import SpoolError, SpoolFullError
 from uploader.left_behind import LeftBehind
+from uploader.limits import Admission, Limits, Verdict
 from uploader.records import Run, RunRecord
 from uploader.replies import acknowledgement, finished_message
 from uploader.run import Policy, RunState
 from uploader.screening import MAX_FRAME_ROWS, cleaned, complaint, sound_finish, sound_timestamps
+from uploader.session import Session
 from uploader.spool import Spool
-from uploader.spooled import RunClosedError, StoredFrame, SupersededError
+from uploader.spooled import RunClosedError, StoredFrame, SupersededError, TooManyRunsError
 
 log = logging.getLogger(__name__)
 
@@ -56,24 +58,6 @@ class Refusal(NamedTuple):
     text: str
 
 
-class _Session:
-    """One connection that has said `Hello`: its run, and what the group that is being gathered adds to it."""
-
-    __slots__ = ("finish", "identity", "incarnation", "next_seq", "run")
-
-    def __init__(self, identity: bytes, run: Run) -> None:
-        self.identity = identity
-        self.incarnation = run.record.incarnation
-        self.run = run
-        self.next_seq = run.acked_seq + 1
-        self.finish: Finish | None = None
-
-    def forget_group(self) -> None:
-        """Count on nothing that is not durable."""
-        self.finish = None
-        self.next_seq = self.run.acked_seq + 1
-
-
 class Intake:
     """The socket's loop. `wake_run` is told of runs for which something may be due now.
 
@@ -90,8 +74,10 @@ class Intake:
         policy: Policy,
         counters: Counters,
         name_of: Callable[[bytes], str | None] = lambda _: None,
+        limits: Limits | None = None,
     ) -> None:
-        self._name_of = name_of
+        self._limits = limits or Limits()
+        self._admission = Admission(name_of=name_of, limits=self._limits, counters=counters)
         self._router = router
         self._spool = spool
         self._clock = clock
@@ -99,10 +85,10 @@ class Intake:
         self._policy = policy
         self._counters = counters
         self._left_behind = LeftBehind(spool, clock)
-        self._sessions: dict[bytes, _Session] = {}
-        self._session_of_run: dict[int, _Session] = {}
+        self._sessions: dict[bytes, Session] = {}
+        self._session_of_run: dict[int, Session] = {}
         self._frames: list[StoredFrame] = []
-        self._touched: dict[bytes, _Session] = {}
+        self._touched: dict[bytes, Session] = {}
         self._news: queue.SimpleQueue[tuple[int, RunRecord]] = queue.SimpleQueue()
         self._full_logged_at: float | None = None
         self.refusal: Refusal | None = None
@@ -177,16 +163,22 @@ class Intake:
 
     def _take(self, arrival: Arrival) -> None:
         identity, frame = arrival.identity, arrival.frame
-        # Runs of links without keys belong to nobody by name.
-        owner = self._name_of(arrival.key) if arrival.key else ""
+        owner = self._admission.owner_of(arrival)
         if owner is None:
             # Revoked since it came in. Nothing is answered: what is on its way to it is not for it any more.
             self._counters.rejected.add(1, "key")
             self._router.cut(identity)
             return
+        verdict = self._admission.look(arrival, owner, self._clock.monotonic())
+        if not verdict.is_taken:
+            self._turn_down(identity, verdict)
+            return
         try:
             message = decode_from_collector(frame)
         except BadMessageError:
+            message = None
+        self._admission.charge(arrival, owner, message)
+        if message is None:
             self._counters.rejected.add(1, "bad")
             return
         if isinstance(message, Hello):
@@ -208,7 +200,14 @@ class Intake:
             case Ping():
                 pass
 
-    def _samples(self, session: _Session, message: Samples, frame: bytes) -> None:
+    def _turn_down(self, identity: bytes, verdict: Verdict) -> None:
+        # Whatever the session has in this group is stored all the same; what comes behind the gap is not taken.
+        if verdict.reply is not None:
+            self._reply(identity, verdict.reply)
+        if verdict.cut:
+            self._router.cut(identity)
+
+    def _samples(self, session: Session, message: Samples, frame: bytes) -> None:
         samples, first = message.samples, message.first_seq
         count = len(samples)
         last = first + count - 1
@@ -239,7 +238,7 @@ class Intake:
         self._frames.append(StoredFrame(session.run, first, len(samples), frame, samples[-1].timestamp))
         session.next_seq = last + 1
 
-    def _finish(self, session: _Session, message: Finish) -> None:
+    def _finish(self, session: Session, message: Finish) -> None:
         if session.run.record.closed_as_stale:
             text = "this run was closed as stale"
             self._reply(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
@@ -254,14 +253,18 @@ class Intake:
         session.finish = message
 
     def _hello(self, identity: bytes, hello: Hello, owner: str) -> None:
-        rejection = complaint(hello)
-        if rejection is not None:
-            self._reply(identity, rejection)
+        unfit = complaint(hello, self._limits)
+        if unfit is not None:
+            self._counters.rejected.add(1, unfit.reason)
+            self._reply(identity, unfit.reject)
             return
         try:
-            run = self._spool.greet(cleaned(hello), owner=owner)
+            run = self._spool.greet(cleaned(hello), owner=owner, max_runs=self._limits.runs_of_client)
         except SupersededError as error:
             self._reply(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
+        except TooManyRunsError as error:
+            self._counters.rejected.add(1, "runs-of-client")
+            self._reply(identity, Reject(RejectCode.BUSY, str(error), retry=True))
         except RunClosedError as error:
             self._greet_after_end(identity, hello, owner, error)
         except SpoolError as error:
@@ -286,7 +289,7 @@ class Intake:
             self._session_of_run.pop(run.id, None)
             self._reply(identity, Reject(RejectCode.CLOSED, "this run was closed as stale", seq=run.acked_seq))
             return
-        session = _Session(identity, run)
+        session = Session(identity, run)
         self._sessions[identity] = self._session_of_run[run.id] = session
         left_behind = self._left_behind.of(record.owner)
         self._reply(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp, left_behind))
@@ -336,7 +339,7 @@ class Intake:
     def _fills_a_batch(self, run: Run) -> bool:
         return run.open_rows >= self._policy.max_batch_rows or run.open_bytes >= self._policy.max_batch_bytes
 
-    def _refuse(self, touched: dict[bytes, _Session], error: SpoolError) -> None:
+    def _refuse(self, touched: dict[bytes, Session], error: SpoolError) -> None:
         """No row of the group is durable: forget what was counted on, and let the collectors hold on.
 
         An end whose rows are all here needs no room for rows: it is taken by itself.
@@ -349,7 +352,7 @@ class Intake:
                 continue
             self._reply(session.identity, Reject(RejectCode.BUSY, text, retry=True))
 
-    def _store_finish(self, session: _Session, finish: Finish) -> bool:
+    def _store_finish(self, session: Session, finish: Finish) -> bool:
         try:
             self._spool.store([], [(session.run, finish)])
         except SpoolError as error:

@@ -1,11 +1,12 @@
 """What is taken from a client and what is not. Pure functions."""
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 
 from protocol.messages import (
-    MAX_RUN_KEY_CHARS,
     MAX_SEQUENCE,
     PROTOCOL_VERSION,
     Finish,
@@ -14,15 +15,22 @@ from protocol.messages import (
     RejectCode,
     Samples,
 )
+from uploader.limits import Limits
 from uploader.plain import plain
 
 MAX_FRAME_ROWS = 8192
 """The shortest row takes 2 bytes on the wire, hundreds in memory."""
-MAX_METADATA_BYTES = 16 << 10
 MAX_INCARNATION_CHARS = 64
 MAX_INTERVAL_S = 86_400.0
 MAX_TIME_S = 253_402_300_799.0
 """The end of the year 9999, the last that ISO-8601 can write."""
+
+
+class Complaint(NamedTuple):
+    """Why a greeting is not accepted: for the counter, and for its sender."""
+
+    reason: str
+    reject: Reject
 
 
 def sound_timestamps(message: Samples) -> bool:
@@ -51,19 +59,37 @@ def cleaned(hello: Hello) -> Hello:
     )
 
 
-def complaint(hello: Hello) -> Reject | None:
+def complaint(hello: Hello, limits: Limits) -> Complaint | None:
     """Return why the greeting is not accepted, in words for the person who reads it at the collector."""
     if hello.version != PROTOCOL_VERSION:
         text = f"this uploader speaks version {PROTOCOL_VERSION} of the protocol, not {hello.version}"
-        return Reject(RejectCode.UNKNOWN_VERSION, text)
-    if not hello.run_key or len(hello.run_key) > MAX_RUN_KEY_CHARS or not hello.run_key.isprintable():
-        return Reject(RejectCode.NOT_ALLOWED, f"a run key has 1 to {MAX_RUN_KEY_CHARS} printable characters")
+        return Complaint("version", Reject(RejectCode.UNKNOWN_VERSION, text))
+    if not hello.run_key or len(hello.run_key) > limits.run_key_chars or not hello.run_key.isprintable():
+        return _not_allowed("run-key", f"a run key has 1 to {limits.run_key_chars} printable characters")
     if not 1 <= len(hello.incarnation) <= MAX_INCARNATION_CHARS:
-        return Reject(RejectCode.NOT_ALLOWED, "the incarnation is missing or too long")
+        return _not_allowed("incarnation", "the incarnation is missing or too long")
     if not 0.0 < hello.interval_s <= MAX_INTERVAL_S:
-        return Reject(RejectCode.NOT_ALLOWED, f"the interval must be above 0 and at most {MAX_INTERVAL_S:.0f} s")
+        return _not_allowed("interval", f"the interval must be above 0 and at most {MAX_INTERVAL_S:.0f} s")
     if not 0 <= hello.oldest_seq <= MAX_SEQUENCE:
-        return Reject(RejectCode.NOT_ALLOWED, "the sequence number is out of range")
-    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > MAX_METADATA_BYTES:
-        return Reject(RejectCode.TOO_BIG, f"the metadata are longer than {MAX_METADATA_BYTES} bytes")
+        return _not_allowed("sequence", "the sequence number is out of range")
+    # Without its description the run is taken.
+    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > limits.metadata_bytes:
+        text = f"the metadata are longer than {limits.metadata_bytes} bytes"
+        return Complaint("metadata-size", Reject(RejectCode.TOO_BIG, text))
+    if not all(0 < len(name) <= limits.name_chars and name.isprintable() for name in _names(hello)):
+        text = f"a name in the metadata has 1 to {limits.name_chars} printable characters"
+        return Complaint("metadata-names", Reject(RejectCode.TOO_BIG, text))
     return None
+
+
+def _not_allowed(reason: str, text: str) -> Complaint:
+    return Complaint(reason, Reject(RejectCode.NOT_ALLOWED, text))
+
+
+def _names(hello: Hello) -> Iterator[str]:
+    """Yield the names of all fields, those of tags included."""
+    for fields in (hello.metadata, hello.host, hello.cloud):
+        for name, value in fields.items():
+            yield name
+            if isinstance(value, dict):
+                yield from value

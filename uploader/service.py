@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import random
-import resource
 import socket
 import threading
 from collections.abc import Sequence
@@ -20,10 +19,12 @@ from protocol.transport import Router
 from uploader.allow_list import AllowList
 from uploader.counters import Counters
 from uploader.database import SpoolError
+from uploader.descriptors import connection_limits, raise_descriptor_limit
 from uploader.dispatch import Dispatcher
 from uploader.door_report import DoorReport
 from uploader.intake import Intake
 from uploader.key_store import KeyStore
+from uploader.limits import Limits
 from uploader.notify import Notifier
 from uploader.observe.address import HttpAddress
 from uploader.observe.health import Health
@@ -51,6 +52,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     addresses: Sequence[Address]
     keys: KeyStore | None = None
     """Whom TCP addresses let in; `None`: they have no keys."""
+    limits: Limits = Limits()
     spool_dir: str
     spool_max_bytes: int
     policy: Policy
@@ -81,7 +83,7 @@ class Service:
         self._lock = SpoolLock(config.spool_dir, clock=clock)
         self._front: HttpServer | None = None
         try:
-            _raise_descriptor_limit()
+            raise_descriptor_limit()
             # The spool last: whoever cannot listen leaves no empty one behind.
             self._front = self._bind_front()
             self._router = self._listen()
@@ -101,6 +103,7 @@ class Service:
             policy=policy,
             counters=self._counters,
             name_of=self._name_of,
+            limits=config.limits,
         )
         steps = Steps(spool=self._spool, target=target, policy=policy, clock=clock, counters=self._counters)
         self._dispatcher = Dispatcher(
@@ -161,6 +164,9 @@ class Service:
         return Router(
             self._config.addresses,
             guard=self._allow_list,
+            limits=connection_limits(self._config.limits),
+            # What is a little too big is answered; what is twice too big costs its sender the connection.
+            max_frame_bytes=2 * self._config.limits.message_bytes,
             watcher=DoorReport(self._counters, self._clock),
             clock=self._clock,
         )
@@ -324,13 +330,6 @@ class Service:
         log.info("uploader stopped runs_left=%d rows_left=%d objects_left=%d", left, rows, batches)
         self._lock.release()
         return left
-
-
-def _raise_descriptor_limit() -> None:
-    """Connections are descriptors: at the soft limit a ROUTER accepts nobody, silently."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _refuse_socket_in_use(address: Address) -> None:

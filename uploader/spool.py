@@ -9,6 +9,7 @@ import logging
 import sqlite3
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,12 +23,13 @@ from uploader.database import SCHEMA_VERSION, Database, SpoolDamagedError, Spool
 from uploader.ended import EndedRuns
 from uploader.records import Run, RunRecord, new_record
 from uploader.run import OPEN_STATES, Event, RunState, transition
-from uploader.spooled import Batch, OpenFrames, Request, RunClosedError, StoredFrame, SupersededError
+from uploader.spooled import Batch, OpenFrames, Request, RunClosedError, StoredFrame, SupersededError, TooManyRunsError
 
 log = logging.getLogger(__name__)
 
 _MAX_SUPERSEDED = 32
 _READ_SLICE = 256
+_UNLIMITED = 1 << 62
 
 
 class Spool:
@@ -39,6 +41,8 @@ class Spool:
         self._clock = clock
         self.runs: dict[int, Run] = {}
         self._by_name: dict[str, Run] = {}
+        self._runs_of: Counter[str] = Counter()
+        """How many runs of each client are open."""
         self._next_frame_id = 1
         try:
             self._ended = EndedRuns(database)
@@ -52,16 +56,16 @@ class Spool:
         with self.lock:
             return self._next_frame_id
 
-    def greet(self, hello: Hello, *, owner: str) -> Run:
+    def greet(self, hello: Hello, *, owner: str, max_runs: int = _UNLIMITED) -> Run:
         """Open or continue the run that a collector names.
 
-        Each client (`owner`) has run keys of its own: it neither reaches another's runs nor learns of them.
-        Raises `RunClosedError`, `SupersededError`, `SpoolFullError`.
+        Each client (`owner`) has run keys of its own: it neither reaches another's runs nor learns of them, and at most
+        `max_runs` open ones. Raises `RunClosedError`, `SupersededError`, `TooManyRunsError`, `SpoolFullError`.
         """
         with self.lock:
             run = self._by_name.get(_name(hello.run_key, owner))
             if run is None:
-                run = self._greet_unknown(hello, owner)
+                run = self._greet_unknown(hello, owner, max_runs)
             elif hello.incarnation != run.record.incarnation:
                 self._take_over(run, hello)
             self._settle_missing(run, hello)
@@ -217,6 +221,7 @@ class Spool:
             run.open_rows = run.open_bytes = run.waiting_batches = 0
             del self.runs[run.id]
             del self._by_name[_name(record.key, record.owner)]
+            self._runs_of[record.owner] -= 1
             self._ended.now = remembered
 
     def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
@@ -272,10 +277,12 @@ class Spool:
         if self.database.used_bytes() + size > self.database.rows_limit_bytes:
             raise SpoolFullError(f"the spool has reached its limit of {self.database.max_bytes} bytes")
 
-    def _greet_unknown(self, hello: Hello, owner: str) -> Run:
+    def _greet_unknown(self, hello: Hello, owner: str, max_runs: int) -> Run:
         found = self._find(_name(hello.run_key, owner))
         if found is not None:
             raise RunClosedError(found[1].settled_seq)
+        if self._runs_of[owner] >= max_runs:
+            raise TooManyRunsError(f"{max_runs} runs of this client are open already")
         record = new_record(hello, uid=uuid.uuid4().hex, owner=owner, now=self._clock.now())
         # The reserve is for changes of the runs that are there.
         self._require_room(len(msgspec.msgpack.encode(record)))
@@ -348,6 +355,7 @@ class Spool:
         run.cut_at -= max(0.0, self._clock.now() - record.cut_at)
         self.runs[run_id] = run
         self._by_name[_name(record.key, record.owner)] = run
+        self._runs_of[record.owner] += 1
         return run
 
     def _load(self) -> None:

@@ -22,6 +22,10 @@ class SupersededError(SentinelStreamError):
         self.seq = seq
 
 
+class TooManyRunsError(SentinelStreamError):
+    """The client has as many open runs as it may."""
+
+
 class StoredFrame(NamedTuple):
     """A validated frame as it goes to disk."""
 

@@ -16,6 +16,7 @@ from uploader.counters import Counters
 from uploader.door_report import DoorReport
 from uploader.intake import Intake
 from uploader.key_store import KeyStore
+from uploader.limits import Limits as ClientLimits
 from uploader.records import Run
 from uploader.run import Policy
 
@@ -23,9 +24,11 @@ ANY_PORT = "tcp://127.0.0.1:*"
 
 
 class Guarded:
-    """Listens with keys; `key_of` makes a client and returns what it needs."""
+    """Listens with keys; `key_of` makes a client and returns what it needs. `asked` are limits of each client."""
 
-    def __init__(self, directory: Path, *, limits: Limits | None = None, url: str = ANY_PORT) -> None:
+    def __init__(
+        self, directory: Path, *, limits: Limits | None = None, url: str = ANY_PORT, asked: ClientLimits | None = None
+    ) -> None:
         self.store = KeyStore(str(directory / "keys"))
         self.store.init()
         self.allow_list = AllowList(self.store, clock=SystemClock())
@@ -46,6 +49,7 @@ class Guarded:
             policy=Policy(),
             counters=self.counters,
             name_of=self.allow_list.name_of,
+            limits=asked,
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.intake.run, args=(self._stop,))
