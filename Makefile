@@ -4,6 +4,7 @@
 #   make test     build the wheel, install it, test what was installed
 #   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults   six everyday faults, the peer and ours in one harness: one table
+#   make fuzz     frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
 #   make lint     ruff and mypy
 #   make ci       lint and test, as .ci/run does
 #   make bench    compare with the peer (benchmarks/README.md)
@@ -23,9 +24,11 @@ BENCH_ARGS ?=
 DURATION ?= 60
 COLLECTORS ?= 4
 UPLOADERS ?= 2
+SECONDS ?= 3600
+ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test chaos faults lint ci bench lock clean environment
+.PHONY: demo test chaos faults fuzz lint ci bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -61,6 +64,11 @@ chaos: environment
 
 faults: environment $(PEER)/.installed
 	PYTHONPATH=tests $(BIN)/python -m oracle.six_faults
+
+# Where there is no wheel of atheris: make fuzz ENGINE=hypothesis
+fuzz: environment
+	$(if $(filter atheris,$(ENGINE)),$(PIP) install --require-hashes -r tests/fuzz/requirements.txt)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --engine $(ENGINE) --seconds $(SECONDS)
 
 lint: environment
 	$(BIN)/ruff check .

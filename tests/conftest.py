@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from standins.backend import Backend
 from standins.product import Home, home_in
@@ -30,6 +31,15 @@ def _start_without_signals(thread: threading.Thread) -> None:
 
 
 threading.Thread.start = _start_without_signals  # type: ignore[method-assign,assignment]  # for every thread of the tests' process
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_left_running() -> Iterator[None]:
+    """A module's tests leave no process behind, not even one that nobody has waited for."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    left = [child for child in psutil.Process().children(recursive=True) if child not in before]
+    assert not left, f"left behind: {left}"
 
 
 @pytest.fixture

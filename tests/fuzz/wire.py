@@ -1,0 +1,49 @@
+"""What the intake knows of a socket, without one: messages are laid down, answers picked up."""
+
+from collections import defaultdict, deque
+from collections.abc import Sequence
+
+from protocol.messages import UploaderMessage, decode_from_uploader
+from protocol.transport import Arrival
+
+
+class Wire:
+    """Has the methods of `protocol.transport.Router` that the intake uses. An identity that was cut hears nothing."""
+
+    def __init__(self) -> None:
+        self._coming: deque[Arrival] = deque()
+        self._answers: dict[bytes, list[UploaderMessage]] = defaultdict(list)
+        self.cut_off: set[bytes] = set()
+        self.connections = 0
+
+    def lay_down(self, identity: bytes, key: bytes, frame: bytes) -> None:
+        """Have a message come in."""
+        self._coming.append(Arrival(identity, frame, key))
+
+    def pick_up(self, identity: bytes) -> Sequence[UploaderMessage]:
+        """Return what a peer has been told since the last call."""
+        return self._answers.pop(identity, ())
+
+    def lose_everything(self) -> None:
+        """What is under way is lost, in both directions."""
+        self._coming.clear()
+        self._answers.clear()
+        self.cut_off.clear()
+
+    def receive(self, *, most: int, timeout_s: float) -> tuple[list[Arrival], int]:  # noqa: ARG002 -- the router's
+        """Return what was laid down."""
+        return [self._coming.popleft() for _ in range(min(most, len(self._coming)))], 0
+
+    def send(self, identity: bytes, frame: bytes) -> bool:
+        """Keep an answer, which has to be one that a collector understands."""
+        if identity in self.cut_off:
+            return False
+        self._answers[identity].append(decode_from_uploader(frame))
+        return True
+
+    def cut(self, identity: bytes) -> None:
+        """End a connection."""
+        self.cut_off.add(identity)
+
+    def wake(self) -> None:
+        """Nobody waits."""
