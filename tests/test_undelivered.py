@@ -32,7 +32,10 @@ def test_404_at_refresh_parks_the_run_keeps_its_rows_and_says_so(home: Home, bac
     said = recording.end()
 
     assert statuses(backend, "refresh") == [404]
-    assert "refresh: HTTP 404" in said
+    # While the job runs, and at its end.
+    assert "keeps the run's samples and does not deliver them: refresh: HTTP 404" in said
+    show = f"`sentinel-uploader show {only_status(home)['key']}`"
+    assert f"until somebody has looked at it ({show}): refresh: HTTP 404" in said
     assert_kept_and_delivered_when_the_server_remembers(home, backend, run, recording, "refresh: HTTP 404")
 
 
