@@ -236,7 +236,7 @@ class Session:
                 break
             if not told and waited_s >= _TELL_TROUBLE_S and self._delivery.trouble:
                 told = True
-                self._voice.warn(f"waiting up to {wait_s:.0f} s for the delivery: {self._delivery.trouble}")
+                self._voice.warn(f"not delivered yet, waiting for up to {wait_s:g} s: {self._delivery.trouble}")
             if any(received.signum in _STOP for received in self._signals.wait(0)):
                 break
         waited_s = self._clock.monotonic() - began

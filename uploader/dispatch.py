@@ -191,7 +191,7 @@ class Dispatcher:
         self._queues.join(run.id, destination, now)
         if is_new and destination.is_failing:
             # Not what was said of another run's call: that names the run, and its collector may be another client's.
-            run.trouble = f"waiting for {destination.name}: {destination.error.partition(': ')[2]}"
+            run.trouble = f"{destination.name}: {destination.error.partition(': ')[2]}"
             self._tell_who_waits(run)
 
     def _tell_who_waits(self, run: Run) -> None:
