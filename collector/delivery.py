@@ -1,6 +1,8 @@
 """The rows' way out: backlog, link and socket of one run, the agent at the other end, and the run's file."""
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +13,7 @@ from collector.backlog import Backlog
 from collector.identity import next_run_key
 from collector.link import End, Link
 from collector.spill import SpillError, SpillFile, SpillHead
-from collector.state import create_run_file, has_ended_file, has_other_file, keep_rows, open_run_file
+from collector.state import create_run_file, has_ended_file, has_other_file, keep_rows, open_run_file, take_over_file
 from collector.voice import Voice
 from protocol.addresses import Address
 from protocol.clock import Clock
@@ -22,6 +24,8 @@ from protocol.transport import Dealer
 
 TOUCH_S = 3600.0
 """How often the file of a run shows that its collector lives: one that has not been written for long is removed."""
+_TRIES_TO_TAKE_OVER = 10
+_TAKE_OVER_S = 0.1
 
 
 class RunFacts(msgspec.Struct, kw_only=True):
@@ -214,9 +218,10 @@ class Delivery:
             elif spill.head is None and has_ended_file(self._state_dir, self._asked_key):
                 # The same, and somebody delivers it at this moment: as its collector we would stop that.
                 self.run_key = self._another_key()
-            else:
-                # One that another collector holds is this run's as well: it delivers what was left, or gives way to us.
-                self.continued = has_other_file(self._state_dir, self._asked_key, spill.path)
+            elif has_other_file(self._state_dir, self._asked_key, spill.path):
+                self.continued = True
+                if spill.head is None:
+                    spill = self._wait_for_file(spill)
         except (OSError, SentinelStreamError) as error:
             self._voice.warn(f"no place for undelivered samples in {self._state_dir}, keeping them in memory: {error}")
             return None
@@ -238,6 +243,22 @@ class Delivery:
         except SpillError as error:
             self._voice.error(f"cannot continue the run: {error}")
             return create_run_file(self._state_dir, self._asked_key)
+
+    def _wait_for_file(self, own: SpillFile) -> SpillFile:
+        """Return the run's file that another collector delivers: it lets go of that when it sees ours.
+
+        A living collector of the run does not. Then it is ours that is used, and the other one gives way to us.
+        """
+        never = threading.Event()
+        for _ in range(_TRIES_TO_TAKE_OVER):
+            with contextlib.suppress(SpillError):
+                other = take_over_file(self._state_dir, self._asked_key, own.path)
+                if other is not None:
+                    own.unlink()
+                    own.close()
+                    return other
+            self._clock.wait(never, _TAKE_OVER_S)
+        return own
 
     def _another_key(self) -> str:
         return next_run_key(self.run_key, os.urandom(6).hex())

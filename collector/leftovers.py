@@ -12,7 +12,7 @@ from collector.backlog import Backlog
 from collector.delivery import hello_of
 from collector.link import End, Link
 from collector.spill import SpillFile, SpillHead, SpillInUseError
-from collector.state import create_run_file, keep_rows, modified_at, run_files
+from collector.state import create_run_file, is_run_taken, keep_rows, modified_at, run_files
 from collector.voice import Voice
 from protocol.addresses import parse_address, require_protection
 from protocol.clock import Clock
@@ -111,7 +111,7 @@ class Leftovers:
                 recovered=spill,
             )
             with Dealer(address, keys=keys) as dealer:
-                self._converse(dealer, backlog, head)
+                self._converse(dealer, backlog, head, path)
         finally:
             owned.close()
 
@@ -132,7 +132,7 @@ class Leftovers:
             return None
         return spill.head
 
-    def _converse(self, dealer: Dealer, backlog: Backlog, head: SpillHead) -> None:
+    def _converse(self, dealer: Dealer, backlog: Backlog, head: SpillHead, path: str) -> None:
         link = Link(
             dealer=dealer,
             backlog=backlog,
@@ -156,6 +156,9 @@ class Leftovers:
             if backlog.rows < held:
                 held = backlog.rows
                 give_up_at = self._clock.monotonic() + _GIVE_UP_S
+            if backlog.finish is None and is_run_taken(path):
+                # Whoever continues the run delivers these rows as well, in their order.
+                return
             if link.is_refused or self._clock.monotonic() >= give_up_at:
                 break
         if link.end is not None:

@@ -1,6 +1,7 @@
 """The collector's own files: one of undelivered samples for each run, and what could not be delivered any more."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from protocol.paths import make_private_dir
 from protocol.sample import CSV_HEADER, csv_rows, decode_samples
 
 _SUFFIX = ".rows"
+_NAME_CHARS = 24
 _MOST_OF_ONE_RUN = 100
 _ROWS_A_WRITE = 1000
 _MOST_KEPT = 1000
@@ -55,6 +57,47 @@ def has_ended_file(state_dir: str, run_key: str) -> bool:
 def has_other_file(state_dir: str, run_key: str, path: str) -> bool:
     """Whether there is a file of the run beside the one at `path`."""
     return any(os.path.exists(other) for other in _paths(state_dir, run_key) if other != path)
+
+
+def take_over_file(state_dir: str, run_key: str, path: str) -> SpillFile | None:
+    """Open a file of the run beside the one at `path`, if there is a free one without an end.
+
+    Raises `OSError`, or `SpillError` for a file that cannot be read.
+    """
+    for other in _paths(state_dir, run_key):
+        if other == path:
+            continue
+        try:
+            spill = SpillFile.open(other)
+        except (SpillInUseError, FileNotFoundError):
+            continue
+        if spill.finish is None:
+            return spill
+        spill.close()
+    return None
+
+
+def is_run_taken(path: str) -> bool:
+    """Whether another collector holds a file of the same run as the one at `path`; raises `OSError`."""
+    directory, name = os.path.split(path)
+    return any(
+        other != path and os.path.basename(other).startswith(name[:_NAME_CHARS]) and _is_held(other)
+        for other in run_files(directory)
+    )
+
+
+def _is_held(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def create_run_file(state_dir: str, run_key: str) -> SpillFile:
@@ -114,7 +157,7 @@ def _write_csv(file: BinaryIO, rows: Iterable[bytes]) -> None:
 
 
 def _paths(state_dir: str, run_key: str) -> Iterator[str]:
-    name = hashlib.sha256(run_key.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    name = hashlib.sha256(run_key.encode("utf-8", "surrogatepass")).hexdigest()[:_NAME_CHARS]
     for number in range(_MOST_OF_ONE_RUN):
         yield os.path.join(state_dir, f"{name}{f'-{number}' if number else ''}{_SUFFIX}")
 

@@ -15,7 +15,7 @@ from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, rows_of_file
 
 from collector.delivery import TOUCH_S, Delivery, RunFacts
 from collector.leftovers import Leftovers
-from collector.spill import SpillError, SpillFile, SpillHead
+from collector.spill import SpillError, SpillFile, SpillHead, SpillInUseError
 from collector.state import keep_rows, open_run_file
 from collector.voice import Level, Voice
 from protocol.addresses import parse_address
@@ -415,20 +415,43 @@ def test_a_run_whose_end_somebody_delivers_at_this_moment_is_not_continued(home:
     assert not state.kept()
 
 
-def test_a_killed_run_whose_rows_somebody_delivers_at_this_moment_is_continued(home: Home, state: State) -> None:
-    under_way = SpillFile.open(str(state.left("key", 3, finish=None)))
+def test_a_killed_run_whose_rows_somebody_tries_to_deliver_is_continued_with_them(home: Home, state: State) -> None:
+    path = state.left("key", 3, finish=None)
+    # Nobody answers yet: it goes on trying, and holds the file meanwhile.
+    leftovers = Leftovers(
+        state_dir=str(state.directory), clock=OffsetClock(wall_s=HOUR_S), voice=state.told, insecure=False
+    )
+    leftovers.start(None)
+    wait_until(lambda: is_held(path), "the file is being delivered")
     delivery = state.delivery("key", incarnation="again")
-    assert delivery.continued
-    assert delivery.path != under_way.path
-    under_way.close()
+    assert (delivery.continued, delivery.path, delivery.last_row) == (True, str(path), row(3))
+    assert state.files() == [path.name]
     home.start_uploader("--target", str(home.runs))
-    state.deliver()
     delivery.add(row(4))
     delivery.finish(FINISH)
     pumped(delivery, lambda: delivery.is_durable, "the end is acknowledged")
     delivery.close(FINISH)
+    leftovers.finish(DEADLINE_S)
     (run,) = wait_until(lambda: finished_runs(home), "the run is delivered")
     assert home.local_rows(run) == lines(1, 4)
+    assert not state.kept()
+
+
+def test_a_run_whose_collector_lives_is_continued_beside_it(state: State) -> None:
+    older = state.delivery("key")
+    newer = state.delivery("key", incarnation="newer")
+    assert newer.continued
+    assert newer.path != older.path
+    newer.close(None)
+    older.close(None)
+
+
+def is_held(path: Path) -> bool:
+    try:
+        SpillFile.open(str(path)).close()
+    except SpillInUseError:
+        return True
+    return False
 
 
 def test_of_several_files_of_a_run_the_newest_that_is_free_is_continued(state: State) -> None:
