@@ -2,6 +2,7 @@
 #
 #   make demo     track a real job and deliver its samples to ./demo-data
 #   make test     build the wheel, install it, test what was installed
+#   make test-docker   run docker-compose.yml on a real engine, kill everything, count rows
 #   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults   six everyday faults, the peer and ours in one harness: one table
 #   make fuzz     frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
@@ -28,7 +29,7 @@ SECONDS ?= 3600
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test chaos faults fuzz lint ci bench lock clean environment
+.PHONY: demo test test-docker chaos faults fuzz lint ci bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -58,6 +59,9 @@ demo: environment
 test: environment
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+test-docker: environment
+	@bash tests/deployed/on_engine.sh $(BIN)/pytest -m docker -s tests/deployed $(PYTEST_ARGS)
+
 chaos: environment
 	PYTHONPATH=tests $(BIN)/python -m oracle $(if $(SEED),--seed $(SEED)) --duration $(DURATION) \
 		--collectors $(COLLECTORS) --uploaders $(UPLOADERS)
@@ -83,6 +87,7 @@ bench: environment $(PEER)/.installed
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader pyproject.toml -o requirements.lock
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader --extra dev pyproject.toml -o requirements-dev.lock
+	echo hatchling | uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements-dev.lock - -o requirements-build.lock
 
 clean:
 	rm -rf $(VENV) $(PEER) dist build demo-data .mypy_cache .pytest_cache .ruff_cache .hypothesis
