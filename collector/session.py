@@ -113,6 +113,11 @@ class Session:
             cloud_pending=self._discovery is not None,
         )
         self._keys = link_keys(settings)
+        if self._keys:
+            # The job, which runs already, keeps its own limit.
+            from protocol.secrecy import keep_memory_out_of_core_files
+
+            keep_memory_out_of_core_files()
         self._leftovers = Leftovers(
             state_dir=self._state_dir, clock=clock, voice=voice, insecure=settings["insecure"], keys=self._keys
         )

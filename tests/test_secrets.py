@@ -1,6 +1,8 @@
 """Secrets are planted wherever the product gets them, and looked for wherever it writes."""
 
 import json
+import os
+import re
 import resource
 import signal
 import sys
@@ -12,11 +14,13 @@ from standins.backend import TOKEN, Backend
 from standins.faults import Fault, Recorded
 from standins.product import COLLECTOR, UPLOADER, Home, busy, wait_until
 from standins.raw_collector import collectors_of
-from standins.searching import files_with, held, processes_with
+from standins.searching import Secret, files_with, held, processes_with
 from standins.spooling import finish, hello, samples
 from standins.watcher import Watcher
 
+from protocol.keys import certificate, read_pair, z85
 from protocol.messages import Ack, Welcome
+from uploader.key_store import KeyStore
 
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "planted/aws+secret-4c1a",
@@ -140,6 +144,47 @@ def test_no_secret_is_written_by_a_collector_and_the_agent_that_it_starts(home: 
     assert files_with(home.directory, secrets) == {}
 
 
+def test_no_secret_key_leaves_its_file(home: Home) -> None:
+    keys = home.directory / "keys"
+    store = KeyStore(str(keys))
+    store.init()
+    alice, mallory = (store.add(name, replace=False) for name in ("alice", "mallory"))
+    pairs = [store.server_pair(), read_pair(alice), read_pair(mallory)]
+    secrets: list[Secret] = [form for pair in pairs for form in (pair.secret, z85(pair.secret))]
+    home.start_uploader(
+        "-v", "--http", "0", "--keys", str(keys), "--bind", "tcp://127.0.0.1:*", "--log-format", "json",
+        "--upload-interval", "0.3",
+    )  # fmt: skip
+    log = home.directory / "uploader.log"
+    url = re.findall(r"tcp://127\.0\.0\.1:\d+", log.read_text())[0]
+    said: list[str] = []
+    store.revoke("mallory")
+    for key in (alice, str(keys / "revoked-key_secret")):
+        if key != alice:
+            Path(key).write_text(certificate(pairs[2].public, pairs[2].secret))
+            os.chmod(key, 0o600)
+        words = ["--connect", url, "--server-key", pairs[0].public.hex(), "--key", key, "-v", "--interval", "0.1"]
+        process = home.start(COLLECTOR, *words, "--wait", "10" if key == alice else "0", "--", *busy(0.1))
+        mark = f"XDG_RUNTIME_DIR={home.runtime}\0".encode()
+        assert processes_with(mark, secrets, environ=True) == {}
+        said += process.communicate(timeout=60)
+        assert process.returncode == 0
+    said.append(Watcher(log).ask("/metrics").text)
+    for words in (["status"], ["status", "--json"], ["keys", "list"], ["doctor"]):
+        where = ["--keys", str(keys)] if words[0] in {"keys", "doctor"} else []
+        spool = [] if words[0] == "keys" else ["--spool", str(home.directory / "spool")]
+        done = home.run(UPLOADER, *words, *where, *spool)
+        said += [done.stdout, done.stderr]
+    together = "\n".join(said)
+    assert "does not let this collector in" in together
+    assert 'client_last_seen_timestamp_seconds{client="alice"}' in together
+    assert held(together.encode(), secrets) == []
+    assert files_with(home.directory, secrets, but=[*keys.rglob("*key_secret")]) == {}
+    assert files_with(keys, secrets), "the search knows a key when it meets one"
+    finished = [json.loads(line) for line in log.read_text().splitlines() if "run finished" in line]
+    assert [entry["client"] for entry in finished] == ["alice"]
+
+
 def test_password_of_a_proxy_is_not_shown(home: Home, backend: Backend) -> None:
     proxy = f"http://user:{PROXY_PASSWORD}@127.0.0.1:1"
     environ = backend.environ | {"http_proxy": proxy, "HTTP_PROXY": proxy, "NO_PROXY": ""}
@@ -167,7 +212,7 @@ def test_core_file_of_an_uploader_has_no_secret_in_it(home: Home, backend: Backe
     def may_dump() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, UNLIMITED)
 
-    def core_of(code: str) -> dict[str, list[str]]:
+    def core_of(code: str) -> dict[str, list[Secret]]:
         # Not in the words of the command: their beginning is in every core file.
         words = [sys.executable, "-c", f"import os; secret = os.environ['SECRET'] + '!'; {code}; os.abort()"]
         process = home.start(*words, env={"SECRET": TOKEN}, cwd=dump, preexec_fn=may_dump)

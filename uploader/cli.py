@@ -16,6 +16,7 @@ from protocol import __version__
 from protocol.agent import spool_dirs, spools_home
 from protocol.clock import Clock, SystemClock
 from protocol.errors import SentinelStreamError, UsageError
+from protocol.secrecy import keep_memory_out_of_core_files
 from protocol.settings import (
     SettingsFile,
     build_parser,
@@ -32,7 +33,6 @@ from uploader.operate import ask, ask_to_drain
 from uploader.output import complain, discard_output, write_output
 from uploader.ownership import owner_pid
 from uploader.requests import DISCARD, RETRY
-from uploader.secrecy import keep_memory_out_of_core_files
 from uploader.service import Service
 from uploader.status import describe_run, has_something_left, matches, read_status, status_text
 

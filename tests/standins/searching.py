@@ -3,15 +3,17 @@
 import base64
 import gzip
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+Secret = str | bytes
 
-def forms(secret: str) -> list[bytes]:
+
+def forms(secret: Secret) -> list[bytes]:
     """Return the secret as it may be written: plain, for a URL, in JSON, base64 at each of its three offsets, hex."""
-    plain = secret.encode()
-    found = [plain, quote(secret, safe="").encode(), secret.replace("/", "\\/").encode(), plain.hex().encode()]
+    plain = secret.encode() if isinstance(secret, str) else secret
+    found = [plain, quote(plain, safe="").encode(), plain.replace(b"/", b"\\/"), plain.hex().encode()]
     for offset in range(3):
         encoded = base64.b64encode(b"x" * offset + plain)
         # Both ends hang together with what is written before and after.
@@ -19,14 +21,14 @@ def forms(secret: str) -> list[bytes]:
     return list(dict.fromkeys(found))
 
 
-def held(data: bytes, secrets: Iterable[str]) -> list[str]:
+def held(data: bytes, secrets: Iterable[Secret]) -> list[Secret]:
     """Return those of the secrets that the data hold."""
     if data[:2] == b"\x1f\x8b":
         data += gzip.decompress(data)
     return [secret for secret in secrets if any(form in data for form in forms(secret))]
 
 
-def files_with(directory: Path, secrets: Iterable[str], *, but: Iterable[Path] = ()) -> dict[str, list[str]]:
+def files_with(directory: Path, secrets: Collection[Secret], *, but: Collection[Path] = ()) -> dict[str, list[Secret]]:
     """Return the files below the directory that hold a secret; sockets and `but` are not looked into."""
     found = {}
     for path in directory.rglob("*"):
@@ -35,7 +37,7 @@ def files_with(directory: Path, secrets: Iterable[str], *, but: Iterable[Path] =
     return found
 
 
-def processes_with(mark: bytes, secrets: Iterable[str], *, environ: bool) -> dict[str, list[str]]:
+def processes_with(mark: bytes, secrets: Collection[Secret], *, environ: bool) -> dict[str, list[Secret]]:
     """Return the processes with the mark in their environment whose command line (or `environ`) has a secret in it."""
     found = {}
     for pid in _marked(mark):

@@ -1,4 +1,4 @@
-"""Keeps what is in memory out of core files: the token, credentials, keys."""
+"""Keeps what is in memory out of core files: the token, credentials, keys. Also for processes started later."""
 
 import contextlib
 import resource
