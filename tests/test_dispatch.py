@@ -553,6 +553,26 @@ def test_retry_all_now_forgets_every_wait(up: Delivery) -> None:
     assert state(up, "run") is RunState.FINISHED
 
 
+@pytest.mark.parametrize("call", ["register", "put", "finish"])
+def test_retry_all_now_does_not_ask_a_server_sooner_than_it_wants(up: Delivery, call: str) -> None:
+    source = up.store if call == "put" else up.api
+    source.script(call, failing(429, retry_after_s=120.0))
+    if call == "put":
+        up.begin(rows=1)
+        up.advance(up.policy.upload_interval_s)
+    else:
+        up.begin(rows=1, last=True)
+    up.settle()
+    calls = len(source.calls)
+    up.dispatcher.flush()
+    up.dispatcher.retry_all_now()
+    up.advance(100.0)
+    assert [one.name for one in source.calls].count(call) == 1
+    assert len(source.calls) == calls
+    up.advance(50.0)
+    assert [one.name for one in source.calls].count(call) >= 2
+
+
 def test_late_cloud_reaches_the_registration(up: Delivery) -> None:
     up.begin(cloud_pending=True)
     up.advance(2.0)

@@ -60,6 +60,7 @@ class Destination:
         """The run that has failed since the trouble began, `None` when there were several."""
         self._hurried_from = 0.0
         """The earliest next try, however much somebody is in a hurry."""
+        self._wish_until = 0.0
 
     @property
     def is_failing(self) -> bool:
@@ -137,8 +138,13 @@ class Destination:
             wait = backoff(self.attempts, rng=self._rng, retry_after_s=retry_after_s)
             # A wish of the server's is never shortened.
             self._hurried_from = now + (wait if retry_after_s else min(wait, HURRY_S))
+        self._wish_until = 0.0 if retry_after_s is None else now + min(CAP_S, retry_after_s)
         self.not_before = now + wait
         return not known
+
+    def forget_wait(self) -> None:
+        """Try at once, or as soon as the server itself wants to be asked again."""
+        self.not_before = self._wish_until
 
     def hurry(self) -> None:
         """Somebody is waiting for a result: try soon, but not again right after the last try."""

@@ -90,11 +90,11 @@ class Dispatcher:
         self.changed.set()
 
     def retry_all_now(self) -> None:
-        """Try everything at once, whatever was being waited for."""
+        """Try everything at once, whatever was being waited for, but for what a server has wished itself."""
         with self._lock:
             self._queues.forget_waits()
             for run in list(self._spool.runs.values()):
-                run.not_before = run.refresh_not_before = 0.0
+                run.not_before, run.refresh_not_before = run.not_sooner, 0.0
                 self._agenda.put(run.id, 0.0)
         self.changed.set()
 

@@ -41,14 +41,14 @@ class Queues:
         return sum(destination.is_failing for destination in self._destinations.values())
 
     def forget_waits(self) -> None:
-        """Every destination may be tried at once."""
+        """Every destination may be tried at once, unless the server itself has said when."""
         for destination in self._destinations.values():
-            destination.not_before = 0.0
+            destination.forget_wait()
 
     def forget_wait(self, name: str) -> None:
-        """One destination may be tried at once."""
+        """One destination may be tried at once, unless the server itself has said when."""
         destination = self.destination(name)
-        destination.not_before = 0.0
+        destination.forget_wait()
         self._schedule_probe(destination)
 
     def join(self, run_id: int, destination: Destination, now: float) -> None:
