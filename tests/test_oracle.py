@@ -5,7 +5,7 @@ from oracle.play import play
 from oracle.schedule import NAMES, VANISHED, schedule
 from standins.product import Home
 
-SEED = 11876
+SEED = 2511
 DURATION_S = 10.0
 
 

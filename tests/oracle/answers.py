@@ -56,7 +56,7 @@ def _dropped(rng: random.Random) -> dict[str, Any]:
 API_FAULTS: Mapping[str, Callable[[random.Random], CallFault]] = {
     "5xx, 408, 425": _api(lambda rng: {"status": rng.choice(_API_STATUSES), "times": rng.randint(1, 3)}),
     "429 with Retry-After": _api(
-        lambda rng: {"status": 429, "headers": {"Retry-After": str(rng.randint(1, 2))}, "times": rng.randint(1, 2)}
+        lambda rng: {"status": 429, "headers": {"Retry-After": str(rng.randint(2, 4))}, "times": rng.randint(1, 2)}
     ),
     "401": _api(lambda _: {"status": 401, "times": 1}),
     "4xx that parks the run": _api(lambda rng: {"status": rng.choice(_FINAL_STATUSES), "times": 1}),
@@ -71,7 +71,7 @@ API_FAULTS: Mapping[str, Callable[[random.Random], CallFault]] = {
 STORAGE_FAULTS: Mapping[str, Callable[[random.Random], CallFault]] = {
     "throttled or broken": _put(lambda rng: {"code": rng.choice(_THROTTLED), "times": rng.randint(1, 3)}),
     "503 with Retry-After": _put(
-        lambda rng: {"code": "SlowDown", "headers": {"Retry-After": str(rng.randint(1, 2))}, "times": 1}
+        lambda rng: {"code": "SlowDown", "headers": {"Retry-After": str(rng.randint(2, 4))}, "times": 1}
     ),
     "credentials refused": _put(lambda rng: {"code": rng.choice(_REFUSED), "times": rng.randint(1, 3)}),
     "clock too far off": _put(lambda _: {"code": "RequestTimeTooSkewed", "times": 1}),

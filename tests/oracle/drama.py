@@ -81,6 +81,8 @@ class Drama:
         """No more faults: everything ends, is delivered, and a fresh run passes."""
         self.api.faults.clear()
         self.s3.faults.clear()
+        while self._actions:
+            heapq.heappop(self._actions)[2]()
         self._until(self._all_are_up, "every process is up again", restart=True)
         self._until(lambda: all(one.has_begun for one in self.collectors), "every collector samples again")
         for collector in self.collectors:
@@ -92,6 +94,9 @@ class Drama:
             for state_dir in {one.state_dir for one in self.collectors if any(one.state_dir.glob("*.rows"))}:
                 self._short_run(SWEEP, self.relays[0].url, "--state-dir", str(state_dir))
         self._until(self._is_everything_finished, "every run is finished")
+
+    def end(self) -> None:
+        """The uploaders end as well."""
         for uploader in self.uploaders:
             uploader.terminate()
         self._until(lambda: all(one.process is None for one in self.uploaders), "the uploaders end")
@@ -178,12 +183,7 @@ class Drama:
 
     def _is_everything_finished(self) -> bool:
         time.sleep(0.2)
-        runs = [(uploader, run) for uploader in self.uploaders for run in uploader.runs()]
-        for uploader, run in runs:
-            if run["state"] == "parked":
-                # An answer that no repetition changes: what a person would do once the server is well again.
-                uploader.command("retry", run["key"])
-        return all(run["state"] in _GONE_STATES for _, run in runs)
+        return all(run["state"] in _GONE_STATES for uploader in self.uploaders for run in uploader.runs())
 
 
 @contextmanager

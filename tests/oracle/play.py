@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from standins.product import Home
 
+from oracle.caretaker import Caretaker
 from oracle.drama import Drama, stage
 from oracle.evidence import gather
 from oracle.saboteur import KILLS
@@ -53,8 +54,10 @@ def play(home: Home, *, seed: int, duration_s: float, collectors: int, uploaders
     stale_after_s, longest_s = (40.0, 5.0) if duration_s >= 60 else (12.0, 2.0)
     with stage(home, collectors=collectors, uploaders=uploaders, stale_after_s=stale_after_s) as drama:
         try:
-            drama.play(schedule(seed, duration_s, longest_s))
-            drama.calm()
+            with Caretaker(drama.uploaders) as caretaker:
+                drama.play(schedule(seed, duration_s, longest_s))
+                drama.calm()
+            drama.end()
             problems = list(left_over(drama))
         except AssertionError as error:
             problems = [str(error)]
@@ -66,6 +69,7 @@ def play(home: Home, *, seed: int, duration_s: float, collectors: int, uploaders
         problems += drama.problems
         problems += [problem for one in (*drama.uploaders, *drama.collectors) for problem in one.problems]
         problems += verdict(evidence)
+        evidence.figures["parked runs taken up again"] = caretaker.retried
         evidence.figures["disturbances skipped"] = drama.saboteur.skipped
         evidence.figures["refused for want of room"] = drama.refusals_for_room()
         if problems:

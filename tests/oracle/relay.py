@@ -101,7 +101,7 @@ class Relay:
         await self._open.wait()
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
         self._writers.add(far_writer)
-        conversation = Conversation(self._witness)
+        conversation = Conversation(self._witness, self._target_port)
         directions = [
             asyncio.ensure_future(self._forward(reader, far_writer, conversation.said)),
             asyncio.ensure_future(self._forward(far_reader, writer, conversation.answered)),

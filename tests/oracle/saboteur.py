@@ -4,6 +4,7 @@ import signal
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from oracle.promises import broken_promises
 from oracle.schedule import SPILLED_AFTER_S, VANISHED, Disturbance
 from oracle.subjects import Collector, Uploader
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 LIFETIME_S, SHORT_LIFETIME_S = 3600.0, 6.0
 REFILL_S = 0.2
 """What is given back to a full disk is taken again so soon."""
+PATIENCE = 30
+_AGAIN_S = 0.3
+_RARE = (VANISHED, "collector killed while cut off")
 KILLS = ("uploader killed", "collector killed", "collector killed while cut off", VANISHED, "killed while it ends")
 
 
@@ -43,10 +47,12 @@ class Saboteur:
         fired["collector's clock set"] += sum(one.clock.wrong_readings for one in drama.collectors)
         return fired
 
-    def disturb(self, what: Disturbance) -> None:
-        """Do it, and plan its end, unless it makes no sense at the moment."""
+    def disturb(self, what: Disturbance, patience: int = PATIENCE) -> None:
+        """Do it, and plan its end, unless it makes no sense at the moment; what is rare is tried again soon."""
         if self._do(what):
             self.planned[what.name] += 1
+        elif what.name in _RARE and patience:
+            self._drama.after(_AGAIN_S, lambda: self.disturb(what, patience - 1))
         else:
             self.skipped += 1
 
@@ -79,6 +85,10 @@ class Saboteur:
             case "collector's clock set":
                 alone = [one for one in drama.collectors if one.is_alone]
                 return bool(alone) and self._trouble_process(alone[what.which % len(alone)], what)
+            case name if name in _RARE:
+                # Whoever is there at the moment will do.
+                there = [one for one in drama.collectors if _may_be_told(one)]
+                return bool(there) and self._trouble_process(there[what.which % len(there)], what)
             case _:
                 return self._trouble_process(drama.collectors[what.which % len(drama.collectors)], what)
         return True
@@ -185,7 +195,7 @@ class Saboteur:
     def _kill(self, one: Uploader | Collector, what: Disturbance) -> bool:
         if one.process is None:
             return False
-        one.kill()
+        self._kill_now(one)
         self._note(what.name)
         self._drama.after(what.lasts_s, one.start_if_down)
         return True
@@ -214,10 +224,16 @@ class Saboteur:
 
     def _kill_ending(self, one: Uploader | Collector) -> None:
         if one.process is not None and one.told_to_end_at is not None:
-            one.kill()
+            self._kill_now(one)
             self.planned["killed while it ends"] += 1
             self._note("killed while it ends")
             one.start_if_down()
+
+    def _kill_now(self, one: Uploader | Collector) -> None:
+        one.kill()
+        if isinstance(one, Uploader):
+            promised = dict(self._drama.witness.promised[one.port])
+            self._drama.problems += broken_promises(promised, one.disk.path(one.spool))
 
     def _note(self, name: str, times: int = 1) -> None:
         self._fired[name] += times

@@ -124,7 +124,7 @@ class Uploader(Process):
         place = home.directory / f"{name}-disk"
         self.disk = SmallDisk(place)
         self.spool = place / "spool"
-        self._port = port
+        self.port = port
         self._stale_after_s = stale_after_s
         self._small = ["--spool-max", SMALL_SPOOL] if small else []
         self._environ = environ
@@ -138,7 +138,7 @@ class Uploader(Process):
         """Start it; does not wait until it listens."""
         self.started_at.append(time.monotonic())
         words = self.disk.inside(
-            UPLOADER, "serve", "--bind", f"tcp://127.0.0.1:{self._port}", "--spool", str(self.spool),
+            UPLOADER, "serve", "--bind", f"tcp://127.0.0.1:{self.port}", "--spool", str(self.spool),
             "--upload-interval", "1", "--stale-after", str(self._stale_after_s), *self._small,
         )  # fmt: skip
         self.launch(*words, **self._environ)

@@ -59,12 +59,14 @@ class Witness:
     """What all conversations together have come to.
 
     `acknowledged` holds CSV lines by run key, `greeted_at` when (monotonic seconds) each collector said `Hello`, by run
-    key and incarnation, `rejects` how often an uploader refused, by code.
+    key and incarnation, `rejects` how often an uploader refused, by code. `promised` holds the highest number that each
+    uploader (by its port) has acknowledged, by run key.
     """
 
     def __init__(self) -> None:
         self.greeted_at: dict[tuple[str, str], list[float]] = defaultdict(list)
         self.rejects: Counter[str] = Counter()
+        self.promised: dict[int, dict[str, int]] = defaultdict(dict)
         self.acknowledged: dict[str, set[str]] = defaultdict(set)
         self._sent: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
 
@@ -73,8 +75,10 @@ class Witness:
         lines = csv_rows(samples.samples).decode().splitlines()
         self._sent[hello.run_key, hello.incarnation].update(enumerate(lines, samples.first_seq))
 
-    def durable(self, hello: Hello, last_seq: int) -> None:
-        """The uploader has said that all rows up to this number are on disk."""
+    def durable(self, port: int, hello: Hello, last_seq: int) -> None:
+        """The uploader at a port has said that all rows up to this number are on disk."""
+        promised = self.promised[port]
+        promised[hello.run_key] = max(last_seq, promised.get(hello.run_key, 0))
         sent = self._sent[hello.run_key, hello.incarnation]
         for seq in [seq for seq in sent if seq <= last_seq]:
             self.acknowledged[hello.run_key].add(sent.pop(seq))
@@ -83,8 +87,9 @@ class Witness:
 class Conversation:
     """One connection as it passes by."""
 
-    def __init__(self, witness: Witness) -> None:
+    def __init__(self, witness: Witness, port: int) -> None:
         self._witness = witness
+        self._port = port
         self._from_collector = Frames()
         self._from_uploader = Frames()
         self._hello: Hello | None = None
@@ -114,6 +119,6 @@ class Conversation:
                 continue
             if isinstance(message, Welcome):
                 self._is_new_run = False
-                self._witness.durable(self._hello, message.next_seq - 1)
+                self._witness.durable(self._port, self._hello, message.next_seq - 1)
             elif isinstance(message, Ack | Reject) and not self._is_new_run:
-                self._witness.durable(self._hello, message.seq)
+                self._witness.durable(self._port, self._hello, message.seq)
