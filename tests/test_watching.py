@@ -20,9 +20,9 @@ from standins.watcher import Watcher
 from protocol.messages import Ack, Welcome
 
 ROOT = Path(__file__).parent.parent
-ALERTS = ROOT / "deploy/prometheus/alerts.yml"
-ALERTS_TEST = ROOT / "deploy/prometheus/alerts_test.yml"
-DASHBOARD = ROOT / "deploy/grafana/uploader.json"
+ALERTS = ROOT / "docs/deployment/prometheus/alerts.yml"
+ALERTS_TEST = ROOT / "docs/deployment/prometheus/alerts_test.yml"
+DASHBOARD = ROOT / "docs/deployment/grafana/uploader.json"
 OPERATION = ROOT / "docs/operation.md"
 PREFIX = "sentinel_uploader_"
 OF_THE_SCRAPE = {"job", "instance"}
