@@ -17,7 +17,8 @@ from standins.raw_collector import collectors_of
 from standins.spooling import hello, samples
 from standins.watcher import Watcher
 
-from protocol.messages import Ack, Welcome
+from protocol.messages import Ack, RejectCode, Welcome
+from uploader.counters import REJECT_REASONS
 
 ROOT = Path(__file__).parent.parent
 ALERTS = ROOT / "docs/deployment/prometheus/alerts.yml"
@@ -156,6 +157,21 @@ def test_labels_that_are_grouped_by_and_shown_exist() -> None:
     for rule in alert_rules():
         for text in rule["annotations"].values():
             assert set(re.findall(r"\$labels\.(\w+)", text)) <= known, rule["alert"]
+
+
+def test_every_reason_of_a_rejection_is_known_and_explained() -> None:
+    written = OPERATION.read_text(encoding="utf-8")
+    assert [reason for reason in (*RejectCode, *REJECT_REASONS) if f"`{reason}`" not in written] == []
+    used = {
+        reason
+        for package in ("protocol", "uploader")
+        for path in (ROOT / package).rglob("*.py")
+        for reason in re.findall(
+            r'(?:rejected\.add\([^,)]+, |turned_away\()"([^"]+)"', path.read_text(encoding="utf-8")
+        )
+    }
+    assert used
+    assert used <= {*REJECT_REASONS}
 
 
 def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
