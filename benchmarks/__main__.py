@@ -1,4 +1,4 @@
-"""`python -m benchmarks [accuracy|overhead|start|columns] [options]`; Markdown on stdout, progress on stderr."""
+"""`python -m benchmarks [accuracy|overhead|start|columns|day] [options]`; Markdown on stdout, progress on stderr."""
 
 import argparse
 import os
@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
-from benchmarks import accuracy, accuracy_table, columns, long_run, overhead, overhead_table, start
+from benchmarks import accuracy, accuracy_table, columns, day, long_run, overhead, overhead_table, start
 from benchmarks.trackers import OURS, PEER_PYTHON, default_tracker, has_accounting, has_peer
 from benchmarks.workspace import BenchmarkError, Workspace
 
 PARTS = ("accuracy", "overhead", "start", "columns")
+DAY = "day"
+"""Only where it is asked for: it compares us with nobody."""
 _NAMES: dict[str, tuple[str, ...]] = {"accuracy": accuracy.NAMES, "overhead": overhead.NAMES}
 
 
@@ -46,7 +48,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=PARTS, help="default: all of them")
+    parser.add_argument("part", nargs="?", choices=(*PARTS, DAY), help=f"default: all but {DAY}")
     parser.add_argument("--runs", type=int, default=3, help="how often each thing is measured; default 3")
     parser.add_argument("--only", metavar="NAME", help="only this workload or situation")
     parser.add_argument("--markdown", metavar="FILE", help="write what is printed to a file too")
@@ -69,6 +71,8 @@ def _knows(part: str, only: str | None) -> bool:
 def _measure(part: str, options: argparse.Namespace, say: Callable[[str], None]) -> str:
     runs = 1 if options.quick else options.runs
     with Workspace() as workspace:
+        if part == DAY:
+            return day.measure(workspace, 3 if options.quick else 24, say)
         workspace.start_uploader()
         if part == "accuracy":
             idle_s = 5.0 if options.quick else 15.0

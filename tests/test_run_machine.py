@@ -25,6 +25,10 @@ from uploader.run import Policy, RunState
 
 NAMES = ("a", "b")
 CALLS = ("register", "refresh", "put", "finish")
+MOMENTS = (
+    "BEGIN", "INSERT INTO frames", "DELETE FROM frames", "INSERT INTO batches", "DELETE FROM batches", "UPDATE runs",
+    "COMMIT", "answer", *CALLS,
+)  # fmt: skip
 STALE_AFTER_S = 900.0
 CALM_S = 3_600.0
 """Virtual seconds in which everything must be over once nothing is in the way: a few waits of the longest kind."""
@@ -79,6 +83,8 @@ class RunMachine(RuleBasedStateMachine):
         self._directory = tempfile.TemporaryDirectory()
         self._numbers = itertools.count(1)
         self._moments_left: int | None = None
+        self._deadly = ""
+        """How the names of the moments begin that are counted."""
         self._copy: Path | None = None
         self._depth = 0
         self._is_sound = False
@@ -98,11 +104,22 @@ class RunMachine(RuleBasedStateMachine):
         for name in NAMES:
             self._next_run(name)
 
-    @rule(name=names, rows=st.integers(0, 30))
+    @rule(name=names, rows=st.integers(1, 50))
     def sample(self, name: str, rows: int) -> None:
         if self.current[name].is_over:
             self._next_run(name)
         self._sample(self.current[name], rows)
+
+    @rule(rows=st.integers(1, 50), fate=st.sampled_from([None, *Fate]), exit_code=st.sampled_from([None, None, 0, 3]))
+    def minute_passes(self, rows: int, fate: Fate | None, exit_code: int | None) -> None:
+        """What life mostly consists of: rows come, and are uploaded or not."""
+        if fate is not None:
+            self.backend.fates["put"].append(fate)
+        for name in NAMES:
+            self.sample(name, rows)
+        if exit_code is not None:
+            self._end(self.current[NAMES[0]], exit_code)
+        self.time_passes(61.0)
 
     @rule(name=names, exit_code=st.sampled_from([0, 3]))
     def job_ends(self, name: str, exit_code: int) -> None:
@@ -189,7 +206,11 @@ class RunMachine(RuleBasedStateMachine):
 
     @rule(moments=st.integers(1, 80))
     def uploader_will_die(self, moments: int) -> None:
-        self._moments_left = moments
+        self._moments_left, self._deadly = moments, ""
+
+    @rule(name=st.sampled_from(MOMENTS), passage=st.integers(1, 3))
+    def uploader_will_die_at(self, name: str, passage: int) -> None:
+        self._moments_left, self._deadly = passage, name
 
     @rule(seconds=st.sampled_from([0.0, 30.0, STALE_AFTER_S * 2]), step_s=st.sampled_from([0.0, -1e5, 1e5]))
     def uploader_dies(self, seconds: float, step_s: float) -> None:
@@ -327,7 +348,7 @@ class RunMachine(RuleBasedStateMachine):
             self._act(lambda: self.up.say(one.identity, *frames))
 
     def _heard(self, identity: bytes, message: UploaderMessage) -> None:
-        self._moment()
+        self._moment("answer")
         if self._copy is not None:
             return
         one = self._by_identity.get(identity)
@@ -367,9 +388,9 @@ class RunMachine(RuleBasedStateMachine):
             retry_run(self.up.spool, run)
             self.up.dispatcher.wake(run)
 
-    def _moment(self) -> None:
-        """The uploader may die here."""
-        if self._moments_left is not None:
+    def _moment(self, name: str) -> None:
+        """The uploader may die here, if it is the uploader that works."""
+        if self._depth and self._moments_left is not None and name.startswith(self._deadly):
             self._moments_left -= 1
             if not self._moments_left:
                 self._die()
@@ -401,5 +422,5 @@ class RunMachine(RuleBasedStateMachine):
         self.up = self._uploader(copy)
 
 
-RunMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+RunMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
 TestRunsInWhateverOrder = RunMachine.TestCase

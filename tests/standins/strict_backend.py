@@ -48,9 +48,9 @@ class ServerRun:
 
 
 class StrictBackend:
-    """Both ports' common state. `moment` is called at each moment at which a caller may die; `is_dead` says it has."""
+    """Both ports' common state. `moment` is called, with its name, whenever a caller may die; `is_dead` says it has."""
 
-    def __init__(self, clock: Clock, *, moment: Callable[[], None], lifetime_s: float) -> None:
+    def __init__(self, clock: Clock, *, moment: Callable[[str], None], lifetime_s: float) -> None:
         self.clock = clock
         self.moment = moment
         self.lifetime_s = lifetime_s
@@ -72,7 +72,7 @@ class StrictBackend:
         fate = self.fates[name].popleft() if self.fates[name] else None
         if self.meanwhile[name]:
             self.meanwhile[name].popleft()()
-        self.moment()
+        self.moment(name)
         if self.is_dead or fate is Fate.LOST:
             raise DeliveryError("connection refused", remedy=Remedy.RETRY)
         if fate is Fate.LATER:
@@ -84,7 +84,7 @@ class StrictBackend:
         if fate is Fate.FINAL:
             raise DeliveryError("HTTP 404", remedy=Remedy.GIVE_UP, status_code=404)
         answer = effect()
-        self.moment()
+        self.moment(name)
         if self.is_dead or fate is Fate.ANSWER_LOST:
             if isinstance(answer, Registration):
                 self.unheard.add(answer.run_id)

@@ -75,7 +75,7 @@ class TurnedUploader:
         self._turns = Turns()
         # Who has the next turn is the test's choice, and the same again when it is repeated.
         self.dispatcher._calls = self.dispatcher._inner = self._turns  # type: ignore[assignment]
-        self.spool.database.connection.set_trace_callback(lambda _statement: backend.moment())
+        self.spool.database.connection.set_trace_callback(backend.moment)
 
     def say(self, identity: bytes, *frames: bytes) -> None:
         """Let the intake take these messages in one group."""

@@ -1,0 +1,127 @@
+"""The two commands in a time of their own that runs as fast as they can work.
+
+`python -m benchmarks.virtual TIME_FILE collector|uploader [ARG]…` runs the real command with a clock that reads a file.
+The collector moves it: where it would sleep it waits for the answer to what it has sent, then the time is over. The
+uploader sleeps until the file says so.
+"""
+
+import importlib
+import math
+import mmap
+import os
+import struct
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+_FORMAT = struct.Struct("<dd")
+_LOOK_S = 0.004
+_ANSWER_S = 10.0
+"""Real seconds, far above what any answer takes."""
+
+
+class VirtualTime:
+    """Seconds since the beginning, shared by all processes that know the file; one of them moves it."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, os.O_RDWR)
+        self._map = mmap.mmap(self._fd, _FORMAT.size)
+
+    @classmethod
+    def create(cls, path: Path) -> "VirtualTime":
+        """Begin a time that has the wall clock's of now."""
+        path.write_bytes(_FORMAT.pack(0.0, time.time()))
+        return cls(str(path))
+
+    @property
+    def passed_s(self) -> float:
+        """Seconds since the beginning."""
+        passed_s, _ = _FORMAT.unpack_from(self._map)
+        return float(passed_s)
+
+    def now(self) -> float:
+        """UNIX seconds."""
+        passed_s, began_at = _FORMAT.unpack_from(self._map)
+        return float(passed_s + began_at)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        passed_s, began_at = _FORMAT.unpack_from(self._map)
+        _FORMAT.pack_into(self._map, 0, passed_s + seconds, began_at)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._map.close()
+        os.close(self._fd)
+
+
+class VirtualClock:
+    """A `protocol.clock.Clock`; both clocks go together."""
+
+    def __init__(self, virtual: VirtualTime) -> None:
+        self._virtual = virtual
+
+    def now(self) -> float:
+        return self._virtual.now()
+
+    def monotonic(self) -> float:
+        # A machine that has been up for a while.
+        return 1e5 + self._virtual.passed_s
+
+    def thread_time(self) -> float:
+        return time.thread_time()
+
+    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+        until = math.inf if timeout_s is None else self._virtual.passed_s + timeout_s
+        while not event.wait(_LOOK_S):
+            if self._virtual.passed_s >= until:
+                return False
+        return True
+
+
+def _move_time_by(virtual: VirtualTime) -> None:
+    """Make the collector's waits pass at once, after the answer to what was sent has come."""
+    from collector.signals import Received, Signals
+    from protocol.transport import Dealer
+
+    wait, send, poll = Signals.wait, Dealer.send, Dealer.poll
+    waiting_for: list[Dealer] = []
+
+    def waited(signals: Signals, timeout_s: float) -> list[Received]:
+        if waiting_for:
+            poll(waiting_for.pop(), _ANSWER_S)
+        received = wait(signals, 0.0)
+        if not received and timeout_s > 0:
+            virtual.advance(timeout_s)
+        return received
+
+    def sent(dealer: Dealer, frame: bytes) -> bool:
+        is_sent = send(dealer, frame)
+        waiting_for[:] = [dealer] if is_sent else []
+        return is_sent
+
+    def polled(dealer: Dealer, timeout_s: float) -> bool:
+        is_there = poll(dealer, timeout_s)
+        if not is_there:
+            virtual.advance(timeout_s)
+        return is_there
+
+    for owner, name, function in ((Signals, "wait", waited), (Dealer, "send", sent), (Dealer, "poll", polled)):
+        setattr(owner, name, function)
+
+
+def main() -> int:
+    path, command, *words = sys.argv[1:]
+    virtual = VirtualTime(path)
+    clock: Any = importlib.import_module("protocol.clock")
+    clock.SystemClock = lambda: VirtualClock(virtual)
+    if command == "collector":
+        _move_time_by(virtual)
+    code: int = importlib.import_module(f"{command}.cli").main(words)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
