@@ -2,13 +2,13 @@
 
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pytest
 from standins.backend import Backend
-from standins.crashing import At, BeforeCommit, Plan, Point, Victim
+from standins.crashing import At, BeforeCommit, Plan, Point, Victim, fork_server
 from standins.product import Home, home_in, wait_until
 from standins.raw_collector import RawCollector, collectors_of
 from standins.spooling import finish, hello, row_numbers, samples
@@ -23,6 +23,12 @@ LONG, SHORT = 7_300, 300
 TWO_BATCHES = 7_200
 FRAME_ROWS = 100
 _M = TypeVar("_M", bound=UploaderMessage)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forks() -> Iterator[None]:
+    with fork_server():
+        yield
 
 
 class Held(NamedTuple):

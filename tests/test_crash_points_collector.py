@@ -1,14 +1,15 @@
 """The collector killed at each point of a row's way, and started again: what it recorded is what is delivered."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from standins.crashing import At, Plan, Point, Victim
+from standins.crashing import At, Plan, Point, Victim, fork_server
 from standins.product import Home, rows_of_file, rows_of_objects, wait_until
 
 from protocol.sample import CSV_HEADER
 from uploader.batch import compress
+from uploader.status import read_status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,12 @@ QUICKLY: Mapping[str, float] = {
     "collector.backlog:SPILL_AFTER_S": 0.25,
     "collector.session:DURABLE_WAIT_S": 0.5,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forks() -> Iterator[None]:
+    with fork_server():
+        yield
 
 
 class Scene(NamedTuple):
@@ -122,8 +129,8 @@ def go_on(home: Home, collectors: Collectors) -> None:
         wait_until(lambda: len(collectors.rows()) >= ROWS, "rows are recorded")
         collector.terminate()
         assert collector.wait() == 0, collector.log()
-    spool = ("--spool", str(home.directory / "spool"))
-    wait_until(lambda: all(run["state"] == "finished" for run in home.status(*spool)), "all runs are over")
+    spool = str(home.directory / "spool")
+    wait_until(lambda: all(run["state"] == "finished" for run in read_status(spool)["runs"]), "all runs are over")
 
 
 def objects(home: Home) -> list[bytes]:

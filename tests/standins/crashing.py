@@ -12,8 +12,10 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,17 @@ _PRELOADED = [
     "uploader.storage.s3",
     "uploader.storage.signing",
 ]
+
+
+@contextmanager
+def fork_server() -> Iterator[None]:
+    """The server that children are forked from, which is started by the first of them, is gone after the block."""
+    try:
+        yield
+    finally:
+        # Both live as long as the interpreter, unless they are told otherwise in the way of CPython's own tests.
+        forkserver._forkserver._stop()  # type: ignore[attr-defined]
+        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
 
 
 class At(NamedTuple):
