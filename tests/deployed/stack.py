@@ -35,15 +35,19 @@ def docker(*words: str, environ: Mapping[str, str] | None = None) -> bytes:
 class Stack:
     """One project of its own: containers, networks and volumes have its name and go with it."""
 
-    def __init__(self, name: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, name: str, environ: Mapping[str, str], env_file: Path | None = None) -> None:
         self._name = name
         self._environ = dict(environ)
+        self._env_file = env_file
         self._witness = f"{name}-witness"
+        self._backend = f"{name}-backend"
 
     def compose(self, *words: str) -> str:
         """Run `docker compose` for the project."""
         files = [word for path in FILES for word in ("--file", str(path))]
         options = ["--project-name", self._name, *files, "--profile", "remote-example"]
+        if self._env_file is not None:
+            options += ["--env-file", str(self._env_file)]
         return docker("compose", *options, *words, environ=self._environ).decode()
 
     def up(self, *, collectors: int) -> None:
@@ -84,6 +88,20 @@ class Stack:
             f"{container} was killed and is back",
         )
 
+    def start_backend(self, token: str) -> None:
+        """Start a Sentinel API and its storage at the uploader's own loopback addresses."""
+        (uploader,) = self.containers("uploader")
+        words = ["--name", self._backend, "--network", f"container:{uploader}", "--env", "PYTHONPATH=/tests"]
+        docker("create", *words, _IMAGE, "python3", "-m", "deployed.backend", token)
+        docker("cp", f"{ROOT}/tests", f"{self._backend}:/tests")
+        docker("start", self._backend)
+
+    def stop_backend(self) -> dict[str, Any]:
+        """Return what the backend knows of the runs."""
+        docker("stop", self._backend)
+        printed: dict[str, Any] = json.loads(docker("logs", self._backend))
+        return printed
+
     def status(self) -> list[dict[str, Any]]:
         """Return the runs that the uploader knows."""
         listed = self.compose("exec", "--no-TTY", "uploader", "sentinel-uploader", "status", "--json")
@@ -104,7 +122,7 @@ class Stack:
 
     def close(self) -> None:
         """Remove everything that has the project's name."""
-        docker("rm", "--force", "--volumes", self._witness)
+        docker("rm", "--force", "--volumes", self._witness, self._backend)
         self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
         mark = f"name={self._name}"
         left = [

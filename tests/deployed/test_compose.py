@@ -8,14 +8,22 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 
 import pytest
 from standins.product import timestamps, wait_until
 
+from deployed.backend import API_PORT, S3_PORT
 from deployed.stack import Seen, Stack, docker
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
 COLLECTORS = 3
+TOKEN = "planted-token-7f1e"
+ENV_FILE = f"""\
+SENTINEL_API_TOKEN={TOKEN}
+SENTINEL_API_URL=http://127.0.0.1:{API_PORT}
+AWS_ENDPOINT_URL_S3=http://127.0.0.1:{S3_PORT}
+"""
 PATIENCE_S = 300.0
 MEMORY_S = 2.0
 """So young a row may be in a collector's memory alone, and go with it when that is killed."""
@@ -26,7 +34,9 @@ SPILLED_BYTES = 4096
 
 
 @pytest.fixture
-def stack() -> Iterator[Stack]:
+def stack(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stack]:
+    env_file = tmp_path / ".env"
+    env_file.write_text(getattr(request, "param", ""))
     gateway = docker("network", "inspect", "--format", "{{(index .IPAM.Config 0).Gateway}}", "bridge").decode().strip()
     made = Stack(
         f"sentinel-test-{os.getpid()}",
@@ -37,6 +47,7 @@ def stack() -> Iterator[Stack]:
             "PUBLISH_ADDRESS": gateway,
             "PUBLISH_PORT": str(20_000 + os.getpid() % 10_000),
         },
+        env_file,
     )
     try:
         yield made
@@ -139,3 +150,23 @@ def test_killed_and_stopped_and_brought_up_again_loses_nothing(stack: Stack) -> 
     figures = verdict(seen, kills)
     assert figures["collectors"] == 3 * (COLLECTORS + 1)
     print(", ".join(f"{name}: {value}" for name, value in figures.items()))
+
+
+@pytest.mark.parametrize("stack", [ENV_FILE], ids=["token"], indirect=True)
+def test_with_a_token_in_the_env_file_it_streams(stack: Stack) -> None:
+    stack.up(collectors=1)
+    stack.start_backend(TOKEN)
+    wait_for_rows(stack, runs=2)
+    logs = stack.compose("logs")
+    collectors = [*stack.containers("collector"), *stack.containers("remote-collector")]
+    environments = [stack.inspect(container, "{{.Config.Env}}") for container in collectors]
+    stack.down()
+
+    found = stack.stop_backend()
+    seen = stack.seen()
+    assert found["runs"] == 2
+    assert found["rows"] == seen.recorded
+    assert seen.runs == []
+    assert TOKEN not in logs
+    assert len(environments) == 2
+    assert not any(TOKEN in environment for environment in environments)
