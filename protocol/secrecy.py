@@ -13,7 +13,7 @@ def keep_memory_out_of_core_files() -> None:
     filter (core(5), `/proc/pid/coredump_filter`) no bit is left, so such a file has registers and no memory. The
     process stays open to a debugger of the same user's, who could read the token's file as well.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     # Not every kernel has it.
     with contextlib.suppress(OSError), open("/proc/self/coredump_filter", "w", encoding="ascii") as file:
         file.write(_NO_MEMORY)
