@@ -36,7 +36,7 @@ def main() -> None:
         delivery = Delivery(
             run_key=f"growth-{pid}",
             incarnation="0123456789abcdef",
-            address=parse_address(address, bind=False),
+            addresses=[parse_address(address, bind=False)],
             agent=None,
             state_dir=state_dir,
             facts=RunFacts(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),

@@ -232,6 +232,20 @@ class Backlog:
             with contextlib.suppress(OSError):
                 self._file_for_writing()
 
+    @property
+    def fresh_rows(self) -> int:
+        """Rows held that no uploader can know."""
+        return self.rows - self._used
+
+    def in_doubt(self) -> tuple[int, list[bytes]]:
+        """Return the rows whose numbers an uploader may know, with the number of the first: it may hold any of them."""
+        return self._next_seq, list(islice(self.all_rows(), self._used))
+
+    def leave_in_doubt(self) -> None:
+        """Forget those rows, which are kept elsewhere; the others are the first ones of another run."""
+        self._drop(self._used)
+        self.start_new_run()
+
     def head_changed(self) -> None:
         """Write the head anew for a collector that may come after this one; without a place it is left."""
         if self._file is not None and not self._anew_due:

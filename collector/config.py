@@ -70,6 +70,15 @@ SETTINGS = (
         help="address of an uploader, `tcp://HOST:PORT` or `ipc:///PATH`; of several, each run picks one",
     ),
     Setting(
+        name="failover_after",
+        flag="--failover-after",
+        env="SENTINEL_FAILOVER_AFTER",
+        parse=seconds(minimum=1),
+        metavar="SECONDS",
+        default=300.0,
+        help="with several uploaders: how long a run's own may be away before the run goes on at another",
+    ),
+    Setting(
         name="server_key",
         flag="--server-key",
         env="SENTINEL_SERVER_KEY",

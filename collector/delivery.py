@@ -3,13 +3,14 @@
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from collector.agent import AgentStarter
-from collector.backlog import Backlog
+from collector.backlog import RETRY_SPILL_S, Backlog
+from collector.failover import Failover
 from collector.identity import next_run_key
 from collector.link import End, Link
 from collector.spill import SpillError, SpillFile, SpillHead
@@ -20,12 +21,12 @@ from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
 from protocol.keys import LinkKeys
 from protocol.messages import PROTOCOL_VERSION, Finish, Finished, Hello, Welcome, encode
-from protocol.transport import Dealer
 
 TOUCH_S = 3600.0
 """How often the file of a run shows that its collector lives: one that has not been written for long is removed."""
 _TRIES_TO_TAKE_OVER = 10
 _TAKE_OVER_S = 0.1
+_ROWS_A_RECORD = 128
 
 
 class RunFacts(msgspec.Struct, kw_only=True):
@@ -50,7 +51,7 @@ class Delivery:
         *,
         run_key: str,
         incarnation: str,
-        address: Address,
+        addresses: Sequence[Address],
         agent: AgentStarter | None,
         state_dir: str,
         facts: RunFacts,
@@ -58,13 +59,14 @@ class Delivery:
         voice: Voice,
         on_welcome: Callable[[Welcome], None],
         is_named: bool = False,
-        keys: LinkKeys | None = None,
+        keys: Mapping[str, LinkKeys] | None = None,
+        failover_after_s: float = 300.0,
     ) -> None:
         # The run's file keeps the name of the key that was asked for, also when the run goes on under another: it is
         # where a collector that is started again looks.
         self._asked_key = self.run_key = run_key
         self._incarnation = incarnation
-        self._address = address
+        self._failover = Failover(addresses, keys or {}, after_s=failover_after_s)
         self._agent = agent
         self._state_dir = state_dir
         self._facts = facts
@@ -84,17 +86,10 @@ class Delivery:
             is_trouble_told=recovered is None,
         )
         self._touched_at = clock.monotonic()
-        self._dealer = Dealer(address, keys=keys)
-        self._link = Link(
-            dealer=self._dealer,
-            backlog=self._backlog,
-            hello=self._hello,
-            on_welcome=self._welcomed,
-            on_closed=self._start_new_run,
-            warn=voice.warn,
-            clock=clock,
-            peer="the uploader" if agent is None else "this user's uploader",
-        )
+        self._finish: Finish | None = None
+        self._move_not_before = 0.0
+        self._dealer = self._failover.connect()
+        self._link = self._open_link()
 
     @property
     def run_id(self) -> str:
@@ -150,6 +145,7 @@ class Delivery:
         """Read what has come, send what is due, write to disk what has waited for too long."""
         now = self._clock.monotonic()
         self._link.pump()
+        self._look_for_another(now)
         if not self._link.welcomed and self._agent is not None:
             self._agent.ensure(now)
         self._backlog.spill_when_due(now)
@@ -173,6 +169,7 @@ class Delivery:
 
     def finish(self, finish: Finish) -> None:
         """The run is over; `finish` goes out behind the last row."""
+        self._finish = finish
         self._link.finish(finish)
         self.pump()
 
@@ -195,6 +192,7 @@ class Delivery:
             if backlog.dropped_rows:
                 self._voice.error(f"{backlog.dropped_rows} samples were dropped: there was no room to keep them")
             backlog.close()
+            self._failover.close()
             self._dealer.close()
 
     @property
@@ -229,6 +227,7 @@ class Delivery:
             self.continued = True
             # The run may have been closed and gone on under another key.
             self.run_key = spill.head.run_key
+            self._failover.keep_to(spill.head.destination)
         if spill.set_aside is not None:
             self._voice.error(f"{spill.path} was damaged; what could not be read of it is in {spill.set_aside}")
         try:
@@ -267,7 +266,7 @@ class Delivery:
         return SpillHead(
             run_key=self.run_key,
             incarnation=self._incarnation,
-            destination=self._address.url,
+            destination=self._failover.address.url,
             hello=encode(self._hello(0)),
         )
 
@@ -300,6 +299,76 @@ class Delivery:
         # A key of our own making that was used before, as the host's of one boot is, is nobody's concern.
         self._backlog.start_new_run()
         return True
+
+    def _open_link(self) -> Link:
+        return Link(
+            dealer=self._dealer,
+            backlog=self._backlog,
+            hello=self._hello,
+            on_welcome=self._welcomed,
+            on_closed=self._start_new_run,
+            warn=self._voice.warn,
+            clock=self._clock,
+            peer="the uploader" if self._agent is None else "this user's uploader",
+        )
+
+    def _look_for_another(self, now: float) -> None:
+        """Go on at another uploader when the one at hand has been away for too long."""
+        if self._link.settled or now < self._move_not_before:
+            return
+        if self._finish is not None and not self._backlog.fresh_rows and (self._was_welcomed or self.continued):
+            # It may have everything: another one could only make an empty run of it.
+            return
+        gone = self._failover.address
+        dealer = self._failover.look(now, self._link.silent_s(now))
+        if dealer is None:
+            return
+        there, self._failover.address = self._failover.address, gone
+        try:
+            left = self._leave_part()
+        except (OSError, SentinelStreamError) as error:
+            # Without it, what the other may hold could not be told from what nobody has.
+            dealer.close()
+            self._move_not_before = now + RETRY_SPILL_S
+            self._voice.warn(f"cannot go on at {there.url}, staying with {gone.url}: {error}")
+            return
+        self._failover.address = there
+        self._dealer.close()
+        self._dealer = dealer
+        self._voice.warn(f"the uploader at {gone.url} is away; going on at {there.url}{left}")
+        self._link = self._open_link()
+        if self._finish is not None:
+            self._link.finish(self._finish)
+        self._link.pump()
+
+    def _leave_part(self) -> str:
+        """Leave what the uploader at hand has, or may have, to it, and make the rest another run; say so in words.
+
+        A file with an end of its own is what `Leftovers` delivers there when that uploader is back.
+        """
+        first_seq, rows = self._backlog.in_doubt()
+        if not (self._was_welcomed or self.continued or rows):
+            # It has never heard of the run.
+            return ""
+        part = create_run_file(self._state_dir, self._asked_key)
+        try:
+            part.write_head(self._head())
+            for start in range(0, len(rows), _ROWS_A_RECORD):
+                part.append_rows(rows[start : start + _ROWS_A_RECORD], first_seq + start)
+            part.write_finish(Finish(last_seq=0, exit_code=None, status="finished", time=self._clock.now()))
+        except (OSError, SentinelStreamError):
+            part.unlink()
+            raise
+        finally:
+            part.close()
+        # The id at the backend, as far as it was told before the uploader went away.
+        tags = {**self._facts.metadata.get("tags", {}), "continues": self._link.run_id or self.run_key}
+        self._facts.metadata = self._facts.metadata | {"tags": tags}
+        self.run_key = self._another_key()
+        self._was_welcomed = self.continued = False
+        self._backlog.leave_in_doubt()
+        held = f"; {len(rows)} samples that the other may have wait for it in {part.path}" if rows else ""
+        return f" as a new run with {self._backlog.rows} samples{held}"
 
     def _keep_aside(self) -> None:
         if self._backlog.rows:

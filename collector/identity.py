@@ -27,11 +27,15 @@ def next_run_key(key: str, token: str) -> str:
     return f"{_FOLLOWING.sub('', key)[:180]}~{token[:12]}"
 
 
-def choose_address(addresses: Sequence[Address], run_key: str) -> Address:
-    """Pick the uploader of a run by rendezvous hashing: the same one every time, and evenly spread over the runs."""
-    return max(
-        addresses,
+def ranked_addresses(addresses: Sequence[Address], run_key: str) -> list[Address]:
+    """Order the uploaders by a run's preference (rendezvous hashing): the same every time, evenly spread over the runs.
+
+    One that is added or taken away moves only the runs that it is, or was, the first for.
+    """
+    return sorted(
+        dict.fromkeys(addresses),
         key=lambda address: hashlib.sha256(f"{address.url}\0{run_key}".encode("utf-8", "surrogateescape")).digest(),
+        reverse=True,
     )
 
 

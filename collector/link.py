@@ -139,6 +139,10 @@ class Link:
         """Whether the peer has said anything yet."""
         return self._has_answer
 
+    def silent_s(self, now: float) -> float:
+        """For how many seconds the peer has left unanswered what was said or was to be said to it."""
+        return now - self._heard_at
+
     def finish(self, finish: Finish) -> None:
         """The run is over: `finish` follows the last row (its `last_seq` is filled in when it is sent)."""
         self._finish = finish

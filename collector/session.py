@@ -13,7 +13,7 @@ from collector.config import link_keys
 from collector.delivery import Delivery, RunFacts
 from collector.discovery.cloud import CloudDiscovery
 from collector.discovery.host import host_info
-from collector.identity import choose_address, run_key_of_host, run_key_of_process
+from collector.identity import ranked_addresses, run_key_of_host, run_key_of_process
 from collector.job import Job
 from collector.leftovers import Leftovers
 from collector.metadata import run_metadata
@@ -317,16 +317,16 @@ class Session:
         run_key = self._settings["run_key"] or self._derived_run_key()
         agent = None
         if addresses:
-            address = choose_address(addresses, run_key)
+            addresses = ranked_addresses(addresses, run_key)
         else:
             place = agent_place(environ)
             self._voice.detail(f"this user's uploader: {place.socket_path}" + (place.remark and f" ({place.remark})"))
-            address = parse_address(place.url, bind=False)
+            addresses = [parse_address(place.url, bind=False)]
             agent = AgentStarter(place, environ=environ, warn=self._voice.warn, started=self._sampler.exclude)
         return Delivery(
             run_key=run_key,
             incarnation=os.urandom(8).hex(),
-            address=address,
+            addresses=addresses,
             agent=agent,
             state_dir=self._state_dir,
             facts=self._facts,
@@ -334,7 +334,8 @@ class Session:
             voice=self._voice,
             on_welcome=self._welcomed,
             is_named=bool(self._settings["run_key"]),
-            keys=self._keys.get(address.url),
+            keys=self._keys,
+            failover_after_s=self._settings["failover_after"],
         )
 
     def _gpu_info(self) -> dict[str, str | int | float]:

@@ -92,7 +92,7 @@ def recorded_for_a_day(home: Home, key: str) -> None:
     delivery = Delivery(
         run_key=key,
         incarnation="yesterday",
-        address=parse_address(home.address, bind=False),
+        addresses=[parse_address(home.address, bind=False)],
         agent=None,
         state_dir=str(home.state / "collector"),
         facts=RunFacts(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from collector.identity import choose_address, next_run_key, run_key_of_host, run_key_of_process
+from collector.identity import next_run_key, ranked_addresses, run_key_of_host, run_key_of_process
 from protocol.addresses import parse_address
 from protocol.messages import MAX_RUN_KEY_CHARS
 
@@ -62,9 +62,11 @@ def test_what_follows_a_run_has_its_name_and_never_grows() -> None:
 def test_runs_are_spread_over_uploaders_and_stay_where_they_are() -> None:
     addresses = [parse_address(f"tcp://10.0.0.{number}:5555", bind=False) for number in range(1, 5)]
     keys = [f"run-{number}" for number in range(400)]
-    chosen = {key: choose_address(addresses, key) for key in keys}
-    assert chosen == {key: choose_address(addresses[::-1], key) for key in keys}
+    chosen = {key: ranked_addresses(addresses, key)[0] for key in keys}
+    assert chosen == {key: ranked_addresses(addresses[::-1], key)[0] for key in keys}
     assert all(60 <= count <= 140 for count in Counter(chosen.values()).values())
     # Without one of them only its own runs move.
     left = addresses[1:]
-    assert all(choose_address(left, key) == address for key, address in chosen.items() if address in left)
+    for key in keys:
+        assert ranked_addresses(left, key) == [one for one in ranked_addresses(addresses, key) if one in left]
+    assert all(ranked_addresses(left, key)[0] == address for key, address in chosen.items() if address in left)

@@ -65,7 +65,7 @@ class State:
         return Delivery(
             run_key=key,
             incarnation=incarnation,
-            address=self.address,
+            addresses=[self.address],
             agent=None,
             state_dir=str(self.directory),
             facts=RunFacts(interval_s=1.0, metadata={"job_name": key}, host={}, cloud={}, cloud_pending=False),

@@ -1,0 +1,78 @@
+"""Several uploaders: which one a run goes to, and where it goes on when that one is away for too long."""
+
+from collections.abc import Mapping, Sequence
+
+from protocol.addresses import Address
+from protocol.keys import LinkKeys
+from protocol.messages import Ping, encode
+from protocol.transport import Dealer
+
+PROBE_S = 10.0
+"""How long another uploader has to answer before the one after it is asked."""
+
+
+class Failover:
+    """Knows the uploaders in the order of a run's preference and asks the others when the one at hand is silent.
+
+    Not thread-safe; times are monotonic seconds. Where none of the others answers it is the network that is away,
+    and the run stays where it is.
+    """
+
+    def __init__(self, addresses: Sequence[Address], keys: Mapping[str, LinkKeys], *, after_s: float) -> None:
+        self.address = addresses[0]
+        """The uploader at hand."""
+        self._addresses = list(addresses)
+        self._keys = keys
+        self._after_s = after_s
+        self._asked = self.address
+        self._asked_at = 0.0
+        self._dealer: Dealer | None = None
+        self._is_said = False
+
+    def keep_to(self, url: str) -> None:
+        """Stay with the uploader that an earlier collector of the run had moved to, if it is still one of them."""
+        for address in self._addresses:
+            if address.url == url:
+                self.address = self._asked = address
+
+    def connect(self) -> Dealer:
+        """Connect to the uploader at hand."""
+        return Dealer(self.address, keys=self._keys.get(self.address.url))
+
+    def look(self, now: float, silent_s: float) -> Dealer | None:
+        """Return the connection to another uploader once the one at hand was silent for too long and that one answers.
+
+        `address` is the other one from then on.
+        """
+        if len(self._addresses) < 2 or silent_s < self._after_s:
+            self.close()
+            return None
+        if self._dealer is None:
+            self._ask_next(now)
+        dealer = self._dealer
+        assert dealer is not None
+        dealer.refusal(now)
+        if dealer.receive() is not None:
+            self.address, self._dealer = self._asked, None
+            return dealer
+        if not self._is_said:
+            # Whatever the answer is: there is one.
+            self._is_said = dealer.send(encode(Ping()))
+        if now - self._asked_at >= PROBE_S:
+            self.close()
+        return None
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        if self._dealer is not None:
+            self._dealer.close()
+            self._dealer = None
+
+    def _ask_next(self, now: float) -> None:
+        others = [address for address in self._addresses if address != self.address]
+        following = self._addresses.index(self._asked) + 1
+        rest = self._addresses[following:] + self._addresses[:following]
+        self._asked = next(address for address in rest if address in others)
+        self._asked_at = now
+        self._is_said = False
+        self._dealer = Dealer(self._asked, keys=self._keys.get(self._asked.url))
