@@ -110,11 +110,16 @@ class RunMachine(RuleBasedStateMachine):
             self._next_run(name)
         self._sample(self.current[name], rows)
 
-    @rule(rows=st.integers(1, 50), fate=st.sampled_from([None, *Fate]), exit_code=st.sampled_from([None, None, 0, 3]))
-    def minute_passes(self, rows: int, fate: Fate | None, exit_code: int | None) -> None:
+    @rule(
+        rows=st.integers(1, 50),
+        call=st.sampled_from(["put", *CALLS]),
+        fate=st.sampled_from([None, *Fate]),
+        exit_code=st.sampled_from([None, None, 0, 3]),
+    )
+    def minute_passes(self, rows: int, call: str, fate: Fate | None, exit_code: int | None) -> None:
         """What life mostly consists of: rows come, and are uploaded or not."""
         if fate is not None:
-            self.backend.fates["put"].append(fate)
+            self.backend.fates[call].append(fate)
         for name in NAMES:
             self.sample(name, rows)
         if exit_code is not None:
@@ -208,9 +213,17 @@ class RunMachine(RuleBasedStateMachine):
     def uploader_will_die(self, moments: int) -> None:
         self._moments_left, self._deadly = moments, ""
 
-    @rule(name=st.sampled_from(MOMENTS), passage=st.integers(1, 3))
-    def uploader_will_die_at(self, name: str, passage: int) -> None:
-        self._moments_left, self._deadly = passage, name
+    @rule(
+        moment=st.sampled_from(MOMENTS), passage=st.integers(1, 3), name=names, doing=st.sampled_from(["rows", "end"])
+    )
+    def uploader_dies_at(self, moment: str, passage: int, name: str, doing: str) -> None:
+        """In this minute, or some time later."""
+        self._moments_left, self._deadly = passage, moment
+        if doing == "rows":
+            self.sample(name, 10)
+        else:
+            self._end(self.current[name], 0)
+        self.time_passes(61.0)
 
     @rule(seconds=st.sampled_from([0.0, 30.0, STALE_AFTER_S * 2]), step_s=st.sampled_from([0.0, -1e5, 1e5]))
     def uploader_dies(self, seconds: float, step_s: float) -> None:
