@@ -1,6 +1,7 @@
 """`--http` of a running uploader: what probes and Prometheus get, and what a hostile client gets out of it."""
 
 import os
+import resource
 import signal
 import socket
 import sys
@@ -195,6 +196,23 @@ def test_hostile_clients_hold_nothing_up(home: Home, backend: Backend, collector
         assert wait_until(lambda: hung_up(held[0]), "the oldest connection is closed")
     assert len(threads(process.pid)) < 50
     assert watcher.status("/readyz") == 200
+
+
+def test_without_descriptors_there_is_still_an_answer(home: Home) -> None:
+    watcher = serve(home)
+    (process,) = home._processes
+    used = [int(name) for name in os.listdir(f"/proc/{process.pid}/fd")]
+    hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (max(used) + 1, hard))
+    with ExitStack() as opened:
+        # Whatever numbers are free below that are used up.
+        for _ in range(4):
+            opened.enter_context(watcher.connect())
+        log = home.directory / "uploader.log"
+        wait_until(lambda: "cannot take an HTTP connection" in log.read_text(), "no descriptor is left")
+    for path in ("/livez", "/readyz", "/metrics", "/livez"):
+        assert watcher.status(path) == 200
+    assert watcher.samples()["process_max_fds"] == max(used) + 1
 
 
 def test_slow_request_is_not_waited_for(home: Home) -> None:

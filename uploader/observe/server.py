@@ -8,6 +8,7 @@ worker, each once for all who ask within a moment, and nobody waits longer than 
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
@@ -32,7 +33,9 @@ FRESH_S = 0.2
 TEXT = "text/plain; charset=utf-8"
 _BACKLOG = 128
 _WORKERS = 4
-_RETRY_ACCEPT_S = 1.0
+_RETRY_ACCEPT_S = 0.05
+_SPARES = 3
+"""Descriptors that are held back for the moment when there are no others."""
 _LOG_INTERVAL_S = 60.0
 _REASONS = {
     200: "OK",
@@ -71,11 +74,13 @@ class HttpServer:
         # In the order in which they came.
         self._open: dict[asyncio.Task[None], socket.socket] = {}
         self._logged_at: float | None = None
+        self._spares = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_SPARES)]
         self._loop = asyncio.new_event_loop()
         try:
             self._listener = _listen(address)
         except OSError as error:
             self._loop.close()
+            self._give_up_spares()
             raise UsageError(f"cannot serve HTTP at {address.host}:{address.port}: {error.strerror or error}") from None
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self.url = HttpAddress(address.host, self._listener.getsockname()[1]).url
@@ -93,6 +98,7 @@ class HttpServer:
         else:
             self._loop.close()
         self._listener.close()
+        self._give_up_spares()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -111,17 +117,30 @@ class HttpServer:
             try:
                 connection, _ = await self._loop.sock_accept(self._listener)
             except OSError as error:
-                # No descriptors are left, say: those who hold them must not fill the log as well.
+                # Those who hold all descriptors must not fill the log as well.
                 self._note(error)
+                # That is when somebody looks: what was kept for it is used, and others may be quicker.
+                self._give_up_spares()
                 await asyncio.sleep(_RETRY_ACCEPT_S)
                 continue
             if len(self._open) >= MAX_CONNECTIONS:
                 next(iter(self._open)).cancel()
             task = self._loop.create_task(self._attend(connection))
             self._open[task] = connection
-            task.add_done_callback(self._open.pop)
+            task.add_done_callback(self._done)
             # A flood of connections costs so much a second and no more.
             await asyncio.sleep(ACCEPT_PAUSE_S)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        del self._open[task]
+        # The pages need some as well: /proc is read for them.
+        with contextlib.suppress(OSError):
+            while len(self._spares) < _SPARES:
+                self._spares.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+    def _give_up_spares(self) -> None:
+        while self._spares:
+            os.close(self._spares.pop())
 
     async def _attend(self, connection: socket.socket) -> None:
         """Answer one request; whatever goes wrong with the connection ends it, and nothing else."""
