@@ -3,6 +3,7 @@
 Works in a thread of its own beside the run at hand, and only where such files lie.
 """
 
+import os
 import threading
 from collections.abc import Mapping
 
@@ -10,6 +11,7 @@ import msgspec
 
 from collector.backlog import Backlog
 from collector.delivery import hello_of
+from collector.identity import next_run_key
 from collector.link import End, Link
 from collector.spill import SpillFile, SpillHead, SpillInUseError
 from collector.state import create_run_file, is_run_taken, keep_rows, modified_at, run_files
@@ -18,6 +20,7 @@ from protocol.addresses import parse_address, require_protection
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
 from protocol.keys import LinkKeys
+from protocol.messages import encode
 from protocol.transport import Dealer
 
 _POLL_S = 0.2
@@ -28,6 +31,13 @@ _MAY_COME_BACK_S = 60.0
 """Age up to which a file without an end is left to whoever continues the run of a killed collector."""
 _ABANDONED_AFTER_S = 86_400.0
 """Age of a file without rows and without an end: its collector was killed, and whoever continues the run needs it."""
+
+
+class _Belonging:
+    """Whose rows these are, which may change: a run that is over takes no more."""
+
+    def __init__(self, head: SpillHead) -> None:
+        self.head = head
 
 
 class Leftovers:
@@ -93,6 +103,9 @@ class Leftovers:
             self._over.set()
 
     def _deliver(self, path: str) -> None:
+        if not SpillFile.tells_end(path) and 0 <= self._clock.now() - modified_at(path) / 1e9 < _MAY_COME_BACK_S:
+            # Not even locked for a moment: its collector may be starting again just now.
+            return
         spill = SpillFile.open(path)
         owned: SpillFile | Backlog = spill
         try:
@@ -104,14 +117,15 @@ class Leftovers:
             keys = self._keys.get(address.url) or next(iter(self._keys.values()), None)
             require_protection(address, has_keys=keys is not None, insecure=self._insecure, role="connect")
             hello_of(head)
+            belongs = _Belonging(head)
             backlog = owned = Backlog(
                 open_file=lambda: create_run_file(self._state_dir, head.run_key),
-                head=lambda: head,
+                head=lambda: belongs.head,
                 warn=self._voice.warn,
                 recovered=spill,
             )
             with Dealer(address, keys=keys) as dealer:
-                self._converse(dealer, backlog, head, path)
+                self._converse(dealer, backlog, belongs, path)
         finally:
             owned.close()
 
@@ -132,13 +146,14 @@ class Leftovers:
             return None
         return spill.head
 
-    def _converse(self, dealer: Dealer, backlog: Backlog, head: SpillHead, path: str) -> None:
+    def _converse(self, dealer: Dealer, backlog: Backlog, belongs: _Belonging, path: str) -> None:
+        head = belongs.head
         link = Link(
             dealer=dealer,
             backlog=backlog,
-            hello=lambda oldest_seq: msgspec.structs.replace(hello_of(head), oldest_seq=oldest_seq),
+            hello=lambda oldest_seq: msgspec.structs.replace(hello_of(belongs.head), oldest_seq=oldest_seq),
             on_welcome=lambda _: None,
-            on_closed=lambda: False,
+            on_closed=lambda: _begin_another_run(backlog, belongs),
             warn=self._voice.detail,
             clock=self._clock,
             peer=head.destination,
@@ -190,3 +205,20 @@ class Leftovers:
                 f"({end.value}); they are in {path}"
             )
         backlog.discard_file()
+
+
+def _begin_another_run(backlog: Backlog, belongs: _Belonging) -> bool:
+    """Whether a run that was closed without its collector's knowing lets these rows be another's.
+
+    They are where no row of them was ever sent, and their own end is known: the run that has ended under this key is
+    an earlier one, and a collector that was alive would have begun another as well.
+    """
+    if backlog.finish is None or backlog.oldest_seq or not backlog.rows:
+        return False
+    head = belongs.head
+    hello = hello_of(head)
+    run_key = next_run_key(head.run_key, os.urandom(6).hex())
+    hello = msgspec.structs.replace(hello, run_key=run_key)
+    belongs.head = msgspec.structs.replace(head, run_key=run_key, hello=encode(hello))
+    backlog.start_new_run()
+    return True

@@ -74,9 +74,11 @@ class State:
             on_welcome=lambda _: None,
         )
 
-    def left(self, key: str, count: int, *, finish: Finish | None = FINISH, first: int = 1) -> Path:
+    def left(
+        self, key: str, count: int, *, finish: Finish | None = FINISH, first: int = 1, incarnation: str = "0" * 16
+    ) -> Path:
         """Be a collector that found nobody: its rows lie in a file when it ends."""
-        delivery = self.delivery(key)
+        delivery = self.delivery(key, incarnation=incarnation)
         for number in range(first, first + count):
             delivery.add(row(number))
         path = delivery.path
@@ -452,6 +454,23 @@ def is_held(path: Path) -> bool:
     except SpillInUseError:
         return True
     return False
+
+
+def test_a_whole_run_whose_key_belongs_to_one_that_has_ended_is_delivered_as_another(home: Home, state: State) -> None:
+    state.left("nightly", 2)
+    uploader = home.start_uploader("--target", str(home.runs))
+    state.deliver()
+    wait_until(lambda: finished_runs(home), "the first run is delivered")
+    uploader.kill()
+    uploader.wait()
+    state.left("nightly", 2, first=3, incarnation="another")
+    home.start_uploader("--target", str(home.runs))
+    state.deliver()
+    runs = wait_until(lambda: len(finished_runs(home)) == 2 and finished_runs(home), "both runs are delivered")
+    rows = {run["run_key"].partition("~")[0] == run["run_key"]: home.local_rows(run) for run in runs}
+    assert rows == {True: lines(1, 2), False: lines(3, 4)}
+    assert not state.kept()
+    assert not state.files()
 
 
 def test_of_several_files_of_a_run_the_newest_that_is_free_is_continued(state: State) -> None:
