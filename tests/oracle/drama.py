@@ -63,9 +63,12 @@ class Drama:
 
     def play(self, disturbances: Iterable[Disturbance]) -> None:
         """Start everything, and disturb it until the last disturbance and its consequences are over."""
-        self._began_at = time.monotonic()
-        for one in (*self.uploaders, *self.collectors):
+        everybody: list[Process] = [*self.uploaders, *self.collectors]
+        for one in everybody:
             one.start()
+        # However slow the machine is: what is disturbed is there.
+        self._until(lambda: all(one.has_begun for one in everybody), "everybody has begun")
+        self._began_at = time.monotonic()
         for disturbance in disturbances:
             self._at(disturbance.at_s, lambda chosen=disturbance: self.saboteur.disturb(chosen))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
         while self._actions:
@@ -206,11 +209,6 @@ def stage(home: Home, *, collectors: int, uploaders: int, stale_after_s: float) 
             )
             stack.enter_context(uploader.disk)
             servers.append(uploader)
-        addresses = [relay.url for relay in relays]
-        # Every other collector is given all addresses, and chooses.
-        cast = [
-            Collector(home, number, addresses if number % 2 else [addresses[number // 2 % uploaders]])
-            for number in range(collectors)
-        ]
+        cast = [Collector(home, number, relays[number // 2 % uploaders].url) for number in range(collectors)]
         stack.callback(home.close)
         yield Drama(home, api=api, s3=s3, relays=relays, witness=witness, uploaders=servers, collectors=cast)

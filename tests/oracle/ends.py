@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from oracle.evidence import Evidence
-from oracle.record import End, Generation
+from oracle.record import VANISHED, End, Generation
 
 
 def check_ends(evidence: Evidence) -> Iterator[str]:
@@ -29,6 +29,9 @@ def _ends(generation: Generation, reported: Sequence[End], *, has_rows: bool) ->
         # Nobody but its collector knew of a run that vanished before it had reached an uploader.
         if has_rows or not generation.abandoned:
             yield f"{generation.name}: no run was finished"
+    elif generation.abandoned and reported[-1] != VANISHED and set(reported) <= set(generation.ends):
+        # An end before was reported, and what began after it vanished before it had reached an uploader.
+        return
     elif len(reported) > len(generation.ends):
         yield f"{generation.name}: {len(reported)} runs were finished, {len(generation.ends)} ends were begun"
     elif reported[-1] != generation.ends[-1] or not set(reported) <= set(generation.ends):

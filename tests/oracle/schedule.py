@@ -82,7 +82,7 @@ def schedule(seed: int, duration_s: float, longest_s: float) -> list[Disturbance
 
 
 def _disturbances(rng: random.Random, duration_s: float, longest_s: float) -> Iterator[Disturbance]:
-    # The first seconds belong to the start: a kill before the interpreter has come up shows nothing.
+    # First there are some rows to be lost.
     at_s = 1.5
     while at_s < duration_s:
         kind = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +160,9 @@ class Collector(Process):
     has a state directory of its own, so that its clock may go wrong: files of several collectors are told apart by age.
     """
 
-    def __init__(self, home: Home, number: int, addresses: Sequence[str]) -> None:
+    def __init__(self, home: Home, number: int, address: str) -> None:
         super().__init__(home, f"collector-{number}")
-        self._addresses = addresses
+        self._address = address
         self._wraps = number % 2 == 1
         self.is_alone = number % 3 == 2
         self.state_dir = home.state / (f"{self.name}-state" if self.is_alone else "collector")
@@ -195,9 +194,8 @@ class Collector(Process):
         self.run.parts.append(part)
         what = ["--", *self._job()] if self._target is None else ["--pid", str(self._target.pid)]
         key = ["--run-key", f"{self.name}-{self._lives}"] if self._wraps else []
-        connect = [word for address in self._addresses for word in ("--connect", address)]
         self.launch(
-            COLLECTOR, *connect, "--interval", str(INTERVAL_S), "--wait", str(END_WAIT_S), *key,
+            COLLECTOR, "--connect", self._address, "--interval", str(INTERVAL_S), "--wait", str(END_WAIT_S), *key,
             "--state-dir", str(self.state_dir), "--output", str(self.output), "--job-name", self.run.name, *what,
         )  # fmt: skip
 
@@ -209,6 +207,8 @@ class Collector(Process):
     def kill(self) -> None:
         """Kill the collector, and the job with it: the next one has its own."""
         assert self.process is not None
+        # Stopped first: it must not start its job between the look at its children and its end.
+        self.process.send_signal(signal.SIGSTOP)
         jobs = psutil.Process(self.process.pid).children() if self._wraps else []
         part = self.run.parts[-1]
         part.was_killed, part.was_ending = True, self.told_to_end_at is not None
