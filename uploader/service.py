@@ -248,7 +248,9 @@ class Service:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)
             if self._is_idle(now) or self._is_drained(now):
                 return
-            self._notifier.alive()
+            if not self._health.not_live():
+                # A watchdog that is fed although the intake hangs would guard nothing.
+                self._notifier.alive()
             self._wait(min(due - now, _TICK_S))
 
     def _drain_at_stop(self) -> None:
