@@ -593,3 +593,53 @@ def test_nothing_that_is_over_is_kept_in_memory(up: Delivery) -> None:
         dispatcher._queues, dispatcher._ended, dispatcher._trouble._steps, dispatcher._agenda,
     ]  # fmt: skip
     assert [len(what) for what in held] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("hurry", ["end", "retry_all_now"])
+def test_nobodys_hurry_shortens_what_the_server_wished_of_a_run(up: Delivery, hurry: str) -> None:
+    gate = Gate()
+    up.store.script("put:s3://bucket/runs/id-a/0001.csv.gz", failing(retry_after_s=200.0))
+    up.store.script("put:s3://bucket/runs/id-b/0001.csv.gz", gate)
+    run = up.begin("a", rows=1)
+    up.begin("b", rows=1)
+    up.advance(59.0)
+    up.let_pass(1.0)
+    up.settle(gate)
+    gate.open()
+    up.settle()
+    assert up.rows_stored("id-b") == [1], "the destination is not failing any more"
+    (refused_at,) = up.store.times("put", "id-a")
+    if hurry == "end":
+        up.end(run)
+    else:
+        up.dispatcher.retry_all_now()
+    up.advance(refused_at + 199.0 - up.clock.monotonic())
+    assert up.store.times("put", "id-a") == [refused_at]
+    up.advance(5.0)
+    assert up.rows_stored("id-a") == [1]
+
+
+def test_success_begins_a_runs_waiting_anew(up: Delivery) -> None:
+    run = up.begin(rows=1)
+    up.store.script("put", *[failing()] * 7)
+    up.advance(900.0)
+    assert up.rows_stored("id-run") == [1]
+    up.add(run, 1)
+    up.store.script("put", failing())
+    before = len(up.store.calls)
+    up.advance(200.0)
+    first, second = up.store.times("put")[before:]
+    assert second - first <= 2.0
+
+
+def test_object_that_was_damaged_in_the_spool_is_shown_to_a_person_and_not_put(up: Delivery) -> None:
+    up.store.always["put"] = away()
+    up.begin(rows=1)
+    up.advance(61.0)
+    with up.spool.database.transaction() as connection:
+        connection.execute("UPDATE batches SET body = x'00'")
+    up.store.always.clear()
+    before = len(up.store.calls)
+    up.advance(CAP_S)
+    assert state(up, "run") is RunState.PARKED
+    assert len(up.store.calls) == before
