@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = "Records what a command, a running process or the host uses, and delivers it."
 _STANDARD_DESCRIPTORS = (0, 1, 2)
+_PID_DIGITS = 9
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -144,10 +145,11 @@ def _living_pid(text: str) -> int:
     """Return the process to track; raises `UsageError` when it is none."""
     import psutil
 
-    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+    if not text.isascii() or not text.isdecimal() or not text.strip("0"):
         raise UsageError(f"--pid: {text!r}: must be a process id")
-    if not psutil.pid_exists(int(text)):
-        raise UsageError(f"--pid: there is no process {text}")
+    # No kernel counts further than nine digits go, and os.kill takes 31 bits.
+    if len(text) > _PID_DIGITS or not psutil.pid_exists(int(text)):
+        raise UsageError(f"--pid: there is no process {text[:20]}")
     return int(text)
 
 

@@ -368,6 +368,7 @@ def test_secrets_stay_with_the_uploader(home: Home, backend: Backend) -> None:
         (["--connect", "udp://x", "--", "true"], "udp://x"),
         (["--pid", "0"], "--pid"),
         (["--pid", "4194999"], "4194999"),
+        (["--pid", "9" * 5000], "no process 9999"),
         (["--pid", "1", "--", "true"], "--pid"),
         (["python", "train.py", "--epochs", "3 4"], "sentinel-collector -- python train.py --epochs '3 4'"),
         (["--interval", "2", "make"], "sentinel-collector --interval 2 -- make"),
