@@ -7,9 +7,7 @@ each of the job's context switches dearer by about 1 µs. Imported before the jo
 
 from __future__ import annotations
 
-import os
-
-from collector.sensors.cgroup import CgroupRefusedError, RunCgroup, enter_cgroup, remove_stale
+from collector.sensors.cgroup import CgroupRefusedError, RunCgroup, enter_cgroup, remove_left_behind
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -59,11 +57,11 @@ class RunAccounting:
         """Say what is used, and remove what collectors left behind that were killed."""
         if self.counter is not None:
             voice.detail(f"CPU time is read from {self.counter.path}")
-            remove_stale(os.path.dirname(self.counter.path), proc=self._proc)
         elif self._mode == CGROUP:
             voice.warn(f"no cgroup for the run, CPU time is read from /proc: {self._refusal}")
         elif self._refusal:
             voice.detail(f"CPU time is read from /proc: {self._refusal}")
+        remove_left_behind(proc=self._proc)
 
     def _leave(self) -> None:
         if self.counter is not None:

@@ -12,6 +12,7 @@ from collector.accounting import RunAccounting
 from collector.config import SETTINGS, early, uploader_addresses
 from collector.job import Job, JobStartError
 from collector.sensors import baseline as baseline_sensor
+from collector.sensors.cgroup import remove_left_behind
 from collector.sensors.container import open_view
 from collector.sensors.subreaper import set_subreaper
 from collector.signals import Signals
@@ -97,6 +98,7 @@ def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
     settings = merge_file(SETTINGS, given, file)
     addresses = uploader_addresses(settings)
     root_pid = _living_pid(settings["pid"]) if settings["pid"] else None
+    remove_left_behind()
     host_root = settings["host_root"] or ""
     clock = SystemClock()
     voice = voice_of(settings)

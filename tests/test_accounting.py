@@ -252,12 +252,29 @@ def test_a_killed_collectors_cgroup_is_removed_by_the_next_and_a_living_ones_is_
     home.collector(*words, "true")
     assert [os.path.isdir(path) for path in paths] == [True, True], "its job still runs there"
     os.kill(pids[0], signal.SIGKILL)
-    wait_until(lambda: not Path(f"{paths[0]}/cgroup.procs").read_text(), "the orphaned job is gone")
+    wait_until(lambda: is_empty(paths[0]), "the orphaned job is gone")
     home.collector(*words, "true")
     assert [os.path.isdir(path) for path in paths] == [False, True]
     os.kill(pids[1], signal.SIGKILL)
     living.communicate(timeout=60)
     assert not os.path.isdir(paths[1])
+
+
+@needs_cgroup
+@pytest.mark.parametrize("words", [["--accounting", "proc", "--", "true"], ["--pid", "PID"]])
+def test_a_killed_collectors_cgroup_is_removed_also_by_one_that_needs_none(home: Home, words: list[str]) -> None:
+    killed = home.start(COLLECTOR, "--", *python("import os, time; print(os.getpid(), flush=True); time.sleep(60)"))
+    assert killed.stdout is not None
+    pid = int(killed.stdout.readline())
+    path = own_cgroup(pid)
+    killed.kill()
+    killed.wait()
+    assert os.path.isdir(path)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: is_empty(path), "the orphaned job is gone")
+    watched = home.start("sleep", "0.2")
+    home.collector(*(word.replace("PID", str(watched.pid)) for word in words))
+    assert not os.path.isdir(path)
 
 
 @needs_cgroup
@@ -271,7 +288,7 @@ def test_daemons_that_outlive_the_job_keep_the_cgroup_until_the_next_start(home:
         assert Path(f"{path}/cgroup.procs").read_text().split() == [str(pid)]
     finally:
         os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"{path}/cgroup.procs").read_text(), "the daemon is gone")
+    wait_until(lambda: is_empty(path), "the daemon is gone")
     home.collector(*words, "true")
     assert not os.path.isdir(path)
 
@@ -401,6 +418,14 @@ def own_cgroup(pid: int) -> str:
         place = min(USABLE, key=lambda place: place.is_v2)
         return place.mount + line.split(":", 2)[2]
     raise AssertionError(f"{pid} is in no cgroup of a run")
+
+
+def is_empty(path: str) -> bool:
+    """Nothing runs in there any more; somebody else's collector may have removed it already."""
+    try:
+        return not Path(f"{path}/cgroup.procs").read_text()
+    except OSError:
+        return True
 
 
 def names(place: Place) -> set[str]:
