@@ -114,6 +114,16 @@ def test_a_disk_that_appears_or_was_reset_started_at_zero(disks: Path) -> None:
     sensor.close()
 
 
+@pytest.mark.parametrize("damaged", ["x5 0 200", "-130 0 5 0 260", "130 0 5 0 " + "9" * 20])
+def test_a_damaged_line_costs_its_disk_one_reading(disks: Path, damaged: str) -> None:
+    sensor = DiskSensor(proc=str(disks), sys=str(disks / "sys"), baseline=DISKS.encode())
+    put(disks / "diskstats", DISKS.replace("0 100 0 5 0 200", f"0 {damaged}"))
+    assert sensor.read() == (0, 0)
+    put(disks / "diskstats", DISKS.replace("0 100 0 5 0 200", "0 130 0 5 0 260"))
+    assert sensor.read() == (30 * 512, 60 * 512)
+    sensor.close()
+
+
 def test_without_a_base_line_the_first_reading_is_it(disks: Path) -> None:
     put(disks / "diskstats", DISKS)
     sensor = DiskSensor(proc=str(disks), sys=str(disks / "sys"), baseline=b"")
@@ -179,6 +189,8 @@ def test_network_bytes_leave_loopback_out(tmp_path: Path) -> None:
     assert sensor.read() == (50, 70)
     put(tmp_path / "net/dev", net_text(lo=(5000, 5000), eth0=(151, 270)))
     assert sensor.read() == (1, 0)
+    put(tmp_path / "net/dev", net_text(lo=(5000, 5000), eth0=(-9, 280)))
+    assert sensor.read() == (0, 0)
     os.unlink(tmp_path / "net/dev")
     sensor.close()
     assert sensor.read() == (None, None)

@@ -171,6 +171,14 @@ def test_a_torn_stat_line_says_nothing_new(made_up: MadeUp) -> None:
     assert not member.read(made_up.ledger)
 
 
+def test_a_damaged_list_of_children_names_those_that_can_be_read(made_up: MadeUp) -> None:
+    made_up.put(1, rss=40_000, pss=1)
+    member = made_up.member(1)
+    (made_up.proc / "1/task/1").mkdir(parents=True)
+    (made_up.proc / "1/task/1/children").write_bytes(b"12 -3 \xe6\x93s 45 ")
+    assert member.children() == [12, 45]
+
+
 def started(made_up: MadeUp, *pids: int) -> tuple[list[Member], PssMeter, CostlyClock]:
     """Members whose PSS has all been read, which has used up the budget."""
     members = [made_up.member(pid) for pid in pids]

@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterable
 
 from collector.sensors.procfs import KeptFile, read_machine_list
 
+_COUNTER_DIGITS = 16
+"""Beyond that, 512-byte units are more bytes than a row's integer holds; nobody's disk has moved that much."""
+
 
 class ByteCounters:
     """Pairs of counters (in and out) by device name.
@@ -26,6 +29,13 @@ class ByteCounters:
             total_out += value_out - before_out if value_out >= before_out else value_out
             last[device] = (value_in, value_out)
         return total_in, total_out
+
+
+def counter_pair(value_in: bytes, value_out: bytes) -> tuple[int, int] | None:
+    """Return both counters, `None` for what the kernel never writes: a damaged line costs its owner one reading."""
+    if not (value_in.isdigit() and value_out.isdigit()) or max(len(value_in), len(value_out)) > _COUNTER_DIGITS:
+        return None
+    return int(value_in), int(value_out)
 
 
 class CounterFile:

@@ -8,7 +8,7 @@ a multipath NVMe name space, whose head is counted). Each byte is thus counted o
 import os
 from collections.abc import Iterator
 
-from collector.sensors.counters import CounterFile
+from collector.sensors.counters import CounterFile, counter_pair
 from collector.sensors.procfs import read_file
 
 SECTOR_BYTES = 512
@@ -44,8 +44,8 @@ class DiskSensor:
             known = whole.get(name)
             if known is None:
                 known = whole[name] = is_whole_disk(name.decode(errors="replace"), sys=self._sys)
-            if known:
-                yield name, int(fields[5]), int(fields[9])
+            if known and (pair := counter_pair(fields[5], fields[9])) is not None:
+                yield name, *pair
 
 
 def is_whole_disk(name: str, *, sys: str = "/sys") -> bool:

@@ -2,6 +2,7 @@
 
 import os
 
+from collector.sensors.counters import counter_pair
 from collector.sensors.cpu import TICK_US
 from collector.sensors.ledger import Account, Ledger
 from collector.sensors.procfs import Descriptors, KeptFile, stat_fields
@@ -105,7 +106,7 @@ class Member:
                 files.pop(name).close()
                 continue
             if data:
-                found.extend(map(int, data.split()))
+                found.extend(int(word) for word in data.split() if word.isdigit())
         return found
 
     def read_file(self, name: str) -> bytes:
@@ -156,9 +157,11 @@ class Member:
             try:
                 words = data.split()
                 place = words.index(b"read_bytes:")
-                ledger.count_io(self.account, (int(words[place + 1]), int(words[place + 3])))
+                io = counter_pair(words[place + 1], words[place + 3])
             except (ValueError, IndexError):
                 return
+            if io is not None:
+                ledger.count_io(self.account, io)
 
 
 def _is_zombie(fields: list[bytes]) -> bool:

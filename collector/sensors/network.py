@@ -10,7 +10,7 @@ a container, every interface counts that is not stacked on another (`lower_*`) a
 import os
 from collections.abc import Iterator
 
-from collector.sensors.counters import CounterFile
+from collector.sensors.counters import CounterFile, counter_pair
 from collector.sensors.procfs import link_target
 
 _UNCOUNTED_FILES = ("bridge", "bonding", "tun_flags", "brport")
@@ -44,8 +44,8 @@ class NetworkSensor:
                 self._classify([other.strip() for other, _, _ in lines])
             if counted[name]:
                 fields = values.split(None, 9)
-                if len(fields) >= 9:
-                    yield name, int(fields[0]), int(fields[8])
+                if len(fields) >= 9 and (pair := counter_pair(fields[0], fields[8])) is not None:
+                    yield name, *pair
 
     def _classify(self, names: list[bytes]) -> None:
         """Decide about names not seen before; what was decided stays, or a whole counter would seem to be growth."""
