@@ -8,6 +8,7 @@ import pytest
 from standins.scripted import Gate, SteppedClock, away, expired, failing, final, refused
 from standins.spooling import Delivery, delivery, finish, frame
 
+from protocol.messages import Ping, encode
 from uploader.backoff import CAP_S, HURRY_S, SLOW_BASE_S
 from uploader.failures import DeliveryError
 from uploader.queues import MAX_CALLS_PER_DESTINATION
@@ -643,3 +644,35 @@ def test_object_that_was_damaged_in_the_spool_is_shown_to_a_person_and_not_put(u
     up.advance(CAP_S)
     assert state(up, "run") is RunState.PARKED
     assert len(up.store.calls) == before
+
+
+@pytest.mark.parametrize("damaged", [b"\xc1", encode(Ping())], ids=["not a message", "another message"])
+@pytest.mark.parametrize("inline_limit_bytes", [0, 5 << 20], ids=["objects", "inline"])
+def test_rows_that_were_damaged_in_the_spool_are_shown_to_a_person_and_kept(
+    tmp_path: Path, damaged: bytes, inline_limit_bytes: int
+) -> None:
+    with delivery(tmp_path / "spool", inline_limit_bytes=inline_limit_bytes) as up:
+        run = up.begin(rows=3)
+        up.begin("sound", rows=3, last=True)
+        with up.spool.database.transaction() as connection:
+            connection.execute("UPDATE frames SET payload = ? WHERE run = ?", (damaged, run.id))
+        up.end(run)
+        up.settle()
+        assert (run.record.state, state(up, "sound")) == (RunState.PARKED, RunState.FINISHED)
+        assert "rows 1 to 3 are damaged in the spool" in run.record.last_error
+        assert [ending.run_id for ending in up.api.endings] == ["id-sound"]
+        assert up.spool.database.query("SELECT payload FROM frames") == [(damaged,)]
+
+
+def test_object_that_was_damaged_in_the_spool_is_not_delivered_inline(tmp_path: Path) -> None:
+    policy = Policy(upload_interval_s=60.0, stale_after_s=1e6, max_batch_rows=2, inline_limit_bytes=5 << 20)
+    with delivery(tmp_path / "spool", policy=policy) as up:
+        up.api.script("register", away())
+        run = up.begin(rows=2)
+        up.settle()
+        with up.spool.database.transaction() as connection:
+            assert connection.execute("UPDATE batches SET body = x'00'").rowcount == 1
+        up.end(run)
+        up.advance(CAP_S)
+        assert run.record.state is RunState.PARKED
+        assert up.api.endings == []

@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Iterable, Sequence
 
+from protocol.errors import BadMessageError
 from protocol.messages import Samples, decode_from_collector
 from protocol.sample import CSV_HEADER, Sample, csv_rows
 
@@ -10,11 +11,15 @@ _LEVEL = 6
 
 
 def decode_frames(payloads: Iterable[bytes]) -> list[Sample]:
-    """Return the samples of stored frames, in order; they were validated when they came in."""
+    """Return the samples of stored frames, in order.
+
+    They were validated when they came in; raises `BadMessageError` for one that was damaged since.
+    """
     samples: list[Sample] = []
     for payload in payloads:
         message = decode_from_collector(payload)
-        assert isinstance(message, Samples)
+        if not isinstance(message, Samples):
+            raise BadMessageError(f"a {type(message).__name__} where samples were stored")
         samples.extend(message.samples)
     return samples
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import msgspec
 
 from protocol.clock import Clock
+from protocol.errors import BadMessageError
 from protocol.messages import Finish
-from protocol.sample import CSV_HEADER, csv_rows
+from protocol.sample import CSV_HEADER, Sample, csv_rows
 from protocol.statistics import RunStatistics
 from uploader.batch import compress, csv_text, decode_frames, object_uri, rows_of_body
 from uploader.counters import Counters
@@ -24,7 +25,7 @@ from uploader.run import Event, Policy, RunState, Step, goes_inline
 from uploader.sentinel.answers import processing_complaint
 from uploader.sentinel.credentials import is_refresh_due
 from uploader.spool import Spool
-from uploader.spooled import Batch
+from uploader.spooled import Batch, OpenFrames
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class Steps:
         frames = self._spool.read_open(run, max_rows=self._policy.max_batch_rows)
         if frames is None:
             return
-        samples = decode_frames(frames.payloads)
+        samples = _samples_of(frames)
         csv = csv_text(samples)
         body = compress(csv)
         record = run.record
@@ -147,12 +148,11 @@ class Steps:
         batch = self._spool.oldest_batch(run)
         if batch is None:
             return
-        if hashlib.sha256(batch.body).digest() != batch.sha256:
-            raise DeliveryError(f"object {batch.number:04d} is damaged in the spool", remedy=Remedy.GIVE_UP)
+        body = _body_of(batch)
         if not run.record.put_tried:
             self._spool.update(run, put_tried=True)
         began_at = self._clock.monotonic()
-        self._target.store.put(object_uri(run.record.uri_prefix, batch.number), batch.body, run.credentials)
+        self._target.store.put(object_uri(run.record.uri_prefix, batch.number), body, run.credentials)
         self._counters.put_s.add(self._clock.monotonic() - began_at)
         run.credentials_refused = 0
         self._spool.delivered(run, batch)
@@ -237,9 +237,9 @@ class Steps:
 
     def _inline_data(self, run: Run) -> tuple[bytes, int, RunStatistics]:
         """Return header and all rows, how many, and the statistics over them."""
-        parts = [CSV_HEADER, *(rows_of_body(batch.body) for batch in self._spool.waiting_bodies(run))]
+        parts = [CSV_HEADER, *(rows_of_body(_body_of(batch)) for batch in self._spool.waiting_bodies(run))]
         frames = self._spool.read_open(run, max_rows=2**62)
-        samples = decode_frames(frames.payloads) if frames is not None else []
+        samples = _samples_of(frames) if frames is not None else []
         statistics = run.record.statistics.copy()
         statistics.add(samples)
         return b"".join([*parts, csv_rows(samples)]), run.record.rows + len(samples), statistics
@@ -259,6 +259,22 @@ def park(spool: Spool, run: Run, error: Exception) -> None:
     spool.update(run, Event.REFUSED, last_error=plain(str(error)), next_try_at=0.0)
     name, fields = run.record.run_id, run.record.log_fields
     log.error("run parked, see `sentinel-uploader status` run=%s error=%s", name, error, extra=fields)
+
+
+def _samples_of(frames: OpenFrames) -> list[Sample]:
+    """Decode rows; raises `DeliveryError` where the disk has damaged them: no repetition makes them whole."""
+    try:
+        return decode_frames(frames.payloads)
+    except BadMessageError as error:
+        text = f"rows {frames.first_seq} to {frames.last_seq} are damaged in the spool: {error}"
+        raise DeliveryError(text, remedy=Remedy.GIVE_UP) from error
+
+
+def _body_of(batch: Batch) -> bytes:
+    """Return an object's bytes as they were frozen; raises `DeliveryError` where the disk has damaged them."""
+    if hashlib.sha256(batch.body).digest() != batch.sha256:
+        raise DeliveryError(f"object {batch.number:04d} is damaged in the spool", remedy=Remedy.GIVE_UP)
+    return batch.body
 
 
 def _facts_of_run(record: RunRecord) -> dict[str, object]:
