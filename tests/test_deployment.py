@@ -10,6 +10,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from standins.product import UPLOADER, Home
 
 from collector.config import SETTINGS as COLLECTOR_SETTINGS
 from protocol import __version__
@@ -160,6 +161,19 @@ def test_manifests_name_what_is_there() -> None:
             assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
         assert pod["terminationGracePeriodSeconds"] >= 30
         assert pod["securityContext"]["fsGroup"] == pod["securityContext"]["runAsUser"] == 10001
+
+
+def test_the_documents_commands_make_the_files_of_the_secrets(home: Home) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    section = text[text.index("## Kubernetes") :]
+    commands = re.findall(r"^\$ (sentinel-uploader keys .*)$", section, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        done = home.run(UPLOADER, *command.split()[1:])
+        assert done.returncode == 0, done.stderr
+    named = {name.rpartition("=")[2] for entry in kustomization()["secretGenerator"] for name in entry["files"]}
+    made = {str(path.relative_to(home.directory)) for path in (home.directory / "keys").rglob("*") if path.is_file()}
+    assert named - made == {"token"}
 
 
 def test_collectors_in_the_cluster_know_every_uploader() -> None:
