@@ -4,12 +4,16 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import psutil
 import pytest
 from standins.backend import Backend
 from standins.product import Home, home_in
 from standins.raw_collector import Collectors, RawCollector, collectors_of
 
+# How long an example takes says how busy the machine is, nothing about what is tested.
+hypothesis.settings.register_profile("ours", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("ours")
 # What is installed is tested: without this a child's `python -c` would find the sources in the working directory.
 os.environ["PYTHONSAFEPATH"] = "1"
 # A shell starts its background jobs with these ignored, and the programs under test would inherit that.
