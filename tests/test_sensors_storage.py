@@ -29,6 +29,14 @@ def test_mountinfo_is_taken_apart() -> None:
     ]
 
 
+def test_a_source_that_is_no_escaped_path_is_taken_as_it_is() -> None:
+    text = b"36 35 0:51 / /mnt/c rw - 9p \\\\host\\981\\000\\04 rw\n37 35 0:4 / /a rw - f\xff none rw\n"
+    assert list(parse_mountinfo(text)) == [
+        Mount("0:51", "/mnt/c", "9p", "\\\\host\\981\\000\\04"),
+        Mount("0:4", "/a", "f\udcff", "none"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("one", "real"),
     [

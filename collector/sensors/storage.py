@@ -8,6 +8,7 @@ space. An overlay is left out where the file system that it stands on is counted
 """
 
 import os
+import re
 import select
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from collector.sensors.procfs import read_file
 _IMAGES = frozenset({"squashfs", "iso9660", "erofs", "cramfs", "romfs", "udf"})
 _NEVER_ROOT = frozenset({"proc", "sysfs", "devtmpfs", "cgroup", "cgroup2", "devpts"})
 _MOUNTS_BYTES = 1 << 20
+_ESCAPE = re.compile(rb"\\((?!000)[0-3][0-7]{2})")
 
 
 class Space(NamedTuple):
@@ -108,7 +110,7 @@ def parse_mountinfo(data: bytes) -> Iterator[Mount]:
         head, separator, tail = line.partition(b" - ")
         fields, kinds = head.split(), tail.split()
         if separator and len(fields) >= 5 and len(kinds) >= 2:
-            yield Mount(fields[2].decode(), _unescape(fields[4]), kinds[0].decode(), _unescape(kinds[1]))
+            yield Mount(os.fsdecode(fields[2]), _unescape(fields[4]), os.fsdecode(kinds[0]), _unescape(kinds[1]))
 
 
 def real_mounts(mounts: list[Mount], *, block_types: frozenset[str]) -> list[Mount]:
@@ -136,12 +138,7 @@ def block_types(proc: str) -> frozenset[str]:
 
 def _unescape(text: bytes) -> str:
     r"""Undo the kernel's octal escapes of blanks and backslashes in paths (`\040`)."""
-    if b"\\" in text:
-        parts = text.split(b"\\")
-        text = parts[0] + b"".join(
-            bytes([int(part[:3], 8) & 0xFF]) + part[3:] if part[:3].isdigit() else b"\\" + part for part in parts[1:]
-        )
-    return os.fsdecode(text)
+    return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), text))
 
 
 def _is_on_top(mount: Mount) -> bool:
