@@ -325,14 +325,14 @@ class Delivery:
             return
         there, self._failover.address = self._failover.address, gone
         try:
-            left = self._leave_part()
+            left = self._leave_part(there)
         except (OSError, SentinelStreamError) as error:
             # Without it, what the other may hold could not be told from what nobody has.
+            self._failover.address = gone
             dealer.close()
             self._move_not_before = now + RETRY_SPILL_S
             self._voice.warn(f"cannot go on at {there.url}, staying with {gone.url}: {error}")
             return
-        self._failover.address = there
         self._dealer.close()
         self._dealer = dealer
         self._voice.warn(f"the uploader at {gone.url} is away; going on at {there.url}{left}")
@@ -341,14 +341,17 @@ class Delivery:
             self._link.finish(self._finish)
         self._link.pump()
 
-    def _leave_part(self) -> str:
-        """Leave what the uploader at hand has, or may have, to it, and make the rest another run; say so in words.
+    def _leave_part(self, there: Address) -> str:
+        """Leave what the uploader at hand has, or may have, to it, and make the rest another run `there`; say so.
 
-        A file with an end of its own is what `Leftovers` delivers there when that uploader is back.
+        A file with an end of its own is what `Leftovers` delivers when the uploader at hand is back. The run's file
+        names the new place before anything is sent there: a collector that is started again sends it nowhere else.
         """
         first_seq, rows = self._backlog.in_doubt()
         if not (self._was_welcomed or self.continued or rows):
             # It has never heard of the run.
+            self._failover.address = there
+            self._backlog.head_changed()
             return ""
         part = create_run_file(self._state_dir, self._asked_key)
         try:
@@ -366,6 +369,7 @@ class Delivery:
         self._facts.metadata = self._facts.metadata | {"tags": tags}
         self.run_key = self._another_key()
         self._was_welcomed = self.continued = False
+        self._failover.address = there
         self._backlog.leave_in_doubt()
         held = f"; {len(rows)} samples that the other may have wait for it in {part.path}" if rows else ""
         return f" as a new run with {self._backlog.rows} samples{held}"

@@ -1,24 +1,40 @@
 """Several uploaders: a run keeps to its own, goes on at another when that is away, and no row is lost or doubled."""
 
 import contextlib
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from oracle.relay import Relay, free_port
 from oracle.witness import Witness
+from rows import row
+from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, UPLOADER, Home, rows_of_file, wait_until
 
+from collector.delivery import Delivery, RunFacts
 from collector.failover import PROBE_S, Failover
 from collector.identity import ranked_addresses
+from collector.voice import Level, Voice
 from protocol.addresses import parse_address
 from protocol.clock import SystemClock
-from protocol.messages import Reject, RejectCode, encode
+from protocol.messages import (
+    CollectorMessage,
+    Hello,
+    Ping,
+    Reject,
+    RejectCode,
+    Samples,
+    Welcome,
+    decode_from_collector,
+    encode,
+)
 from protocol.transport import Dealer, Router
 
 RUN_KEY = "moving"
+_M = TypeVar("_M", bound=CollectorMessage)
 
 
 class Uploader:
@@ -148,6 +164,70 @@ def test_a_run_that_never_reached_its_uploader_begins_at_the_next(two: Two, tmp_
     ((run),) = two.second.runs()
     assert (run["key"], run["state"]) == (RUN_KEY, "finished")
     assert two.rows_delivered() == rows_of_file(tmp_path / "rows.csv")
+
+
+def mute(state_dir: Path, incarnation: str, routers: Sequence[Router], clock: OffsetClock) -> Delivery:
+    """A collector's delivery to uploaders that say what the test says."""
+    return Delivery(
+        run_key=RUN_KEY,
+        incarnation=incarnation,
+        addresses=[parse_address(router.urls[0], bind=False) for router in routers],
+        agent=None,
+        state_dir=str(state_dir),
+        facts=RunFacts(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
+        clock=clock,
+        voice=Voice(Level.QUIET),
+        on_welcome=lambda _: None,
+        failover_after_s=5.0,
+    )
+
+
+def heard(delivery: Delivery, router: Router, kind: type[_M]) -> tuple[bytes, _M]:
+    """Let the collector work until the uploader has heard such a message of it; also who has sent it."""
+    found: list[tuple[bytes, _M]] = []
+
+    def look() -> bool:
+        delivery.pump()
+        for arrival in router.receive(most=10, timeout_s=0.01)[0]:
+            message = decode_from_collector(arrival.frame)
+            if isinstance(message, kind):
+                found.append((arrival.identity, message))
+        return bool(found)
+
+    wait_until(look, f"{kind.__name__} comes")
+    return found[0]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["run that the first knows", "run that the first has never seen"])
+def test_rows_that_were_sent_to_another_are_sent_nowhere_else_by_a_collector_that_is_started_again(
+    tmp_path: Path, known: bool
+) -> None:
+    clock = OffsetClock()
+    address = parse_address("tcp://127.0.0.1:*", bind=True)
+    with Router([address]) as first, Router([address]) as second, contextlib.ExitStack() as stack:
+        delivery = mute(tmp_path / "state", "before", [first, second], clock)
+        stack.callback(delivery.close, None)
+        if known:
+            whom, _ = heard(delivery, first, Hello)
+            first.send(whom, encode(Welcome(1, "run-1")))
+            delivery.add(row(1))
+            heard(delivery, first, Samples)
+        for number in range(2, 5):
+            clock.monotonic_s += 3.0
+            delivery.add(row(number))
+        whom, _ = heard(delivery, second, Ping)
+        second.send(whom, encode(Reject(RejectCode.HELLO_FIRST)))
+        whom, hello = heard(delivery, second, Hello)
+        second.send(whom, encode(Welcome(1, "run-2")))
+        _, sent = heard(delivery, second, Samples)
+        # Row 2 may have been sent to the first, which is silent since.
+        assert [one.process_pid for one in sent.samples][-2:] == [3, 4]
+        # Killed at this moment: what lies on disk is what the next one has.
+        shutil.copytree(tmp_path / "state", tmp_path / "copy")
+        again = mute(tmp_path / "copy", "after", [first, second], clock)
+        stack.callback(again.close, None)
+        _, greeting = heard(again, second, Hello)
+        assert (greeting.run_key, greeting.oldest_seq) == (hello.run_key, 1)
 
 
 def answering(failover: Failover, router: Router, *, silent_s: float) -> Dealer | None:
