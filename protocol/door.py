@@ -20,6 +20,7 @@ import zmq
 from protocol.clock import Clock
 from protocol.keys import KEY_BYTES, KeyPair
 from protocol.monitor import SocketEvent, next_event
+from protocol.unread import Unread
 
 ZAP_DOMAIN = b"sentinel-stream"
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -73,7 +74,8 @@ class _Known(NamedTuple):
 class Door:
     """Watches over the connections of sockets of one context.
 
-    `monitors` are the sockets' own, made with `EVENTS`.
+    `monitors` are the sockets' own, made with `EVENTS`. A connection that sends more than `unread_bytes` of which
+    nothing can be taken is cut.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Door:
         *,
         guard: Guard | None,
         limits: Limits,
+        unread_bytes: int,
         watcher: Watcher,
         clock: Clock,
     ) -> None:
@@ -98,6 +101,8 @@ class Door:
         self._identity_of: dict[int, bytes] = {}
         self._of_key: Counter[bytes] = Counter()
         self._own_names: set[object] = set()
+        self._unread = Unread(unread_bytes)
+        self._taken: set[bytes] = set()
         self._zap: zmq.Socket[bytes] | None = None
         if guard is not None:
             self._zap = context.socket(zmq.REP)
@@ -137,6 +142,10 @@ class Door:
         """Whether this connection was introduced."""
         return identity in self._known
 
+    def took(self, identity: bytes) -> None:
+        """A message of this connection was taken."""
+        self._taken.add(identity)
+
     def introduce(self, identity: bytes, descriptor: int, key: bytes) -> bool:
         """A connection has spoken for the first time; False when its key has too many of them (it is cut)."""
         with self._lock:
@@ -156,12 +165,14 @@ class Door:
             self._watcher.turned_away("connections-of-client")
         return is_welcome
 
-    def cut(self, identity: bytes) -> None:
-        """Shut a connection down, whatever it is doing."""
+    def cut(self, identity: bytes, reason: str = "") -> None:
+        """Shut a connection down, whatever it is doing; counted where a reason is given."""
         with self._lock:
             known = self._known.get(identity)
             if known is not None:
                 self._cut(known.descriptor, known.peer)
+        if known is not None and reason:
+            self._watcher.turned_away(reason)
 
     def _run(self) -> None:
         # Signals are for whoever waits for them.
@@ -180,6 +191,7 @@ class Door:
                 if now - swept_at >= _LOOP_S:
                     swept_at = now
                     self._sweep(now)
+                    self._cut_endless()
             except Exception as error:  # noqa: BLE001 -- whoever was to be let in by what failed stays outside
                 self._watcher.failed(error)
 
@@ -252,8 +264,24 @@ class Door:
         for _ in range(cut):
             self._watcher.turned_away("revoked")
 
+    def _cut_endless(self) -> None:
+        """Cut those of whose messages no end comes."""
+        cut = 0
+        with self._lock:
+            taken, self._taken = self._taken, set()
+            for descriptor in [*self._silent, *self._identity_of]:
+                identity = self._identity_of.get(descriptor, b"")
+                if self._unread.is_too_much(descriptor, identity, taken):
+                    self._unread.forget(descriptor)
+                    known = self._known.get(identity)
+                    self._cut(descriptor, known.peer if known else None)
+                    cut += 1
+        for _ in range(cut):
+            self._watcher.turned_away("unread")
+
     def _forget(self, descriptor: int) -> None:
         self._silent.pop(descriptor, None)
+        self._unread.forget(descriptor)
         identity = self._identity_of.pop(descriptor, None)
         if identity is not None:
             known = self._known.pop(identity)

@@ -8,6 +8,7 @@ import contextlib
 import os
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -50,12 +51,18 @@ _DEALER: dict[zmq.SocketOption, int] = _COMMON | {
     zmq.RECONNECT_STOP: zmq.RECONNECT_STOP_HANDSHAKE_FAILED,
 }
 _ROUTER: dict[zmq.SocketOption, int] = _COMMON | {
-    zmq.RCVHWM: 256,
+    # Of messages of the largest size, too; a collector has eight under way.
+    zmq.RCVHWM: 32,
     zmq.HANDSHAKE_IVL: 5_000,
     zmq.BACKLOG: 1024,
     # A lost ack is harmless, a silently dropped one to a peer that is gone hides that it is gone.
     zmq.ROUTER_MANDATORY: 1,
 }
+UNREAD_BYTES = 8 * MAX_COLLECTOR_FRAME_BYTES
+"""So much may come over a connection without an end of its message: far more than one message has."""
+SURPLUS_FRAMES = 20_000
+"""So many frames beyond the first of their messages may come over a connection; a collector sends none."""
+_MANY_SENDERS = 10_000
 _RECONNECT_MS = (500, 30_000)
 # A local uploader is back within a moment, and asking a Unix socket costs nothing.
 _RECONNECT_LOCAL_MS = (50, 2_000)
@@ -222,6 +229,7 @@ class Router(_Endpoint):
         os.set_blocking(self._wake_write_fd, False)
         self._wake_lock = threading.Lock()
         self._closed = False
+        self._surplus: Counter[bytes] = Counter()
         self._poller.register(self._wake_fd, zmq.POLLIN)
         for made in self._sockets:
             self._poller.register(made, zmq.POLLIN)
@@ -230,6 +238,7 @@ class Router(_Endpoint):
             [monitor_of(self._context, made, EVENTS) for made in self._sockets],
             guard=guard,
             limits=limits or Limits(1 << 20, 1 << 20),
+            unread_bytes=UNREAD_BYTES,
             watcher=watcher or _Unwatched(),
             clock=clock or SystemClock(),
         )
@@ -263,8 +272,10 @@ class Router(_Endpoint):
                     continue
                 # All count against `most`: rubbish must not keep the loop from committing.
                 taken += 1
+                self._door.took(identity)
                 if frames > 1:
                     malformed += 1
+                    self._note_surplus(identity, frame, frames - 1)
                 elif (key := self._proven_key(identity, frame)) is not None:
                     received.append(Arrival(identity, frame.bytes, key))
         return received, malformed
@@ -314,6 +325,16 @@ class Router(_Endpoint):
             made.disable_monitor()
         self._door.close()
         super().close()
+
+    def _note_surplus(self, identity: bytes, frame: zmq.Frame, frames: int) -> None:
+        """Cut whoever goes on sending several frames a message: each costs as much as a message."""
+        self._surplus[identity] += frames
+        if self._surplus[identity] > SURPLUS_FRAMES and self._proven_key(identity, frame) is not None:
+            # What it has sent already still comes.
+            del self._surplus[identity]
+            self._door.cut(identity, "frames")
+        if len(self._surplus) > _MANY_SENDERS:
+            self._surplus.clear()
 
     def _proven_key(self, identity: bytes, frame: zmq.Frame) -> bytes | None:
         """Return the key that a message's sender has proved to hold; `None` when the message is not to be taken."""

@@ -31,6 +31,8 @@ REJECT_REASONS = (
     "connections",
     "connections-of-client",
     "descriptors",
+    "unread",
+    "frames",
     # Messages (`uploader/limits.py`) and greetings (`uploader/screening.py`).
     "message-size",
     "rate",

@@ -134,9 +134,11 @@ class Intake:
     def _receive(self, timeout_s: float) -> list[Arrival]:
         """Wait for messages and return what is there, as long as it can be held in memory and on disk at once."""
         received: list[Arrival] = []
-        size = 0
-        while len(received) < GROUP_FRAMES and size < GROUP_BYTES:
-            some, malformed = self._router.receive(most=_RECEIVE_FRAMES, timeout_s=0.0 if received else timeout_s)
+        size = taken = 0
+        # Rubbish counts as well: as long as it comes, nobody would be answered.
+        while taken < GROUP_FRAMES and size < GROUP_BYTES:
+            some, malformed = self._router.receive(most=_RECEIVE_FRAMES, timeout_s=0.0 if taken else timeout_s)
+            taken += len(some) + malformed
             if malformed:
                 self._counters.messages.add(malformed)
                 self._counters.rejected.add(malformed, "malformed")

@@ -1,0 +1,50 @@
+"""Who sends more than can be taken: ZeroMQ keeps a message of many frames in memory until its last one has come.
+
+No limit of a socket's concerns that, and nobody hears of such a message before its end. The kernel counts what a
+connection has sent: when that grows and nothing of it can be taken, it is for memory's sake alone.
+"""
+
+import socket
+import struct
+from collections.abc import Container
+
+_BYTES_RECEIVED = struct.Struct("=128xQ")
+"""`tcpi_bytes_received` of `struct tcp_info` (linux/tcp.h), Linux 4.1 and newer."""
+
+
+class Unread:
+    """What each connection has sent since something of it was taken last; a Unix socket's bytes are not counted."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._counted_from: dict[int, int] = {}
+        """By descriptor; missing where something was taken since the last look."""
+
+    def is_too_much(self, descriptor: int, identity: bytes, taken: Container[bytes]) -> bool:
+        """Look at one connection; `taken` are those of which something was taken since the last look."""
+        if identity in taken:
+            # Messages end: where the next one begins is seen soon enough.
+            self.forget(descriptor)
+            return False
+        received = _received_bytes(descriptor)
+        if received is None:
+            return False
+        return received - self._counted_from.setdefault(descriptor, received) > self._limit_bytes
+
+    def forget(self, descriptor: int) -> None:
+        """The connection has ended, or begins anew."""
+        self._counted_from.pop(descriptor, None)
+
+
+def _received_bytes(descriptor: int) -> int | None:
+    """Return what a TCP connection has received since its beginning, `None` where the kernel does not tell."""
+    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
+    try:
+        info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+    except OSError:
+        return None
+    finally:
+        borrowed.detach()
+    count: int
+    (count,) = _BYTES_RECEIVED.unpack(info) if len(info) == _BYTES_RECEIVED.size else (0,)
+    return count

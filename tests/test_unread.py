@@ -1,0 +1,72 @@
+"""Messages of many frames, or without an end: who sends them, and whom that concerns."""
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from standins.endless import HalfMessage
+from standins.product import wait_until
+from standins.raw_collector import collectors_of
+from standins.spooling import hello
+
+from protocol.addresses import parse_address
+from protocol.clock import SystemClock
+from protocol.messages import MAX_COLLECTOR_FRAME_BYTES
+from protocol.transport import SURPLUS_FRAMES, UNREAD_BYTES, Router
+from uploader.counters import Counters
+from uploader.door_report import DoorReport
+
+FRAME_BYTES = 1 << 18
+
+
+@pytest.fixture
+def counters() -> Counters:
+    return Counters()
+
+
+@pytest.fixture
+def router(counters: Counters) -> Iterator[Router]:
+    with Router([parse_address("tcp://127.0.0.1:*", bind=True)], watcher=DoorReport(counters, SystemClock())) as made:
+        yield made
+
+
+def test_a_message_without_end_is_cut_before_it_fills_the_memory(router: Router, counters: Counters) -> None:
+    with collectors_of(router.urls[0]) as collectors, closing(HalfMessage(router.urls[0])) as endless:
+        honest = collectors.connect()
+
+        def is_cut() -> bool:
+            honest.say(hello())
+            received, _ = router.receive(most=10, timeout_s=20.0)
+            assert len(received) == 1, "nobody else is disturbed"
+            return not endless.say(MAX_COLLECTOR_FRAME_BYTES)
+
+        wait_until(is_cut, "the connection ends")
+        wait_until(lambda: counters.rejected.value("unread") == 1, "it is counted")
+        wait_until(lambda: router.connections == 1, "the honest one is still there")
+
+
+def test_whoever_sends_much_that_can_be_taken_is_not_cut(router: Router, counters: Counters) -> None:
+    with collectors_of(router.urls[0]) as collectors:
+        honest = collectors.connect()
+        for _ in range(UNREAD_BYTES * 5 // 4 // FRAME_BYTES):
+            honest.send_frames(bytes(FRAME_BYTES))
+            received, _ = router.receive(most=10, timeout_s=20.0)
+            assert len(received) == 1
+        assert counters.rejected.value("unread") == 0
+        assert router.connections == 1
+
+
+def test_many_frames_cost_their_sender_the_connection(router: Router, counters: Counters) -> None:
+    with collectors_of(router.urls[0]) as collectors:
+        honest, bad = collectors.connect(), collectors.connect()
+
+        def is_cut() -> bool:
+            honest.say(hello())
+            bad.send_frames(*[b""] * (SURPLUS_FRAMES // 4))
+            received, _ = router.receive(most=10, timeout_s=20.0)
+            assert all(arrival.frame for arrival in received), "what has several frames is not taken"
+            return counters.rejected.value("frames") == 1
+
+        wait_until(is_cut, "its connection is cut")
+        honest.say(hello())
+        assert router.receive(most=1, timeout_s=20.0)[0], "nobody else is disturbed"
