@@ -5,6 +5,8 @@
 #   make test-docker   run docker-compose.yml on a real engine, kill everything, count rows
 #   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults   six everyday faults, the peer and ours in one harness: one table
+#   make test-crowd    200 collectors, an uploader with 128 descriptors
+#   make test-network  two network namespaces, delay, loss, a cut of a minute
 #   make fuzz     frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
 #   make lint     ruff and mypy
 #   make ci       lint and test, as .ci/run does
@@ -29,7 +31,7 @@ SECONDS ?= 3600
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-docker chaos faults fuzz lint ci bench lock clean environment
+.PHONY: demo test test-docker test-crowd test-network chaos faults fuzz lint ci bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -61,6 +63,12 @@ test: environment
 
 test-docker: environment
 	@bash tests/deployed/on_engine.sh $(BIN)/pytest -m docker -s tests/deployed $(PYTEST_ARGS)
+
+test-crowd: environment
+	PYTHONPATH=tests $(BIN)/python -m oracle.crowd
+
+test-network: environment
+	PYTHONPATH=tests $(BIN)/python -m oracle.network
 
 chaos: environment
 	PYTHONPATH=tests $(BIN)/python -m oracle $(if $(SEED),--seed $(SEED)) --duration $(DURATION) \

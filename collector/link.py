@@ -42,6 +42,7 @@ AWAY_WARNING_S = 10.0
 _EAGER_S = 0.05
 _POLL_S = 1.5
 _WATCH_S = 5.0
+_DOOR = "door"
 _MOST_FRAMES = 256
 _MAX_TIMESTAMP = 1e11
 """UNIX seconds, far beyond any run."""
@@ -183,8 +184,8 @@ class Link:
         refusal = self._dealer.refusal(now)
         if refusal is not None:
             self.is_refused = True
-            self._refusals.add(refusal)
-            self._warn_once(refusal, f"{self._peer} {refusal}; keeping the samples")
+            self._refusals.add(_DOOR)
+            self._warn_once(_DOOR, f"{self._peer} {refusal}; keeping the samples")
 
     def _receive(self, now: float) -> None:
         # Whoever floods us must not keep us from sampling.

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import zmq
@@ -97,6 +97,8 @@ class Door:
         self._lock = threading.Lock()
         self._silent: dict[int, float] = {}
         """Descriptors of connections that have not spoken, in the order of their coming, and when that was."""
+        self._leaving: set[int] = set()
+        """Silent ones that are cut and have not gone yet."""
         self._known: dict[bytes, _Known] = {}
         self._identity_of: dict[int, bytes] = {}
         self._of_key: Counter[bytes] = Counter()
@@ -136,7 +138,7 @@ class Door:
     def connections(self) -> int:
         """How many connections there are."""
         with self._lock:
-            return len(self._silent) + len(self._known)
+            return self._all()
 
     def knows(self, identity: bytes) -> bool:
         """Whether this connection was introduced."""
@@ -153,7 +155,7 @@ class Door:
                 # Its beginning has not been told yet, or its end has: both come at some time.
                 return True
             if key and self._of_key[key] >= self._limits.connections_of_key:
-                self._cut(descriptor, None)
+                self._cut_silent(descriptor)
                 is_welcome = False
             else:
                 del self._silent[descriptor]
@@ -204,14 +206,14 @@ class Door:
                 with self._lock:
                     # ZeroMQ tries again without a pause for as long as there is no descriptor.
                     if self._silent:
-                        self._cut(next(reversed(self._silent)), None)
+                        self._cut_silent(next(reversed(self._silent)))
             return
         with self._lock:
             self._forget(event.value)
             if event.kind != zmq.EVENT_ACCEPTED:
                 return
             self._silent[event.value] = now
-            is_full = len(self._silent) + len(self._known) > self._limits.connections
+            is_full = self._all() > self._limits.connections
             if is_full:
                 self._make_room(event.value, now)
         if is_full:
@@ -221,7 +223,7 @@ class Door:
     def _make_room(self, newest: int, now: float) -> None:
         oldest, since = next(iter(self._silent.items()))
         is_idle = now - since > _IMPATIENT_S or len(self._silent) > CROWDED_SILENT
-        self._cut(oldest if is_idle else newest, None)
+        self._cut_silent(oldest if is_idle else newest)
 
     def _answer(self) -> None:
         """Answer all questions about keys that wait (ZeroMQ RFC 27)."""
@@ -230,18 +232,21 @@ class Door:
                 request = self._zap.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
-            status, text, user = b"500", b"cannot tell", b""
+            status, text, user, reason = b"500", b"cannot tell", b"", "key"
             try:
-                if self._is_admitted(request):
-                    status, text, user = b"200", b"OK", request[_ZAP_PARTS].hex().encode()
-                else:
+                if not self._is_admitted(request):
                     status, text = b"400", b"not on the list"
+                elif self._of_key[request[_ZAP_PARTS]] >= self._limits.connections_of_key:
+                    # Its connection ends without a word, as all do that find no room, and it comes back later.
+                    status, text, reason = b"300", b"too many connections", "connections-of-client"
+                else:
+                    status, text, user = b"200", b"OK", request[_ZAP_PARTS].hex().encode()
             finally:
                 # Whatever fails: no answer, or this one, lets nobody in.
                 request_id = request[1] if len(request) > 1 else b""
                 self._zap.send_multipart((b"1.0", request_id, status, text, user, b""))
             if status != b"200":
-                self._watcher.turned_away("key")
+                self._watcher.turned_away(reason)
 
     def _is_admitted(self, request: Sequence[bytes]) -> bool:
         if self._guard is None or len(request) != _ZAP_PARTS + 1:
@@ -260,7 +265,7 @@ class Door:
             for descriptor, since in list(self._silent.items()):
                 if now - since < SILENT_S:
                     break
-                self._cut(descriptor, None)
+                self._cut_silent(descriptor)
         for _ in range(cut):
             self._watcher.turned_away("revoked")
 
@@ -274,13 +279,20 @@ class Door:
                 if self._unread.is_too_much(descriptor, identity, taken):
                     self._unread.forget(descriptor)
                     known = self._known.get(identity)
-                    self._cut(descriptor, known.peer if known else None)
+                    if known is None:
+                        self._cut_silent(descriptor)
+                    else:
+                        self._cut(descriptor, known.peer)
                     cut += 1
         for _ in range(cut):
             self._watcher.turned_away("unread")
 
+    def _all(self) -> int:
+        return len(self._silent) + len(self._leaving) + len(self._known)
+
     def _forget(self, descriptor: int) -> None:
         self._silent.pop(descriptor, None)
+        self._leaving.discard(descriptor)
         self._unread.forget(descriptor)
         identity = self._identity_of.pop(descriptor, None)
         if identity is not None:
@@ -289,12 +301,17 @@ class Door:
             if not self._of_key[known.key]:
                 del self._of_key[known.key]
 
+    def _cut_silent(self, descriptor: int) -> None:
+        del self._silent[descriptor]
+        self._leaving.add(descriptor)
+        self._cut(descriptor, None)
+
     def _cut(self, descriptor: int, peer: object) -> None:
         """Shut the connection down; its socket notices, closes it, and tells us.
 
-        The descriptor may be another file's by now: we look at our own copy of it before anything is done.
+        The descriptor may be another file's by now: we look at its two ends before anything is done.
         """
-        with contextlib.suppress(OSError), _copy(descriptor) as connection:
+        with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
             name = connection.getsockname()
             is_ours = (name[1] if isinstance(name, tuple) else name) in self._own_names
             if is_ours and (peer is None or connection.getpeername() == peer):
@@ -308,18 +325,21 @@ def _local_name(endpoint: str) -> object:
     return int(endpoint.rpartition(":")[2])
 
 
-def _copy(descriptor: int) -> socket.socket:
-    """Return a socket of our own for what the descriptor stands for; raises `OSError` when that is no socket."""
-    copy = os.dup(descriptor)
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Look at ZeroMQ's descriptor as a socket; raises `OSError` when it is none (any more).
+
+    Not a copy of it: there may be no descriptor left for one, which is when this is needed most.
+    """
+    connection = socket.socket(fileno=descriptor)
     try:
-        return socket.socket(fileno=copy)
-    except OSError:
-        os.close(copy)
-        raise
+        yield connection
+    finally:
+        connection.detach()
 
 
 def _peer(descriptor: int) -> object:
-    with contextlib.suppress(OSError), _copy(descriptor) as connection:
+    with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
         return connection.getpeername()
     # It is gone already: equal to nobody.
     return object()

@@ -164,7 +164,7 @@ class Dealer(_Endpoint):
             wait_s = min(most_s, least_s * 2.0**self._refusals)
             self._refusals = min(self._refusals + 1, 10)
             # Those that are turned away by one uploader were turned away together.
-            self._again_at = now + wait_s * random.uniform(0.75, 1.25)  # noqa: S311 -- spreads load, guards nothing
+            self._again_at = now + wait_s * random.uniform(0.5, 1.5)  # noqa: S311 -- spreads load, guards nothing
         if self._again_at is not None and now >= self._again_at:
             self._again_at = None
             with contextlib.suppress(zmq.ZMQError):

@@ -4,6 +4,7 @@ A key file that cannot be read keeps its own client out and concerns nobody else
 everybody out.
 """
 
+import errno
 import logging
 import os
 import threading
@@ -62,6 +63,7 @@ class AllowList:
         with self._lock:
             if self._looked_at is not None and now - self._looked_at < least_age_s:
                 return
+            seen = None
             try:
                 facts = os.stat(self._directory)
                 seen = (facts.st_mtime_ns, facts.st_ino)
@@ -71,6 +73,10 @@ class AllowList:
                     self._seen, self._read_at = seen, now
                 self._complain(self._directory, "")
             except OSError as error:
+                if error.errno in {errno.EMFILE, errno.ENFILE} and seen == self._seen:
+                    # There is no descriptor to read it with, but nothing in it has changed.
+                    self._looked_at = now
+                    return
                 self._names = {}
                 self._seen = None
                 self._complain(self._directory, f"nobody is let in, the list cannot be read: {error.strerror}")

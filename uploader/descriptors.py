@@ -12,8 +12,8 @@ from uploader.limits import Limits
 
 log = logging.getLogger(__name__)
 
-_RESERVED = 56
-"""For 32 calls under way, the spool, ZeroMQ's own, health and metrics."""
+_RESERVED = 72
+"""For 32 calls under way, the spool, ZeroMQ's own, health and metrics, and newcomers that are turned away."""
 _FEWEST = 8
 _MOST = 100_000
 

@@ -17,13 +17,15 @@ _CHUNK_BYTES = 1 << 16
 class Relay:
     """Listens on a loopback port of its own and forwards to `target_port`; `with` starts and stops it.
 
-    The methods may be called from any thread. `connections` counts what was accepted; `cut`, `held` and `delayed` count
-    the connections that were reset and the pieces of data that met a black hole or latency.
+    Without a witness nobody listens in, as nobody can to what is encrypted. The methods may be called from any thread.
+    `connections` counts what was accepted; `cut`, `held` and `delayed` count the connections that were reset and the
+    pieces of data that met a black hole or latency.
     """
 
-    def __init__(self, target_port: int, witness: Witness) -> None:
+    def __init__(self, target_port: int, witness: Witness | None, *, target_host: str = "127.0.0.1") -> None:
         self._witness = witness
         self._target_port = target_port
+        self._target_host = target_host
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.url = f"tcp://127.0.0.1:{self.port}"
@@ -99,12 +101,15 @@ class Relay:
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._open.wait()
-        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        far_reader, far_writer = await asyncio.open_connection(self._target_host, self._target_port)
         self._writers.add(far_writer)
-        conversation = Conversation(self._witness, self._target_port)
+        said, answered = _unheard, _unheard
+        if self._witness is not None:
+            conversation = Conversation(self._witness, self._target_port)
+            said, answered = conversation.said, conversation.answered
         directions = [
-            asyncio.ensure_future(self._forward(reader, far_writer, conversation.said)),
-            asyncio.ensure_future(self._forward(far_reader, writer, conversation.answered)),
+            asyncio.ensure_future(self._forward(reader, far_writer, said)),
+            asyncio.ensure_future(self._forward(far_reader, writer, answered)),
         ]
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -139,6 +144,10 @@ class Relay:
         with contextlib.suppress(OSError):
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
+
+
+def _unheard(piece: bytes) -> None:
+    """Listen to nothing."""
 
 
 def free_port() -> int:
