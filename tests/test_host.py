@@ -1,6 +1,8 @@
 """What the machine is: the contract's host fields."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,26 @@ def test_hardware_is_told_and_identity_is_not() -> None:
     memory_mib = info["host_memory_mib"]
     assert isinstance(memory_mib, float)
     assert memory_mib > 100
-    assert info.keys() <= {"host_vcpus", "host_cpu_model", "host_memory_mib", "host_storage_gb"}
+    assert info.keys() <= {
+        "host_vcpus",
+        "host_cpu_model",
+        "host_memory_mib",
+        "host_storage_gb",
+        "host_server_allocation",
+    }
+
+
+@linux
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="with one processor there is no part of them")
+def test_a_machine_is_dedicated_unless_the_run_is_pinned_to_a_part_of_it() -> None:
+    found = {}
+    for pinned in (False, True):
+        affinity = f"os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); " if pinned else ""
+        look = "from collector.discovery.host import host_info; print(host_info()['host_server_allocation'])"
+        words = [sys.executable, "-c", f"import os; {affinity}{look}"]
+        found[pinned] = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    whole = len(os.sched_getaffinity(0)) == os.cpu_count()
+    assert found == {False: "dedicated" if whole else "shared", True: "shared"}
 
 
 @linux
@@ -74,6 +95,7 @@ def test_a_container_with_the_machines_root_mounted_tells_of_the_machine(tmp_pat
     info = host_info(share_identity=True, host_root=str(tmp_path))
     assert info["host_memory_mib"] == 2.0
     assert info["host_cpu_model"] == "Host CPU"
+    assert info["host_server_allocation"] == "dedicated"
     assert (info["host_hostname"], info["host_id"]) == ("the-machine", "0123456789abcdef0123456789abcdef")
     # The address that we could see is the container's.
     assert "host_ip" not in info

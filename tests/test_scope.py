@@ -263,6 +263,7 @@ def test_rows_and_host_fields_are_the_containers(machine: Machine) -> None:
     sampler.close()
     info = host_info(container=view, proc=proc)
     assert (info["host_vcpus"], info["host_memory_mib"]) == (1, 512.0)
+    assert info["host_server_allocation"] == "shared"
 
 
 def test_in_a_pid_name_space_of_its_own_proc_tells_the_processes(machine: Machine) -> None:

@@ -1,9 +1,4 @@
-"""The contract's `host_*` fields of this machine (GPU fields come from the GPU sensor).
-
-`host_server_allocation` is left out: neither a hypervisor flag nor its absence says whether a machine is shared. A
-virtual machine may own all of its host (dedicated hosts, `*.metal` sizes with a hypervisor of the provider's), and a
-bare machine may be shared by many users. Who knows it is the cloud's catalogue or the user.
-"""
+"""The contract's `host_*` fields of this machine (GPU fields come from the GPU sensor)."""
 
 import os
 import socket
@@ -61,6 +56,7 @@ def host_info(
     """
     proc, sys, etc = f"{host_root}{proc}", f"{host_root}{sys}", f"{host_root}{etc}"
     info: HostInfo = {"host_vcpus": (os.cpu_count() or 1) if container is None else container.vcpus}
+    info["host_server_allocation"] = "shared" if _is_confined(container, host_root) else "dedicated"
     model = cpu_model(proc=proc, sys=sys)
     if model:
         info["host_cpu_model"] = model
@@ -73,6 +69,20 @@ def host_info(
     if share_identity:
         info.update(_identity(proc=proc, sys=sys, etc=etc, is_container=bool(host_root)))
     return info
+
+
+def _is_confined(container: ContainerView | None, host_root: str) -> bool:
+    """Whether the run is given a part of the machine: the rest is for others, whoever they are.
+
+    By a container's limits, or by a scheduler that pins its jobs to processors. What a hypervisor does with the machine
+    cannot be seen from within.
+    """
+    if host_root:
+        return False
+    if container is not None:
+        return container.limited or container.vcpus < (os.cpu_count() or 1)
+    # macOS has no affinity.
+    return hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
 
 
 def cpu_model(*, proc: str = "/proc", sys: str = "/sys") -> str:
