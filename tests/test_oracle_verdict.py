@@ -229,7 +229,7 @@ WISH = Fault("finish", status=429, headers={"Retry-After": "2"})
     [
         (requests("put", (n / 2 for n in range(30)), 503), "failures in"),
         (requests("finish", (n / 2 for n in range(30)), None), "failures in"),
-        (requests("register", [0.0, 0.1, 0.2, 0.3]), "3 repeated at once"),
+        (requests("register", [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]), "5 repeated at once"),
         (requests("refresh", (n / 2 for n in range(30)), 200), "refresh run-1: 11 times"),
         (requests("finish", [0.0, 1.5], 429, WISH), "asked again after 1.50 s instead of 2"),
         (requests("finish", [0.0, 1.0, 3.0, 7.0, 15.0]), None),

@@ -13,7 +13,7 @@ from typing import Self
 _SCRIPT = 'mount -t tmpfs -o "size=$2" none "$1" && echo ready && exec cat'
 SIZE_BYTES = 12 << 20
 """Above the 4 MiB that SQLite's WAL may have, small enough to be filled at once."""
-_LATELY_S = 3.0
+_LATELY_S = 15.0
 
 
 class SmallDisk:

@@ -51,7 +51,7 @@ def play(home: Home, *, seed: int, duration_s: float, collectors: int, uploaders
     is_long = duration_s >= LONG_S
     repeat = f"repeat it: make chaos SEED={seed} DURATION={duration_s:g} COLLECTORS={collectors} UPLOADERS={uploaders}"
     # A run that is closed for its silence was not continued as it should have been: nobody is away for so long.
-    stale_after_s, longest_s = (40.0, 5.0) if duration_s >= 60 else (12.0, 2.0)
+    stale_after_s, longest_s = (60.0, 5.0) if duration_s >= 60 else (16.0, 2.0)
     with stage(home, collectors=collectors, uploaders=uploaders, stale_after_s=stale_after_s) as drama:
         try:
             with Caretaker(drama.uploaders) as caretaker:

@@ -12,8 +12,8 @@ from uploader.spool import decode_record
 _FILES = ("spool.db", "spool.db-wal")
 
 
-def broken_promises(promised: Mapping[str, int], spool: Path) -> Iterator[str]:
-    """Yield a line for each run of which more was acknowledged (`promised`, by run key) than the spool holds.
+def broken_promises(promised: Mapping[tuple[str, str], int], spool: Path) -> Iterator[str]:
+    """Yield a line for each run of which more was acknowledged (`promised`, by key and incarnation) than the spool holds.
 
     The spool's uploader must be dead; the files are copied, and left as they are for its successor.
     """
@@ -24,12 +24,12 @@ def broken_promises(promised: Mapping[str, int], spool: Path) -> Iterator[str]:
             if (spool / name).exists():
                 shutil.copyfile(spool / name, Path(directory) / name)
         durable = _durable_seqs(Path(directory) / _FILES[0])
-    for run_key, seq in durable.items():
-        if promised.get(run_key, 0) > seq:
-            yield f"{run_key}: acknowledged up to {promised[run_key]}, on disk up to {seq}"
+    for whose, seq in durable.items():
+        if promised.get(whose, 0) > seq:
+            yield f"{whose}: acknowledged up to {promised[whose]}, on disk up to {seq}"
 
 
-def _durable_seqs(path: Path) -> dict[str, int]:
+def _durable_seqs(path: Path) -> dict[tuple[str, str], int]:
     with closing(sqlite3.connect(path)) as connection:
         # A killed process may have left a database that was not begun yet.
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -38,4 +38,7 @@ def _durable_seqs(path: Path) -> dict[str, int]:
         frames = dict(connection.execute("SELECT run, max(first_seq + rows - 1) FROM frames GROUP BY run").fetchall())
         records = connection.execute("SELECT id, record FROM runs").fetchall()
     found = {number: decode_record(blob) for number, blob in records}
-    return {record.key: max(record.settled_seq, frames.get(number, 0)) for number, record in found.items()}
+    return {
+        (record.key, record.incarnation): max(record.settled_seq, frames.get(number, 0))
+        for number, record in found.items()
+    }

@@ -60,13 +60,13 @@ class Witness:
 
     `acknowledged` holds CSV lines by run key, `greeted_at` when (monotonic seconds) each collector said `Hello`, by run
     key and incarnation, `rejects` how often an uploader refused, by code. `promised` holds the highest number that each
-    uploader (by its port) has acknowledged, by run key.
+    uploader (by its port) has acknowledged, by run key and incarnation: a key may be another run's later.
     """
 
     def __init__(self) -> None:
         self.greeted_at: dict[tuple[str, str], list[float]] = defaultdict(list)
         self.rejects: Counter[str] = Counter()
-        self.promised: dict[int, dict[str, int]] = defaultdict(dict)
+        self.promised: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
         self.acknowledged: dict[str, set[str]] = defaultdict(set)
         self._sent: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
 
@@ -78,7 +78,8 @@ class Witness:
     def durable(self, port: int, hello: Hello, last_seq: int) -> None:
         """The uploader at a port has said that all rows up to this number are on disk."""
         promised = self.promised[port]
-        promised[hello.run_key] = max(last_seq, promised.get(hello.run_key, 0))
+        whose = (hello.run_key, hello.incarnation)
+        promised[whose] = max(last_seq, promised.get(whose, 0))
         sent = self._sent[hello.run_key, hello.incarnation]
         for seq in [seq for seq in sent if seq <= last_seq]:
             self.acknowledged[hello.run_key].add(sent.pop(seq))
