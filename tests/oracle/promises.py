@@ -13,7 +13,7 @@ _FILES = ("spool.db", "spool.db-wal")
 
 
 def broken_promises(promised: Mapping[tuple[str, str], int], spool: Path) -> Iterator[str]:
-    """Yield a line for each run of which more was acknowledged (`promised`, by key and incarnation) than the spool holds.
+    """Yield a line for each run of which more was `promised` (by key and incarnation) than the spool holds.
 
     The spool's uploader must be dead; the files are copied, and left as they are for its successor.
     """
