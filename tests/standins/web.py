@@ -110,7 +110,8 @@ class WebServer:
         reply = self.perform(request)
         if fault.drop_after_effect:
             raise _DroppedError
-        return self.fault_reply(fault) if has_answer else reply
+        # No answer may claim an effect that a refusal has prevented.
+        return self.fault_reply(fault) if has_answer and request.took_effect else reply
 
     def opened(self, connection: socket.socket) -> None:
         """Keep track of a connection, to cut it at the end."""
