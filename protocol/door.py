@@ -26,9 +26,8 @@ ZAP_DOMAIN = b"sentinel-stream"
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 SILENT_S = 90.0
 """A connection that has not said a word for so long is cut; a collector greets at once."""
-CROWDED_SILENT = 16
-"""With more silent connections than that, the oldest of them makes room; a handshake takes milliseconds."""
 _IMPATIENT_S = 5.0
+"""One that has been silent for so long makes room for a newcomer; a handshake may take as long."""
 _LOOP_S = 0.25
 _ZAP_PARTS = 6
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
@@ -222,8 +221,8 @@ class Door:
 
     def _make_room(self, newest: int, now: float) -> None:
         oldest, since = next(iter(self._silent.items()))
-        is_idle = now - since > _IMPATIENT_S or len(self._silent) > CROWDED_SILENT
-        self._cut_silent(oldest if is_idle else newest)
+        # Not sooner: in a crowd the oldest are those whose handshake is nearly done, and nobody would ever get in.
+        self._cut_silent(oldest if now - since > _IMPATIENT_S else newest)
 
     def _answer(self) -> None:
         """Answer all questions about keys that wait (ZeroMQ RFC 27)."""
