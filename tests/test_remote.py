@@ -4,8 +4,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from oracle.relay import free_port
 from standins.product import COLLECTOR, UPLOADER, Home, rows_of_file, wait_until
+from standins.web import free_port
 
 
 class Remote:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 from standins.product import UPLOADER, Home, wait_until
+from standins.web import free_port
 
 from collector.delivery import Delivery, RunFacts
 from collector.voice import Level, Voice
-from oracle.relay import free_port
 from protocol.addresses import parse_address
 from protocol.clock import SystemClock
 from protocol.keys import LinkKeys, read_pair, server_key

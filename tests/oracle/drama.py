@@ -11,8 +11,9 @@ from standins.keyring import Keyring
 from standins.product import COLLECTOR, Home
 from standins.s3 import S3Server
 from standins.sentinel_api import SentinelServer
+from standins.web import free_port
 
-from oracle.relay import Relay, free_port
+from oracle.relay import Relay
 from oracle.saboteur import Saboteur
 from oracle.schedule import Disturbance
 from oracle.subjects import END_WAIT_S, INTERVAL_S, Collector, Process, Uploader

@@ -148,10 +148,3 @@ class Relay:
 
 def _unheard(piece: bytes) -> None:
     """Listen to nothing."""
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port

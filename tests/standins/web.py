@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import random
 import socket
 import ssl
 import struct
@@ -13,6 +14,10 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from standins.faults import Fault, Faults, Recorded, Recorder
+
+_FIRST_PORT = 20_000
+_FIRST_EPHEMERAL_PORT = 32_768
+"""Linux gives away ports from here on: whoever waits to listen at such a one may find it taken."""
 
 
 class Reply(NamedTuple):
@@ -200,10 +205,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def free_port() -> int:
-    """Return a port at which nobody listens now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a port at which nobody listens now, and which the kernel gives to nobody of its own accord meanwhile."""
+    while True:
+        port = random.randrange(_FIRST_PORT, _FIRST_EPHEMERAL_PORT)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _cut(connection: socket.socket) -> None:
