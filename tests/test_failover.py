@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from oracle.relay import Relay, free_port
+from oracle.relay import Relay
 from oracle.witness import Witness
 from rows import row
 from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, UPLOADER, Home, rows_of_file, wait_until
+from standins.web import free_port
 
 from collector.delivery import Delivery, RunFacts
 from collector.failover import PROBE_S, Failover
