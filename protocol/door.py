@@ -208,13 +208,16 @@ class Door:
                         self._cut_silent(next(reversed(self._silent)))
             return
         with self._lock:
+            was_silent = event.value in self._silent
             self._forget(event.value)
-            if event.kind != zmq.EVENT_ACCEPTED:
-                return
-            self._silent[event.value] = now
-            is_full = self._all() > self._limits.connections
-            if is_full:
-                self._make_room(event.value, now)
+            is_full = False
+            if event.kind == zmq.EVENT_ACCEPTED:
+                self._silent[event.value] = now
+                is_full = self._all() > self._limits.connections
+                if is_full:
+                    self._make_room(event.value, now)
+        if was_silent and event.kind == zmq.EVENT_DISCONNECTED:
+            self._watcher.turned_away("silent")
         if is_full:
             self._watcher.turned_away("connections")
             self._watcher.is_full(self.connections, self._limits.connections)

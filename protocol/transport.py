@@ -124,6 +124,8 @@ class Dealer(_Endpoint):
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
         self._monitor = monitor_of(self._context, self._socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         self._refusals = 0
+        self._reason: str | None = None
+        """Why handshakes are refused, as far as the other end has told."""
         self._again_at: float | None = None
         try:
             self._socket.connect(address.url)
@@ -158,8 +160,15 @@ class Dealer(_Endpoint):
         while (event := next_event(self._monitor)) is not None:
             if event.kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._refusals = 0
+                self._reason = None
                 continue
-            found = self._words(event.kind) or found
+            if event.kind != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._reason is None:
+                found = self._words(event.kind) or found
+            else:
+                # The same again, seen from less near.
+                found = self._reason
+            if event.kind != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                self._reason = found
             least_s, most_s = _HANDSHAKE_WAIT_S
             wait_s = min(most_s, least_s * 2.0**self._refusals)
             self._refusals = min(self._refusals + 1, 10)

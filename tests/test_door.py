@@ -19,7 +19,7 @@ from standins.spooling import finish, hello, samples
 
 from protocol import door
 from protocol.addresses import parse_address
-from protocol.clock import SystemClock
+from protocol.clock import Clock, SystemClock
 from protocol.door import Limits
 from protocol.keys import KEY_BYTES, KeyPair, LinkKeys
 from protocol.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
@@ -116,6 +116,8 @@ def test_a_port_scanner_learns_what_everybody_may_know(guarded: Guarded) -> None
             assert len(answer) <= GREETING_BYTES, name
             assert b"run" not in answer
     nothing_was_read(guarded)
+    wait_until(lambda: guarded.turned_away("silent") == len(_PRODDING), "each of them is counted")
+    assert guarded.turned_away("key") == 0
 
 
 def test_a_door_whose_keeper_is_gone_lets_nobody_in(guarded: Guarded, collectors: Collectors) -> None:
@@ -244,8 +246,8 @@ def test_a_connection_of_its_own_is_no_way_round_the_list(tmp_path: Path, guarde
         wait_until(is_in, "it is let in")
 
 
-def refusal_of(dealer: Dealer) -> str:
-    clock = SystemClock()
+def refusal_of(dealer: Dealer, clock: Clock | None = None) -> str:
+    clock = clock or SystemClock()
     return str(wait_until(lambda: dealer.refusal(clock.monotonic()), "it is refused"))
 
 
@@ -268,6 +270,25 @@ def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> Non
     ):
         found = refusal_of(dealer)
         assert "no keys" in found or "breaks off" in found
+
+
+def test_a_reason_that_is_known_does_not_become_a_vaguer_one() -> None:
+    clock = SteppedClock()
+    wants_keys = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = parse_address(f"tcp://127.0.0.1:{server.getsockname()[1]}", bind=False)
+        with Dealer(address) as dealer:
+            found = []
+            for greeting in (wants_keys, b"", b""):
+                clock.advance(60.0)
+                dealer.refusal(clock.monotonic())
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(greeting)
+                    if not greeting:
+                        connection.shutdown(socket.SHUT_RDWR)
+                    found.append(refusal_of(dealer, clock))
+    assert found == ["wants keys (--server-key, --key)"] * 3
 
 
 def test_a_surplus_connection_is_turned_away_and_comes_in_when_there_is_room(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ REJECT_REASONS = (
     "malformed",
     "gap",
     # Connections (`protocol/door.py`).
+    "silent",
     "key",
     "revoked",
     "connections",
