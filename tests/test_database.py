@@ -24,9 +24,10 @@ from uploader.database import (
     SpoolFullError,
     SpoolLockedError,
 )
+from uploader.opening import open_spool
 from uploader.ownership import SpoolLock, owner_pid
 from uploader.records import Run
-from uploader.spool import Spool, open_spool
+from uploader.spool import Spool
 
 CLOCK = SteppedClock()
 

@@ -22,9 +22,9 @@ from standins.spooling import finish, frame, hello, open_spool_at, row_numbers
 from protocol.messages import Finish
 from uploader.batch import compress, csv_text, decode_frames, rows_of_body
 from uploader.database import MIN_SPOOL_BYTES, SpoolFullError
-from uploader.records import Run
+from uploader.records import Run, decode_record
 from uploader.run import Event, RunState, TransitionError
-from uploader.spool import Spool, decode_record
+from uploader.spool import Spool
 from uploader.spooled import Batch, OpenFrames, RunClosedError, SupersededError
 
 

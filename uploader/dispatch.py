@@ -17,9 +17,9 @@ from uploader.failures import DeliveryError, Remedy
 from uploader.intake import LATE_S, Intake
 from uploader.pool import WorkerPool
 from uploader.queues import Queues
-from uploader.records import Run
+from uploader.records import Run, open_runs
 from uploader.run import Policy, RunState, Step, next_step
-from uploader.spool import Spool, open_runs
+from uploader.spool import Spool
 from uploader.steps import Steps, park
 from uploader.trouble import TroubleReport
 

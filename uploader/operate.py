@@ -7,9 +7,9 @@ import threading
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
 from uploader.database import SpoolLockedError, connect, database_path
+from uploader.opening import open_spool
 from uploader.ownership import SpoolLock, owner_pid
 from uploader.requests import DISCARD, DONE, DRAIN, discard_run, retry_run
-from uploader.spool import open_spool
 
 _ANSWER_S = 15.0
 _POLL_S = 0.05

@@ -1,6 +1,7 @@
 """What is known of a run: its durable record, and what this process knows beside."""
 
 from array import array
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from protocol.messages import Finish, Hello
 from protocol.sample import CSV_HEADER
 from protocol.statistics import RunStatistics
 from uploader.ports import Credentials, Registration, RunDescription
-from uploader.run import ENDED_STATES, Facts, RunState
+from uploader.run import ENDED_STATES, OPEN_STATES, Facts, RunState
 
 _MAX_TEXT_PER_ENCODED_BYTE = 5
 _MAX_TEXT_PER_ROW_BYTES = 64
@@ -162,6 +163,15 @@ class Run:
         self.trouble = ""
         """What it waits for although it has met no failure itself: a destination that is failing."""
 
+    def note_frame(self, frame_id: int, first_seq: int, rows: int, size: int, *, received_at: float) -> None:
+        """Take a stored message into account; `received_at` is UNIX seconds."""
+        self.frames.append(frame_id)
+        self.frames_at.append(received_at)
+        self.open_rows += rows
+        self.open_bytes += size
+        # Rows may be missing in between: then what is settled lies above the oldest frames.
+        self.acked_seq = max(self.acked_seq, first_seq + rows - 1)
+
     @property
     def waiting_since(self) -> float | None:
         """When the oldest row that is not delivered was received (UNIX seconds), `None` when all are."""
@@ -217,3 +227,13 @@ def new_record(hello: Hello, *, uid: str, owner: str, now: float) -> RunRecord:
         settled_seq=max(0, hello.oldest_seq - 1),
         missing_rows=max(0, hello.oldest_seq - 1),
     )
+
+
+def decode_record(blob: bytes) -> RunRecord:
+    """Decode a run's record as the spool holds it."""
+    return msgspec.msgpack.decode(blob, type=RunRecord)
+
+
+def open_runs(runs: Iterable[Run]) -> list[Run]:
+    """Those of the runs for which something is still to be done (a parked one waits for a person)."""
+    return [run for run in runs if run.record.state in OPEN_STATES]

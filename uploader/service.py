@@ -28,10 +28,12 @@ from uploader.limits import Limits
 from uploader.notify import Notifier
 from uploader.observe.address import HttpAddress
 from uploader.observe.health import Health
+from uploader.opening import open_spool
 from uploader.ownership import SpoolLock
+from uploader.records import open_runs
 from uploader.requests import answer_requests
 from uploader.run import Policy
-from uploader.spool import Spool, open_runs, open_spool
+from uploader.spool import Spool
 from uploader.steps import Steps, Target
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -21,8 +21,8 @@ from protocol.messages import Finish, Hello
 from uploader.batch import decode_frames
 from uploader.database import SCHEMA_VERSION, Database, SpoolDamagedError, SpoolFullError
 from uploader.ended import EndedRuns
-from uploader.records import Run, RunRecord, new_record
-from uploader.run import OPEN_STATES, Event, RunState, transition
+from uploader.records import Run, RunRecord, decode_record, new_record
+from uploader.run import Event, RunState, transition
 from uploader.spooled import Batch, OpenFrames, Request, RunClosedError, StoredFrame, SupersededError, TooManyRunsError
 
 log = logging.getLogger(__name__)
@@ -103,9 +103,8 @@ class Spool:
             self._next_frame_id += len(frames)
             now = self._clock.now()
             for index, frame in enumerate(frames):
-                _note_frame(
-                    frame.run, first_id + index, frame.first_seq, frame.rows, len(frame.payload), received_at=now
-                )
+                size = len(frame.payload)
+                frame.run.note_frame(first_id + index, frame.first_seq, frame.rows, size, received_at=now)
                 frame.run.last_timestamp = frame.last_timestamp
             for run, record in ended:
                 run.record = record
@@ -373,7 +372,7 @@ class Spool:
                 orphans += 1
             else:
                 # Not kept for every frame: none is older than the last batch.
-                _note_frame(run, frame_id, first_seq, rows, size, received_at=run.record.cut_at)
+                run.note_frame(frame_id, first_seq, rows, size, received_at=run.record.cut_at)
         for run in self.runs.values():
             if run.frames:
                 with contextlib.suppress(BadMessageError):
@@ -393,45 +392,3 @@ class Spool:
 def _name(key: str, owner: str) -> str:
     """What tells a run from all others here. Neither a run key nor a client's name holds what is put in between."""
     return f"{owner}\n{key}" if owner else key
-
-
-def open_spool(directory: str, *, max_bytes: int, clock: Clock) -> Spool:
-    """Open the spool in a directory that is locked already; one that cannot be read is set aside and reported.
-
-    Raises `SpoolError` for what cannot be opened at all, `UsageError` for a limit that is too small.
-    """
-    database = Database(directory, max_bytes=max_bytes)
-    try:
-        try:
-            spool = Spool(database, clock=clock)
-        except SpoolDamagedError as error:
-            log.error("spool cannot be read error=%s", error)  # noqa: TRY400 -- no defect, no trace
-            database.begin_anew()
-            spool = Spool(database, clock=clock)
-    except BaseException:
-        database.close()
-        raise
-    if database.migrated_from is not None:
-        log.info("spool of an older version migrated from=%d to=%d", database.migrated_from, SCHEMA_VERSION)
-    if database.set_aside is not None:
-        log.error("spool is damaged and set aside, nothing in it is deleted file=%s", database.set_aside)
-    return spool
-
-
-def decode_record(blob: bytes) -> RunRecord:
-    """Decode a run's record as the spool holds it."""
-    return msgspec.msgpack.decode(blob, type=RunRecord)
-
-
-def open_runs(runs: Iterable[Run]) -> list[Run]:
-    """Those of the runs for which something is still to be done (a parked one waits for a person)."""
-    return [run for run in runs if run.record.state in OPEN_STATES]
-
-
-def _note_frame(run: Run, frame_id: int, first_seq: int, rows: int, size: int, *, received_at: float) -> None:
-    run.frames.append(frame_id)
-    run.frames_at.append(received_at)
-    run.open_rows += rows
-    run.open_bytes += size
-    # Rows may be missing in between: then what is settled lies above the oldest frames.
-    run.acked_seq = max(run.acked_seq, first_seq + rows - 1)

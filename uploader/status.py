@@ -14,9 +14,8 @@ from uploader.batch import object_uri
 from uploader.database import SCHEMA_VERSION, connect, database_path, set_aside_files
 from uploader.ownership import owner_pid
 from uploader.plain import plain
-from uploader.records import RunRecord
+from uploader.records import RunRecord, decode_record
 from uploader.run import ENDED_STATES, OPEN_STATES, RunState
-from uploader.spool import decode_record
 
 _COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
 _MAX_ERROR_CHARS = 100
