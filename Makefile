@@ -59,7 +59,7 @@ demo: environment
 	@sh examples/demo.sh $(BIN) $(DEMO)
 
 test: environment
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(if $(PYTEST_ARGS),$(BIN)/pytest $(PYTEST_ARGS),@bash tests/side_by_side.sh $(BIN)/pytest)
 
 test-docker: environment
 	@bash tests/deployed/on_engine.sh $(BIN)/pytest -m docker -s tests/deployed $(PYTEST_ARGS)
