@@ -319,16 +319,16 @@ class Delivery:
         if self._finish is not None and not self._backlog.fresh_rows and (self._was_welcomed or self.continued):
             # It may have everything: another one could only make an empty run of it.
             return
-        gone = self._failover.address
-        dealer = self._failover.look(now, self._link.silent_s(now))
-        if dealer is None:
+        found = self._failover.look(now, self._link.silent_s(now))
+        if found is None:
             return
-        there, self._failover.address = self._failover.address, gone
+        gone = self._failover.address
+        there, dealer = found
         try:
             left = self._leave_part(there)
         except (OSError, SentinelStreamError) as error:
             # Without it, what the other may hold could not be told from what nobody has.
-            self._failover.address = gone
+            self._failover.move_to(gone)
             dealer.close()
             self._move_not_before = now + RETRY_SPILL_S
             self._voice.warn(f"cannot go on at {there.url}, staying with {gone.url}: {error}")
@@ -350,7 +350,7 @@ class Delivery:
         first_seq, rows = self._backlog.in_doubt()
         if not (self._was_welcomed or self.continued or rows):
             # It has never heard of the run.
-            self._failover.address = there
+            self._failover.move_to(there)
             self._backlog.head_changed()
             return ""
         part = create_run_file(self._state_dir, self._asked_key)
@@ -369,7 +369,7 @@ class Delivery:
         self._facts.metadata = self._facts.metadata | {"tags": tags}
         self.run_key = self._another_key()
         self._was_welcomed = self.continued = False
-        self._failover.address = there
+        self._failover.move_to(there)
         self._backlog.leave_in_doubt()
         held = f"; {len(rows)} samples that the other may have wait for it in {part.path}" if rows else ""
         return f" as a new run with {self._backlog.rows} samples{held}"

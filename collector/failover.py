@@ -39,10 +39,14 @@ class Failover:
         """Connect to the uploader at hand."""
         return Dealer(self.address, keys=self._keys.get(self.address.url))
 
-    def look(self, now: float, silent_s: float) -> Dealer | None:
-        """Return the connection to another uploader once the one at hand was silent for too long and that one answers.
+    def move_to(self, there: Address) -> None:
+        """Make one of the uploaders the one at hand."""
+        self.address = there
 
-        `address` is the other one from then on.
+    def look(self, now: float, silent_s: float) -> tuple[Address, Dealer] | None:
+        """Return another uploader and a connection to it, once the one at hand was silent for too long and it answers.
+
+        Nothing has moved then: `move_to` does that, and the connection is the caller's to close.
         """
         if len(self._addresses) < 2 or silent_s < self._after_s:
             self.close()
@@ -53,8 +57,8 @@ class Failover:
         assert dealer is not None
         dealer.refusal(now)
         if dealer.receive() is not None:
-            self.address, self._dealer = self._asked, None
-            return dealer
+            self._dealer = None
+            return self._asked, dealer
         if not self._is_said:
             # Whatever the answer is: there is one.
             self._is_said = dealer.send(encode(Ping()))
@@ -69,10 +73,9 @@ class Failover:
             self._dealer = None
 
     def _ask_next(self, now: float) -> None:
-        others = [address for address in self._addresses if address != self.address]
         following = self._addresses.index(self._asked) + 1
         rest = self._addresses[following:] + self._addresses[:following]
-        self._asked = next(address for address in rest if address in others)
+        self._asked = next(address for address in rest if address != self.address)
         self._asked_at = now
         self._is_said = False
         self._dealer = Dealer(self._asked, keys=self._keys.get(self._asked.url))

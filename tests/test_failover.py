@@ -19,7 +19,7 @@ from collector.delivery import Delivery, RunFacts
 from collector.failover import PROBE_S, Failover
 from collector.identity import ranked_addresses
 from collector.voice import Level, Voice
-from protocol.addresses import parse_address
+from protocol.addresses import Address, parse_address
 from protocol.clock import SystemClock
 from protocol.messages import (
     CollectorMessage,
@@ -231,15 +231,15 @@ def test_rows_that_were_sent_to_another_are_sent_nowhere_else_by_a_collector_tha
         assert (greeting.run_key, greeting.oldest_seq) == (hello.run_key, 1)
 
 
-def answering(failover: Failover, router: Router, *, silent_s: float) -> Dealer | None:
+def answering(failover: Failover, router: Router, *, silent_s: float) -> tuple[Address, Dealer]:
     """Look, and let the other one answer, until there is an answer to be had."""
-    found: list[Dealer] = []
+    found: list[tuple[Address, Dealer]] = []
     clock = SystemClock()
 
     def look() -> bool:
-        dealer = failover.look(clock.monotonic(), silent_s)
-        if dealer is not None:
-            found.append(dealer)
+        answered = failover.look(clock.monotonic(), silent_s)
+        if answered is not None:
+            found.append(answered)
         for arrival in router.receive(most=10, timeout_s=0.01)[0]:
             router.send(arrival.identity, encode(Reject(RejectCode.HELLO_FIRST)))
         return bool(found)
@@ -258,9 +258,10 @@ def test_another_is_taken_only_when_it_answers() -> None:
         assert failover.address == nowhere[0]
         # The one between does not answer in its time; then the next is asked.
         assert failover.look(1.0 + PROBE_S, 15.0) is None
-        dealer = answering(failover, router, silent_s=15.0)
-        assert dealer is not None
+        answered, dealer = answering(failover, router, silent_s=15.0)
         dealer.close()
+        assert (answered, failover.address) == (there, nowhere[0])
+        failover.move_to(answered)
         assert failover.address == there
         failover.keep_to(nowhere[1].url)
         assert failover.address == nowhere[1]
