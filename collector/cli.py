@@ -20,7 +20,7 @@ from collector.voice import Level, Voice
 from protocol import __version__
 from protocol.clock import SystemClock
 from protocol.errors import UsageError
-from protocol.settings import SettingsFile, build_parser, check_flags_and_environment, merge_file
+from protocol.setting_sources import SettingsFile, build_parser, check_flags_and_environment, merge_file
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from protocol.errors import UsageError
-from protocol.settings import Setting, boolean, choice, key_value, merge_what_is_right, path, seconds, text
+from protocol.setting_sources import merge_what_is_right
+from protocol.settings import Setting, boolean, choice, key_value, path, seconds, text
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from protocol.addresses import Address
     from protocol.keys import LinkKeys
-    from protocol.settings import SettingsFile
+    from protocol.setting_sources import SettingsFile
 
 _METADATA = (
     ("project_name", "name of the project"),

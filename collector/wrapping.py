@@ -14,7 +14,7 @@ from collector.voice import Level, Voice
 from collector.waiting import wait_for_job
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
-from protocol.settings import SettingsFile
+from protocol.setting_sources import SettingsFile
 
 
 def track_job(

@@ -20,7 +20,7 @@ from collector.sensors.cgroup import CgroupRefusedError, enter_cgroup, remove_st
 from collector.sensors.cgroup_places import Place, find_places
 from collector.tree_cpu import TreeCpu
 from collector.voice import Level, Voice
-from protocol.settings import SettingsFile
+from protocol.setting_sources import SettingsFile
 
 HERE = Path(__file__).parent
 SHOW_CGROUPS = ("cat", "/proc/self/cgroup")

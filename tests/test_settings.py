@@ -11,21 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import UsageError
-from protocol.settings import (
-    Setting,
+from protocol.setting_sources import (
     SettingsFile,
     add_arguments,
-    boolean,
     build_parser,
     check_flags_and_environment,
+    merge_file,
+    merge_what_is_right,
+    resolve,
+)
+from protocol.settings import (
+    Setting,
+    boolean,
     choice,
     integer,
     key_value,
     markdown_table,
-    merge_file,
-    merge_what_is_right,
     path,
-    resolve,
     seconds,
     size,
     text,
@@ -345,6 +347,10 @@ def test_the_documentation_is_made_from_the_table() -> None:
 
 
 def test_nothing_heavy_is_imported_with_it() -> None:
-    script = "import sys, argparse; before = set(sys.modules); import protocol.settings; print(set(sys.modules)-before)"
+    script = (
+        "import sys, argparse; before = set(sys.modules); import protocol.setting_sources;"
+        "print(set(sys.modules)-before)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert sorted(eval(done.stdout)) == ["__future__", "protocol", "protocol.errors", "protocol.settings"]
+    ours = ["protocol", "protocol.errors", "protocol.setting_sources", "protocol.settings"]
+    assert sorted(eval(done.stdout)) == ["__future__", *ours]

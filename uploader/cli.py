@@ -17,7 +17,7 @@ from protocol.agent import spool_dirs, spools_home
 from protocol.clock import Clock, SystemClock
 from protocol.errors import SentinelStreamError, UsageError
 from protocol.secrecy import keep_memory_out_of_core_files
-from protocol.settings import (
+from protocol.setting_sources import (
     SettingsFile,
     build_parser,
     check_flags_and_environment,
