@@ -84,7 +84,7 @@ class VirtualClock:
 def _move_time_by(virtual: VirtualTime) -> None:
     """Make the collector's waits pass at once, after the answer to what was sent has come."""
     from collector.signals import Received, Signals
-    from protocol.transport import Dealer
+    from protocol.dealer import Dealer
 
     wait, send, poll = Signals.wait, Dealer.send, Dealer.poll
     waiting_for: list[Dealer] = []

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from protocol.addresses import Address
+from protocol.dealer import Dealer
 from protocol.keys import LinkKeys
 from protocol.messages import Ping, encode
-from protocol.transport import Dealer
 
 PROBE_S = 10.0
 """How long another uploader has to answer before the one after it is asked."""

@@ -18,10 +18,10 @@ from collector.state import create_run_file, is_run_taken, keep_rows, modified_a
 from collector.voice import Voice
 from protocol.addresses import parse_address, require_protection
 from protocol.clock import Clock
+from protocol.dealer import Dealer
 from protocol.errors import SentinelStreamError
 from protocol.keys import LinkKeys
 from protocol.messages import encode
-from protocol.transport import Dealer
 
 _POLL_S = 0.2
 _GIVE_UP_S = 30.0

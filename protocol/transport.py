@@ -1,72 +1,30 @@
-"""Every ZeroMQ socket and every option of both ends; nothing else in the packages touches a socket option.
+"""The uploader's end of the conversation: a ROUTER for many peers. A collector does without all of it.
 
-Why each option has its value: `docs/architecture.md`, "Sockets". Sockets belong to the thread that made them;
-`Router.wake` alone may be called from another one.
+Sockets belong to the thread that made them; `Router.wake` alone may be called from another one.
 """
 
 import contextlib
 import os
-import random
 import threading
 from collections import Counter
 from collections.abc import Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple
 
 import zmq
 
 from protocol.addresses import Address
 from protocol.clock import Clock, SystemClock
+from protocol.door import EVENTS, ZAP_DOMAIN, Door, Guard, Limits, Watcher
 from protocol.errors import AddressError
-from protocol.keys import LinkKeys
-from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
-from protocol.monitor import FAILED, monitor_of, next_event
+from protocol.messages import MAX_COLLECTOR_FRAME_BYTES
+from protocol.monitor import monitor_of
+from protocol.sockets import ROUTER, Endpoint
 
-if TYPE_CHECKING:
-    # The uploader's alone: a collector does without.
-    from protocol.door import Guard, Limits, Watcher
-
-_COMMON: dict[zmq.SocketOption, int] = {
-    zmq.HEARTBEAT_IVL: 10_000,
-    zmq.HEARTBEAT_TIMEOUT: 30_000,
-    zmq.HEARTBEAT_TTL: 60_000,
-    zmq.TCP_KEEPALIVE: 1,
-    zmq.TCP_KEEPALIVE_IDLE: 60,
-    zmq.TCP_KEEPALIVE_INTVL: 15,
-    zmq.TCP_KEEPALIVE_CNT: 4,
-    zmq.TCP_MAXRT: 30_000,
-    zmq.IPV6: 1,
-    # Undelivered messages are not the socket's business: the backlog and the acks are.
-    zmq.LINGER: 0,
-    zmq.SNDHWM: 64,
-}
-_DEALER: dict[zmq.SocketOption, int] = _COMMON | {
-    zmq.RCVHWM: 64,
-    zmq.CONNECT_TIMEOUT: 10_000,
-    zmq.HANDSHAKE_IVL: 10_000,
-    # No hidden queue towards a peer that is not there: EAGAIN is the back-pressure signal.
-    zmq.IMMEDIATE: 1,
-    zmq.MAXMSGSIZE: MAX_UPLOADER_FRAME_BYTES,
-    # `Dealer.refusal` tries again: ZeroMQ would do so without growing pauses.
-    zmq.RECONNECT_STOP: zmq.RECONNECT_STOP_HANDSHAKE_FAILED,
-}
-_ROUTER: dict[zmq.SocketOption, int] = _COMMON | {
-    # Of messages of the largest size, too; a collector has eight under way.
-    zmq.RCVHWM: 32,
-    zmq.HANDSHAKE_IVL: 5_000,
-    zmq.BACKLOG: 1024,
-    # A lost ack is harmless, a silently dropped one to a peer that is gone hides that it is gone.
-    zmq.ROUTER_MANDATORY: 1,
-}
 UNREAD_BYTES = 8 * MAX_COLLECTOR_FRAME_BYTES
 """So much may come over a connection without an end of its message: far more than one message has."""
 SURPLUS_FRAMES = 20_000
 """So many frames beyond the first of their messages may come over a connection; a collector sends none."""
 _MANY_SENDERS = 10_000
-_RECONNECT_MS = (500, 30_000)
-# A local uploader is back within a moment, and asking a Unix socket costs nothing.
-_RECONNECT_LOCAL_MS = (50, 2_000)
-_HANDSHAKE_WAIT_S = (0.5, 30.0)
 
 
 class Arrival(NamedTuple):
@@ -77,136 +35,7 @@ class Arrival(NamedTuple):
     key: bytes
 
 
-class _Endpoint:
-    """A context with its sockets."""
-
-    def __init__(self) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-
-    def _make(self, kind: zmq.SocketType, options: dict[zmq.SocketOption, int]) -> "zmq.Socket[bytes]":
-        made = self._context.socket(kind)
-        for option, value in options.items():
-            made.setsockopt(option, value)
-        return made
-
-    def close(self) -> None:
-        """Close at once; what the peer has not got is not sent any more."""
-        self._context.destroy(linger=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Dealer(_Endpoint):
-    """The collector's end: one connection that comes back by itself.
-
-    After a refused handshake it comes back when `refusal` is called, later each time: ZeroMQ itself either never tries
-    again or does so without growing pauses.
-    """
-
-    def __init__(self, address: Address, *, keys: LinkKeys | None = None) -> None:
-        super().__init__()
-        self._url = address.url
-        self._socket = self._make(zmq.DEALER, _DEALER)
-        first, most = _RECONNECT_LOCAL_MS if address.is_local else _RECONNECT_MS
-        self._socket.setsockopt(zmq.RECONNECT_IVL, first)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, most)
-        # A Unix socket is its owner's alone.
-        self._has_keys = keys is not None and address.url.startswith("tcp:")
-        if keys is not None and self._has_keys:
-            self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
-            self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
-            self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
-        self._monitor = monitor_of(self._context, self._socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
-        self._refusals = 0
-        self._reason: str | None = None
-        """Why handshakes are refused, as far as the other end has told."""
-        self._again_at: float | None = None
-        try:
-            self._socket.connect(address.url)
-        except zmq.ZMQError as error:
-            self.close()
-            raise AddressError(f"cannot connect to {address.url!r}: {error.strerror}") from error
-
-    def send(self, frame: bytes) -> bool:
-        """Hand the frame over; False when there is no connection or no room: try again later."""
-        try:
-            self._socket.send(frame, zmq.DONTWAIT)
-        except zmq.Again:
-            return False
-        return True
-
-    def receive(self) -> bytes | None:
-        """Return the next message that has come, or `None`; what is not one single frame is passed over."""
-        while True:
-            try:
-                frames = self._socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return None
-            if len(frames) == 1:
-                return frames[0]
-
-    def refusal(self, now: float) -> str | None:
-        """Return how a handshake was refused since the last call, in words, and try again when it is time.
-
-        `now` is monotonic seconds. Cheap; to be called again and again.
-        """
-        found = None
-        while (event := next_event(self._monitor)) is not None:
-            if event.kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._refusals = 0
-                self._reason = None
-                continue
-            if event.kind != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._reason is None:
-                found = self._words(event.kind) or found
-            else:
-                # The same again, seen from less near.
-                found = self._reason
-            if event.kind != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self._reason = found
-            least_s, most_s = _HANDSHAKE_WAIT_S
-            wait_s = min(most_s, least_s * 2.0**self._refusals)
-            self._refusals = min(self._refusals + 1, 10)
-            # Those that are turned away by one uploader were turned away together.
-            self._again_at = now + wait_s * random.uniform(0.5, 1.5)  # noqa: S311 -- spreads load, guards nothing
-        if self._again_at is not None and now >= self._again_at:
-            self._again_at = None
-            with contextlib.suppress(zmq.ZMQError):
-                self._socket.disconnect(self._url)
-            self._socket.connect(self._url)
-        return found
-
-    def _words(self, kind: int) -> str | None:
-        if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-            return "does not let this collector in: its key (--key) is not on the allow list, or was revoked"
-        if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-            if self._has_keys:
-                return "has no keys, and this collector insists on them (--server-key, --key)"
-            return "wants keys (--server-key, --key)"
-        if not self._refusals:
-            # Once, that is what an uploader that ends looks like.
-            return None
-        if self._has_keys:
-            return "breaks off the handshake: --server-key is not its key, or it lets nobody in at the moment"
-        wants = "wants keys (--server-key, --key), or " if self._url.startswith("tcp:") else ""
-        return f"breaks off the handshake: it {wants}lets nobody in at the moment"
-
-    def poll(self, timeout_s: float) -> bool:
-        """Wait for a message for at most `timeout_s` seconds; True when one is there."""
-        return bool(self._socket.poll(max(0, round(timeout_s * 1000)), zmq.POLLIN))
-
-    def close(self) -> None:
-        """Close at once; what the peer has not got is not sent any more."""
-        self._socket.disable_monitor()
-        super().close()
-
-
-class Router(_Endpoint):
+class Router(Endpoint):
     """The uploader's end: many peers, told apart by the identity of each connection.
 
     With a `guard`, TCP addresses have keys and let in only whom it admits; Unix sockets are their owner's alone.
@@ -217,21 +46,19 @@ class Router(_Endpoint):
         self,
         addresses: Iterable[Address],
         *,
-        guard: "Guard | None" = None,
-        limits: "Limits | None" = None,
+        guard: Guard | None = None,
+        limits: Limits | None = None,
         max_frame_bytes: int = MAX_COLLECTOR_FRAME_BYTES,
-        watcher: "Watcher | None" = None,
+        watcher: Watcher | None = None,
         clock: Clock | None = None,
     ) -> None:
-        from protocol.door import EVENTS, Door, Limits
-
         super().__init__()
         self.urls: list[str] = []
         self._endpoints: list[tuple[zmq.Socket[bytes], str]] = []
-        plain = self._make(zmq.ROUTER, _ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes})
+        plain = self._make(zmq.ROUTER, ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes})
         self._sockets = [plain]
         if guard is not None:
-            self._sockets.append(_guarded(self._make(zmq.ROUTER, _ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes}), guard))
+            self._sockets.append(_guarded(self._make(zmq.ROUTER, ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes}), guard))
         self._poller = zmq.Poller()
         self._wake_fd, self._wake_write_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
@@ -398,10 +225,8 @@ def _whole_message(index: int, source: "zmq.Socket[bytes]") -> tuple[bytes, zmq.
     return identity, frame, frames
 
 
-def _guarded(made: "zmq.Socket[bytes]", guard: "Guard") -> "zmq.Socket[bytes]":
+def _guarded(made: "zmq.Socket[bytes]", guard: Guard) -> "zmq.Socket[bytes]":
     """Give a socket its keys, and let nobody in whom the door has not let in."""
-    from protocol.door import ZAP_DOMAIN
-
     made.setsockopt(zmq.CURVE_SERVER, 1)
     made.setsockopt(zmq.CURVE_SECRETKEY, guard.pair.secret)
     made.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)

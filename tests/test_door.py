@@ -20,10 +20,11 @@ from standins.spooling import finish, hello, samples
 from protocol import door
 from protocol.addresses import parse_address
 from protocol.clock import Clock, SystemClock
+from protocol.dealer import Dealer
 from protocol.door import Limits
 from protocol.keys import KEY_BYTES, KeyPair, LinkKeys
 from protocol.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
-from protocol.transport import Dealer, Router
+from protocol.transport import Router
 from uploader.counters import Counters
 from uploader.door_report import DoorReport
 from uploader.key_store import KeyStore

@@ -21,6 +21,7 @@ from collector.identity import ranked_addresses
 from collector.voice import Level, Voice
 from protocol.addresses import Address, parse_address
 from protocol.clock import SystemClock
+from protocol.dealer import Dealer
 from protocol.messages import (
     CollectorMessage,
     Hello,
@@ -32,7 +33,7 @@ from protocol.messages import (
     decode_from_collector,
     encode,
 )
-from protocol.transport import Dealer, Router
+from protocol.transport import Router
 
 RUN_KEY = "moving"
 _M = TypeVar("_M", bound=CollectorMessage)

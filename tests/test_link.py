@@ -26,6 +26,7 @@ from collector.link import (
 from collector.spill import SpillFile, SpillHead
 from protocol.addresses import parse_address
 from protocol.clock import SystemClock
+from protocol.dealer import Dealer
 from protocol.messages import (
     MAX_SEQUENCE,
     Ack,
@@ -43,7 +44,7 @@ from protocol.messages import (
     encode,
 )
 from protocol.sample import encode_sample
-from protocol.transport import Dealer, Router
+from protocol.transport import Router
 
 FINISH = Finish(0, 3, "failed", 1.0)
 

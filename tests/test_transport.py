@@ -12,9 +12,10 @@ import zmq
 
 from protocol.addresses import parse_address
 from protocol.clock import SystemClock
+from protocol.dealer import Dealer
 from protocol.errors import AddressError
 from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
-from protocol.transport import Arrival, Dealer, Router
+from protocol.transport import Arrival, Router
 
 PATIENCE_S = 20.0
 
