@@ -1,5 +1,6 @@
-"""One connection of a collector that has said `Hello`."""
+"""Connections of collectors that have said `Hello`."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from uploader.records import Run
@@ -24,3 +25,35 @@ class Session:
         """Count on nothing that is not durable."""
         self.finish = None
         self.next_seq = self.run.acked_seq + 1
+
+
+class Sessions:
+    """All of them: at most one for each connection, and one for each run."""
+
+    def __init__(self) -> None:
+        self._by_identity: dict[bytes, Session] = {}
+        self._by_run: dict[int, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_run)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._by_identity.values())
+
+    def of(self, identity: bytes) -> Session | None:
+        """Return the session of a connection."""
+        return self._by_identity.get(identity)
+
+    def of_run(self, run_id: int) -> Session | None:
+        """Return the session of a run, by the run's number in the spool."""
+        return self._by_run.get(run_id)
+
+    def add(self, session: Session) -> None:
+        """Begin one, where neither its connection nor its run has another."""
+        self._by_identity[session.identity] = self._by_run[session.run.id] = session
+
+    def forget(self, session: Session | None) -> None:
+        """End one; nothing happens to one that has ended, or to none."""
+        if session is not None and self._by_identity.get(session.identity) is session:
+            del self._by_identity[session.identity]
+            del self._by_run[session.run.id]
