@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(SETTINGS, "sentinel-collector", _DESCRIPTION)
     parser.usage = "sentinel-collector [options] [-- COMMAND [ARG]...]"
     parser.add_argument("--version", action="version", version=f"sentinel-collector {__version__}")
-    args, others = parser.parse_known_args(words[:cut])
+    try:
+        args, others = parser.parse_known_args(words[:cut])
+    except SystemExit as ended:
+        return _written_out(int(str(ended.code)), voice)
     try:
         if others and not others[0].startswith("-"):
             raise UsageError(_without_separator(words, words.index(others[0])))
@@ -121,6 +124,21 @@ def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
             container=open_view(settings["scope"], os.environ, records_host=bool(host_root)),
         )
         return session.run()
+
+
+def _written_out(code: int, voice: Voice) -> int:
+    """Write out what `--help` or `--version` has printed, which argparse leaves to the end of the process."""
+    try:
+        # `None` when it was closed: then argparse has printed on stderr.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        # It would be tried once more, with a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            voice.error(f"cannot write the output: {error.strerror}")
+        return 1
+    return code
 
 
 def _hold_standard_descriptors() -> None:

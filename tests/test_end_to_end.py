@@ -386,6 +386,15 @@ def test_wrong_use_is_told_before_anything_starts(home: Home, words: list[str], 
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("words", ["--help", "--version"])
+def test_help_that_cannot_be_written_is_one_line_and_a_failure(home: Home, words: str) -> None:
+    done = home.run("sh", "-c", f"exec '{COLLECTOR}' {words} >/dev/full", env={"PYTHONUNBUFFERED": ""})
+    complaint = "sentinel-collector: cannot write the output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, complaint)
+    on_stderr = home.run("sh", "-c", f"exec '{COLLECTOR}' {words} >&-")
+    assert (on_stderr.returncode, on_stderr.stderr.startswith(("usage: ", "sentinel-collector "))) == (0, True)
+
+
 @pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-", "2>/dev/full"])
 def test_streams_that_are_closed_or_full_change_nothing(home: Home, closed: str) -> None:
     output = home.directory / "rows.csv"

@@ -217,7 +217,8 @@ def test_output_that_cannot_be_written_is_one_line_and_a_failure(
 def test_help_for_nobody_is_no_traceback(home: Home, words: str) -> None:
     done = subprocess.run(
         ["bash", "-c", f"'{UPLOADER}' {words} >/dev/full"],
-        env=home.environ, stderr=subprocess.PIPE, text=True, timeout=60,
+        # As it is with most people: what is printed waits for the end of the process.
+        env=home.environ | {"PYTHONUNBUFFERED": ""}, stderr=subprocess.PIPE, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == "sentinel-uploader: cannot write the output: No space left on device\n"

@@ -21,10 +21,10 @@ def write_output(text: str, *, required: bool = True) -> None:
         if required:
             raise OutputError("cannot write the output: it is closed")
         return
-    if isinstance(sys.stdout, TextIOWrapper):
-        # A name that the terminal's encoding does not have is no reason to say nothing.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        if isinstance(sys.stdout, TextIOWrapper):
+            # A name that the terminal's encoding does not have is no reason to say nothing. This writes what waits.
+            sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
