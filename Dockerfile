@@ -11,6 +11,8 @@ RUN python3 -m venv /tools \
  && /tools/bin/pip install --require-hashes -r requirements-build.lock \
  && python3 -m venv /opt/sentinel-stream \
  && /opt/sentinel-stream/bin/pip install --require-hashes --only-binary=:all: -r requirements.lock
+# Requests are signed with botocore, no client of a service is ever made: their descriptions are two thirds of it all.
+RUN find /opt/sentinel-stream/lib/python3*/site-packages/boto*/data -mindepth 1 -maxdepth 1 -type d -exec rm -r {} +
 COPY . .
 # Modules are compiled here, since the running container cannot write. The directories are for volumes: a new one takes
 # owner and mode from what it is mounted over.

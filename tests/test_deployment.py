@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,27 @@ def test_the_image_is_built_from_locks_and_runs_as_nobody() -> None:
     for name in re.findall(r"!([\w.-]+)", "\n".join(ignored)):
         assert (ROOT / name).exists(), name
     assert {"!requirements.lock", "!requirements-build.lock"} <= set(ignored)
+
+
+_SIGNED = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in {"open", "os.listdir"} else None)
+from uploader.ports import Credentials
+from uploader.storage.signing import signed_headers
+given = Credentials(access_key="A", secret_key="B", session_token="C", obtained_at=0.0)
+url = "https://bucket.example/key"
+told = {"Host": "bucket.example"}
+assert signed_headers("PUT", url, headers=told, body=b"", credentials=given, region="us-east-1", now=0.0)
+assert any("botocore" in path for path in opened)
+print(*(path for path in opened if "/botocore/data" in path or "/boto3/data" in path))
+"""
+
+
+def test_what_the_image_leaves_out_is_not_used() -> None:
+    assert "boto*/data" in (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, "-B", "-c", _SIGNED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-build.lock"])

@@ -17,8 +17,10 @@ from protocol.sample import CSV_HEADER
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = (ROOT / "docker-compose.yml", Path(__file__).parent / "compose.test.yml")
-COMMAND_S = 600.0
-"""An engine that copies whole images for each container needs half a minute for one."""
+COMMAND_S = 1200.0
+"""An engine that copies whole images for each container may need half a minute for one; a command may want ten."""
+PATIENCE_S = 600.0
+"""Waits are for a state; only what never comes takes this long."""
 _IMAGE = "sentinel-stream"
 
 
@@ -74,19 +76,21 @@ class Stack:
         """Return a fact about a container, by a Go template."""
         return docker("inspect", "--format", what, container).decode().strip()
 
-    def kill(self, container: str) -> None:
+    def kill(self, container: str) -> float:
         """SIGKILL a container's process as the kernel does when memory is short: `docker kill` would count as a stop.
 
-        Returns when the engine has started it again.
+        Returns when the engine has started it again, with the time of the kill: getting there may take seconds.
         """
         pid, restarts = self.inspect(container, "{{.State.Pid}} {{.RestartCount}}").split()
         assert int(pid) > 0
-        docker("exec", self._witness, "sh", "-c", f"kill -9 {pid}")
+        killed = docker("exec", self._witness, "sh", "-c", f"kill -9 {pid} && date +%s.%N")
         again = f"true {int(restarts) + 1}"
         wait_until(
             lambda: self.inspect(container, "{{.State.Running}} {{.RestartCount}}") == again,
             f"{container} was killed and is back",
+            timeout_s=PATIENCE_S,
         )
+        return float(killed)
 
     def start_backend(self, token: str) -> None:
         """Start a Sentinel API and its storage at the uploader's own loopback addresses."""
@@ -98,7 +102,7 @@ class Stack:
 
     def stop_backend(self) -> dict[str, Any]:
         """Return what the backend knows of the runs."""
-        docker("stop", self._backend)
+        docker("stop", "--time", "120", self._backend)
         printed: dict[str, Any] = json.loads(docker("logs", self._backend))
         return printed
 
