@@ -1,7 +1,6 @@
 """The conversation's far end, over real sockets on loopback."""
 
 import math
-import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec.structs import replace
+from standins.listening import Listening
 from standins.product import wait_until
 from standins.raw_collector import Collectors, RawCollector, collectors_of
 from standins.scripted import SteppedClock
-from standins.spooling import T0, finish, hello, open_spool_at, samples
+from standins.spooling import SPOOL_BYTES, T0, finish, hello, open_spool_at, samples
 
 from protocol.addresses import parse_address
 from protocol.messages import (
@@ -38,30 +38,12 @@ from uploader.screening import MAX_FRAME_ROWS
 from uploader.spool import Spool
 
 
-class Listening:
-    """An intake in a thread of its own, with what its tests look at."""
+class Watched(Listening):
+    """An intake without keys, with what its tests look at and do to it."""
 
-    def __init__(self, directory: Path, *, max_bytes: int = 8 << 20) -> None:
-        self.clock = SteppedClock()
-        self.spool = open_spool_at(directory, self.clock, max_bytes=max_bytes)
-        self.router = Router([parse_address("tcp://127.0.0.1:*", bind=True)])
-        self.woken: list[Run] = []
-        self.counters = Counters()
-        self.intake = Intake(
-            router=self.router,
-            spool=self.spool,
-            clock=self.clock,
-            wake_run=self.woken.append,
-            policy=Policy(max_batch_rows=100),
-            counters=self.counters,
-        )
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.intake.run, args=(self._stop,))
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return self.router.urls[0]
+    def __init__(self, directory: Path, *, max_bytes: int = SPOOL_BYTES) -> None:
+        router = Router([parse_address("tcp://127.0.0.1:*", bind=True)])
+        super().__init__(directory, router, max_bytes=max_bytes, policy=Policy(max_batch_rows=100))
 
     def run(self, key: str = "run") -> Run:
         return next(run for run in self.spool.runs.values() if run.record.key == key)
@@ -77,24 +59,16 @@ class Listening:
         self.spool.end(run, event, **changes)
         self.intake.tell(run)
 
-    def close(self) -> None:
-        self._stop.set()
-        self.router.wake()
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-        self.spool.close()
-        self.router.close()
-
 
 @pytest.fixture
-def there(tmp_path: Path) -> Iterator[Listening]:
-    made = Listening(tmp_path / "spool")
+def there(tmp_path: Path) -> Iterator[Watched]:
+    made = Watched(tmp_path / "spool")
     yield made
     made.close()
 
 
 @pytest.fixture
-def collectors(there: Listening) -> Iterator[Collectors]:
+def collectors(there: Watched) -> Iterator[Collectors]:
     with collectors_of(there.url) as made:
         yield made
 
@@ -104,7 +78,7 @@ def collector(collectors: Collectors) -> RawCollector:
     return collectors.connect()
 
 
-def test_rows_are_acknowledged_and_durable_and_the_end_too(there: Listening, collector: RawCollector) -> None:
+def test_rows_are_acknowledged_and_durable_and_the_end_too(there: Watched, collector: RawCollector) -> None:
     collector.say(hello())
     assert collector.hear(Welcome) == Welcome(1)
     collector.say(samples(1, 10))
@@ -116,7 +90,7 @@ def test_rows_are_acknowledged_and_durable_and_the_end_too(there: Listening, col
     assert there.woken[-1] is there.run()
 
 
-def test_end_is_told_to_the_collector_with_what_the_backend_said(there: Listening, collector: RawCollector) -> None:
+def test_end_is_told_to_the_collector_with_what_the_backend_said(there: Watched, collector: RawCollector) -> None:
     collector.say(hello(), samples(1, 3), finish(3))
     wait_until(lambda: there.spool.runs and there.run().record.has_ended, "the end is stored")
     there.end(there.run(), response={"processing": {"rows": 3}}, rows=3, batches=2)
@@ -127,7 +101,7 @@ def test_end_is_told_to_the_collector_with_what_the_backend_said(there: Listenin
     assert collector.hear(Reject).code == RejectCode.HELLO_FIRST
 
 
-def test_finish_before_the_last_row_waits_for_it(there: Listening, collector: RawCollector) -> None:
+def test_finish_before_the_last_row_waits_for_it(there: Watched, collector: RawCollector) -> None:
     collector.say(hello(), finish(5))
     collector.hear(Welcome)
     assert collector.hear(Ack) == Ack(0)
@@ -138,7 +112,7 @@ def test_finish_before_the_last_row_waits_for_it(there: Listening, collector: Ra
     assert collector.hear(Ack) == Ack(5, finish=True)
 
 
-def test_finish_that_is_repeated_is_acknowledged_again(there: Listening, collector: RawCollector) -> None:
+def test_finish_that_is_repeated_is_acknowledged_again(there: Watched, collector: RawCollector) -> None:
     collector.say(hello())
     collector.hear(Welcome)
     collector.say(finish(0))
@@ -150,7 +124,7 @@ def test_finish_that_is_repeated_is_acknowledged_again(there: Listening, collect
     assert stored.exit_code == 0
 
 
-def test_duplicates_are_dropped_overlaps_trimmed_and_gaps_ignored(there: Listening, collector: RawCollector) -> None:
+def test_duplicates_are_dropped_overlaps_trimmed_and_gaps_ignored(there: Watched, collector: RawCollector) -> None:
     collector.say(hello())
     collector.hear(Welcome)
     for message, acked in (
@@ -170,7 +144,7 @@ def test_duplicates_are_dropped_overlaps_trimmed_and_gaps_ignored(there: Listeni
     assert there.counters.rejected.value("gap") == 1
 
 
-def test_hello_comes_first(there: Listening, collector: RawCollector) -> None:
+def test_hello_comes_first(there: Watched, collector: RawCollector) -> None:
     for message in (samples(1, 2), finish(0), Ping()):
         collector.say(message)
         answer = collector.hear(Reject)
@@ -207,7 +181,7 @@ def test_newer_collector_wins_and_the_older_is_told_so(collectors: Collectors) -
     assert (answer.code, answer.retry, answer.seq) == (RejectCode.SUPERSEDED, False, 5)
 
 
-def test_one_connection_may_begin_another_run(there: Listening, collector: RawCollector) -> None:
+def test_one_connection_may_begin_another_run(there: Watched, collector: RawCollector) -> None:
     collector.say(hello("a"), samples(1, 2), hello("b"), samples(1, 3), hello("a"), samples(3, 3))
     wait_until(lambda: len(there.spool.runs) == 2 and there.run("a").acked_seq == 3, "all is stored")
     assert there.run("b").acked_seq == 3
@@ -223,7 +197,7 @@ def test_one_connection_may_begin_another_run(there: Listening, collector: RawCo
     ],
 )
 def test_greeting_that_cannot_be_taken_is_refused_with_a_reason(
-    there: Listening, collector: RawCollector, changes: dict[str, Any], code: RejectCode
+    there: Watched, collector: RawCollector, changes: dict[str, Any], code: RejectCode
 ) -> None:
     collector.say(replace(hello(), **changes))
     answer = collector.hear(Reject)
@@ -232,7 +206,7 @@ def test_greeting_that_cannot_be_taken_is_refused_with_a_reason(
     assert there.spool.runs == {}
 
 
-def test_metadata_that_json_cannot_carry_is_made_plain(there: Listening, collector: RawCollector) -> None:
+def test_metadata_that_json_cannot_carry_is_made_plain(there: Watched, collector: RawCollector) -> None:
     metadata = {"job_name": "x", "nan": math.nan, "tags": {"k": "v"}, "command": ["a", "b"], "big": 2**64 - 1}
     collector.say(hello(metadata=metadata, host={"host_storage_gb": math.inf}))
     collector.hear(Welcome)
@@ -241,7 +215,7 @@ def test_metadata_that_json_cannot_carry_is_made_plain(there: Listening, collect
     assert record.host == {"host_storage_gb": None}
 
 
-def test_collector_that_missed_the_end_hears_it_when_it_comes_back(there: Listening, collectors: Collectors) -> None:
+def test_collector_that_missed_the_end_hears_it_when_it_comes_back(there: Watched, collectors: Collectors) -> None:
     first, second, stranger = collectors.connect(), collectors.connect(), collectors.connect()
     first.say(hello(), samples(1, 3), finish(3))
     wait_until(lambda: there.spool.runs and there.run().record.has_ended, "the end is stored")
@@ -256,7 +230,7 @@ def test_collector_that_missed_the_end_hears_it_when_it_comes_back(there: Listen
     assert (answer.code, answer.seq) == (RejectCode.CLOSED, 3)
 
 
-def test_discarded_runs_collector_is_told_now_and_when_it_comes_back(there: Listening, collector: RawCollector) -> None:
+def test_discarded_runs_collector_is_told_now_and_when_it_comes_back(there: Watched, collector: RawCollector) -> None:
     collector.say(hello(), samples(1, 3))
     collector.hear(Welcome)
     collector.hear(Ack)
@@ -271,7 +245,7 @@ def test_discarded_runs_collector_is_told_now_and_when_it_comes_back(there: List
 
 @pytest.mark.parametrize("message", [samples(4, 5), finish(3), hello()], ids=["samples", "finish", "hello"])
 def test_run_that_was_closed_as_stale_takes_nothing_more(
-    there: Listening, collector: RawCollector, message: object
+    there: Watched, collector: RawCollector, message: object
 ) -> None:
     collector.say(hello(), samples(1, 3))
     collector.hear(Welcome)
@@ -291,7 +265,7 @@ def test_run_that_ends_between_a_message_and_its_transaction_does_not_take_it(tm
                 self.end(run, Event.DISCARDED)
             return super().store(frames, finishes)
 
-    there = Listening(tmp_path / "spool")
+    there = Watched(tmp_path / "spool")
     there.spool.__class__ = EndsJustBefore
     try:
         with collectors_of(there.url) as collectors:
@@ -308,7 +282,7 @@ def test_run_that_ends_between_a_message_and_its_transaction_does_not_take_it(tm
 
 
 def test_full_spool_acknowledges_nothing_and_goes_on_by_itself(tmp_path: Path) -> None:
-    there = Listening(tmp_path / "spool", max_bytes=MIN_SPOOL_BYTES)
+    there = Watched(tmp_path / "spool", max_bytes=MIN_SPOOL_BYTES)
     try:
         with collectors_of(there.url) as collectors:
             collector, late = collectors.connect(), collectors.connect()
@@ -338,7 +312,7 @@ def test_full_spool_acknowledges_nothing_and_goes_on_by_itself(tmp_path: Path) -
         there.close()
 
 
-def test_spool_that_cannot_be_written_is_survived(there: Listening, collector: RawCollector) -> None:
+def test_spool_that_cannot_be_written_is_survived(there: Watched, collector: RawCollector) -> None:
     collector.say(hello())
     collector.hear(Welcome)
     there.spool.database.connection.execute("PRAGMA query_only = 1")
@@ -367,7 +341,7 @@ RUBBISH: list[tuple[bytes, ...]] = [
 ]
 
 
-def test_rubbish_is_counted_and_disturbs_nobody(there: Listening, collectors: Collectors) -> None:
+def test_rubbish_is_counted_and_disturbs_nobody(there: Watched, collectors: Collectors) -> None:
     vandal, other = collectors.connect(), collectors.connect()
     other.say(hello("other"))
     other.hear(Welcome)
@@ -400,7 +374,7 @@ def test_rubbish_is_counted_and_disturbs_nobody(there: Listening, collectors: Co
     ],
     ids=repr,
 )
-def test_messages_that_make_no_sense_are_counted(there: Listening, collector: RawCollector, message: object) -> None:
+def test_messages_that_make_no_sense_are_counted(there: Watched, collector: RawCollector, message: object) -> None:
     collector.say(hello())
     collector.hear(Welcome)
     collector.say(message)
@@ -412,7 +386,7 @@ def test_messages_that_make_no_sense_are_counted(there: Listening, collector: Ra
 
 
 def test_frame_of_thousands_of_tiny_rows_is_refused_or_cut_into_bounded_objects(
-    there: Listening, collector: RawCollector
+    there: Watched, collector: RawCollector
 ) -> None:
     collector.say(hello())
     collector.hear(Welcome)
@@ -424,7 +398,7 @@ def test_frame_of_thousands_of_tiny_rows_is_refused_or_cut_into_bounded_objects(
     assert there.woken[-1] is there.run()
 
 
-def test_message_beyond_the_size_limit_never_arrives(there: Listening, collectors: Collectors) -> None:
+def test_message_beyond_the_size_limit_never_arrives(there: Watched, collectors: Collectors) -> None:
     vandal, other = collectors.connect(), collectors.connect()
     vandal.send_frames(bytes(MAX_COLLECTOR_FRAME_BYTES + 1))
     other.say(hello())
@@ -434,7 +408,7 @@ def test_message_beyond_the_size_limit_never_arrives(there: Listening, collector
     assert vandal.hear(Welcome).next_seq == 1
 
 
-def test_peer_that_does_not_read_stops_nobody(there: Listening, collectors: Collectors) -> None:
+def test_peer_that_does_not_read_stops_nobody(there: Watched, collectors: Collectors) -> None:
     deaf, other = collectors.connect(receives=1), collectors.connect()
     deaf.say(hello("deaf"))
     other.say(hello("other"))
@@ -450,7 +424,7 @@ def test_peer_that_does_not_read_stops_nobody(there: Listening, collectors: Coll
 
 
 def test_defect_in_one_group_does_not_deafen_the_uploader(
-    there: Listening, collector: RawCollector, caplog: pytest.LogCaptureFixture
+    there: Watched, collector: RawCollector, caplog: pytest.LogCaptureFixture
 ) -> None:
     class FailsOnce(Spool):
         """A store with a defect, for one call."""
@@ -516,11 +490,11 @@ def test_suspension_in_the_middle_of_a_group_is_noticed_before_anybody_can_look(
     spool.close()
 
 
-def _was_heard_at(there: Listening, now: float) -> bool:
+def _was_heard_at(there: Watched, now: float) -> bool:
     return there.run().heard_at == now
 
 
-def test_every_message_counts_as_a_sign_of_life(there: Listening, collector: RawCollector) -> None:
+def test_every_message_counts_as_a_sign_of_life(there: Watched, collector: RawCollector) -> None:
     collector.say(hello())
     collector.hear(Welcome)
     for message in (Ping(), samples(1, 1), finish(9)):
@@ -530,7 +504,7 @@ def test_every_message_counts_as_a_sign_of_life(there: Listening, collector: Raw
         wait_until(partial(_was_heard_at, there, now), "the run was heard")
 
 
-def test_frames_are_stored_as_they_came(there: Listening, collector: RawCollector) -> None:
+def test_frames_are_stored_as_they_came(there: Watched, collector: RawCollector) -> None:
     collector.say(hello())
     collector.hear(Welcome)
     collector.say(samples(1, 3))

@@ -1,6 +1,5 @@
 """An uploader's doors with keys, and clients that hold some: real sockets, real key files, no process."""
 
-import threading
 from pathlib import Path
 
 from protocol.addresses import parse_address
@@ -8,22 +7,19 @@ from protocol.clock import SystemClock
 from protocol.door import Limits
 from protocol.keys import LinkKeys, read_pair
 from protocol.transport import Router
+from standins.listening import Listening
 from standins.product import wait_until
-from standins.scripted import SteppedClock
-from standins.spooling import open_spool_at
 from uploader.allow_list import AllowList
 from uploader.counters import Counters
 from uploader.door_report import DoorReport
-from uploader.intake import Intake
 from uploader.key_store import KeyStore
 from uploader.limits import Limits as ClientLimits
 from uploader.records import Run
-from uploader.run import Policy
 
 ANY_PORT = "tcp://127.0.0.1:*"
 
 
-class Guarded:
+class Guarded(Listening):
     """Listens with keys; `key_of` makes a client and returns what it needs. `asked` are limits of each client."""
 
     def __init__(
@@ -32,32 +28,14 @@ class Guarded:
         self.store = KeyStore(str(directory / "keys"))
         self.store.init()
         self.allow_list = AllowList(self.store, clock=SystemClock())
-        self.clock = SteppedClock()
-        self.counters = Counters()
-        self.spool = open_spool_at(directory / "spool", self.clock)
-        self.router = Router(
+        counters = Counters()
+        router = Router(
             [parse_address(url, bind=True)],
             guard=self.allow_list,
             limits=limits,
-            watcher=DoorReport(self.counters, SystemClock()),
+            watcher=DoorReport(counters, SystemClock()),
         )
-        self.intake = Intake(
-            router=self.router,
-            spool=self.spool,
-            clock=self.clock,
-            wake_run=lambda _: None,
-            policy=Policy(),
-            counters=self.counters,
-            name_of=self.allow_list.name_of,
-            limits=asked,
-        )
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.intake.run, args=(self._stop,))
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        return self.router.urls[0]
+        super().__init__(directory / "spool", router, counters=counters, name_of=self.allow_list.name_of, limits=asked)
 
     def key_of(self, name: str, *, replace: bool = False) -> LinkKeys:
         pair = read_pair(self.store.add(name, replace=replace))
@@ -72,11 +50,3 @@ class Guarded:
         """Return the open runs by client and run key."""
         with self.spool.lock:
             return {(run.record.owner, run.record.key): run for run in self.spool.runs.values()}
-
-    def close(self) -> None:
-        self._stop.set()
-        self.router.wake()
-        self._thread.join(20)
-        assert not self._thread.is_alive()
-        self.spool.close()
-        self.router.close()
