@@ -3,37 +3,34 @@
 import subprocess
 import threading
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
+
+from standins.threaded import Threaded
 
 from oracle.subjects import Uploader
 
 _EVERY_S = 3.0
 
 
-class Caretaker:
+class Caretaker(Threaded):
     """Takes parked runs up again, in a thread, as long as the `with` lasts; `retried` counts them."""
+
+    end_within_s = 600.0
+    """It may be waiting for several commands, each of which has a minute."""
 
     def __init__(self, uploaders: Sequence[Uploader]) -> None:
         self._uploaders = uploaders
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look_after, name="caretaker")
         self.retried = 0
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _look_after(self) -> None:
+    def work(self) -> None:
+        """Look after the runs every few seconds."""
         while not self._stop.wait(_EVERY_S):
             for uploader in self._uploaders:
                 self._retry_parked(uploader)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._stop.set()
 
     def _retry_parked(self, uploader: Uploader) -> None:
         try:

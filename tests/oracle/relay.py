@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 import socket
 import struct
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+
+from standins.threaded import Threaded
 
 from oracle.witness import Conversation, Witness
 
 _CHUNK_BYTES = 1 << 16
 
 
-class Relay:
+class Relay(Threaded):
     """Listens on a loopback port of its own and forwards to `target_port`; `with` starts and stops it.
 
     Without a witness nobody listens in, as nobody can to what is encrypted. The methods may be called from any thread.
@@ -36,19 +35,15 @@ class Relay:
         self._stop = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), name="relay")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._call(self._stop.set)
-        self._thread.join(10)
-        assert not self._thread.is_alive(), "the relay outlives its test"
+    def work(self) -> None:
+        """Pass on what comes."""
+        self._loop.run_until_complete(self._serve())
         self._loop.close()
+
+    def end(self) -> None:
+        """Cut every connection and listen no more."""
+        self._call(self._stop.set)
 
     def reset(self) -> None:
         """Cut every connection with RST."""

@@ -7,11 +7,11 @@ import socket
 import socketserver
 import threading
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
+
+from standins.threaded import Threaded
 
 
-class HttpProxy:
+class HttpProxy(Threaded):
     """A proxy at `address` (`HOST:PORT`); `with` starts and stops it.
 
     `routes` sends a destination (`HOST:PORT`) to another port of loopback, so that any name can be reached; nothing
@@ -26,20 +26,16 @@ class HttpProxy:
         self.closing = threading.Event()
         self._server = _Server(self)
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), name="HttpProxy")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def work(self) -> None:
+        """Serve."""
+        self._server.serve_forever(0.01)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def end(self) -> None:
+        """End every tunnel and listen no more."""
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(10)
-        assert not self._thread.is_alive(), "the proxy outlives its test"
 
     def connect(self, destination: str) -> socket.socket:
         """Connect to where the destination is routed."""

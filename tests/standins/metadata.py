@@ -7,8 +7,9 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any, NamedTuple
+
+from standins.threaded import Threaded
 
 TOKEN = "AQAEAMade-Up_Token=="
 HUGE_BYTES = 16 << 20
@@ -234,8 +235,8 @@ class _Server(ThreadingHTTPServer):
     block_on_close = True
 
 
-class MetadataServer:
-    """Serves `play` on a loopback port until it is closed; `asked` holds what came, in order.
+class MetadataServer(Threaded):
+    """Serves `play` on a loopback port as long as the `with` lasts; `asked` holds what came, in order.
 
     Requests for `mishap_paths` (all when empty) meet the `mishap`: `hang` never answers, `drip` sends a byte at a time
     without end, `huge` sends more than anybody wants. `faults` counts them, `hung_up` those that the client then left.
@@ -290,8 +291,15 @@ class MetadataServer:
 
         self._server = _Server(("127.0.0.1", 0), Handler)
         self.base_url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
+
+    def work(self) -> None:
+        """Serve."""
+        self._server.serve_forever(poll_interval=0.01)
+
+    def end(self) -> None:
+        """Stop; returns when every handler has ended."""
+        self._server.shutdown()
+        self._server.server_close()
 
     def _misbehave(self, handler: BaseHTTPRequestHandler, mishap: str) -> None:
         try:
@@ -308,17 +316,3 @@ class MetadataServer:
                     self.hung_up += 1
         except ConnectionError:
             self.hung_up += 1
-
-    def close(self) -> None:
-        """Stop; returns when every handler has ended."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def __enter__(self) -> "MetadataServer":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()

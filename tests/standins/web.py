@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from standins.faults import Fault, Faults, Recorded, Recorder
+from standins.threaded import Threaded
 
 _FIRST_PORT = 20_000
 _FIRST_EPHEMERAL_PORT = 32_768
@@ -32,7 +32,7 @@ class _DroppedError(Exception):
     """The connection is to be reset without an answer."""
 
 
-class WebServer:
+class WebServer(Threaded):
     """A server of its own thread(s); `with` starts and stops it. Subclasses say what requests mean and do.
 
     `url` is its address; `faults` and `requests` are for tests; `now` gives UNIX seconds for its `Date` header and
@@ -52,15 +52,13 @@ class WebServer:
         self._httpd = _Httpd(self, port, tls)
         self.port: int = self._httpd.server_address[1]
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._httpd.serve_forever, args=(0.01,), name=type(self).__name__)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
+    def work(self) -> None:
+        """Serve."""
+        self._httpd.serve_forever(0.01)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def end(self) -> None:
+        """Cut every connection and listen no more."""
         self.closing.set()
         self.faults.clear()
         self._httpd.shutdown()
@@ -68,8 +66,6 @@ class WebServer:
             for connection in self._connections:
                 _cut(connection)
         self._httpd.server_close()
-        self._thread.join(10)
-        assert not self._thread.is_alive(), "the server outlives its test"
 
     def read(self, request: Recorded) -> None:
         """Fill in `call`, `run_id` and `decoded` where the request is readable."""
