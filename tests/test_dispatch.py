@@ -414,6 +414,44 @@ def test_parked_run_still_takes_rows_and_its_end(up: Delivery) -> None:
     assert state(up, "run") is RunState.FINISHED
 
 
+def test_parked_run_is_cut_into_batches_so_that_memory_does_not_grow_with_its_rows(up: Delivery) -> None:
+    up.api.script("register", final(422))
+    run = up.begin(rows=1)
+    up.settle()
+    assert run.record.state is RunState.PARKED
+    most = up.policy.max_batch_rows
+    for _ in range(3):
+        up.add(run, most)
+        up.dispatcher.wake(run)
+        up.settle()
+        assert len(run.frames) <= 1
+    assert not up.store.objects
+    assert run.waiting_batches >= 3
+    up.end(run, 0)
+    up.settle()
+    retry_run(up.spool, run)
+    up.dispatcher.wake(run)
+    up.settle()
+    assert up.rows_stored("id-run") == list(range(1, 3 * most + 2))
+    assert state(up, "run") is RunState.FINISHED
+
+
+def test_parked_run_whose_rows_are_damaged_is_not_cut_again_and_again(up: Delivery) -> None:
+    up.api.script("register", final(422))
+    run = up.begin(rows=1)
+    up.settle()
+    error = run.record.last_error
+    with up.spool.database.transaction() as connection:
+        connection.execute("UPDATE frames SET payload = x'c1' WHERE run = ?", (run.id,))
+    up.add(run, up.policy.max_batch_rows)
+    up.dispatcher.wake(run)
+    # It ends: there is a pause before the next try.
+    assert up.settle() > up.clock.monotonic()
+    assert run.attempts == 2
+    assert (run.record.state, run.record.last_error) == (RunState.PARKED, error)
+    assert run.waiting_rows == up.policy.max_batch_rows + 1
+
+
 def test_full_disk_after_register_does_not_register_again(up: Delivery) -> None:
     gate = Gate()
     up.api.script("register", gate)

@@ -97,7 +97,7 @@ def test_rows_are_cut_at_the_interval_and_then_put() -> None:
     assert look_at(1060.0) == 1120.0
 
 
-@pytest.mark.parametrize("state", sorted(OPEN_STATES))
+@pytest.mark.parametrize("state", sorted({*OPEN_STATES, RunState.PARKED}))
 def test_rows_are_cut_before_they_are_too_many_whatever_else_is_due(state: RunState) -> None:
     assert step(state=state, open_rows=POLICY.max_batch_rows) is Step.CUT
     assert step(state=state, open_rows=1, open_bytes=POLICY.max_batch_bytes) is Step.CUT
@@ -176,8 +176,10 @@ def test_whatever_the_facts_the_decision_is_sound(known: Facts, policy: Policy, 
     rows_wait = known.open_rows > 0 or known.waiting_batches > 0
 
     assert (due is None) == (when > now) or (due is None and when == math.inf)
+    if known.state is RunState.PARKED and due is None:
+        assert when == math.inf
     if known.state not in OPEN_STATES:
-        assert (due, when) == (None, math.inf)
+        assert due in ({None, Step.CUT} if known.state is RunState.PARKED else {None})
     if due is Step.FINISH:
         assert known.state is RunState.FINISHING
         assert not rows_wait or goes_inline(known, policy)

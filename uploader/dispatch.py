@@ -362,6 +362,10 @@ class Dispatcher:
     def _give_up(self, run: Run, step: Step, destination: Destination | None, error: DeliveryError, now: float) -> None:
         if destination is not None and error.status_code is not None:
             self._answered(destination)
+        if run.record.state is RunState.PARKED:
+            # Rows that are damaged: they are what it waits for, or will be.
+            run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
+            return
         try:
             park(self._spool, run, error)
             self._counters.parked.add(1, step, _code(error))

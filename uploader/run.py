@@ -130,10 +130,13 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 def next_step(facts: Facts, policy: Policy, now: float) -> tuple[Step | None, float]:
     """Return the step that is due, or `None` and the time at which to look again."""
-    if facts.state not in OPEN_STATES:
+    if facts.state in ENDED_STATES:
         return None, float("inf")
+    # A parked run's as well: nothing of it is delivered, but it goes on taking rows.
     if _must_cut(facts, policy):
         return Step.CUT, now
+    if facts.state is RunState.PARKED:
+        return None, float("inf")
     if facts.state is RunState.NEW:
         return _next_of_new(facts, policy, now)
     if facts.state is RunState.FINISHING and goes_inline(facts, policy):
