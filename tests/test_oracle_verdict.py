@@ -8,6 +8,7 @@ import pytest
 from oracle.evidence import Evidence, Told
 from oracle.record import VANISHED, End, Generation, Part
 from oracle.verdict import OFTEN, verdict
+from oracle.witness import Place
 from standins.faults import Fault, Recorded
 
 DONE = End("finished", 0)
@@ -154,6 +155,67 @@ def test_an_abandoned_run_is_closed_as_failed_and_its_rows_are_delivered_or_kept
 def test_a_run_that_vanished_before_anybody_knew_of_it_needs_no_end() -> None:
     generation = Generation("job", [part([1], killed=True)], [VANISHED], abandoned=True)
     assert verdict(Evidence(generations=[generation], kept=set(rows(1)))) == []
+
+
+def moved() -> Evidence:
+    """A job that ended with 3, whose run was left at its uploader with the row in doubt and went on at another."""
+    end = End("failed", 3)
+    parts = [told([1, 2, 3], End("finished", None), objects=0), told([4, 5], end, objects=0)]
+    evidence = Evidence(generations=[Generation("job", [part(range(1, 6))], [end])])
+    evidence.told = [replace(parts[0], run_id="run-1"), replace(parts[1], run_id="run-2", continues="run-1")]
+    evidence.homes = {"job": [Place(1, KEY), Place(2, f"{KEY}~1")]}
+    return evidence
+
+
+def test_a_run_that_has_moved_may_end_in_parts_and_one_that_has_not_may_not() -> None:
+    evidence = moved()
+    assert verdict(evidence) == []
+    evidence.told[0].end = VANISHED
+    assert verdict(evidence) == []
+    evidence.homes = {"job": [Place(1, KEY), Place(1, f"{KEY}~1")]}
+    assert "2 runs were finished, 1 ends were begun" in problems(evidence)
+
+
+@pytest.mark.parametrize(
+    ("delivered", "noticed"),
+    [
+        (([1, 2], [4, 5]), "1 rows of part 0 (killed: False) are lost"),
+        (([1, 2, 3], [3, 4, 5]), "delivered more than once"),
+        (([1, 2, 4], [3, 5]), "out of order"),
+    ],
+)
+def test_rows_of_parts_that_are_lost_doubled_or_reordered_are_noticed(
+    delivered: tuple[list[int], list[int]], noticed: str
+) -> None:
+    evidence = moved()
+    evidence.told = [replace(one, rows=rows(*numbers)) for one, numbers in zip(evidence.told, delivered, strict=True)]
+    assert noticed in problems(evidence)
+
+
+def test_rows_in_doubt_that_came_too_late_for_their_part_are_kept_and_never_acknowledged_ones() -> None:
+    evidence = moved()
+    evidence.told[0].rows.remove(row(3))
+    evidence.kept = {row(3)}
+    assert verdict(evidence) == []
+    evidence.acknowledged = {KEY: {row(3)}}
+    assert "1 acknowledged rows are in no object" in problems(evidence)
+
+
+@pytest.mark.parametrize(
+    ("ends", "continues", "noticed"),
+    [
+        ([End("finished", 3), End("failed", 3)], "run-1", "finished in parts as"),
+        ([End("finished", None), End("finished", None)], "run-1", "finished in parts as"),
+        ([End("finished", None), VANISHED, End("failed", 3)], "run-1", "3 runs were finished, 2 were begun"),
+        ([End("finished", None), End("failed", 3)], "run-7", "continues run-7, which is no part of it"),
+    ],
+)
+def test_parts_that_have_not_ended_as_they_must_are_noticed(ends: list[End], continues: str, noticed: str) -> None:
+    evidence = moved()
+    first, second = evidence.told
+    evidence.told = [replace(first, end=ends[0]), *(replace(second, end=end, rows=[]) for end in ends[1:])]
+    evidence.told[-1] = replace(second, end=ends[-1], continues=continues)
+    assert noticed in problems(evidence)
 
 
 @pytest.mark.parametrize(("ending", "count"), [(True, 0), (False, 1)])

@@ -32,6 +32,8 @@ _MOST_SWEEPS = 3
 _NO_ROOM_AGAIN_S = 0.5
 _TICK_S = 0.02
 _GONE_STATES = {"finished", "failed"}
+_MOVERS = {2, 3}
+"""Of six: one has a state directory of its own, one shares it; one tracks a foreign process, one wraps its job."""
 
 
 class Drama:
@@ -119,6 +121,18 @@ class Drama:
         """Count the calls that the API has refused for their form."""
         return sum(1 for one in self.api.requests.of() if one.fault is None and one.status in {415, 422})
 
+    def moves(self) -> int:
+        """Count the runs that have gone on at another uploader."""
+        return sum(one.moves for one in self.collectors)
+
+    def uploader_at_hand(self, collector: Collector) -> Uploader | None:
+        """Return the uploader that a collector has spoken to last, `None` before it has."""
+        homes = dict(self.witness.homes.get(collector.run.name, {}))
+        if not homes:
+            return None
+        port = max(homes, key=homes.__getitem__).port
+        return next(uploader for uploader in self.uploaders if uploader.port == port)
+
     def refusals_for_room(self) -> int:
         """Count what uploaders have refused because it could not be written, starting included."""
         failed_starts = sum(one.log.read_text(encoding="utf-8").count("no room in the spool") for one in self.uploaders)
@@ -198,18 +212,25 @@ def stage(home: Home, *, collectors: int, uploaders: int, stale_after_s: float) 
         s3 = stack.enter_context(S3Server(keyring))
         root = "s3://bucket/some prefix+@x"
         api = stack.enter_context(SentinelServer(token=TOKEN, keyring=keyring, upload_root=root, fetch=s3.fetch))
-        environ = {"SENTINEL_API_URL": api.url, "SENTINEL_API_TOKEN": TOKEN, "AWS_ENDPOINT_URL_S3": s3.url}
         relays, servers = [], []
+        environ = {"SENTINEL_API_URL": api.url, "AWS_ENDPOINT_URL_S3": s3.url}
         for number in range(uploaders):
             port = free_port()
+            token = f"{TOKEN}-{number}"
+            api.tokens.add(token)
             relays.append(stack.enter_context(Relay(port, witness)))
             # The last one's spool is so small that an outage fills it.
             small = number == uploaders - 1 and number > 0
             uploader = Uploader(
-                home, f"uploader-{number}", port=port, stale_after_s=stale_after_s, environ=environ, small=small
-            )
+                home, f"uploader-{number}", port=port, stale_after_s=stale_after_s, environ=environ, token=token,
+                small=small,
+            )  # fmt: skip
             stack.enter_context(uploader.disk)
             servers.append(uploader)
-        cast = [Collector(home, number, relays[number // 2 % uploaders].url) for number in range(collectors)]
+        urls = [relay.url for relay in relays]
+        cast = [
+            Collector(home, number, urls if number % 6 in _MOVERS else [urls[number // 2 % uploaders]])
+            for number in range(collectors)
+        ]
         stack.callback(home.close)
         yield Drama(home, api=api, s3=s3, relays=relays, witness=witness, uploaders=servers, collectors=cast)

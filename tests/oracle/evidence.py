@@ -4,7 +4,7 @@ import gzip
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from standins.sentinel_api import Run
 from collector.spill import SpillFile
 from oracle.drama import SWEEP, Drama
 from oracle.record import End, Generation, Part
+from oracle.schedule import AWAY
+from oracle.witness import Place
 from protocol.sample import CSV_HEADER, csv_rows, decode_sample
 
 
@@ -28,6 +30,9 @@ class Told:
     rows: list[str]
     uris: list[str] = field(default_factory=list)
     prefix: str = ""
+    run_id: str = ""
+    continues: str | None = None
+    """The run before it at another uploader, by its id or its key."""
 
 
 @dataclass
@@ -38,14 +43,16 @@ class Evidence:
     told: Sequence[Told] = ()
     unknown: Sequence[str] = ()
     """Names under which runs were registered that nobody has begun."""
+    homes: Mapping[str, Collection[Place]] = field(default_factory=dict)
+    """Where each job's collectors have greeted, by name."""
     acknowledged: dict[str, set[str]] = field(default_factory=dict)
     """Rows that an uploader has said to hold, by run key."""
     kept: set[str] = field(default_factory=set)
     """Rows that lie in collectors' own files."""
     versions: dict[str, list[bytes]] = field(default_factory=dict)
     """Every body that was stored at an address."""
-    calls: Sequence[tuple[int, Recorded]] = ()
-    """Requests, each with the number of its uploader's incarnation."""
+    calls: Sequence[tuple[Hashable, Recorded]] = ()
+    """Requests, each with what names the uploader's process that has sent it."""
     greeted_at: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     planned: Counter[str] = field(default_factory=Counter)
     fired: Counter[str] = field(default_factory=Counter)
@@ -54,6 +61,10 @@ class Evidence:
     orphans: int = 0
     excused_orphans: int = 0
     figures: Counter[str] = field(default_factory=Counter)
+
+    def has_moved(self, name: str) -> bool:
+        """Whether a job's run may have been left in parts, at more than one uploader."""
+        return len({place.port for place in self.homes.get(name, ())}) > 1
 
 
 def gather(drama: Drama, expected: Sequence[str]) -> Evidence:
@@ -67,6 +78,7 @@ def gather(drama: Drama, expected: Sequence[str]) -> Evidence:
         generations=generations,
         told=told,
         unknown=sorted({_name(run) for run in drama.api.runs.values()} - names),
+        homes=dict(drama.witness.homes),
         acknowledged=dict(drama.witness.acknowledged),
         kept=_kept_rows(drama),
         versions={uri: drama.s3.versions(uri) for uri in drama.s3.objects()},
@@ -77,7 +89,9 @@ def gather(drama: Drama, expected: Sequence[str]) -> Evidence:
         expected=expected,
         orphans=len(drama.api.runs) - len(finished),
         excused_orphans=_excused_orphans(drama),
-        figures=Counter({"runs": len(finished), "objects": len(drama.s3.objects())}),
+        figures=Counter(
+            {"runs": len(finished), "objects": len(drama.s3.objects()), "moves to another uploader": drama.moves()}
+        ),
     )
 
 
@@ -94,7 +108,8 @@ def _told(drama: Drama, run: Run) -> Told:
     else:
         bodies = [body for uri in uris if (body := drama.s3.fetch(uri)) is not None]
     end = End(run.finish["run_status"], run.finish.get("exit_code"))
-    return Told(_name(run), end, rows_of_objects(bodies), uris, run.prefix)
+    continues = (run.registration.get("tags") or {}).get("continues")
+    return Told(_name(run), end, rows_of_objects(bodies), uris, run.prefix, run.run_id, continues)
 
 
 def _fresh_generation(output: Path) -> Generation:
@@ -123,16 +138,18 @@ def _spilled_rows(path: Path) -> list[str]:
     return csv_rows(samples).decode().removeprefix(CSV_HEADER.decode()).splitlines() if samples else []
 
 
-def _calls(drama: Drama) -> Iterator[tuple[int, Recorded]]:
-    # A new process knows nothing of what its predecessor was waiting for.
-    starts = sorted(at for uploader in drama.uploaders for at in uploader.started_at)
+def _calls(drama: Drama) -> Iterator[tuple[Hashable, Recorded]]:
+    # A new process knows nothing of what its predecessor was waiting for, and none of what another one is.
+    starts = {f"Bearer {one.token}": one.started_at for one in drama.uploaders}
+    whose = {one.run_id: one.headers["authorization"] for one in drama.api.requests.of() if one.run_id is not None}
     for request in (*drama.api.requests.of(), *drama.s3.requests.of()):
-        yield bisect_right(starts, request.at), request
+        bearer = whose[request.path.split("/")[-2]] if request.call == "put" else request.headers["authorization"]
+        yield (bearer, bisect_right(starts[bearer], request.at)), request
 
 
 def _excused_orphans(drama: Drama) -> int:
     """How many runs may have been registered without anybody's knowing: the answer or its reader was lost."""
     unheard = sum(1 for one in drama.api.requests.of("register") if one.took_effect and one.fault is not None)
     planned = drama.saboteur.planned
-    ended = planned["uploader killed"] + planned["uploader told to end"] + planned["killed while it ends"]
+    ended = sum(planned[name] for name in ("uploader killed", AWAY, "uploader told to end", "killed while it ends"))
     return unheard + ended + planned["everything told to end at once"] * len(drama.uploaders)

@@ -47,7 +47,8 @@ def _generation(evidence: Evidence, generation: Generation) -> Iterator[str]:
     if [place[row] for row in arrived if row in place] != sorted({place[row] for row in arrived if row in place}):
         yield f"{generation.name}: {len(arrived)} rows were delivered out of order"
     yield from _timestamps(told)
-    if generation.abandoned:
+    if generation.abandoned or evidence.has_moved(generation.name):
+        # Nobody may have brought what was in doubt before the part that it belongs to was closed.
         known |= evidence.kept
     for number, part in enumerate(generation.parts):
         lost, excusable = lost_rows(part, known)

@@ -5,7 +5,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from oracle.promises import broken_promises
-from oracle.schedule import SPILLED_AFTER_S, VANISHED, Disturbance
+from oracle.schedule import AWAY, SPILLED_AFTER_S, VANISHED, Disturbance
 from oracle.subjects import Collector, Uploader
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ REFILL_S = 0.2
 """What is given back to a full disk is taken again so soon."""
 PATIENCE = 30
 _AGAIN_S = 0.3
-_RARE = (VANISHED, "collector killed while cut off")
+_RARE = (VANISHED, AWAY, "collector killed while cut off")
+_MOVING_S = 2.0
+"""A collector that was busy with something else has moved by then, once its uploader is back."""
 KILLS = ("uploader killed", "collector killed", "collector killed while cut off", VANISHED, "killed while it ends")
 
 
@@ -64,12 +66,8 @@ class Saboteur:
                 fault = server.faults.add(what.fault.call, **what.fault.what)
                 self._faults.append((name, fault))
                 drama.after(what.lasts_s, fault.lift if fault.hang else lambda: None)
-            case "storage away for long":
-                fault = drama.s3.faults.add("put", code="ServiceUnavailable")
-                self._faults.append((what.name, fault))
-                drama.after(2 * what.lasts_s, fault.lift)
-            case "credentials revoked":
-                self._revoke(what)
+            case "storage away for long" | "servers ask for time" | "credentials revoked":
+                self._trouble_servers(what)
             case "credentials that live 6 s":
                 self._shorten_credentials(what)
             case "API refuses gzip and a field":
@@ -80,6 +78,8 @@ class Saboteur:
                 return self._fill_disk(what)
             case "everything told to end at once":
                 return self._end_everything(what)
+            case name if name == AWAY:
+                return self._keep_away(what)
             case name if name.startswith("uploader"):
                 return self._trouble_process(drama.uploaders[what.which % len(drama.uploaders)], what)
             case "collector's clock set":
@@ -92,6 +92,20 @@ class Saboteur:
             case _:
                 return self._trouble_process(drama.collectors[what.which % len(drama.collectors)], what)
         return True
+
+    def _trouble_servers(self, what: Disturbance) -> None:
+        drama = self._drama
+        match what.name:
+            case "credentials revoked":
+                self._revoke(what)
+            case "servers ask for time":
+                wish = {"Retry-After": f"{what.amount_s:g}"}
+                self._faults.append((what.name, drama.api.faults.add(status=429, headers=wish, times=2)))
+                self._faults.append((what.name, drama.s3.faults.add("put", code="SlowDown", headers=wish, times=2)))
+            case _:
+                fault = drama.s3.faults.add("put", code="ServiceUnavailable")
+                self._faults.append((what.name, fault))
+                drama.after(2 * what.lasts_s, fault.lift)
 
     def _revoke(self, what: Disturbance) -> None:
         drama = self._drama
@@ -198,6 +212,19 @@ class Saboteur:
         self._kill_now(one)
         self._note(what.name)
         self._drama.after(what.lasts_s, one.start_if_down)
+        return True
+
+    def _keep_away(self, what: Disturbance) -> bool:
+        """Kill the uploader of a run that may move, and leave it away for so long that the run does."""
+        drama = self._drama
+        movers = [one for one in drama.collectors if one.may_move and one.process is not None]
+        uploader = drama.uploader_at_hand(movers[what.which % len(movers)]) if movers else None
+        if uploader is None or uploader.process is None:
+            return False
+        before = drama.moves()
+        self._kill_now(uploader)
+        drama.after(what.lasts_s, uploader.start_if_down)
+        drama.after(what.lasts_s + _MOVING_S, lambda: self._note(what.name, drama.moves() - before))
         return True
 
     def _kill_cut_off(self, one: Uploader | Collector, what: Disturbance) -> None:

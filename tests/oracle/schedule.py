@@ -16,6 +16,7 @@ _WEIGHTS = {
     "uploader killed": 14,
     "uploader told to end": 4,
     "uploader stopped (SIGSTOP)": 4,
+    "uploader away for long": 3,
     "uploader's clock set": 3,
     "collector killed": 24,
     "collector told to end": 11,
@@ -30,11 +31,13 @@ _WEIGHTS = {
     "credentials revoked": 4,
     "credentials that live 6 s": 2,
     "API refuses gzip and a field": 2,
+    "servers ask for time": 6,
     "storage away for long": 1,
     "API": 16,
     "storage": 13,
 }
 VANISHED = "collector killed and never back"
+AWAY = "uploader away for long"
 NAMES = (
     *(name for name in _WEIGHTS if name not in {"API", "storage"}),
     VANISHED,
@@ -43,8 +46,11 @@ NAMES = (
     *(f"storage: {name}" for name in STORAGE_FAULTS),
 )
 """Everything that a schedule of some minutes holds."""
+AWAY_AFTER_S = 3.0
+"""Plus up to three seconds more: longer than a collector with several addresses waits for its uploader."""
 _VANISH_EVERY_S = 60.0
 _MOST_VANISHED_SHARE = 0.3
+_ABSENT_SHARE = 0.5
 _LASTS_S = {
     "uploader killed": 2.0,
     "collector killed": 2.0,
@@ -52,6 +58,7 @@ _LASTS_S = {
     "latency": 3.0,
     "credentials that live 6 s": 8.0,
     "API refuses gzip and a field": 8.0,
+    "uploader away for long": 3.0,
 }
 
 
@@ -78,7 +85,9 @@ class Disturbance:
 def schedule(seed: int, duration_s: float, longest_s: float) -> list[Disturbance]:
     """Return the disturbances of so many seconds, in order; pauses and black holes last `longest_s` at most."""
     rng = random.Random(seed)
-    return sorted([*_disturbances(rng, duration_s, longest_s), *_vanishings(rng, duration_s)], key=lambda one: one.at_s)
+    absence = Disturbance(duration_s * _ABSENT_SHARE, AWAY, AWAY_AFTER_S)
+    always = [*_vanishings(rng, duration_s), absence]
+    return sorted([*_disturbances(rng, duration_s, longest_s), *always], key=lambda one: one.at_s)
 
 
 def _disturbances(rng: random.Random, duration_s: float, longest_s: float) -> Iterator[Disturbance]:
@@ -115,6 +124,10 @@ def _one(rng: random.Random, at_s: float, kind: str, longest_s: float) -> Distur
         case "collector told to end" | "uploader told to end":
             kill_after_s = rng.uniform(0.0, 0.6) if rng.random() < 0.3 else None
             return Disturbance(at_s, kind, lasts_s, which, kill_after_s=kill_after_s)
+        case "uploader away for long":
+            return Disturbance(at_s, kind, AWAY_AFTER_S + lasts_s, which)
+        case "servers ask for time":
+            return Disturbance(at_s, kind, which=which, amount_s=rng.randint(2, 4))
         case "collector killed while cut off":
             return Disturbance(at_s, kind, SPILLED_AFTER_S + rng.uniform(0.3, 2.0), which)
         case "spool's disk full" | "storage away for long" | "connections in a black hole":

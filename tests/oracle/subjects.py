@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from oracle.record import VANISHED, End, Generation, Part, Tail
 INTERVAL_S = 0.2
 END_WAIT_S = 3
 """`--wait` of every collector: one that finds nobody leaves its rows to the next soon."""
+FAILOVER_AFTER_S = 2.0
+"""A run may move when its uploader is only slow to start again: as often as possible."""
 SMALL_SPOOL = "192KiB"
 _SPIN_WINDOW_S = 5.0
 _SPIN_SHARE = 0.9
@@ -117,7 +120,15 @@ class Uploader(Process):
     """An uploader at a fixed port, with a spool of its own that may lie on a disk of its own."""
 
     def __init__(
-        self, home: Home, name: str, *, port: int, stale_after_s: float, environ: dict[str, str], small: bool
+        self,
+        home: Home,
+        name: str,
+        *,
+        port: int,
+        stale_after_s: float,
+        environ: dict[str, str],
+        token: str,
+        small: bool,
     ) -> None:
         super().__init__(home, name)
         place = home.directory / f"{name}-disk"
@@ -126,7 +137,8 @@ class Uploader(Process):
         self.port = port
         self._stale_after_s = stale_after_s
         self._small = ["--spool-max", SMALL_SPOOL] if small else []
-        self._environ = environ
+        self.token = token
+        self._environ = environ | {"SENTINEL_API_TOKEN": token}
         self.started_at: list[float] = []
 
     @property
@@ -158,11 +170,13 @@ class Collector(Process):
 
     With even numbers it tracks a foreign process, with odd ones it wraps a job that ends with `exit_code`. Every third
     has a state directory of its own, so that its clock may go wrong: files of several collectors are told apart by age.
+    With several addresses its run moves when its uploader is away.
     """
 
-    def __init__(self, home: Home, number: int, address: str) -> None:
+    def __init__(self, home: Home, number: int, addresses: Sequence[str]) -> None:
         super().__init__(home, f"collector-{number}")
-        self._address = address
+        self._connect = [word for address in addresses for word in ("--connect", address)]
+        self.may_move = len(addresses) > 1
         self._wraps = number % 2 == 1
         self.is_alone = number % 3 == 2
         self.state_dir = home.state / (f"{self.name}-state" if self.is_alone else "collector")
@@ -184,6 +198,11 @@ class Collector(Process):
         return self.home.directory / f"{self.run.name}.csv"
 
     @property
+    def moves(self) -> int:
+        """How often it has said that it goes on at another uploader."""
+        return self.log.read_text(encoding="utf-8").count(" is away; going on at ") if self.may_move else 0
+
+    @property
     def has_begun(self) -> bool:
         return bool(self.run.parts and self.run.parts[-1].rows)
 
@@ -195,8 +214,9 @@ class Collector(Process):
         what = ["--", *self._job()] if self._target is None else ["--pid", str(self._target.pid)]
         key = ["--run-key", f"{self.name}-{self._lives}"] if self._wraps else []
         self.launch(
-            COLLECTOR, "--connect", self._address, "--interval", str(INTERVAL_S), "--wait", str(END_WAIT_S), *key,
-            "--state-dir", str(self.state_dir), "--output", str(self.output), "--job-name", self.run.name, *what,
+            COLLECTOR, *self._connect, "--failover-after", str(FAILOVER_AFTER_S), "--interval", str(INTERVAL_S),
+            "--wait", str(END_WAIT_S), *key, "--state-dir", str(self.state_dir), "--output", str(self.output),
+            "--job-name", self.run.name, *what,
         )  # fmt: skip
 
     def look(self) -> None:

@@ -53,9 +53,10 @@ def left_over(drama: Drama) -> Iterator[str]:
 
 def _files_left_over(drama: Drama) -> Iterator[str]:
     vanished = sum(run.abandoned for one in drama.collectors for run in one.generations)
+    may_be_kept = vanished or drama.moves()
     for state_dir in {one.state_dir for one in drama.collectors}:
         # Files of runs that nobody continues stay for a day, or are what could not be added to a closed run.
-        files = [path for path in _files(state_dir) if path.suffix not in {".rows", ".csv"} or not vanished]
+        files = [path for path in _files(state_dir) if path.suffix not in {".rows", ".csv"} or not may_be_kept]
         for path in files:
             yield f"{path} is left over"
     rows_files = sum(1 for one in {one.state_dir for one in drama.collectors} for _ in one.glob("**/*.rows"))

@@ -3,6 +3,7 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from protocol.messages import (
     Ack,
@@ -55,12 +56,20 @@ class Frames:
         return flags, content
 
 
+class Place(NamedTuple):
+    """A run as one uploader knows it."""
+
+    port: int
+    run_key: str
+
+
 class Witness:
     """What all conversations together have come to.
 
     `acknowledged` holds CSV lines by run key, `greeted_at` when (monotonic seconds) each collector said `Hello`, by run
     key and incarnation, `rejects` how often an uploader refused, by code. `promised` holds the highest number that each
-    uploader (by its port) has acknowledged, by run key and incarnation: a key may be another run's later.
+    uploader (by its port) has acknowledged, by run key and incarnation: a key may be another run's later. `homes` holds
+    by name of the job where its collectors have said `Hello` under which key, and when they did so last.
     """
 
     def __init__(self) -> None:
@@ -68,7 +77,14 @@ class Witness:
         self.rejects: Counter[str] = Counter()
         self.promised: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
         self.acknowledged: dict[str, set[str]] = defaultdict(set)
+        self.homes: dict[str, dict[Place, float]] = defaultdict(dict)
         self._sent: dict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+
+    def greeted(self, port: int, hello: Hello) -> None:
+        """A collector has said `Hello`."""
+        now = time.monotonic()
+        self.greeted_at[hello.run_key, hello.incarnation].append(now)
+        self.homes[str(hello.metadata.get("job_name"))][Place(port, hello.run_key)] = now
 
     def sent(self, hello: Hello, samples: Samples) -> None:
         """A collector has sent rows; within one incarnation no number is ever another row's."""
@@ -104,7 +120,7 @@ class Conversation:
                     # Answers to what was sent for another run may still be under way.
                     self._is_new_run = self._hello is not None and self._hello.run_key != hello.run_key
                     self._hello = hello
-                    self._witness.greeted_at[hello.run_key, hello.incarnation].append(time.monotonic())
+                    self._witness.greeted(self._port, hello)
                 case Samples() as samples if self._hello is not None:
                     self._witness.sent(self._hello, samples)
                 case Samples() | Finish() | Ping():
