@@ -1,39 +1,43 @@
 """The file in which a collector keeps what no uploader has acknowledged yet.
 
-Layout: 8 magic bytes, then records, each a 21-byte header (kind, payload bytes, rows, first sequence number, CRC-32
-of these and of the payload; little endian) and a payload. Records are only ever appended; what was true before a
-kill is read again from their order. A record that is cut short ends the file: whatever was killed while it wrote
-has lost at most that record. The file is locked (`flock`) by the collector that owns it.
+Records (`spill_records`) are only ever appended; what was true before a kill is read again from their order. A record
+that is cut short ends the file: whatever was killed while it wrote has lost at most that record. The file is locked
+(`flock`) by the collector that owns it.
 """
 
 import errno
 import fcntl
 import os
 import struct
-import zlib
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import NamedTuple
 
 import msgspec
 
+from collector.spill_records import (
+    ANEW,
+    BASE,
+    FINISH,
+    HEAD,
+    MAGIC,
+    ROWS,
+    Record,
+    packed,
+    payload_of,
+    records,
+    rows_of,
+)
 from protocol.errors import SentinelStreamError
 from protocol.messages import Finish
 from protocol.sample import decode_sample, shift_sample
 
-_MAGIC = b"SSPILL1\n"
-_FIELDS = struct.Struct("<BIIQ")
-_CRC = struct.Struct("<I")
-_HEADER_BYTES = _FIELDS.size + _CRC.size
 _SHIFT = struct.Struct("<q")
-_HEAD, _ROWS, _BASE, _FINISH, _ANEW = 1, 2, 3, 4, 5
-_MAX_PAYLOAD_BYTES = 16 << 20
 _MAX_TORN_BYTES = 64 << 10
 """More than any record that a collector writes: a longer end that cannot be read was damaged, not cut short."""
 _MOST_SET_ASIDE = 100
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_rows = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 class SpillError(SentinelStreamError):
@@ -53,19 +57,6 @@ class SpillHead(msgspec.Struct, frozen=True, kw_only=True):
     """Address of the uploader (or of this user's agent)."""
     hello: bytes
     """The encoded `Hello` of the run."""
-
-
-class _Record(NamedTuple):
-    kind: int
-    size: int
-    rows: int
-    first_seq: int
-    crc: int
-    offset: int
-
-    @property
-    def end(self) -> int:
-        return self.offset + _HEADER_BYTES + self.size
 
 
 class Position(NamedTuple):
@@ -96,7 +87,7 @@ class SpillFile:
         self._shifts: list[_Shift] = []
         self.head: SpillHead | None = None
         self.finish: Finish | None = None
-        self.start = Position(len(_MAGIC), 0)
+        self.start = Position(len(MAGIC), 0)
         self.first_seq = 0
         """Sequence number of the first numbered row, 0 when there is none."""
         self.numbered_rows = 0
@@ -136,46 +127,46 @@ class SpillFile:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             spill = cls(fd, path)
-            is_ours = os.pread(fd, len(_MAGIC), 0) == _MAGIC
-            return is_ours and any(record.kind == _FINISH for record in spill._records(len(_MAGIC)))
+            is_ours = os.pread(fd, len(MAGIC), 0) == MAGIC
+            return is_ours and any(record.kind == FINISH for record in spill._records(len(MAGIC)))
         finally:
             os.close(fd)
 
     def write_head(self, head: SpillHead) -> None:
         """Write whose rows follow; the last head of a file counts."""
-        self._append(_HEAD, _encode(head))
+        self._append(HEAD, _encode(head))
         self.head = head
 
     def append_rows(self, rows: list[bytes], first_seq: int) -> None:
         """Append encoded samples; `first_seq` 0 means that they have no numbers yet."""
         payload = _encode([msgspec.Raw(row) for row in rows])
-        self._append(_ROWS, payload, rows=len(rows), first_seq=first_seq)
+        self._append(ROWS, payload, rows=len(rows), first_seq=first_seq)
 
     def write_base(self, first_seq: int, *, start: Position, shift_ms: int = 0) -> None:
         """Give the rows from `start` on, which have none, their numbers, and stamp them `shift_ms` later.
 
         It is on disk when this returns: before the first of them is sent.
         """
-        offset = self._append(_BASE, _SHIFT.pack(shift_ms), first_seq=first_seq, is_synced=True)
+        offset = self._append(BASE, _SHIFT.pack(shift_ms), first_seq=first_seq, is_synced=True)
         self._note_shift(start.offset, offset, shift_ms)
 
     def write_anew(self, head: SpillHead, start: Position) -> None:
         """From now on the rows held are those from `start` on, they belong to `head` and have no numbers."""
-        self._append(_ANEW, _encode(head), rows=start.skip, first_seq=start.offset, is_synced=True)
+        self._append(ANEW, _encode(head), rows=start.skip, first_seq=start.offset, is_synced=True)
         self.head = head
 
     def write_finish(self, finish: Finish) -> None:
         """Record that the run is over and make the whole file durable."""
-        self._append(_FINISH, _encode(finish), is_synced=True)
+        self._append(FINISH, _encode(finish), is_synced=True)
         self.finish = finish
 
     def rows_from(self, position: Position) -> Iterator[tuple[bytes, Position]]:
         """Yield encoded samples from there on, each with the position after it; raises `OSError`, `SpillError`."""
         for record in self._records(position.offset):
-            if record.kind != _ROWS:
+            if record.kind != ROWS:
                 continue
             skip = position.skip if record.offset == position.offset else 0
-            rows = self._rows_of(record, self._payload(record))
+            rows = rows_of(record, payload_of(self._fd, record))
             if rows is None:
                 raise SpillError(f"{self.path}: damaged at byte {record.offset}")
             shift_ms = sum(shift.shift_ms for shift in self._shifts if shift.start <= record.offset < shift.end)
@@ -189,7 +180,7 @@ class SpillFile:
             return position
         left = count + position.skip
         for record in self._records(position.offset):
-            if record.kind != _ROWS:
+            if record.kind != ROWS:
                 continue
             if left < record.rows:
                 return Position(record.offset, left)
@@ -202,8 +193,8 @@ class SpillFile:
         """Forget all rows: they are delivered. While an end waits for its own delivery everything stays."""
         if self.finish is not None:
             return
-        os.ftruncate(self._fd, len(_MAGIC))
-        self._size = len(_MAGIC)
+        os.ftruncate(self._fd, len(MAGIC))
+        self._size = len(MAGIC)
         self._shifts.clear()
         self.head = None
         self.write_head(head)
@@ -241,8 +232,7 @@ class SpillFile:
 
     def _append(self, kind: int, payload: bytes, *, rows: int = 0, first_seq: int = 0, is_synced: bool = False) -> int:
         """Append a record, all of it or nothing, and return its offset."""
-        fields = _FIELDS.pack(kind, len(payload), rows, first_seq)
-        record = fields + _CRC.pack(zlib.crc32(payload, zlib.crc32(fields))) + payload
+        record = packed(kind, payload, rows=rows, first_seq=first_seq)
         offset = self._size
         try:
             written = os.pwrite(self._fd, record, offset)
@@ -256,48 +246,27 @@ class SpillFile:
         self._size += len(record)
         return offset
 
-    def _records(self, offset: int) -> Iterator[_Record]:
-        """Yield the records from there on, without looking at their payloads."""
-        while offset + _HEADER_BYTES <= self._size:
-            header = os.pread(self._fd, _HEADER_BYTES, offset)
-            kind, size, rows, first_seq = _FIELDS.unpack_from(header)
-            (crc,) = _CRC.unpack_from(header, _FIELDS.size)
-            record = _Record(kind, size, rows, first_seq, crc, offset)
-            if size > _MAX_PAYLOAD_BYTES or record.end > self._size:
-                return
-            yield record
-            offset = record.end
-
-    def _payload(self, record: _Record) -> bytes:
-        return os.pread(self._fd, record.size, record.offset + _HEADER_BYTES)
-
-    def _rows_of(self, record: _Record, payload: bytes) -> list[bytes] | None:
-        """Return a record's rows, `None` when they are not what the header says."""
-        try:
-            rows = [bytes(row) for row in _decode_rows(payload)]
-        except msgspec.DecodeError:
-            return None
-        return rows if rows and len(rows) == record.rows else None
+    def _records(self, offset: int) -> Iterator[Record]:
+        return records(self._fd, offset, self._size)
 
     def _note_shift(self, start: int, end: int, shift_ms: int) -> None:
         if shift_ms:
             self._shifts.append(_Shift(start, end, shift_ms))
 
     def _recover(self) -> None:
-        magic = os.pread(self._fd, len(_MAGIC), 0)
-        if not _MAGIC.startswith(magic):
+        magic = os.pread(self._fd, len(MAGIC), 0)
+        if not MAGIC.startswith(magic):
             raise SpillError(f"{self.path} is not a file of undelivered samples of this version")
-        if magic != _MAGIC:
-            if os.pwrite(self._fd, _MAGIC, 0) != len(_MAGIC):
+        if magic != MAGIC:
+            if os.pwrite(self._fd, MAGIC, 0) != len(MAGIC):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
-            self._size = len(_MAGIC)
+            self._size = len(MAGIC)
             return
-        intact = len(_MAGIC)
+        intact = len(MAGIC)
         is_damaged = False
         for record in self._records(intact):
-            payload = self._payload(record)
-            fields = _FIELDS.pack(record.kind, record.size, record.rows, record.first_seq)
-            is_damaged = zlib.crc32(payload, zlib.crc32(fields)) != record.crc or not self._take(record, payload)
+            payload = payload_of(self._fd, record)
+            is_damaged = not record.is_intact(payload) or not self._take(record, payload)
             if is_damaged:
                 break
             intact = record.end
@@ -325,18 +294,18 @@ class SpillFile:
             return path
         raise SpillError(f"{self.path} is damaged again and again")
 
-    def _take(self, record: _Record, payload: bytes) -> bool:
+    def _take(self, record: Record, payload: bytes) -> bool:
         """Count one recovered record; False when it is damaged."""
         try:
-            if record.kind == _ROWS:
+            if record.kind == ROWS:
                 return self._take_rows(record, payload)
-            if record.kind == _HEAD:
+            if record.kind == HEAD:
                 self.head = msgspec.msgpack.decode(payload, type=SpillHead)
-            elif record.kind == _BASE:
+            elif record.kind == BASE:
                 self._take_base(record, *_SHIFT.unpack(payload))
-            elif record.kind == _FINISH:
+            elif record.kind == FINISH:
                 self.finish = msgspec.msgpack.decode(payload, type=Finish)
-            elif record.kind == _ANEW:
+            elif record.kind == ANEW:
                 self._take_anew(record, msgspec.msgpack.decode(payload, type=SpillHead))
             else:
                 return False
@@ -344,8 +313,8 @@ class SpillFile:
             return False
         return True
 
-    def _take_rows(self, record: _Record, payload: bytes) -> bool:
-        rows = self._rows_of(record, payload)
+    def _take_rows(self, record: Record, payload: bytes) -> bool:
+        rows = rows_of(record, payload)
         if rows is None:
             return False
         decode_sample(rows[-1])
@@ -361,7 +330,7 @@ class SpillFile:
             self.numbered_rows = record.rows
         return True
 
-    def _take_base(self, record: _Record, shift_ms: int) -> None:
+    def _take_base(self, record: Record, shift_ms: int) -> None:
         unnumbered = self.advance(self.start, self.numbered_rows)
         if record.first_seq != self.first_seq + self.numbered_rows:
             # The rows before were durable already when these numbers were given.
@@ -375,10 +344,10 @@ class SpillFile:
         if shift_ms and self.last_row is not None:
             self.last_row = shift_sample(self.last_row, shift_ms)
 
-    def _take_anew(self, record: _Record, head: SpillHead) -> None:
+    def _take_anew(self, record: Record, head: SpillHead) -> None:
         start = Position(record.first_seq, record.rows)
         before = takewhile(lambda other: other.offset < record.offset, self._records(start.offset))
-        held = sum(other.rows for other in before if other.kind == _ROWS)
+        held = sum(other.rows for other in before if other.kind == ROWS)
         self.head = head
         self.start = start
         self.first_seq = self.numbered_rows = 0
