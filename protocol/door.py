@@ -56,10 +56,14 @@ class Watcher(Protocol):
 
 
 class Limits(NamedTuple):
-    """How many connections there may be at a time, and how many of one key."""
+    """How many connections there may be at a time, and what costs one of them its place."""
 
     connections: int
     connections_of_key: int
+    unread_bytes: int = 8 << 20
+    """So much may come over one without an end of its message: far more than one message has."""
+    surplus_frames: int = 20_000
+    """So many frames beyond the first of their messages may come over one; a collector sends none."""
 
 
 class _Known(NamedTuple):
@@ -73,8 +77,7 @@ class _Known(NamedTuple):
 class Door:
     """Watches over the connections of sockets of one context.
 
-    `monitors` are the sockets' own, made with `EVENTS`. A connection that sends more than `unread_bytes` of which
-    nothing can be taken is cut.
+    `monitors` are the sockets' own, made with `EVENTS`.
     """
 
     def __init__(
@@ -84,7 +87,6 @@ class Door:
         *,
         guard: Guard | None,
         limits: Limits,
-        unread_bytes: int,
         watcher: Watcher,
         clock: Clock,
     ) -> None:
@@ -102,7 +104,7 @@ class Door:
         self._identity_of: dict[int, bytes] = {}
         self._of_key: Counter[bytes] = Counter()
         self._own_names: set[object] = set()
-        self._unread = Unread(unread_bytes)
+        self._unread = Unread(limits.unread_bytes)
         self._taken: set[bytes] = set()
         self._zap: zmq.Socket[bytes] | None = None
         if guard is not None:

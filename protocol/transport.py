@@ -20,10 +20,6 @@ from protocol.messages import MAX_COLLECTOR_FRAME_BYTES
 from protocol.monitor import monitor_of
 from protocol.sockets import ROUTER, Endpoint
 
-UNREAD_BYTES = 8 * MAX_COLLECTOR_FRAME_BYTES
-"""So much may come over a connection without an end of its message: far more than one message has."""
-SURPLUS_FRAMES = 20_000
-"""So many frames beyond the first of their messages may come over a connection; a collector sends none."""
 _MANY_SENDERS = 10_000
 
 
@@ -53,6 +49,8 @@ class Router(Endpoint):
         clock: Clock | None = None,
     ) -> None:
         super().__init__()
+        limits = limits or Limits(1 << 20, 1 << 20)
+        self._surplus_frames = limits.surplus_frames
         self.urls: list[str] = []
         self._endpoints: list[tuple[zmq.Socket[bytes], str]] = []
         plain = self._make(zmq.ROUTER, ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes})
@@ -73,8 +71,7 @@ class Router(Endpoint):
             self._context,
             [monitor_of(self._context, made, EVENTS) for made in self._sockets],
             guard=guard,
-            limits=limits or Limits(1 << 20, 1 << 20),
-            unread_bytes=UNREAD_BYTES,
+            limits=limits,
             watcher=watcher or _Unwatched(),
             clock=clock or SystemClock(),
         )
@@ -165,7 +162,7 @@ class Router(Endpoint):
     def _note_surplus(self, identity: bytes, frame: zmq.Frame, frames: int) -> None:
         """Cut whoever goes on sending several frames a message: each costs as much as a message."""
         self._surplus[identity] += frames
-        if self._surplus[identity] > SURPLUS_FRAMES and self._proven_key(identity, frame) is not None:
+        if self._surplus[identity] > self._surplus_frames and self._proven_key(identity, frame) is not None:
             # What it has sent already still comes.
             del self._surplus[identity]
             self._door.cut(identity, "frames")

@@ -32,10 +32,12 @@ from protocol.transport import Router
 from uploader.counters import Counters
 from uploader.database import MIN_SPOOL_BYTES
 from uploader.intake import GROUP_FRAMES, LATE_S, Intake
+from uploader.limits import Limits
 from uploader.records import Run
 from uploader.run import Event, Policy, RunState
-from uploader.screening import MAX_FRAME_ROWS
 from uploader.spool import Spool
+
+MOST_ROWS = Limits().rows_of_message
 
 
 class Watched(Listening):
@@ -390,11 +392,11 @@ def test_frame_of_thousands_of_tiny_rows_is_refused_or_cut_into_bounded_objects(
 ) -> None:
     collector.say(hello())
     collector.hear(Welcome)
-    collector.say(Samples(1, [Sample(float(second)) for second in range(1, MAX_FRAME_ROWS + 2)]))
+    collector.say(Samples(1, [Sample(float(second)) for second in range(1, MOST_ROWS + 2)]))
     answer = collector.hear(Reject)
     assert (answer.code, answer.retry) == (RejectCode.TOO_BIG, True)
-    collector.say(Samples(1, [Sample(float(second)) for second in range(1, MAX_FRAME_ROWS + 1)]))
-    assert collector.hear(Ack) == Ack(MAX_FRAME_ROWS)
+    collector.say(Samples(1, [Sample(float(second)) for second in range(1, MOST_ROWS + 1)]))
+    assert collector.hear(Ack) == Ack(MOST_ROWS)
     assert there.woken[-1] is there.run()
 
 

@@ -16,13 +16,12 @@ from standins.spooling import hello, samples
 
 from protocol.messages import Ack, Hello, Ping, Reject, RejectCode, Samples, Welcome, encode
 from protocol.sample import Sample
-from uploader import limits as limits_module
 from uploader.descriptors import connection_limits
 from uploader.limits import Limits
 
 
 @contextmanager
-def two_clients(directory: Path, **asked: int) -> Iterator[tuple[Guarded, RawCollector, RawCollector, Collectors]]:
+def two_clients(directory: Path, **asked: Any) -> Iterator[tuple[Guarded, RawCollector, RawCollector, Collectors]]:
     """A client that behaves badly, and one that must not notice."""
     guarded = Guarded(directory, asked=Limits(**asked))
     try:
@@ -55,6 +54,34 @@ def test_a_message_that_is_too_big_is_answered_and_counted(tmp_path: Path) -> No
         assert bad.hear(Ack) == Ack(10)
 
 
+def test_a_message_of_too_many_rows_is_answered_and_counted(tmp_path: Path) -> None:
+    with two_clients(tmp_path, rows_of_message=100) as (guarded, bad, good, _):
+        bad.say(samples(1, 101))
+        assert bad.hear(Reject).code == RejectCode.TOO_BIG
+        assert guarded.turned_away("message-rows") == 1
+        go_on(guarded, good)
+        bad.say(samples(1, 100))
+        assert bad.hear(Ack) == Ack(100)
+
+
+def test_so_many_seconds_worth_of_rows_come_at_once(tmp_path: Path) -> None:
+    with two_clients(tmp_path, rows_per_s_of_client=100, burst_s=2.0) as (guarded, bad, good, _):
+        bad.say(samples(1, 250))
+        assert bad.hear(Ack) == Ack(250)
+        bad.say(samples(251, 260))
+        assert bad.hear(Reject).code == RejectCode.BUSY
+        assert guarded.turned_away("rate") == 1
+        go_on(guarded, good)
+
+
+def test_frames_beyond_one_a_message_cost_their_sender_the_connection(tmp_path: Path) -> None:
+    with two_clients(tmp_path, surplus_frames=200) as (guarded, bad, good, _):
+        for _ in range(3):
+            bad.send_frames(*[b""] * 100)
+        wait_until(lambda: guarded.turned_away("frames") == 1, "it is cut")
+        go_on(guarded, good)
+
+
 def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
     with two_clients(tmp_path, rows_per_s_of_client=100) as (guarded, bad, good, _):
         for first in range(1, 3001, 500):
@@ -72,11 +99,8 @@ def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
         wait_until(lambda: guarded.runs()["bad", "run"].acked_seq == taken + 10, "there is room again")
 
 
-def test_a_flood_costs_its_sender_the_connection_and_nobody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(limits_module, "CUT_AFTER", 500)
-    with two_clients(tmp_path, rows_per_s_of_client=100) as (guarded, bad, good, _):
+def test_a_flood_costs_its_sender_the_connection_and_nobody_else(tmp_path: Path) -> None:
+    with two_clients(tmp_path, rows_per_s_of_client=100, surplus_messages=500) as (guarded, bad, good, _):
         flood = [encode(Ping()), b"rubbish", encode(samples(7, 7))]
         for number in range(4000):
             bad.send_frames(flood[number % 3])
@@ -180,7 +204,7 @@ def test_connections_leave_descriptors_for_everything_else(descriptors: Any, cap
     free = connection_limits(Limits())
     assert 8000 < free.connections < 10_000 - 70
     assert free.connections_of_key == free.connections * 3 // 4
-    assert connection_limits(Limits(connections=100, connections_of_client=7)) == (100, 7)
+    assert connection_limits(Limits(connections=100, connections_of_client=7))[:2] == (100, 7)
     assert not caplog.text
     assert connection_limits(Limits(connections=20_000)).connections == free.connections
     assert "allows fewer connections than --max-connections" in caplog.text

@@ -8,6 +8,8 @@ import pytest
 from collector.config import SETTINGS as COLLECTOR_SETTINGS
 from protocol.settings import Setting, markdown_table
 from uploader.config import SETTINGS as UPLOADER_SETTINGS
+from uploader.counters import REJECT_REASONS
+from uploader.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -22,6 +24,19 @@ def test_configuration_tables_are_those_of_the_commands(name: str, settings: tup
     assert written is not None
     # To mend it: put the output of `markdown_table` between the two marks.
     assert written[1] == markdown_table(settings)
+
+
+def test_every_limit_is_in_the_operator_s_table_and_every_reason_explained() -> None:
+    text = (README.parent / "docs/operation.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- limits -->")[2].partition("<!-- end -->")[0]
+    for setting in LIMIT_SETTINGS:
+        assert f"`{setting.flag}`" in table
+    for reason in REJECT_REASONS:
+        assert f"`{reason}`" in text
+    assert set(re.findall(r"`([a-z-]+)`", "".join(line.split("|")[4] for line in table.splitlines()[4:-1]))) <= set(
+        REJECT_REASONS
+    )
+    assert {setting.name for setting in LIMIT_SETTINGS} == set(LIMIT_NAMES.values())
 
 
 def test_documents_that_are_linked_exist() -> None:

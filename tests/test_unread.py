@@ -11,12 +11,14 @@ from standins.spooling import hello
 
 from protocol.addresses import parse_address
 from protocol.clock import SystemClock
+from protocol.door import Limits
 from protocol.messages import MAX_COLLECTOR_FRAME_BYTES
-from protocol.transport import SURPLUS_FRAMES, UNREAD_BYTES, Router
+from protocol.transport import Router
 from uploader.counters import Counters
 from uploader.door_report import DoorReport
 
 FRAME_BYTES = 1 << 18
+LIMITS = Limits(100, 100, unread_bytes=4 << 20, surplus_frames=5_000)
 
 
 @pytest.fixture
@@ -26,7 +28,8 @@ def counters() -> Counters:
 
 @pytest.fixture
 def router(counters: Counters) -> Iterator[Router]:
-    with Router([parse_address("tcp://127.0.0.1:*", bind=True)], watcher=DoorReport(counters, SystemClock())) as made:
+    report = DoorReport(counters, SystemClock())
+    with Router([parse_address("tcp://127.0.0.1:*", bind=True)], limits=LIMITS, watcher=report) as made:
         yield made
 
 
@@ -48,7 +51,7 @@ def test_a_message_without_end_is_cut_before_it_fills_the_memory(router: Router,
 def test_whoever_sends_much_that_can_be_taken_is_not_cut(router: Router, counters: Counters) -> None:
     with collectors_of(router.urls[0]) as collectors:
         honest = collectors.connect()
-        for _ in range(UNREAD_BYTES * 5 // 4 // FRAME_BYTES):
+        for _ in range(LIMITS.unread_bytes * 5 // 4 // FRAME_BYTES):
             honest.send_frames(bytes(FRAME_BYTES))
             received, _ = router.receive(most=10, timeout_s=20.0)
             assert len(received) == 1
@@ -62,7 +65,7 @@ def test_many_frames_cost_their_sender_the_connection(router: Router, counters: 
 
         def is_cut() -> bool:
             honest.say(hello())
-            bad.send_frames(*[b""] * (SURPLUS_FRAMES // 4))
+            bad.send_frames(*[b""] * (LIMITS.surplus_frames // 4))
             received, _ = router.receive(most=10, timeout_s=20.0)
             assert all(arrival.frame for arrival in received), "what has several frames is not taken"
             return counters.rejected.value("frames") == 1

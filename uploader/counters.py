@@ -36,6 +36,7 @@ REJECT_REASONS = (
     "frames",
     # Messages (`uploader/limits.py`) and greetings (`uploader/screening.py`).
     "message-size",
+    "message-rows",
     "rate",
     "flood",
     "runs-of-client",

@@ -26,7 +26,7 @@ def raise_descriptor_limit() -> None:
 
 
 def connection_limits(limits: Limits) -> DoorLimits:
-    """Return how many connections there may be: what is wished, as far as the descriptors go."""
+    """Return what is wished of connections, as many of them as the descriptors allow."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = max(_FEWEST, min(soft - _open_now() - _RESERVED, _MOST))
     wished = limits.connections
@@ -38,7 +38,12 @@ def connection_limits(limits: Limits) -> DoorLimits:
             possible,
         )
     connections = possible if wished is None else min(wished, possible)
-    return DoorLimits(connections, limits.connections_of_client or max(1, connections * 3 // 4))
+    return DoorLimits(
+        connections,
+        limits.connections_of_client or max(1, connections * 3 // 4),
+        unread_bytes=limits.unread_bytes,
+        surplus_frames=limits.surplus_frames,
+    )
 
 
 def _open_now() -> int:

@@ -8,10 +8,11 @@ from uploader.answers import Answers
 from uploader.counters import Counters
 from uploader.database import SpoolError, SpoolFullError
 from uploader.fullness import Fullness
+from uploader.limits import Limits
 from uploader.records import Run
 from uploader.replies import acknowledgement
 from uploader.run import Policy
-from uploader.screening import MAX_FRAME_ROWS, sound_finish, sound_timestamps
+from uploader.screening import sound_finish, sound_timestamps
 from uploader.session import Session
 from uploader.spool import Spool
 from uploader.spooled import StoredFrame
@@ -32,6 +33,7 @@ class Group:
         clock: Clock,
         counters: Counters,
         policy: Policy,
+        limits: Limits,
         wake_run: Callable[[Run], None],
     ) -> None:
         self._spool = spool
@@ -40,6 +42,7 @@ class Group:
         self._clock = clock
         self._counters = counters
         self._policy = policy
+        self._limits = limits
         self._wake_run = wake_run
         self._frames: list[StoredFrame] = []
         self._touched: dict[bytes, Session] = {}
@@ -58,8 +61,9 @@ class Group:
             self._counters.rejected.add(1, "bad")
             return
         self._counters.rows_received.add(count)
-        if count > MAX_FRAME_ROWS:
-            text = f"a message has at most {MAX_FRAME_ROWS} samples"
+        if count > self._limits.rows_of_message:
+            self._counters.rejected.add(1, "message-rows")
+            text = f"a message has at most {self._limits.rows_of_message} samples"
             self._answers.say(session.identity, Reject(RejectCode.TOO_BIG, text, retry=True))
             return
         if session.run.record.has_ended and last > session.run.acked_seq:

@@ -69,6 +69,7 @@ class Intake:
             clock=clock,
             counters=counters,
             policy=policy,
+            limits=limits,
             wake_run=wake_run,
         )
         self._greeter = Greeter(

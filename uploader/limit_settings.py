@@ -1,7 +1,7 @@
 """The settings for what an uploader takes from its clients."""
 
 from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_RUN_KEY_CHARS
-from protocol.settings import Setting, integer, size
+from protocol.settings import Setting, integer, seconds, size
 from uploader.limits import Limits
 
 _DEFAULTS = Limits()
@@ -10,6 +10,11 @@ LIMIT_NAMES = {
     "message_bytes": "max_message",
     "connections": "max_connections",
     "connections_of_client": "max_client_connections",
+    "rows_of_message": "max_message_rows",
+    "unread_bytes": "max_unread",
+    "surplus_frames": "max_surplus_frames",
+    "burst_s": "client_burst",
+    "surplus_messages": "max_surplus_messages",
     "runs_of_client": "max_client_runs",
     "rows_per_s_of_client": "max_client_rows",
     "metadata_bytes": "max_metadata",
@@ -53,7 +58,25 @@ LIMIT_SETTINGS = (
         parse=integer(minimum=100),
         metavar="N",
         default=_DEFAULTS.rows_per_s_of_client,
-        help="samples a second from one client (a connection, on links without keys), ten seconds' worth at once",
+        help="samples a second from one client (a connection, on links without keys)",
+    ),
+    Setting(
+        name="client_burst",
+        flag="--client-burst",
+        env="SENTINEL_CLIENT_BURST",
+        parse=seconds(minimum=1, maximum=3600),
+        metavar="SECONDS",
+        default=_DEFAULTS.burst_s,
+        help="so many seconds' worth of these samples may come at once, from one that catches up",
+    ),
+    Setting(
+        name="max_surplus_messages",
+        flag="--max-surplus-messages",
+        env="SENTINEL_MAX_SURPLUS_MESSAGES",
+        parse=integer(minimum=100),
+        metavar="N",
+        default=_DEFAULTS.surplus_messages,
+        help="messages on end beyond these samples after which the connection is cut",
     ),
     Setting(
         name="max_message",
@@ -63,6 +86,34 @@ LIMIT_SETTINGS = (
         metavar="SIZE",
         default="1MiB",
         help="size of one message, which is one frame; a connection that sends twice as much is cut",
+    ),
+    Setting(
+        name="max_message_rows",
+        flag="--max-message-rows",
+        env="SENTINEL_MAX_MESSAGE_ROWS",
+        parse=integer(minimum=1, maximum=1 << 16),
+        metavar="N",
+        default=_DEFAULTS.rows_of_message,
+        help="samples in one message; a collector that hears so sends fewer",
+    ),
+    Setting(
+        name="max_unread",
+        flag="--max-unread",
+        env="SENTINEL_MAX_UNREAD",
+        # Beyond the longest message that is answered.
+        parse=size(minimum=4 * MAX_COLLECTOR_FRAME_BYTES),
+        metavar="SIZE",
+        default="8MiB",
+        help="what a connection may send without ending a message before it is cut",
+    ),
+    Setting(
+        name="max_surplus_frames",
+        flag="--max-surplus-frames",
+        env="SENTINEL_MAX_SURPLUS_FRAMES",
+        parse=integer(minimum=1),
+        metavar="N",
+        default=_DEFAULTS.surplus_frames,
+        help="frames beyond one a message that a connection may send before it is cut",
     ),
     Setting(
         name="max_metadata",

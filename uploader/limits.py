@@ -10,12 +10,8 @@ from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_RUN_KEY_CHARS, Hell
 from protocol.transport import Arrival
 from uploader.counters import Counters
 
-BURST_S = 10.0
-"""So many seconds' worth of rows may come at once: a collector that catches up after a while away."""
 HELLO_ROWS = 20
 """A greeting costs as much as so many rows: it may write to the spool."""
-CUT_AFTER = 10_000
-"""Messages beyond its rate that a client may send before its connection is cut: no collector of ours sends one on."""
 _MAX_REMEMBERED = 10_000
 _TELL_S = 1.0
 
@@ -26,8 +22,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes: int = MAX_COLLECTOR_FRAME_BYTES
     connections: int | None = None
     connections_of_client: int | None = None
+    rows_of_message: int = 8192
+    """The shortest row takes 2 bytes on the wire, hundreds in memory."""
+    unread_bytes: int = 8 << 20
+    surplus_frames: int = 20_000
     runs_of_client: int = 10_000
     rows_per_s_of_client: int = 10_000
+    burst_s: float = 10.0
+    """So many seconds' worth of rows may come at once: a collector that catches up after a while away."""
+    surplus_messages: int = 10_000
+    """So many beyond its rate a client may send before its connection is cut: no collector of ours sends one on."""
     metadata_bytes: int = 16 << 10
     run_key_chars: int = MAX_RUN_KEY_CHARS
     name_chars: int = 64
@@ -86,7 +90,7 @@ class Admission:
             return _TAKEN
         self._counters.rejected.add(1, "rate")
         account.dropped += 1
-        if account.dropped % CUT_AFTER == 0:
+        if account.dropped % self._limits.surplus_messages == 0:
             self._counters.rejected.add(1, "flood")
             return _CUT
         if account.told_at is not None and now - account.told_at < _TELL_S:
@@ -107,7 +111,7 @@ class Admission:
             account.left -= rows
 
     def _account(self, client: str | bytes, now: float) -> _Account:
-        most = self._limits.rows_per_s_of_client * BURST_S
+        most = self._limits.rows_per_s_of_client * self._limits.burst_s
         account = self._accounts.get(client)
         if account is None:
             account = self._accounts[client] = _Account(most, now)

@@ -18,8 +18,6 @@ from protocol.messages import (
 from uploader.limits import Limits
 from uploader.plain import plain
 
-MAX_FRAME_ROWS = 8192
-"""The shortest row takes 2 bytes on the wire, hundreds in memory."""
 MAX_INCARNATION_CHARS = 64
 MAX_INTERVAL_S = 86_400.0
 MAX_TIME_S = 253_402_300_799.0

@@ -11,6 +11,7 @@ from standins.listening import Listening
 from standins.product import wait_until
 from uploader.allow_list import AllowList
 from uploader.counters import Counters
+from uploader.descriptors import connection_limits
 from uploader.door_report import DoorReport
 from uploader.key_store import KeyStore
 from uploader.limits import Limits as ClientLimits
@@ -32,7 +33,7 @@ class Guarded(Listening):
         router = Router(
             [parse_address(url, bind=True)],
             guard=self.allow_list,
-            limits=limits,
+            limits=limits or connection_limits(asked or ClientLimits()),
             watcher=DoorReport(counters, SystemClock()),
         )
         super().__init__(directory / "spool", router, counters=counters, name_of=self.allow_list.name_of, limits=asked)
