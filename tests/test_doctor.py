@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 from standins.backend import TOKEN, Backend
-from standins.product import UPLOADER, Home
+from standins.http_proxy import HttpProxy
+from standins.product import COLLECTOR, UPLOADER, Home, wait_until
 from standins.scripted import SteppedClock
 from standins.spooling import frame, hello, open_spool_at
 from standins.tls import make_authority, server_context
 
 from protocol.clock import SystemClock
 from uploader.batch import rows_of_body
+from uploader.doctor.asking import Place
 from uploader.doctor.backend import JOB_NAME, check_backend
 from uploader.doctor.findings import Finding, Verdict, exit_code, report
 from uploader.doctor.machine import check_descriptors, check_directory_target, check_disk, check_keys, check_spool
+from uploader.doctor.storage import OpenRun, check_storage
 from uploader.key_store import KeyStore
 from uploader.run import Event
 
@@ -30,10 +33,10 @@ def backend() -> Iterator[Backend]:
         yield made
 
 
-def asked(environ: dict[str, str], *, put: bool = False) -> dict[str, list[Finding]]:
+def asked(environ: dict[str, str], *, put: bool = False, run: OpenRun | None = None) -> dict[str, list[Finding]]:
     """Return what is found outside, by subject."""
     found: dict[str, list[Finding]] = {}
-    for finding in check_backend(environ, clock=SystemClock(), put=put):
+    for finding in check_backend(environ, clock=SystemClock(), put=put, run=run):
         found.setdefault(finding.subject, []).append(finding)
     return found
 
@@ -51,7 +54,7 @@ def test_all_is_well(home: Home, backend: Backend) -> None:
     lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
     assert [(verdict, subject) for verdict, subject, _ in lines] == [
         ("ok", "spool"), ("ok", "disk"), ("ok", "descriptors"), ("skipped", "keys"), ("ok", "token"), ("ok", "api"),
-        ("ok", "clock"), ("ok", "storage"), ("ok", "clock"), ("skipped", "put"),
+        ("ok", "clock"), ("skipped", "credentials"), ("ok", "storage"), ("ok", "clock"), ("skipped", "put"),
     ]  # fmt: skip
     assert f"0 runs, 0 rows wait, uploader {uploader.pid} runs" in done.stdout
     # Nothing was left there.
@@ -173,8 +176,76 @@ def test_storage_that_is_not_there_or_not_trusted(tmp_path: Path) -> None:
         assert only(asked(missing)["storage"]).verdict is Verdict.FAILED
         away = backend.environ | {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}
         assert "Connection refused" in only(asked(away)["storage"]).text
+
+
+def test_credentials_are_those_of_a_run_in_the_spool(home: Home, backend: Backend) -> None:
+    home.start_uploader(env=backend.environ)
+    collector = home.start(COLLECTOR, "--connect", home.address, "--interval", "0.1")
+    wait_until(lambda: backend.api.runs, "the run is registered")
+    run_id = backend.only_run().run_id
+    words = ["doctor", "--spool", str(home.directory / "spool")]
+    line = f"ok      credentials  of run {run_id}, for us-east-1, new ones are good for "
+    done = wait_until(
+        lambda: found if line in (found := home.run(UPLOADER, *words, env=backend.environ)).stdout else None,
+        "the run is found in the spool",
+    )
+    assert done.returncode == 0
+    assert not any(text in done.stdout for one in backend.keyring.all() for text in (one.secret_key, one.session_token))
+    fault = backend.api.faults.add("refresh", status=404, body=b"{}", where=lambda call: call.run_id == run_id)
+    done = home.run(UPLOADER, *words, env=backend.environ)
+    assert fault.fired == 1
+    assert (done.returncode, f"failed  credentials  of run {run_id}: " in done.stdout) == (1, True)
+    collector.terminate()
+    assert collector.wait(30) == 0
+
+
+def test_amazon_is_asked_where_no_other_server_is_named(tmp_path: Path) -> None:
+    regions = ("us-east-1", "eu-west-3")
+    hosts = [
+        "bucket.s3.amazonaws.com",
+        *(f"{bucket}s3.{name}.amazonaws.com" for name in regions for bucket in ("", "bucket.")),
+    ]
+    authority = make_authority(tmp_path)
+    with (
+        Backend(tls=server_context(authority, *(f"DNS:{host}" for host in hosts))) as backend,
+        HttpProxy(routes={f"{host}:443": backend.s3.port for host in hosts}) as proxy,
+    ):
         aws = {name: value for name, value in backend.environ.items() if not name.startswith("AWS_")}
-        assert only(asked(aws)["storage"]).verdict is Verdict.SKIPPED
+        aws |= {"HTTPS_PROXY": proxy.address, "AWS_CA_BUNDLE": str(authority.certificate)}
+        run = OpenRun("run-1", "s3://bucket/prefix")
+        for environ, known, host in (
+            (aws, None, "s3.us-east-1"),
+            (aws | {"AWS_REGION": "eu-west-3"}, None, "s3.eu-west-3"),
+            (aws | {"AWS_REGION": "eu-west-3"}, run, "bucket.s3.eu-west-3"),
+            (aws, run, "bucket.s3"),
+        ):
+            found = list(check_storage(Place(environ, SystemClock()), known, None))
+            assert [(finding.verdict, finding.subject) for finding in found] == [
+                (Verdict.OK, "storage"), (Verdict.OK, "clock"),
+            ]  # fmt: skip
+            assert found[0].text.startswith(f"https://{host}.amazonaws.com answers")
+            assert ("may be elsewhere" in found[0].text) == (known is None)
+            assert proxy.seen[-1].startswith(f"CONNECT {host}.amazonaws.com:443 ")
+        # What is a guess is no failure.
+        away = aws | {"HTTPS_PROXY": "127.0.0.1:1"}
+        for known, verdict in ((None, Verdict.WARNING), (run, Verdict.FAILED)):
+            storage = only(list(check_storage(Place(away, SystemClock()), known, None)))
+            assert (storage.verdict, "Connection refused" in storage.text) == (verdict, True)
+        nowhere = Place(aws | {"AWS_REGION": "no/where"}, SystemClock())
+        assert only(list(check_storage(nowhere, None, None))).text == "'no/where' is not a region"
+
+
+def test_credentials_that_had_expired_before_they_came(backend: Backend) -> None:
+    gone = json.dumps({"upload_credentials": {
+        "access_key": "A", "secret_key": "B", "session_token": "C", "expires_at": "2001-01-01T00:00:00Z",
+    }}).encode()  # fmt: skip
+    for body, verdict in ((gone, Verdict.FAILED), (gone.replace(b"expires_at", b"never"), Verdict.OK)):
+        fault = backend.api.faults.add(
+            "refresh", status=200, body=body, times=1, where=lambda call: call.run_id == "run-1"
+        )
+        credentials = only(asked(backend.environ, run=OpenRun("run-1", "s3://bucket/prefix"))["credentials"])
+        assert fault.fired == 1
+        assert (credentials.verdict, "B" in credentials.text) == (verdict, False)
 
 
 @pytest.mark.parametrize(

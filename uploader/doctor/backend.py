@@ -6,7 +6,6 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from typing import NamedTuple
 
 import msgspec
 
@@ -14,31 +13,28 @@ from protocol.clock import Clock
 from protocol.errors import SentinelStreamError, UsageError
 from protocol.sample import CSV_HEADER
 from uploader.batch import compress, object_uri
+from uploader.doctor.asking import Place
 from uploader.doctor.findings import Finding, Verdict
+from uploader.doctor.storage import OpenRun, ask_for_credentials, check_storage
 from uploader.failures import DeliveryError
-from uploader.http import Answer, HttpClient
+from uploader.http import Answer
 from uploader.ports import Ending, Registration, RunDescription
 from uploader.sentinel.endpoint import DEFAULT_BASE_URL, Endpoint, run_path
 from uploader.sentinel.http_api import HttpSentinelAPI
 from uploader.sentinel.token import TokenError, token_source
-from uploader.storage.address import configured_endpoint
-from uploader.storage.s3 import AUTHORITY_VARIABLES, S3Store
+from uploader.storage.s3 import S3Store
 
-AGREEING_S = 5.0
-"""The `Date` header has whole seconds, and the answer took a while."""
-WRONG_S = 60.0
-PATIENCE_S = 15.0
 JOB_NAME = "sentinel-uploader doctor"
 
 
-class _Place(NamedTuple):
-    environ: Mapping[str, str]
-    clock: Clock
+def check_backend(
+    environ: Mapping[str, str], *, clock: Clock, put: bool, run: OpenRun | None = None
+) -> Iterator[Finding]:
+    """Ask API and storage without leaving anything there; with `put`, also take one empty run from start to end.
 
-
-def check_backend(environ: Mapping[str, str], *, clock: Clock, put: bool) -> Iterator[Finding]:
-    """Ask API and storage without leaving anything there; with `put`, also take one empty run from start to end."""
-    place = _Place(environ, clock)
+    `run` is one that is open in the spool, if there is one: the API gives credentials to runs alone.
+    """
+    place = Place(environ, clock)
     source = token_source(environ)
     if source is None:
         remedy = "set SENTINEL_API_TOKEN or SENTINEL_API_TOKEN_FILE"
@@ -54,8 +50,15 @@ def check_backend(environ: Mapping[str, str], *, clock: Clock, put: bool) -> Ite
     for finding in _api(place, token):
         is_taken = is_taken or (finding.subject == "api" and finding.verdict is Verdict.OK)
         yield finding
+    credentials = None
+    if is_taken and run is not None:
+        with closing(HttpSentinelAPI(source, _base_url(environ), clock, environ)) as api:
+            finding, credentials = ask_for_credentials(place, api, run)
+        yield finding
+    elif is_taken and not put:
+        yield Finding(Verdict.SKIPPED, "credentials", "the API gives them to a run, and none is open: --put begins one")
     is_reachable = True
-    for finding in _storage(place):
+    for finding in check_storage(place, run, credentials):
         is_reachable = is_reachable and finding.verdict is not Verdict.FAILED
         yield finding
     if not put:
@@ -80,11 +83,11 @@ def _base_url(environ: Mapping[str, str]) -> str:
     return environ.get("SENTINEL_API_URL") or DEFAULT_BASE_URL
 
 
-def _api(place: _Place, token: str) -> Iterator[Finding]:
+def _api(place: Place, token: str) -> Iterator[Finding]:
     """Ask for credentials of a run that cannot exist: whoever is let in hears that there is none."""
     remedy = "check SENTINEL_API_URL, the network, HTTPS_PROXY and SSL_CERT_FILE"
     try:
-        with closing(_client(place, ("SSL_CERT_FILE",))) as client:
+        with place.client(("SSL_CERT_FILE",)) as client:
             endpoint = Endpoint(_base_url(place.environ), clock=place.clock, environ=place.environ, client=client)
             sent_at = place.clock.now()
             path = run_path("probe", f"doctor-{uuid.uuid4().hex}", "refresh-credentials")
@@ -93,7 +96,7 @@ def _api(place: _Place, token: str) -> Iterator[Finding]:
         yield Finding(Verdict.FAILED, "api", str(error), remedy)
         return
     yield _api_answer(endpoint.base_url, answer)
-    yield _clock(endpoint.base_url, answer, sent_at, place.clock.now())
+    yield place.clock_finding(endpoint.base_url, answer, sent_at)
 
 
 def _api_answer(base_url: str, answer: Answer) -> Finding:
@@ -108,36 +111,7 @@ def _api_answer(base_url: str, answer: Answer) -> Finding:
     return Finding(Verdict.OK, "api", f"{base_url} takes the token")
 
 
-def _storage(place: _Place) -> Iterator[Finding]:
-    remedy = "check AWS_ENDPOINT_URL_S3, the network, HTTPS_PROXY and AWS_CA_BUNDLE"
-    try:
-        configured = configured_endpoint(place.environ)
-        if configured is None:
-            yield Finding(Verdict.SKIPPED, "storage", "its address is known to a run alone: --put tries it")
-            return
-        with closing(_client(place, AUTHORITY_VARIABLES)) as client:
-            sent_at = place.clock.now()
-            answer = client.request("HEAD", "HEAD", configured.origin, f"{configured.prefix}/", headers={})
-    except (UsageError, DeliveryError) as error:
-        yield Finding(Verdict.FAILED, "storage", str(error), remedy)
-        return
-    yield Finding(Verdict.OK, "storage", f"{configured.origin.url} answers")
-    yield _clock(configured.origin.url, answer, sent_at, place.clock.now())
-
-
-def _clock(url: str, answer: Answer, sent_at: float, received_at: float) -> Finding:
-    server = answer.server_time()
-    if server is None:
-        return Finding(Verdict.SKIPPED, "clock", f"{url} does not tell the time")
-    ahead_s = (sent_at + received_at) / 2 - server
-    if abs(ahead_s) <= AGREEING_S:
-        return Finding(Verdict.OK, "clock", f"agrees with that of {url}")
-    text = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {url}"
-    verdict = Verdict.WARNING if abs(ahead_s) <= WRONG_S else Verdict.FAILED
-    return Finding(verdict, "clock", text, "set this machine's clock; rows carry its time")
-
-
-def _whole_life(place: _Place, api: HttpSentinelAPI) -> Iterator[Finding]:
+def _whole_life(place: Place, api: HttpSentinelAPI) -> Iterator[Finding]:
     store = S3Store(environ=place.environ, clock=place.clock)
     run = RunDescription(
         uid=uuid.uuid4().hex,
@@ -162,7 +136,7 @@ def _whole_life(place: _Place, api: HttpSentinelAPI) -> Iterator[Finding]:
 
 
 def _put_and_finish(
-    place: _Place, api: HttpSentinelAPI, store: S3Store, run: RunDescription, registration: Registration
+    place: Place, api: HttpSentinelAPI, store: S3Store, run: RunDescription, registration: Registration
 ) -> Iterator[Finding]:
     uri = object_uri(registration.uri_prefix, 1)
     body = compress(CSV_HEADER)
@@ -190,16 +164,6 @@ def _put_and_finish(
         yield Finding(Verdict.OK, "finish", f"run {registration.run_id} is closed")
     except SentinelStreamError as error:
         yield Finding(Verdict.FAILED, "finish", str(error), f"close run {registration.run_id} by hand")
-
-
-def _client(place: _Place, authority_variables: tuple[str, ...]) -> HttpClient:
-    return HttpClient(
-        environ=place.environ,
-        clock=place.clock,
-        authority_variables=authority_variables,
-        read_timeout_s=PATIENCE_S,
-        total_timeout_s=PATIENCE_S,
-    )
 
 
 def _is_json(body: bytes) -> bool:

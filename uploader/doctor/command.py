@@ -9,7 +9,14 @@ from protocol.clock import Clock
 from protocol.errors import UsageError
 from uploader.config import key_store, spool_dir
 from uploader.doctor.findings import Finding, Verdict
-from uploader.doctor.machine import check_descriptors, check_directory_target, check_disk, check_keys, check_spool
+from uploader.doctor.machine import (
+    check_descriptors,
+    check_directory_target,
+    check_disk,
+    check_keys,
+    check_spool,
+    open_run,
+)
 
 
 def examine(values: Mapping[str, Any], environ: Mapping[str, str], *, clock: Clock, put: bool) -> Iterator[Finding]:
@@ -32,8 +39,10 @@ def examine(values: Mapping[str, Any], environ: Mapping[str, str], *, clock: Clo
     try:
         # urllib3 and botocore come with the extra.
         from uploader.doctor.backend import check_backend
+        from uploader.doctor.storage import OpenRun
     except ImportError as error:
         text = f"the Sentinel API needs more than the base package ({error.name} is missing)"
         yield Finding(Verdict.FAILED, "api", text, "pip install 'sentinel-stream[uploader]'")
         return
-    yield from check_backend(environ, clock=clock, put=put)
+    known = open_run(directory)
+    yield from check_backend(environ, clock=clock, put=put, run=None if known is None else OpenRun(*known))

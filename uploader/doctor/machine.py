@@ -17,6 +17,7 @@ from uploader.run import RunState
 from uploader.status import read_status
 
 FEW_DESCRIPTORS = 1024
+_AT_THE_API = frozenset({RunState.REGISTERED, RunState.FINISHING})
 _NEARLY_ALL = 0.9
 _MIB = 1 << 20
 _GIVE = "give it to the user who runs this"
@@ -48,6 +49,18 @@ def check_spool(directory: str) -> Iterator[Finding]:
     owner = "no uploader runs" if pid is None else f"uploader {pid} runs"
     yield Finding(Verdict.OK, "spool", f"{directory}: {len(status['runs'])} runs, {waiting} rows wait, {owner}")
     yield from _trouble(status)
+
+
+def open_run(directory: str) -> tuple[str, str] | None:
+    """Return id and `s3://` address of the newest run in the spool that is open and has both."""
+    try:
+        runs = read_status(directory)["runs"]
+    except UsageError:
+        # There is none, or none that can be read, which `check_spool` tells.
+        return None
+    kept = [run for run in runs if run["state"] in _AT_THE_API and run["location"].startswith("s3://")]
+    newest = max(kept, key=lambda run: float(run["created_at"]), default=None)
+    return None if newest is None else (newest["run_id"], newest["location"])
 
 
 def check_disk(directory: str, spool_max_bytes: int) -> Finding:

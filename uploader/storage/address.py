@@ -60,11 +60,16 @@ def object_location(address: ObjectAddress, region: str, endpoint: Endpoint | No
     key = escape_key(address.key)
     if endpoint is not None:
         return endpoint.origin, f"{endpoint.prefix}/{address.bucket}/{key}"
-    domain = f"s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
+    server = region_origin(region)
     # A dot in the bucket's name does not match the certificate's wildcard; other names cannot be a host's.
     if not _HOST_LABEL_BUCKET.fullmatch(address.bucket):
-        return Origin("https", domain, 443), f"/{address.bucket}/{key}"
-    return Origin("https", f"{address.bucket}.{domain}", 443), f"/{key}"
+        return server, f"/{address.bucket}/{key}"
+    return server._replace(host=f"{address.bucket}.{server.host}"), f"/{key}"
+
+
+def region_origin(region: str) -> Origin:
+    """Return AWS's own server of a region."""
+    return Origin("https", f"s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else ""), 443)
 
 
 def bucket_location(bucket: str) -> tuple[Origin, str]:
