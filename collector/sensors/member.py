@@ -180,9 +180,13 @@ class PssState:
         "epoch",
         "faults",
         "has_forked",
+        "has_lent",
         "is_settled",
+        "is_taken_back",
         "kib",
+        "lender",
         "others_kib",
+        "private_kib",
         "read_anon_kib",
         "read_at_s",
         "read_shared_kib",
@@ -196,6 +200,8 @@ class PssState:
         self.kib = -1
         self.anon_pss_kib = 0
         """The anonymous part of `kib`; the rest is its share of files and shared memory."""
+        self.private_kib = 0
+        """Pages that nobody else had then, of those it has written to."""
         self.others_kib = 0
         """The others' share of its files and shared memory then."""
         self.rss_kib = 0
@@ -222,3 +228,9 @@ class PssState:
         self.denied = False
         self.has_forked = False
         """A child with many of its pages appeared since: what was its own is shared now."""
+        self.has_lent = False
+        """Such a child has appeared at any time."""
+        self.lender: PssState | None = None
+        """That of the process which forked this one, if it got many of its pages."""
+        self.is_taken_back = False
+        """A child that it had forked has given its memory up since the last sum."""

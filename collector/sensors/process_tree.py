@@ -56,7 +56,7 @@ class ProcessTree:
         self._adopt_orphans = adopt_orphans
         self._excluded: set[int] = set()
         self._ledger = Ledger()
-        self._pss = PssMeter(clock=clock, share=pss_share, interval_s=interval_s)
+        self._pss = PssMeter(clock=clock, share=pss_share, interval_s=interval_s, is_closed=own_child)
         self._has_children_files = has_children_files(proc)
         self._own_children = KeptFile(f"{proc}/self/task/{self._own_pid}/children")
         self._forks = 0
@@ -114,7 +114,7 @@ class ProcessTree:
             return
         self._ledger.close_exactly(member.account, user_us, system_us, was_final=member.is_zombie)
         member.close()
-        self._pss.members_changed()
+        self._pss.member_gone(member)
 
     def exclude(self, pid: int) -> None:
         """This child of our own, and what it starts, is no part of the tree; say so before the next reading."""
@@ -175,11 +175,12 @@ class ProcessTree:
         for member in gone:
             self._members.pop(member.pid, None)
             member.close()
+            self._pss.member_gone(member)
         self._ledger.settle()
         if self._adopt_orphans:
             self._reap_orphans()
         found = len(queue) > known
-        if gone or found:
+        if found:
             self._pss.members_changed()
         if gone:
             self._searches_left = _SEARCHES_AFTER_CHANGE

@@ -7,7 +7,7 @@ says how much of it is anonymous and how much is shared (files and shared memory
 Between two readings, a change of the anonymous pages is a change of PSS: they are the process' own, and add up. Shared
 pages that were touched since may be those of the others, and processes that work on the same memory touch the same:
 these are there once. So the tree's shared memory is the sum of the shares that were read, or, where it is more, what
-the process has whose shared pages grew most (see `_total`). What this misses is sharing itself, which changes when
+the process has whose shared pages grew most (see `tree_sum`). What this misses is sharing itself, which changes when
 processes come and go, when pages that a fork left to both are written, and when processes touch different shared pages.
 So a process that has or may have shared pages is read again, within `share` of the elapsed time, when one of these
 happened, or when the reading of another one shows that it shares more; the others are read now and then within a
@@ -18,6 +18,7 @@ import contextlib
 from collections.abc import Iterable
 
 from collector.sensors.member import PAGE_KIB, Member
+from collector.sensors.pss_sum import tree_sum
 from protocol.clock import Clock
 
 DEFAULT_SHARE = 0.01
@@ -36,12 +37,16 @@ _TRIFLE = 0.01
 
 
 class PssMeter:
-    """Sums the tree's memory. `share` is the part of the time that reading PSS may take (0: never, RSS is used)."""
+    """Sums the tree's memory. `share` is the part of the time that reading PSS may take (0: never, RSS is used).
 
-    def __init__(self, *, clock: Clock, share: float, interval_s: float) -> None:
+    The tree `is_closed` when its root began with a program of its own: nobody outside has anonymous pages of it.
+    """
+
+    def __init__(self, *, clock: Clock, share: float, interval_s: float, is_closed: bool = False) -> None:
         self.peak_kib = 0
         """The highest sum of one reading, or the highest that the kernel recorded for one process (`VmHWM`)."""
         self._clock = clock
+        self._is_closed = is_closed
         self._share = share
         self._cap_s = share * interval_s * _CAP_INTERVALS
         self._urgent_s = self._cap_s
@@ -58,6 +63,16 @@ class PssMeter:
         """A child was read for the first time: until it begins a program of its own, it shares its parent's pages."""
         if child.rss_kib * _FORKED_FROM >= parent.rss_kib:
             parent.pss.has_forked = True
+            parent.pss.has_lent = True
+            child.pss.lender = parent.pss
+
+    def member_gone(self, member: Member) -> None:
+        """A process has no memory any more: what it shared is the others'."""
+        member.pss.rss_now_kib = 0
+        self._epoch += 1
+        if member.pss.lender is not None:
+            # The kernel takes the pages away from it one by one, and may not have finished.
+            member.pss.lender.is_taken_back = True
 
     def measure(self, members: Iterable[Member], elapsed_s: float) -> float:
         """Return the sum over `members` in KiB; `elapsed_s` is what the budget grows by."""
@@ -65,12 +80,24 @@ class PssMeter:
         self._urgent_s = min(self._cap_s, self._urgent_s + elapsed_s * self._share)
         routine_share = self._share * _ROUTINE_PART
         self._routine_s = min(_ROUTINE_CAP_S * routine_share, self._routine_s + elapsed_s * routine_share)
-        living = [member for member in members if member.rss_kib > 0]
+        living = []
+        for member in members:
+            if member.rss_kib > 0:
+                living.append(member)
+            elif member.pss.rss_now_kib > 0:
+                # It gives its memory up before it is gone: from now on shared pages are the others'.
+                self.member_gone(member)
         if self._share > 0:
             self._split_changed(living)
             self._read_some(living)
-        self._total_kib = _total(living) if self._share > 0 else float(sum(member.rss_kib for member in living))
+        self._total_kib = (
+            tree_sum(living, self._epoch, is_closed=self._is_closed)
+            if self._share > 0
+            else float(sum(member.rss_kib for member in living))
+        )
         self.peak_kib = max(self.peak_kib, int(self._total_kib))
+        for member in living:
+            member.pss.is_taken_back = False
         return self._total_kib
 
     def note_peak(self, member: Member) -> None:
@@ -150,6 +177,9 @@ class PssMeter:
             # Linux before 5.4 does not say: then the anonymous pages are its own.
             has_anon = b"\nPss_Anon:" in data
             state.anon_pss_kib = _field_kib(data, b"\nPss_Anon:") if has_anon else min(state.kib, state.anon_kib)
+            # Those of shared memory may be among the private ones, as long as nobody else has touched them.
+            shmem_kib = _field_kib(data, b"\nPss_Shmem:") if has_anon else 0
+            state.private_kib = max(0, _field_kib(data, b"\nPrivate_Dirty:") - shmem_kib)
         except PermissionError:
             state.denied = True
         except (OSError, ValueError, IndexError) as error:
@@ -158,7 +188,7 @@ class PssMeter:
             state.denied = isinstance(error, FileNotFoundError) and member.is_alive()
         else:
             state.rss_kib, state.faults = member.rss_kib, member.faults
-            # Taken before PSS: what came in between counts as grown, and `_total` bounds that by what is there.
+            # Taken before PSS: what came in between counts as grown, and `tree_sum` bounds that by what is there.
             state.read_anon_kib, state.read_shared_kib = state.anon_kib, state.shared_kib
             state.has_forked = False
             others_kib = state.shared_kib - (state.kib - state.anon_pss_kib)
@@ -206,38 +236,3 @@ def _split(member: Member) -> None:
     # again until it stands still (newer kernels count more exactly here than there, and never agree).
     state.is_settled = resident_kib == member.rss_kib or before == (state.anon_kib, state.shared_kib)
     state.split_at_rss_kib = member.rss_kib
-
-
-def _total(living: list[Member]) -> float:
-    """Sum anonymous pages, which add up, and shared ones, which are there once.
-
-    A process' shared pages are at least there, so they bound the tree's from below; but others outside the tree may
-    hold them as well, so that bound raises the sum of the shares by no more than they grew since it was read.
-    """
-    own = shares = 0
-    grown: list[tuple[int, int]] = []
-    for member in living:
-        state = member.pss
-        if state.denied:
-            own += member.rss_kib
-            continue
-        anon, shared = state.anon_kib, state.shared_kib
-        if state.kib < 0:
-            # Not read yet. A forked worker's pages are its parent's until it touches them, and touching is a fault;
-            # with huge pages that is too little, but such a process is cheap to read and soon has been.
-            own += min(anon, member.faults * PAGE_KIB)
-            grown.append((shared, shared))
-            continue
-        if anon == state.read_anon_kib and shared == state.read_shared_kib:
-            own += state.anon_pss_kib
-            shares += state.kib - state.anon_pss_kib
-            continue
-        # An exec or a big release can leave less than the move takes away.
-        own += max(0, min(anon, state.anon_pss_kib + anon - state.read_anon_kib))
-        share = state.kib - state.anon_pss_kib
-        if shared < state.read_shared_kib:
-            share = share * shared // state.read_shared_kib
-        elif shared > state.read_shared_kib:
-            grown.append((shared, shared - state.read_shared_kib))
-        shares += share
-    return float(own + max([shares, *(min(shared, shares + growth) for shared, growth in grown)]))
