@@ -37,7 +37,6 @@ class RunStatistics(msgspec.Struct):
     """Sums over the rows seen so far; its size does not depend on how many they were."""
 
     rows: int = 0
-    first_timestamp: float = 0.0
     last_timestamp: float = 0.0
     duration_s: float = 0.0
     """Length of all rows' intervals together."""
@@ -61,8 +60,6 @@ class RunStatistics(msgspec.Struct):
         """Take rows in, in their order."""
         for sample in samples:
             length = self._length_of(sample)
-            if not self.rows:
-                self.first_timestamp = sample.timestamp
             self.rows += 1
             self.last_timestamp = sample.timestamp
             self.duration_s += length

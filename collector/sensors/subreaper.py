@@ -6,8 +6,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 def set_subreaper() -> bool:
     """Adopt what the job orphans (`prctl(2)`); False where the system cannot do that.
 
-    Whoever adopts must reap: the process tree's sensor does it when told `adopt_orphans`. Importing ctypes costs
-    3 ms, so call it after the job has been started; the attribute needs not be there at the start.
+    Whoever adopts must reap: the process tree's sensor does it when told `adopt_orphans`. Importing ctypes costs 3 ms
+    that the job would wait for, so call it after the job has been started: what is orphaned before goes to init.
     """
     try:
         import ctypes
