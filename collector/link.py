@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from collector.backlog import RETRY_SPILL_S, Backlog
+from collector.remarks import Remarks
 from collector.spill import SpillError
 from protocol.clock import Clock
 from protocol.errors import BadMessageError
@@ -42,7 +43,6 @@ AWAY_WARNING_S = 10.0
 _EAGER_S = 0.05
 _POLL_S = 1.5
 _WATCH_S = 5.0
-_DOOR = "door"
 _MOST_FRAMES = 256
 _MAX_TIMESTAMP = 1e11
 """UNIX seconds, far beyond any run."""
@@ -95,9 +95,8 @@ class Link:
         self._hello = hello
         self._on_welcome = on_welcome
         self._on_closed = on_closed
-        self._warn = warn
         self._clock = clock
-        self._peer = peer
+        self._remarks = Remarks(peer, warn)
         self._opened_at = self._heard_at = clock.monotonic()
         self._ping_interval_s = 30.0
         self._sent_at = 0.0
@@ -109,8 +108,6 @@ class Link:
         self._finish: Finish | None = None
         self._finish_sent_at: float | None = None
         self._chunk_rows = CHUNK_ROWS
-        self._warned: set[str] = set()
-        self._refusals: set[str] = set()
         self._has_answer = False
         self._hello_changed = False
         self._is_slim = False
@@ -166,7 +163,7 @@ class Link:
                 self._send(now)
         except (OSError, SpillError) as error:
             # Nothing in the backlog has moved: begin again when the disk may be well.
-            self._warn_once("disk", f"cannot use the file of undelivered samples: {error}; trying again")
+            self._remarks.disk(error)
             self._begin_again(now + RETRY_SPILL_S)
         self._watch(now)
 
@@ -184,8 +181,7 @@ class Link:
         refusal = self._dealer.refusal(now)
         if refusal is not None:
             self.is_refused = True
-            self._refusals.add(_DOOR)
-            self._warn_once(_DOOR, f"{self._peer} {refusal}; keeping the samples")
+            self._remarks.refusal("door", f"{refusal}; keeping the samples")
 
     def _receive(self, now: float) -> None:
         # Whoever floods us must not keep us from sampling.
@@ -199,7 +195,7 @@ class Link:
         try:
             message: UploaderMessage = decode_from_uploader(frame)
         except BadMessageError as error:
-            self._warn_once("bad-message", f"{self._peer} sent what is {error}; is it a sentinel-uploader?")
+            self._remarks.say_once("bad-message", f"sent what is {error}; is it a sentinel-uploader?")
             return
         self._heard(now)
         match message:
@@ -213,15 +209,13 @@ class Link:
                 self._rejected(message, now)
 
     def _heard(self, now: float) -> None:
-        if "away" in self._warned:
-            self._warned.discard("away")
-            self._warn(f"{self._peer} is back after {now - self._heard_at:.0f} s")
+        self._remarks.back(now - self._heard_at)
         self._heard_at = now
         self._has_answer = True
 
     def _welcome(self, welcome: Welcome, now: float) -> None:
         if not 1 <= welcome.next_seq <= MAX_SEQUENCE or not 0 <= welcome.last_timestamp <= _MAX_TIMESTAMP:
-            self._warn_once("bad-message", f"{self._peer} asks for sample {welcome.next_seq}: not taken seriously")
+            self._remarks.say_once("bad-message", f"asks for sample {welcome.next_seq}: not taken seriously")
             return
         missing = self._backlog.resume(welcome.next_seq, welcome.last_timestamp)
         self._forget_flight()
@@ -230,24 +224,21 @@ class Link:
         newest = max(welcome.last_timestamp, self._backlog.newest_timestamp)
         self._on_welcome(msgspec.structs.replace(welcome, last_timestamp=newest))
         if missing:
-            self._warn_once(
-                "missing", f"{self._peer} asks for {missing} samples that are not here any more; going on without them"
+            self._remarks.say_once(
+                "missing", f"asks for {missing} samples that are not here any more; going on without them"
             )
             # The next greeting names the lowest row that is here, and the uploader goes on from that.
             self._begin_again(now if self._hello_attempts <= 1 else self._hello_due_at)
             return
         self.welcomed = True
-        if self._refusals:
-            self._warn(f"{self._peer} takes samples again")
-            self._warned -= self._refusals
-            self._refusals.clear()
+        self._remarks.welcome()
 
     def _acknowledged(self, ack: Ack) -> None:
         if self._is_new_run or ack.seq > MAX_SEQUENCE:
             return
         self.trouble, self.is_parked = ack.trouble, ack.parked
         if self.is_parked and self._finish is None:
-            self._warn_once("parked", f"{self._peer} keeps the run's samples and does not deliver them: {ack.trouble}")
+            self._remarks.say_once("parked", f"keeps the run's samples and does not deliver them: {ack.trouble}")
         if self._backlog.acknowledge(ack.seq):
             self._hello_attempts = 0
         while self._in_flight and self._in_flight[0][0] <= ack.seq:
@@ -309,14 +300,13 @@ class Link:
             self._refused(reject, now + self._next_hello_wait_s())
         elif not self._is_slim:
             self._is_slim = True
-            self._warn(f"{self._peer} does not take the run's description ({reject.text}); going on without it")
+            self._remarks.say(f"does not take the run's description ({reject.text}); going on without it")
             self._begin_again(now)
         else:
             self._refused(reject, now + REFUSED_WAIT_S)
 
     def _refused(self, reject: Reject, hello_due_at: float) -> None:
-        self._refusals.add(reject.code)
-        self._warn_once(reject.code, f"{self._peer} does not take samples ({reject.code}: {reject.text}); keeping them")
+        self._remarks.refusal(reject.code, f"does not take samples ({reject.code}: {reject.text}); keeping them")
         self._begin_again(hello_due_at)
 
     def _begin_again(self, hello_due_at: float) -> None:
@@ -391,10 +381,5 @@ class Link:
         waiting = not self.welcomed or self._in_flight or self._backlog.unsent_rows
         if not waiting:
             self._heard_at = now
-        elif now - self._heard_at >= AWAY_WARNING_S and not self._refusals:
-            self._warn_once("away", f"no answer from {self._peer} for {AWAY_WARNING_S:.0f} s; keeping the samples")
-
-    def _warn_once(self, topic: str, text: str) -> None:
-        if topic not in self._warned:
-            self._warned.add(topic)
-            self._warn(text)
+        elif now - self._heard_at >= AWAY_WARNING_S and not self._remarks.has_refusal:
+            self._remarks.away(AWAY_WARNING_S)

@@ -1,0 +1,62 @@
+"""What people are told of the other end of a conversation: each trouble once, until it is over."""
+
+from collections.abc import Callable
+
+_AWAY = "away"
+
+
+class Remarks:
+    """Remarks on one uploader, which they call `peer`; `warn` says a line."""
+
+    def __init__(self, peer: str, warn: Callable[[str], None]) -> None:
+        self._peer = peer
+        self._warn = warn
+        self._said: set[str] = set()
+        self._refusals: set[str] = set()
+
+    @property
+    def has_refusal(self) -> bool:
+        """Whether the peer has said why it takes nothing, and has taken nothing since."""
+        return bool(self._refusals)
+
+    def say(self, words: str) -> None:
+        """Say something of the peer."""
+        self._warn(f"{self._peer} {words}")
+
+    def say_once(self, topic: str, words: str) -> None:
+        """Say something of the peer unless something was said on this topic before."""
+        if self._is_new(topic):
+            self.say(words)
+
+    def disk(self, error: Exception) -> None:
+        """The file of undelivered samples cannot be used."""
+        if self._is_new("disk"):
+            self._warn(f"cannot use the file of undelivered samples: {error}; trying again")
+
+    def refusal(self, topic: str, words: str) -> None:
+        """The peer takes nothing, and this is why."""
+        self._refusals.add(topic)
+        self.say_once(topic, words)
+
+    def welcome(self) -> None:
+        """The peer takes the run's samples."""
+        if self._refusals:
+            self.say("takes samples again")
+            self._said -= self._refusals
+            self._refusals.clear()
+
+    def away(self, silent_s: float) -> None:
+        """The peer has said nothing for so many seconds."""
+        if self._is_new(_AWAY):
+            self._warn(f"no answer from {self._peer} for {silent_s:.0f} s; keeping the samples")
+
+    def back(self, silent_s: float) -> None:
+        """The peer has said something."""
+        if _AWAY in self._said:
+            self._said.discard(_AWAY)
+            self.say(f"is back after {silent_s:.0f} s")
+
+    def _is_new(self, topic: str) -> bool:
+        is_new = topic not in self._said
+        self._said.add(topic)
+        return is_new
