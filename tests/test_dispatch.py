@@ -3,17 +3,20 @@
 import itertools
 from collections.abc import Iterator, Sized
 from pathlib import Path
+from typing import Any
 
 import pytest
 from standins.scripted import Gate, SteppedClock, away, expired, failing, final, refused
-from standins.spooling import Delivery, delivery, finish, frame
+from standins.spooling import Delivery, delivery, finish, frame, hello
 
 from protocol.messages import Ping, encode
 from uploader.backoff import CAP_S, HURRY_S, SLOW_BASE_S
+from uploader.database import SpoolError
 from uploader.failures import DeliveryError
 from uploader.queues import MAX_CALLS_PER_DESTINATION
 from uploader.requests import discard_run, retry_run
 from uploader.run import Policy, RunState
+from uploader.spooled import SupersededError
 
 
 @pytest.fixture
@@ -564,6 +567,48 @@ def test_run_that_ends_just_as_it_is_closed_keeps_its_own_end(tmp_path: Path) ->
         up.settle()
         assert [ending.exit_code for ending in up.api.endings] == [7]
         assert state(up, "run") is RunState.FINISHED
+
+
+def test_run_whose_collector_speaks_after_it_was_found_silent_is_not_closed(watchful: Delivery) -> None:
+    run = watchful.begin(rows=1)
+    watchful.settle()
+    with watchful.spool.lock:
+        watchful.let_pass(901.0)
+        watchful.dispatcher.step_due()
+        assert watchful.dispatcher.steps_under_way == 1
+        watchful.spool.greet(hello(), owner="")
+    watchful.settle()
+    assert not run.record.has_ended
+    watchful.advance(890.0)
+    assert not run.record.has_ended
+    watchful.advance(20.0)
+    assert state(watchful, "run") is RunState.FAILED
+
+
+@pytest.mark.parametrize("greeting", [{"incarnation": "second"}, {"oldest_seq": 9}], ids=str)
+def test_collector_that_a_full_disk_keeps_from_continuing_its_run_is_not_silent(
+    watchful: Delivery, greeting: dict[str, Any]
+) -> None:
+    run = watchful.begin(rows=1)
+    watchful.advance(800.0)
+    watchful.spool.database.connection.execute("PRAGMA query_only = 1")
+    with pytest.raises(SpoolError):
+        watchful.spool.greet(hello(**greeting), owner="")
+    watchful.spool.database.connection.execute("PRAGMA query_only = 0")
+    watchful.advance(890.0)
+    assert not run.record.has_ended
+    watchful.advance(20.0)
+    assert state(watchful, "run") is RunState.FAILED
+
+
+def test_superseded_collector_does_not_keep_its_run_open(watchful: Delivery) -> None:
+    run = watchful.begin(rows=1)
+    watchful.spool.greet(hello(incarnation="second"), owner="")
+    watchful.advance(800.0)
+    with pytest.raises(SupersededError):
+        watchful.spool.greet(hello(), owner="")
+    watchful.advance(110.0)
+    assert run.record.closed_as_stale
 
 
 def test_flush_delivers_what_is_there_and_not_each_row_that_follows(up: Delivery) -> None:

@@ -92,8 +92,11 @@ def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
         assert 1000 <= taken < 2000
         go_on(guarded, good)
         # The stepped clock stands: nothing is taken until time has passed.
+        guarded.clock.advance(0.1)
         bad.say(samples(taken + 1, taken + 10))
         wait_until(lambda: guarded.turned_away("rate") >= 4, "it is too early")
+        # Whoever is turned down is not silent: its run is not closed as stale.
+        wait_until(lambda: guarded.runs()["bad", "run"].heard_at == guarded.clock.monotonic(), "it is heard")
         guarded.clock.advance(30.0)
         bad.say(samples(taken + 1, taken + 10))
         wait_until(lambda: guarded.runs()["bad", "run"].acked_seq == taken + 10, "there is room again")

@@ -21,7 +21,7 @@ from uploader.limits import Admission, Limits, Verdict
 from uploader.records import Run, RunRecord
 from uploader.replies import acknowledgement, finished_message
 from uploader.run import Policy, RunState
-from uploader.session import Sessions
+from uploader.session import Session, Sessions
 from uploader.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class Intake:
             return
         verdict = self._admission.look(arrival, owner, self._clock.monotonic())
         if not verdict.is_taken:
-            self._turn_down(identity, verdict)
+            self._turn_down(identity, owner, verdict)
             return
         try:
             message = decode_from_collector(frame)
@@ -181,11 +181,10 @@ class Intake:
             self._group.commit()
             self._greeter.greet(identity, message, owner)
             return
-        session = self._sessions.of(identity)
-        if session is None or session.run.record.owner != owner:
+        session = self._session_of(identity, owner)
+        if session is None:
             self._answers.say(identity, Reject(RejectCode.HELLO_FIRST, "say hello first", retry=True))
             return
-        session.run.heard_at = self._clock.monotonic()
         row_time = message.samples[-1].timestamp if isinstance(message, Samples) and message.samples else None
         self._counters.clients.saw(session.run.record.owner, self._clock.now(), row_time)
         match message:
@@ -196,7 +195,17 @@ class Intake:
             case Ping():
                 pass
 
-    def _turn_down(self, identity: bytes, verdict: Verdict) -> None:
+    def _session_of(self, identity: bytes, owner: str) -> Session | None:
+        """Return the session of whoever speaks; its run is not silent."""
+        session = self._sessions.of(identity)
+        if session is None or session.run.record.owner != owner:
+            return None
+        session.run.heard_at = self._clock.monotonic()
+        return session
+
+    def _turn_down(self, identity: bytes, owner: str, verdict: Verdict) -> None:
+        # A client that says too much may be one run that leaves nothing for another: neither is taken for gone.
+        self._session_of(identity, owner)
         # Whatever the session has in this group is stored all the same; what comes behind the gap is not taken.
         if verdict.reply is not None:
             self._answers.say(identity, verdict.reply)

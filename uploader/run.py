@@ -161,8 +161,13 @@ def _must_cut(facts: Facts, policy: Policy) -> bool:
     return facts.open_rows >= policy.max_batch_rows or facts.open_bytes >= policy.max_batch_bytes
 
 
+def stale_at(policy: Policy, *, silent_since: float, interval_s: float) -> float:
+    """Return when (monotonic) a collector that has been silent since then is taken for gone."""
+    return silent_since + max(policy.stale_after_s, 3 * interval_s)
+
+
 def _stale_at(facts: Facts, policy: Policy) -> float:
-    return facts.silent_since + max(policy.stale_after_s, 3 * facts.interval_s)
+    return stale_at(policy, silent_since=facts.silent_since, interval_s=facts.interval_s)
 
 
 def _next_of_new(facts: Facts, policy: Policy, now: float) -> tuple[Step | None, float]:

@@ -66,11 +66,15 @@ class Spool:
             run = self._by_name.get(_name(hello.run_key, owner))
             if run is None:
                 run = self._greet_unknown(hello, owner, max_runs)
-            elif hello.incarnation != run.record.incarnation:
+            is_heir = hello.incarnation != run.record.incarnation
+            if is_heir:
+                self._require_heir(run, hello)
+            # Before anything is written: a full disk does not make a collector silent.
+            run.heard_at = self._clock.monotonic()
+            if is_heir:
                 self._take_over(run, hello)
             self._settle_missing(run, hello)
             self._learn(run, hello)
-            run.heard_at = self._clock.monotonic()
             run.cloud_pending = hello.cloud_pending
             return run
 
@@ -293,12 +297,15 @@ class Spool:
         assert cursor.lastrowid is not None
         return self._mirror(cursor.lastrowid, record)
 
-    def _take_over(self, run: Run, hello: Hello) -> None:
+    def _require_heir(self, run: Run, hello: Hello) -> None:
         record = run.record
         if hello.incarnation in record.superseded:
             raise SupersededError(record.superseded_seq.get(hello.incarnation, 0))
         if record.has_ended:
             raise RunClosedError(run.acked_seq)
+
+    def _take_over(self, run: Run, hello: Hello) -> None:
+        record = run.record
         superseded = [*record.superseded, record.incarnation][-_MAX_SUPERSEDED:]
         seqs = record.superseded_seq | {record.incarnation: run.acked_seq}
         self.update(

@@ -21,7 +21,7 @@ from uploader.failures import DeliveryError, Remedy
 from uploader.plain import plain
 from uploader.ports import Credentials, Ending, ObjectStore, SentinelAPI
 from uploader.records import Run, RunRecord
-from uploader.run import Event, Policy, RunState, Step, goes_inline
+from uploader.run import Event, Policy, RunState, Step, goes_inline, stale_at
 from uploader.sentinel.answers import processing_complaint
 from uploader.sentinel.credentials import is_refresh_due
 from uploader.spool import Spool
@@ -164,7 +164,9 @@ class Steps:
 
     def _close_stale(self, run: Run) -> None:
         with self._spool.lock:
-            if run.record.has_ended:
+            # It was decided some time ago: the collector may have spoken, or ended the run, meanwhile.
+            gone_at = stale_at(self._policy, silent_since=run.heard_at, interval_s=run.record.interval_s)
+            if run.record.has_ended or self._clock.monotonic() < gone_at:
                 return
             finish = Finish(last_seq=run.acked_seq, exit_code=None, status="failed", time=self._clock.now())
             self._spool.update(run, Event.ENDED, finish=finish, closed_as_stale=True)
