@@ -95,7 +95,7 @@ def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None, 
 
 
 def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
-    from collector.session import Session
+    from collector.loading import load_session
     from collector.wrapping import voice_of
 
     settings = merge_file(SETTINGS, given, file)
@@ -108,7 +108,7 @@ def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
     if settings["accounting"] == "cgroup":
         voice.warn("no cgroup for what runs already, CPU time is read from /proc")
     with Signals() as signals:
-        session = Session(
+        session = load_session()(
             settings=settings,
             addresses=addresses,
             environ=os.environ,

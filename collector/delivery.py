@@ -4,11 +4,10 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from collector.agent import AgentStarter
 from collector.backlog import RETRY_SPILL_S, Backlog
 from collector.failover import Failover
 from collector.identity import next_run_key
@@ -19,8 +18,11 @@ from collector.voice import Voice
 from protocol.addresses import Address
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
-from protocol.keys import LinkKeys
 from protocol.messages import PROTOCOL_VERSION, Finish, Finished, Hello, Welcome, encode
+
+if TYPE_CHECKING:
+    from collector.agent import AgentStarter
+    from protocol.keys import LinkKeys
 
 TOUCH_S = 3600.0
 """How often the file of a run shows that its collector lives: one that has not been written for long is removed."""
@@ -52,14 +54,14 @@ class Delivery:
         run_key: str,
         incarnation: str,
         addresses: Sequence[Address],
-        agent: AgentStarter | None,
+        agent: "AgentStarter | None",
         state_dir: str,
         facts: RunFacts,
         clock: Clock,
         voice: Voice,
         on_welcome: Callable[[Welcome], None],
         is_named: bool = False,
-        keys: Mapping[str, LinkKeys] | None = None,
+        keys: "Mapping[str, LinkKeys] | None" = None,
         failover_after_s: float = 300.0,
     ) -> None:
         # The run's file keeps the name of the key that was asked for, also when the run goes on under another: it is

@@ -1,11 +1,14 @@
 """Several uploaders: which one a run goes to, and where it goes on when that one is away for too long."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from protocol.addresses import Address
 from protocol.dealer import Dealer
-from protocol.keys import LinkKeys
 from protocol.messages import Ping, encode
+
+if TYPE_CHECKING:
+    from protocol.keys import LinkKeys
 
 PROBE_S = 10.0
 """How long another uploader has to answer before the one after it is asked."""
@@ -18,7 +21,7 @@ class Failover:
     and the run stays where it is.
     """
 
-    def __init__(self, addresses: Sequence[Address], keys: Mapping[str, LinkKeys], *, after_s: float) -> None:
+    def __init__(self, addresses: Sequence[Address], keys: "Mapping[str, LinkKeys]", *, after_s: float) -> None:
         self.address = addresses[0]
         """The uploader at hand."""
         self._addresses = list(addresses)

@@ -1,11 +1,11 @@
 """What names a run, so that a collector that is started again continues it."""
 
-import hashlib
 import os
 import re
 from collections.abc import Sequence
 
 from protocol.addresses import Address
+from protocol.digest import sha256
 
 _FOLLOWING = re.compile(r"~[0-9a-f]{12}\Z")
 _START_TIME_FIELD = 19
@@ -34,7 +34,7 @@ def ranked_addresses(addresses: Sequence[Address], run_key: str) -> list[Address
     """
     return sorted(
         dict.fromkeys(addresses),
-        key=lambda address: hashlib.sha256(f"{address.url}\0{run_key}".encode("utf-8", "surrogateescape")).digest(),
+        key=lambda address: sha256(f"{address.url}\0{run_key}".encode("utf-8", "surrogateescape")),
         reverse=True,
     )
 
@@ -42,7 +42,7 @@ def ranked_addresses(addresses: Sequence[Address], run_key: str) -> list[Address
 def _key(kind: str, *parts: str) -> str:
     # The node name tells containers of one host apart; hashed, it tells nobody the host's name.
     identity = "\0".join((kind, os.uname().nodename, str(os.getuid()), *parts))
-    return f"{kind}-{hashlib.sha256(identity.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}"
+    return f"{kind}-{sha256(identity.encode('utf-8', 'surrogateescape')).hex()[:32]}"
 
 
 def _start_time(pid: int, proc: str) -> str:
@@ -60,7 +60,7 @@ def _start_time(pid: int, proc: str) -> str:
 
 def _boot_id(proc: str) -> str:
     try:
-        with open(f"{proc}/sys/kernel/random/boot_id", encoding="ascii") as file:
+        with open(f"{proc}/sys/kernel/random/boot_id", encoding="utf-8") as file:
             return file.read().strip()
     except OSError:
         import psutil

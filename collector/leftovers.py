@@ -5,7 +5,7 @@ Works in a thread of its own beside the run at hand, and only where such files l
 
 import os
 import threading
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,8 +20,12 @@ from protocol.addresses import parse_address, require_protection
 from protocol.clock import Clock
 from protocol.dealer import Dealer
 from protocol.errors import SentinelStreamError
-from protocol.keys import LinkKeys
 from protocol.messages import encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from protocol.keys import LinkKeys
 
 _POLL_S = 0.2
 _GIVE_UP_S = 30.0
@@ -44,7 +48,13 @@ class Leftovers:
     """Looks for files of ended collectors whenever it is told to, and delivers them."""
 
     def __init__(
-        self, *, state_dir: str, clock: Clock, voice: Voice, insecure: bool, keys: Mapping[str, LinkKeys] | None = None
+        self,
+        *,
+        state_dir: str,
+        clock: Clock,
+        voice: Voice,
+        insecure: bool,
+        keys: "Mapping[str, LinkKeys] | None" = None,
     ) -> None:
         self._state_dir = state_dir
         self._clock = clock

@@ -6,12 +6,10 @@ Imported after the job was started.
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from collector.agent import AgentStarter
 from collector.config import link_keys
 from collector.delivery import Delivery, RunFacts
-from collector.discovery.cloud import CloudDiscovery
 from collector.discovery.host import host_info
 from collector.identity import ranked_addresses, run_key_of_host, run_key_of_process
 from collector.job import Job
@@ -28,12 +26,14 @@ from collector.summary import parked_line, summary_figures, summary_json, summar
 from collector.voice import Voice
 from collector.waiting import wait_for_job
 from protocol.addresses import Address, parse_address
-from protocol.agent import agent_place
 from protocol.clock import Clock
 from protocol.messages import Finish, Welcome
 from protocol.paths import state_home
 from protocol.sample import Sample, csv_rows, decode_sample, encode_sample
 from protocol.statistics import RunStatistics
+
+if TYPE_CHECKING:
+    from collector.discovery.cloud import CloudDiscovery
 
 AGENT_WAIT_S = 30.0
 AGENT_START_S = 10.0
@@ -100,10 +100,7 @@ class Session:
             adopt_orphans=adopts_orphans,
             host_root=host_root,
         )
-        self._discovery: CloudDiscovery | None = None
-        if not settings["no_cloud"]:
-            self._discovery = CloudDiscovery(clock=clock, share_identity=settings["share_identity"])
-            self._discovery.start()
+        self._discovery = None if settings["no_cloud"] else self._begin_discovery()
         self._facts = RunFacts(
             interval_s=self._interval_s,
             metadata=run_metadata(settings, argv),
@@ -313,12 +310,22 @@ class Session:
         assert self._job.exit_code is not None
         return self._job.exit_code
 
+    def _begin_discovery(self) -> "CloudDiscovery":
+        from collector.discovery.cloud import CloudDiscovery
+
+        discovery = CloudDiscovery(clock=self._clock, share_identity=self._settings["share_identity"])
+        discovery.start()
+        return discovery
+
     def _open_delivery(self, addresses: Sequence[Address], environ: Mapping[str, str]) -> Delivery:
         run_key = self._settings["run_key"] or self._derived_run_key()
         agent = None
         if addresses:
             addresses = ranked_addresses(addresses, run_key)
         else:
+            from collector.agent import AgentStarter
+            from protocol.agent import agent_place
+
             place = agent_place(environ)
             self._voice.detail(f"this user's uploader: {place.socket_path}" + (place.remark and f" ({place.remark})"))
             addresses = [parse_address(place.url, bind=False)]

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -11,6 +10,7 @@ from typing import BinaryIO
 import msgspec
 
 from collector.spill import SpillError, SpillFile, SpillInUseError
+from protocol.digest import sha256
 from protocol.paths import make_private_dir
 from protocol.sample import CSV_HEADER, csv_rows, decode_samples
 
@@ -27,9 +27,8 @@ def open_run_file(state_dir: str, run_key: str) -> SpillFile:
     Raises `OSError`, `UsageError`, or `SpillError` for a file that cannot be read.
     """
     make_private_dir(state_dir)
-    found = [path for path in _paths(state_dir, run_key) if os.path.exists(path)]
     ended: SpillFile | None = None
-    for path in sorted(found, key=modified_at, reverse=True):
+    for path in sorted(_found(state_dir, run_key), key=modified_at, reverse=True):
         try:
             spill = SpillFile.open(path)
         except (SpillInUseError, FileNotFoundError):
@@ -47,7 +46,7 @@ def open_run_file(state_dir: str, run_key: str) -> SpillFile:
 
 def has_ended_file(state_dir: str, run_key: str) -> bool:
     """Whether a file tells the end of the run, one that another collector delivers at the moment included."""
-    for path in _paths(state_dir, run_key):
+    for path in _found(state_dir, run_key):
         with contextlib.suppress(OSError):
             if SpillFile.tells_end(path):
                 return True
@@ -56,7 +55,7 @@ def has_ended_file(state_dir: str, run_key: str) -> bool:
 
 def has_other_file(state_dir: str, run_key: str, path: str) -> bool:
     """Whether there is a file of the run beside the one at `path`."""
-    return any(os.path.exists(other) for other in _paths(state_dir, run_key) if other != path)
+    return any(other != path for other in _found(state_dir, run_key))
 
 
 def take_over_file(state_dir: str, run_key: str, path: str) -> SpillFile | None:
@@ -64,7 +63,7 @@ def take_over_file(state_dir: str, run_key: str, path: str) -> SpillFile | None:
 
     Raises `OSError`, or `SpillError` for a file that cannot be read.
     """
-    for other in _paths(state_dir, run_key):
+    for other in _found(state_dir, run_key):
         if other == path:
             continue
         try:
@@ -156,8 +155,14 @@ def _write_csv(file: BinaryIO, rows: Iterable[bytes]) -> None:
     os.fsync(file.fileno())
 
 
+def _found(state_dir: str, run_key: str) -> list[str]:
+    """Return the files of a run that are there. One look at the directory: a hundred at what may be in it take 2 ms."""
+    there = set(run_files(state_dir))
+    return [path for path in _paths(state_dir, run_key) if path in there]
+
+
 def _paths(state_dir: str, run_key: str) -> Iterator[str]:
-    name = hashlib.sha256(run_key.encode("utf-8", "surrogatepass")).hexdigest()[:_NAME_CHARS]
+    name = sha256(run_key.encode("utf-8", "surrogatepass")).hex()[:_NAME_CHARS]
     for number in range(_MOST_OF_ONE_RUN):
         yield os.path.join(state_dir, f"{name}{f'-{number}' if number else ''}{_SUFFIX}")
 

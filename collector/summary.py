@@ -30,9 +30,12 @@ def parked_line(figures: dict[str, Any]) -> str | None:
 
 
 def _show(figures: dict[str, Any]) -> str:
-    import shlex
+    name = figures["run_id"] or figures["run_key"]
+    if not name.replace("-", "").isalnum() or not name.isascii():
+        import shlex
 
-    return f"`sentinel-uploader show {shlex.quote(figures['run_id'] or figures['run_key'])}`"
+        name = shlex.quote(name)
+    return f"`sentinel-uploader show {name}`"
 
 
 def summary_figures(

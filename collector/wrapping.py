@@ -7,6 +7,7 @@ from typing import Any
 from collector.accounting import RunAccounting
 from collector.config import settings_of_running_job
 from collector.job import Job
+from collector.loading import load_session
 from collector.sensors.baseline import Baseline
 from collector.sensors.container import ContainerView
 from collector.signals import Signals
@@ -38,10 +39,7 @@ def track_job(
         for error in errors:
             voice.error(f"{error}; going on without it")
         accounting.settle(voice)
-        # Heavy: sensors, ZeroMQ, discovery.
-        from collector.session import Session
-
-        session = Session(
+        session = load_session()(
             settings=settings,
             addresses=addresses,
             environ=os.environ,

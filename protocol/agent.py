@@ -3,13 +3,12 @@
 There is one for each target: what is delivered elsewhere, or with another token, goes through another agent.
 """
 
-import hashlib
 import os
-import socket
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from protocol.addresses import MAX_UNIX_PATH_BYTES
+from protocol.digest import sha256
 from protocol.paths import data_home, runtime_dir, state_home
 
 TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN_FILE")
@@ -54,7 +53,7 @@ def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentP
         identity += [f"{name}={environ.get(name, '')}" for name in _TARGET_VARIABLES[1:]]
         # A token file may be rotated: the agent is the same then.
         identity += [f"{name}={environ[name]}" for name in TOKEN_VARIABLES if environ.get(name)][:1]
-    name = hashlib.sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    name = sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hex()[:12]
     spools = spools_home(environ)
     spool_dir = os.path.join(spools, name)
     log_path = os.path.join(spools, f"{name}.log")
@@ -80,6 +79,8 @@ def announce(spool_dir: str, socket_path: str) -> None:
 
 def listens(socket_path: str) -> bool:
     """Whether somebody listens at a Unix socket; never waits."""
+    import socket
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)
         try:

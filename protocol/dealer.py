@@ -2,14 +2,17 @@
 
 import contextlib
 import random
+from typing import TYPE_CHECKING
 
 import zmq
 
 from protocol.addresses import Address
 from protocol.errors import AddressError
-from protocol.keys import LinkKeys
 from protocol.monitor import FAILED, monitor_of, next_event
 from protocol.sockets import DEALER, Endpoint
+
+if TYPE_CHECKING:
+    from protocol.keys import LinkKeys
 
 _RECONNECT_MS = (500, 30_000)
 # A local uploader is back within a moment, and asking a Unix socket costs nothing.
@@ -24,7 +27,7 @@ class Dealer(Endpoint):
     again or does so without growing pauses.
     """
 
-    def __init__(self, address: Address, *, keys: LinkKeys | None = None) -> None:
+    def __init__(self, address: Address, *, keys: "LinkKeys | None" = None) -> None:
         super().__init__()
         self._url = address.url
         self._socket = self._make(zmq.DEALER, DEALER)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from standins.product import Home
 
 import collector
 import protocol
@@ -21,6 +22,8 @@ from protocol.errors import SentinelStreamError
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"collector": collector, "protocol": protocol, "uploader": uploader}
+STANDARD = sys.stdlib_module_names | {"_sha256", "_sha2"}
+"""Its digests changed their name with Python 3.12."""
 FOREIGN = {
     "protocol": {"msgspec", "zmq"},
     "collector": {"msgspec", "zmq", "psutil", "pynvml"},
@@ -51,7 +54,7 @@ def imported(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_package_imports_only_what_it_may(package: str) -> None:
-    allowed = OURS[package] | FOREIGN[package] | set(sys.stdlib_module_names)
+    allowed = OURS[package] | FOREIGN[package] | STANDARD
     for name, path in modules(package):
         strangers = {top for module in imported(path) if (top := module.partition(".")[0]) not in allowed}
         assert not strangers, f"{name} imports {strangers}"
@@ -93,6 +96,46 @@ def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
         ).stdout.split()
     )
     assert not heavy & (loaded - before)
+
+
+_WHOLE_RUN = """
+import sys
+before = set(sys.modules)
+from collector.cli import main
+exit_code = main(sys.argv[1:])
+print(*sorted(set(sys.modules) - before))
+sys.exit(exit_code)
+"""
+
+
+def test_a_whole_short_run_loads_nothing_that_it_can_do_without(home: Home) -> None:
+    home.start_uploader()
+    done = home.run(sys.executable, "-c", _WHOLE_RUN, "--connect", home.address, "--", "true")
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert {"collector.session", "collector.sensors.linux", "msgspec", "zmq"} <= loaded
+    heavy = {
+        # OpenSSL
+        "hashlib", "_hashlib",
+        # what msgspec would take from it, `typing` has
+        "typing_extensions", "inspect", "ast", "dis", "tokenize", "linecache",
+        # for this user's own uploader, for the cloud's metadata service, for identities
+        "collector.agent", "protocol.agent", "collector.discovery.cloud", "socket", "selectors", "ipaddress",
+        # for keys, for settings in files, for other systems and GPUs, for the uploader
+        "protocol.keys", "tomllib", "psutil", "pynvml", "collector.sensors.gpu_thread", "protocol.door",
+        "asyncio", "dataclasses", "logging", "shlex", "shutil", "subprocess", "tempfile",
+    }  # fmt: skip
+    assert not heavy & loaded
+
+
+def test_what_is_kept_from_msgspec_is_there_for_everybody_else() -> None:
+    code = (
+        "import gc, sys; from collector.loading import load_session; load_session();"
+        "assert gc.isenabled() and gc.get_freeze_count() > 10_000;"
+        "assert 'msgspec' in sys.modules and 'typing_extensions' not in sys.modules;"
+        "import typing_extensions; load_session(); assert sys.modules['typing_extensions'] is typing_extensions"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -1,7 +1,6 @@
 """The contract's `host_*` fields of this machine (GPU fields come from the GPU sensor)."""
 
 import os
-import socket
 
 from collector.sensors.container import ContainerView
 from collector.sensors.network import counted_interfaces
@@ -143,7 +142,7 @@ def _storage_gb(proc: str) -> float:
 
 def _identity(*, proc: str, sys: str, etc: str, is_container: bool) -> HostInfo:
     info: HostInfo = {}
-    hostname = _first_line(f"{etc}/hostname") if is_container else socket.gethostname()
+    hostname = _first_line(f"{etc}/hostname") if is_container else os.uname().nodename
     if hostname:
         info["host_hostname"] = hostname
     machine_id = _first_line(f"{etc}/machine-id")
@@ -168,6 +167,8 @@ def _address(*, proc: str, sys: str) -> str:
 
     Read from the kernel's tables; no packet is sent and no name is looked up.
     """
+    import socket
+
     import psutil
 
     try:
