@@ -5,31 +5,27 @@ lets nobody in while this does not answer (`ZAP_ENFORCE_DOMAIN`). A key that is 
 connections, whatever they are doing.
 """
 
-import contextlib
+import ctypes
 import errno
 import os
 import signal
-import socket
 import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import zmq
 
 from protocol.clock import Clock
+from protocol.connections import Connections, Place, plain_host
 from protocol.keys import KEY_BYTES, KeyPair
 from protocol.monitor import SocketEvent, next_event
-from protocol.unread import Unread
 
 ZAP_DOMAIN = b"sentinel-stream"
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-SILENT_S = 90.0
-"""A connection that has not said a word for so long is cut; a collector greets at once."""
-_IMPATIENT_S = 5.0
-"""One that has been silent for so long makes room for a newcomer; a handshake may take as long."""
-_LOOP_S = 0.25
+SWEEP_S = 0.25
+"""How often connections are looked at: with the age of the list of keys, how long a revoked one has at most."""
 _ZAP_PARTS = 6
+_ZAP_HOST = 3
 EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
 
 
@@ -66,14 +62,6 @@ class Limits(NamedTuple):
     """So many frames beyond the first of their messages may come over one; a collector sends none."""
 
 
-class _Known(NamedTuple):
-    """A connection that has spoken: its socket's descriptor and other end, and whose it is."""
-
-    descriptor: int
-    peer: object
-    key: bytes
-
-
 class Door:
     """Watches over the connections of sockets of one context.
 
@@ -95,17 +83,7 @@ class Door:
         self._limits = limits
         self._watcher = watcher
         self._clock = clock
-        self._lock = threading.Lock()
-        self._silent: dict[int, float] = {}
-        """Descriptors of connections that have not spoken, in the order of their coming, and when that was."""
-        self._leaving: set[int] = set()
-        """Silent ones that are cut and have not gone yet."""
-        self._known: dict[bytes, _Known] = {}
-        self._identity_of: dict[int, bytes] = {}
-        self._of_key: Counter[bytes] = Counter()
-        self._own_names: set[object] = set()
-        self._unread = Unread(limits.unread_bytes)
-        self._taken: set[bytes] = set()
+        self._connections = Connections(most_of_key=limits.connections_of_key, unread_bytes=limits.unread_bytes)
         self._zap: zmq.Socket[bytes] | None = None
         if guard is not None:
             self._zap = context.socket(zmq.REP)
@@ -114,9 +92,9 @@ class Door:
         self._wake_fd, self._wake_write_fd = os.pipe()
         self._thread = threading.Thread(target=self._run, name="door", daemon=True)
 
-    def open(self, endpoints: Sequence[str]) -> None:
-        """Begin, once the sockets listen at these endpoints."""
-        self._own_names = {_local_name(endpoint) for endpoint in endpoints}
+    def open(self, endpoints: Sequence[Sequence[str]]) -> None:
+        """Begin, once the sockets listen; `endpoints` are those of each socket, in the order of the monitors."""
+        self._connections.listen(endpoints)
         self._thread.start()
 
     def stop(self) -> None:
@@ -138,43 +116,29 @@ class Door:
     @property
     def connections(self) -> int:
         """How many connections there are."""
-        with self._lock:
-            return self._all()
+        return len(self._connections)
 
     def knows(self, identity: bytes) -> bool:
         """Whether this connection was introduced."""
-        return identity in self._known
+        return self._connections.knows(identity)
 
     def took(self, identity: bytes) -> None:
         """A message of this connection was taken."""
-        self._taken.add(identity)
+        self._connections.took(identity)
 
     def introduce(self, identity: bytes, descriptor: int, key: bytes) -> bool:
-        """A connection has spoken for the first time; False when its key has too many of them (it is cut)."""
-        with self._lock:
-            if descriptor not in self._silent:
-                # Its beginning has not been told yet, or its end has: both come at some time.
-                return True
-            if key and self._of_key[key] >= self._limits.connections_of_key:
-                self._cut_silent(descriptor)
-                is_welcome = False
-            else:
-                del self._silent[descriptor]
-                self._known[identity] = _Known(descriptor, _peer(descriptor), key)
-                self._identity_of[descriptor] = identity
-                self._of_key[key] += 1
-                is_welcome = True
+        """A connection has spoken for the first time; False when its key has too many of them (it is cut).
+
+        The first byte of `identity` is the index of its socket.
+        """
+        is_welcome = self._connections.introduce(identity, Place(identity[0], descriptor), key)
         if not is_welcome:
             self._watcher.turned_away("connections-of-client")
         return is_welcome
 
     def cut(self, identity: bytes, reason: str = "") -> None:
         """Shut a connection down, whatever it is doing; counted where a reason is given."""
-        with self._lock:
-            known = self._known.get(identity)
-            if known is not None:
-                self._cut(known.descriptor, known.peer)
-        if known is not None and reason:
+        if self._connections.cut(identity) and reason:
             self._watcher.turned_away(reason)
 
     def _run(self) -> None:
@@ -184,50 +148,36 @@ class Door:
         for source in (self._wake_fd, *self._monitors, *filter(None, [self._zap])):
             poller.register(source, zmq.POLLIN)
         swept_at = self._clock.monotonic()
-        while self._wake_fd not in dict(poller.poll(round(_LOOP_S * 1000))):
+        while self._wake_fd not in dict(
+            poller.poll(max(0, round(1000 * (swept_at + SWEEP_S - self._clock.monotonic()))))
+        ):
             try:
-                for monitor in self._monitors:
+                for index, monitor in enumerate(self._monitors):
                     while (event := next_event(monitor)) is not None:
-                        self._take(event)
+                        self._take(index, event)
                 self._answer()
                 now = self._clock.monotonic()
-                if now - swept_at >= _LOOP_S:
+                if now - swept_at >= SWEEP_S:
                     swept_at = now
                     self._sweep(now)
-                    self._cut_endless()
             except Exception as error:  # noqa: BLE001 -- whoever was to be let in by what failed stays outside
                 self._watcher.failed(error)
 
-    def _take(self, event: SocketEvent) -> None:
-        now = self._clock.monotonic()
+    def _take(self, index: int, event: SocketEvent) -> None:
         if event.kind == zmq.EVENT_ACCEPT_FAILED:
             if event.value in {errno.EMFILE, errno.ENFILE}:
                 self._watcher.turned_away("descriptors")
                 self._watcher.is_full(self.connections, self._limits.connections)
-                with self._lock:
-                    # ZeroMQ tries again without a pause for as long as there is no descriptor.
-                    if self._silent:
-                        self._cut_silent(next(reversed(self._silent)))
+                # ZeroMQ tries again without a pause for as long as there is no descriptor.
+                self._connections.cut_newest()
             return
-        with self._lock:
-            was_silent = event.value in self._silent
-            self._forget(event.value)
-            is_full = False
-            if event.kind == zmq.EVENT_ACCEPTED:
-                self._silent[event.value] = now
-                is_full = self._all() > self._limits.connections
-                if is_full:
-                    self._make_room(event.value, now)
-        if was_silent and event.kind == zmq.EVENT_DISCONNECTED:
-            self._watcher.turned_away("silent")
-        if is_full:
+        place = Place(index, event.value)
+        if event.kind == zmq.EVENT_DISCONNECTED:
+            if self._connections.went(place):
+                self._watcher.turned_away("silent")
+        elif not self._connections.came(place, self._clock.monotonic(), limit=self._limits.connections):
             self._watcher.turned_away("connections")
             self._watcher.is_full(self.connections, self._limits.connections)
-
-    def _make_room(self, newest: int, now: float) -> None:
-        oldest, since = next(iter(self._silent.items()))
-        # Not sooner: in a crowd the oldest are those whose handshake is nearly done, and nobody would ever get in.
-        self._cut_silent(oldest if now - since > _IMPATIENT_S else newest)
 
     def _answer(self) -> None:
         """Answer all questions about keys that wait (ZeroMQ RFC 27)."""
@@ -240,11 +190,13 @@ class Door:
             try:
                 if not self._is_admitted(request):
                     status, text = b"400", b"not on the list"
-                elif self._of_key[request[_ZAP_PARTS]] >= self._limits.connections_of_key:
+                elif self._connections.is_at_limit(request[_ZAP_PARTS]):
                     # Its connection ends without a word, as all do that find no room, and it comes back later.
                     status, text, reason = b"300", b"too many connections", "connections-of-client"
                 else:
                     status, text, user = b"200", b"OK", request[_ZAP_PARTS].hex().encode()
+                    host = plain_host(request[_ZAP_HOST].decode("ascii", "replace"))
+                    self._connections.let_in(request[_ZAP_PARTS], host, self._clock.monotonic())
             finally:
                 # Whatever fails: no answer, or this one, lets nobody in.
                 request_id = request[1] if len(request) > 1 else b""
@@ -259,91 +211,20 @@ class Door:
         return is_ours and len(request[_ZAP_PARTS]) == KEY_BYTES and self._guard.admits(request[_ZAP_PARTS])
 
     def _sweep(self, now: float) -> None:
-        """Cut those whose key is not admitted any more, and those that never said a word."""
-        cut = 0
-        with self._lock:
-            for known in list(self._known.values()):
-                if known.key and (self._guard is None or not self._guard.admits(known.key)):
-                    self._cut(known.descriptor, known.peer)
-                    cut += 1
-            for descriptor, since in list(self._silent.items()):
-                if now - since < SILENT_S:
-                    break
-                self._cut_silent(descriptor)
-        for _ in range(cut):
+        for _ in range(self._connections.cut_unwelcome(self._admits)):
             self._watcher.turned_away("revoked")
-
-    def _cut_endless(self) -> None:
-        """Cut those of whose messages no end comes."""
-        cut = 0
-        with self._lock:
-            taken, self._taken = self._taken, set()
-            for descriptor in [*self._silent, *self._identity_of]:
-                identity = self._identity_of.get(descriptor, b"")
-                if self._unread.is_too_much(descriptor, identity, taken):
-                    self._unread.forget(descriptor)
-                    known = self._known.get(identity)
-                    if known is None:
-                        self._cut_silent(descriptor)
-                    else:
-                        self._cut(descriptor, known.peer)
-                    cut += 1
-        for _ in range(cut):
+        self._connections.cut_silent(now)
+        for _ in range(self._connections.cut_endless()):
             self._watcher.turned_away("unread")
 
-    def _all(self) -> int:
-        return len(self._silent) + len(self._leaving) + len(self._known)
-
-    def _forget(self, descriptor: int) -> None:
-        self._silent.pop(descriptor, None)
-        self._leaving.discard(descriptor)
-        self._unread.forget(descriptor)
-        identity = self._identity_of.pop(descriptor, None)
-        if identity is not None:
-            known = self._known.pop(identity)
-            self._of_key[known.key] -= 1
-            if not self._of_key[known.key]:
-                del self._of_key[known.key]
-
-    def _cut_silent(self, descriptor: int) -> None:
-        del self._silent[descriptor]
-        self._leaving.add(descriptor)
-        self._cut(descriptor, None)
-
-    def _cut(self, descriptor: int, peer: object) -> None:
-        """Shut the connection down; its socket notices, closes it, and tells us.
-
-        The descriptor may be another file's by now: we look at its two ends before anything is done.
-        """
-        with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
-            name = connection.getsockname()
-            is_ours = (name[1] if isinstance(name, tuple) else name) in self._own_names
-            if is_ours and (peer is None or connection.getpeername() == peer):
-                connection.shutdown(socket.SHUT_RDWR)
+    def _admits(self, key: bytes) -> bool:
+        return self._guard is not None and self._guard.admits(key)
 
 
-def _local_name(endpoint: str) -> object:
-    """What tells our listening sockets' connections from others: a TCP port, or a path."""
-    if endpoint.startswith("ipc://"):
-        return endpoint.removeprefix("ipc://")
-    return int(endpoint.rpartition(":")[2])
+def number_from_anywhere() -> None:
+    """Let no peer guess how ZeroMQ will call the next connections.
 
-
-@contextlib.contextmanager
-def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Look at ZeroMQ's descriptor as a socket; raises `OSError` when it is none (any more).
-
-    Not a copy of it: there may be no descriptor left for one, which is when this is needed most.
+    It numbers them from a "random" number on, which is the same in every process as long as nobody gives the C library
+    a seed. A peer may choose a name for itself; with one that is to be the next one's, ZeroMQ aborts our process.
     """
-    connection = socket.socket(fileno=descriptor)
-    try:
-        yield connection
-    finally:
-        connection.detach()
-
-
-def _peer(descriptor: int) -> object:
-    with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
-        return connection.getpeername()
-    # It is gone already: equal to nobody.
-    return object()
+    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4)))

@@ -14,7 +14,7 @@ import zmq
 
 from protocol.addresses import Address
 from protocol.clock import Clock, SystemClock
-from protocol.door import EVENTS, ZAP_DOMAIN, Door, Guard, Limits, Watcher
+from protocol.door import EVENTS, ZAP_DOMAIN, Door, Guard, Limits, Watcher, number_from_anywhere
 from protocol.errors import AddressError
 from protocol.messages import MAX_COLLECTOR_FRAME_BYTES
 from protocol.monitor import monitor_of
@@ -48,6 +48,7 @@ class Router(Endpoint):
         watcher: Watcher | None = None,
         clock: Clock | None = None,
     ) -> None:
+        number_from_anywhere()
         super().__init__()
         limits = limits or Limits(1 << 20, 1 << 20)
         self._surplus_frames = limits.surplus_frames
@@ -77,7 +78,7 @@ class Router(Endpoint):
         )
         for address in addresses:
             self._bind(address, plain if address.url.startswith("ipc:") else self._sockets[-1])
-        self._door.open([endpoint for _, endpoint in self._endpoints])
+        self._door.open([[url for its, url in self._endpoints if its is made] for made in self._sockets])
 
     @property
     def connections(self) -> int:

@@ -6,7 +6,10 @@ connection has sent: when that grows and nothing of it can be taken, it is for m
 
 import socket
 import struct
-from collections.abc import Container
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from protocol.connections import Place
 
 _BYTES_RECEIVED = struct.Struct("=128xQ")
 """`tcpi_bytes_received` of `struct tcp_info` (linux/tcp.h), Linux 4.1 and newer."""
@@ -17,23 +20,23 @@ class Unread:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._counted_from: dict[int, int] = {}
-        """By descriptor; missing where something was taken since the last look."""
+        self._counted_from: dict[Place, int] = {}
+        """Missing where something was taken since the last look."""
 
-    def is_too_much(self, descriptor: int, identity: bytes, taken: Container[bytes]) -> bool:
-        """Look at one connection; `taken` are those of which something was taken since the last look."""
-        if identity in taken:
+    def is_too_much(self, place: "Place", was_taken: bool) -> bool:
+        """Look at one connection; `was_taken` says whether something of it was taken since the last look."""
+        if was_taken:
             # Messages end: where the next one begins is seen soon enough.
-            self.forget(descriptor)
+            self.forget(place)
             return False
-        received = _received_bytes(descriptor)
+        received = _received_bytes(place.descriptor)
         if received is None:
             return False
-        return received - self._counted_from.setdefault(descriptor, received) > self._limit_bytes
+        return received - self._counted_from.setdefault(place, received) > self._limit_bytes
 
-    def forget(self, descriptor: int) -> None:
+    def forget(self, place: "Place") -> None:
         """The connection has ended, or begins anew."""
-        self._counted_from.pop(descriptor, None)
+        self._counted_from.pop(place, None)
 
 
 def _received_bytes(descriptor: int) -> int | None:

@@ -12,14 +12,14 @@ import pytest
 import zmq
 import zmq.utils.z85
 from standins.guarded import Guarded
-from standins.product import wait_until
+from standins.product import Home, python, wait_until
 from standins.raw_collector import Collectors, RawCollector, collectors_of
 from standins.scripted import SteppedClock
 from standins.spooling import finish, hello, samples
 
-from protocol import door
 from protocol.addresses import parse_address
 from protocol.clock import Clock, SystemClock
+from protocol.connections import SILENT_S
 from protocol.dealer import Dealer
 from protocol.door import Limits
 from protocol.keys import KEY_BYTES, KeyPair, LinkKeys
@@ -186,6 +186,19 @@ def test_a_key_that_is_revoked_is_cut_off_at_once_and_nobody_else(guarded: Guard
     assert not guarded.runs()["alice", "run"].record.has_ended
 
 
+def test_a_connection_of_a_revoked_key_is_cut_before_its_first_word(guarded: Guarded, collectors: Collectors) -> None:
+    port = guarded.url.rpartition(":")[2]
+    with collectors_of(f"tcp://127.0.0.2:0;127.0.0.1:{port}") as elsewhere:
+        for place, name in ((collectors, "alice"), (elsewhere, "bob")):
+            place.connect(keys=guarded.key_of(name)).wait_until_it_is_in()
+        wait_until(lambda: guarded.router.connections == 2, "both are there")
+        guarded.store.revoke("alice")
+        wait_until(lambda: guarded.router.connections == 1, "she is cut off")
+        assert guarded.turned_away("revoked") == 1
+        assert guarded.turned_away("silent") == 0
+        nothing_was_read(guarded)
+
+
 def test_each_message_is_looked_at_though_its_connection_is_open(guarded: Guarded, collectors: Collectors) -> None:
     alice = collectors.connect(keys=guarded.key_of("alice"))
     is_talking(alice)
@@ -344,5 +357,25 @@ def test_the_silent_make_room() -> None:
                 wait_until(lambda: dealer.send(b"x"), "room was made")
                 wait_until(lambda: router.receive(most=1, timeout_s=0.05)[0], "it was heard")
                 assert counters.rejected.value("connections") == 1
-                clock.advance(door.SILENT_S)
+                clock.advance(SILENT_S)
                 wait_until(lambda: router.connections == 1, "those that never spoke are cut, the other is not")
+
+
+_NUMBER_OF_A_CONNECTION = """
+from protocol.addresses import parse_address
+from protocol.dealer import Dealer
+from protocol.transport import Router
+with Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
+    with Dealer(parse_address(router.urls[0], bind=False)) as dealer:
+        while not dealer.send(b"x"):
+            dealer.poll(0.01)
+        (arrival,), _ = router.receive(most=1, timeout_s=20)
+print(arrival.identity.hex())
+"""
+
+
+def test_nobody_can_guess_what_the_next_connection_is_called(home: Home) -> None:
+    """Whoever takes a name that ZeroMQ is about to give makes it abort."""
+    numbers = {home.run(*python(_NUMBER_OF_A_CONNECTION)).stdout for _ in range(2)}
+    assert len(numbers) == 2
+    assert "" not in numbers

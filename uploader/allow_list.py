@@ -1,4 +1,4 @@
-"""The allow list as a running uploader sees it: names by key, never older than half a second.
+"""The allow list as a running uploader sees it: names by key, never older than a quarter of a second.
 
 A key file that cannot be read keeps its own client out and concerns nobody else; a directory that cannot be read keeps
 everybody out.
@@ -16,7 +16,7 @@ from uploader.key_store import KeyStore, name_of_file
 
 log = logging.getLogger(__name__)
 
-REFRESH_S = 0.5
+REFRESH_S = 0.25
 _MISS_REFRESH_S = 0.05
 _RACY_S = 2.0
 """What was changed so shortly before it was read may have been changed again in the same tick of the file clock."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from protocol.keys import LinkKeys
 from protocol.messages import UploaderMessage, decode_from_uploader, encode
@@ -33,7 +34,20 @@ class RawCollector:
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
             self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._socket.connect(url)
+
+    def wait_until_it_is_in(self) -> None:
+        """The handshake is done."""
+        assert self._monitor.poll(round(PATIENCE_S * 1000)), "was not let in"
+        assert recv_monitor_message(self._monitor)["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+    def wait_until_it_is_out(self) -> float:
+        """The connection has ended; return when we heard of it, in monotonic seconds."""
+        while True:
+            assert self._monitor.poll(round(PATIENCE_S * 1000)), "is still in"
+            if recv_monitor_message(self._monitor)["event"] == zmq.EVENT_DISCONNECTED:
+                return time.monotonic()
 
     def say(self, *messages: object) -> None:
         """Send messages of the conversation, one frame each."""
@@ -71,7 +85,10 @@ class RawCollector:
                     return message
 
     def close(self) -> None:
-        self._socket.close(linger=0)
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
+            self._socket.close(linger=0)
 
 
 class Collectors:

@@ -1,0 +1,99 @@
+"""The door's tables: descriptors that are used again, and by another listening socket's connections."""
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from protocol.connections import Connections, Place
+
+NEAR, OTHER = 0, 1
+
+
+class Listeners:
+    """Two listening sockets, and connections that were accepted from them at a descriptor of our choice."""
+
+    def __init__(self) -> None:
+        self.open = contextlib.ExitStack()
+        self._listeners = [self.open.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        self.connections = Connections(most_of_key=10, unread_bytes=1 << 20)
+        self.connections.listen([[f"tcp://127.0.0.1:{made.getsockname()[1]}"] for made in self._listeners])
+
+    def accept(self, index: int) -> tuple[socket.socket, socket.socket]:
+        """Return both ends, the accepted one last."""
+        far = self.open.enter_context(socket.create_connection(self._listeners[index].getsockname(), timeout=20))
+        near, _ = self._listeners[index].accept()
+        return far, self.open.enter_context(near)
+
+    def accept_at(self, index: int, descriptor: int) -> socket.socket:
+        """Let a connection take the place of another one's descriptor, and return its far end."""
+        far, near = self.accept(index)
+        os.dup2(near.fileno(), descriptor)
+        near.close()
+        return far
+
+
+@pytest.fixture
+def listeners() -> Iterator[Listeners]:
+    made = Listeners()
+    with made.open:
+        yield made
+
+
+def is_open(far: socket.socket) -> bool:
+    far.settimeout(0)
+    try:
+        return far.recv(1) != b""
+    except BlockingIOError:
+        return True
+
+
+def test_a_descriptor_that_another_socket_s_connection_has_now_is_that_one_s(listeners: Listeners) -> None:
+    known = listeners.connections
+    _, near = listeners.accept(NEAR)
+    descriptor = near.fileno()
+    assert known.came(Place(NEAR, descriptor), 0.0, limit=10)
+    assert known.introduce(b"old", Place(NEAR, descriptor), b"a key")
+    far = listeners.accept_at(OTHER, descriptor)
+    # Of two sockets' events the later may be heard of first.
+    assert known.came(Place(OTHER, descriptor), 1.0, limit=10)
+    assert known.introduce(b"new", Place(OTHER, descriptor), b"other key")
+    assert known.cut(b"old")
+    assert is_open(far)
+    assert known.cut_unwelcome(lambda key: key == b"other key") == 1
+    assert is_open(far)
+    assert not known.went(Place(NEAR, descriptor))
+    assert not known.knows(b"old")
+    assert known.knows(b"new")
+    assert len(known) == 1
+    assert known.cut(b"new")
+    assert not is_open(far)
+
+
+def test_a_descriptor_that_a_later_connection_has_is_not_cut_for_the_earlier_one(listeners: Listeners) -> None:
+    known = listeners.connections
+    _, near = listeners.accept(NEAR)
+    descriptor = near.fileno()
+    known.came(Place(NEAR, descriptor), 0.0, limit=10)
+    known.introduce(b"old", Place(NEAR, descriptor), b"")
+    far = listeners.accept_at(NEAR, descriptor)
+    assert known.cut(b"old")
+    assert is_open(far)
+    # Now it is told of.
+    known.came(Place(NEAR, descriptor), 1.0, limit=10)
+    known.introduce(b"new", Place(NEAR, descriptor), b"")
+    assert known.cut(b"new")
+    assert not is_open(far)
+
+
+def test_a_file_that_is_no_connection_any_more_is_left_alone(listeners: Listeners) -> None:
+    far, near = listeners.accept(NEAR)
+    listeners.connections.came(Place(NEAR, near.fileno()), 0.0, limit=10)
+    one, other = socket.socketpair()
+    with one, other:
+        os.dup2(one.fileno(), near.fileno())
+        listeners.connections.cut_newest()
+        assert is_open(other)
+    assert not is_open(far)
