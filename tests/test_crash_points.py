@@ -22,6 +22,8 @@ LONG, SHORT = 7_300, 300
 """Rows: two whole batches and the rest, in whose cutting the clock has no part; and what goes inline."""
 TWO_BATCHES = 7_200
 FRAME_ROWS = 100
+_ON_ITS_WAY_S = 0.1
+"""For what a dead uploader's socket has handed over."""
 _M = TypeVar("_M", bound=UploaderMessage)
 
 
@@ -110,6 +112,8 @@ class Stage:
         self._target = target
         self._rows = rows
         self._starts = 0
+        self._promised_seq = 0
+        self._is_end_promised = False
 
     def start(self, point: Point | None = None) -> Victim:
         """Start an uploader and wait until it listens."""
@@ -134,17 +138,23 @@ class Stage:
         with collectors_of(self._home.address) as collectors:
             collector = collectors.connect()
             collector.say(hello())
-            welcome = _hear(collector, victim, Welcome)
+            welcome = self._hear(collector, victim, Welcome)
             if welcome is None:
                 return None
             first = welcome.next_seq
+            # What its predecessor has said to be durable is.
+            assert first > self._promised_seq
+            if self._is_end_promised:
+                end = self._hear(collector, victim, Ack)
+                assert end is not None
+                assert end.finish
             for share in (1 / 4, 1 / 2, 1):
                 last = min(self._rows, round(TWO_BATCHES * share))
                 first = self._say_rows(collector, victim, first, last)
             wait_until(lambda: not victim.is_alive or self._may_end(), "it is registered, and in storage if it is long")
             self._say_rows(collector, victim, first, self._rows)
             collector.say(finish(self._rows, 3, "failed"))
-            return _hear(collector, victim, Finished)
+            return self._hear(collector, victim, Finished)
 
     def _may_end(self) -> bool:
         """A run that ends before its first PUT was tried may go inline, or be registered and ended in one."""
@@ -156,9 +166,23 @@ class Stage:
         if first > last:
             return first
         collector.say(*_frames(first, last))
-        while (ack := _hear(collector, victim, Ack)) is not None and ack.seq < last:
+        while (ack := self._hear(collector, victim, Ack)) is not None and ack.seq < last:
             pass
         return last + 1
+
+    def _hear(self, collector: RawCollector, victim: Victim, kind: type[_M]) -> _M | None:
+        """Return the next message of this kind, `None` when the uploader is gone and all that it has said is heard."""
+
+        def message() -> Any:
+            is_alive = victim.is_alive
+            heard = collector.next(0.02 if is_alive else _ON_ITS_WAY_S)
+            if isinstance(heard, Ack):
+                self._promised_seq = max(self._promised_seq, heard.seq)
+                self._is_end_promised |= heard.finish
+            return heard if isinstance(heard, kind) else heard is None and not is_alive
+
+        found = wait_until(message, f"{kind.__name__} comes")
+        return found if isinstance(found, kind) else None
 
     def go_on(self) -> None:
         """Start the next uploader, which nobody disturbs, and take the run to its end."""
@@ -171,17 +195,6 @@ class Stage:
 
 def _frames(first: int, last: int) -> list[Samples]:
     return [samples(start, min(start + FRAME_ROWS - 1, last)) for start in range(first, last + 1, FRAME_ROWS)]
-
-
-def _hear(collector: RawCollector, victim: Victim, kind: type[_M]) -> _M | None:
-    """Return the next message of this kind, `None` when the uploader is gone."""
-
-    def message() -> Any:
-        heard = collector.next(0.02)
-        return heard if isinstance(heard, kind) else not victim.is_alive
-
-    found = wait_until(message, f"{kind.__name__} comes")
-    return found if isinstance(found, kind) else None
 
 
 _API = "uploader.sentinel.http_api:HttpSentinelAPI"

@@ -306,6 +306,19 @@ def test_calls_in_a_loop_and_impatience_are_noticed(asked: list[Recorded], notic
     assert noticed in problems(evidence) if noticed else verdict(evidence) == []
 
 
+@pytest.mark.parametrize(("run_ids", "count"), [(("run-1", "run-2"), 0), (("run-1", "run-1"), 1)])
+def test_one_of_two_runs_that_are_registered_alike_may_ask_while_the_other_waits(
+    run_ids: tuple[str, str], count: int
+) -> None:
+    evidence = sound()
+    asked = requests("register", [0.0, 0.5, 2.5], 429, WISH)
+    for request, run_id in zip(asked, (None, *run_ids), strict=True):
+        request.run_id = run_id
+    asked[1].fault = None
+    evidence.calls = [(1, request) for request in asked]
+    assert problems(evidence).count("asked again after 0.50 s") == count
+
+
 def test_a_new_uploader_knows_nothing_of_its_predecessor_s_waits() -> None:
     evidence = sound()
     asked = requests("finish", [0.0, 0.1, 0.2, 0.3], 429, WISH)

@@ -27,6 +27,7 @@ def check_calls(evidence: Evidence) -> Iterator[str]:
     calls: dict[tuple[object, ...], list[Recorded]] = defaultdict(list)
     for incarnation, request in evidence.calls:
         calls[request.call, _about(request), incarnation].append(request)
+    ambiguous = _ambiguous(evidence)
     for (call, what, _), requests in calls.items():
         failed = [one.at for one in requests if has_failed(one)]
         evidence.figures["calls failed"] += len(failed)
@@ -37,7 +38,8 @@ def check_calls(evidence: Evidence) -> Iterator[str]:
         refreshes = largest_burst([one.at for one in requests if call == "refresh"])
         if refreshes > MOST_REFRESHES_IN_BURST:
             yield f"{call} {what}: {refreshes} times in {BURST_S} s"
-        yield from _impatient(call, what, requests)
+        if what not in ambiguous:
+            yield from _impatient(call, what, requests)
     for (run_key, collector), greeted_at in evidence.greeted_at.items():
         if (greetings := largest_burst(greeted_at)) > MOST_GREETINGS_IN_BURST:
             yield f"{run_key} {collector}: {greetings} greetings in {BURST_S} s"
@@ -59,6 +61,15 @@ def _about(request: Recorded) -> object:
     if request.call == "put":
         return re.sub(r"/[^/]*$", "", request.path)
     return hash(request.body) if request.call == "register" else request.run_id
+
+
+def _ambiguous(evidence: Evidence) -> set[object]:
+    """What more than one run was registered with: a collector that is killed while it ends may begin several."""
+    runs: dict[object, set[str]] = defaultdict(set)
+    for _, request in evidence.calls:
+        if request.call == "register" and request.run_id is not None:
+            runs[_about(request)].add(request.run_id)
+    return {what for what, run_ids in runs.items() if len(run_ids) > 1}
 
 
 def _impatient(call: object, what: object, requests: Sequence[Recorded]) -> Iterator[str]:

@@ -31,8 +31,8 @@ _WEIGHTS = {
     "credentials revoked": 4,
     "credentials that live 6 s": 2,
     "API refuses gzip and a field": 2,
-    "servers ask for time": 6,
-    "storage away for long": 1,
+    "servers ask for time": 3,
+    "storage away for long": 3,
     "API": 16,
     "storage": 13,
 }

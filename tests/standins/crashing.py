@@ -12,6 +12,7 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 from standins.product import DEADLINE_S
 from uploader import database
 
+_SENT_S = 0.05
 _FORKS = multiprocessing.get_context("forkserver")
 _PRELOADED = [
     "collector.cli",
@@ -60,7 +62,10 @@ class At(NamedTuple):
 
 
 class BeforeCommit(NamedTuple):
-    """Before the COMMIT of the `passage`-th transaction of the spool that has a statement which begins like this."""
+    """Before the COMMIT of the `passage`-th transaction of the spool that has a statement which begins like this.
+
+    What was said to anybody before has left the process by then: who is told of a transaction too early is noticed.
+    """
 
     statement: str
     passage: int = 1
@@ -192,6 +197,8 @@ def _arm_commit(point: BeforeCommit, die: Callable[[], None]) -> None:
         if statement.startswith("COMMIT") and is_awaited:
             left -= 1
             if not left:
+                # ZeroMQ sends in a thread of its own.
+                time.sleep(_SENT_S)
                 die()
 
     def watched(path: str) -> sqlite3.Connection:
