@@ -199,9 +199,7 @@ def test_a_killed_collector_s_file_is_left_to_whoever_continues_its_run_for_a_wh
     continued = state.delivery("killed", incarnation="again")
     assert continued.continued
     continued.add(row(5))
-    continued.finish(FINISH)
-    pumped(continued, lambda: continued.is_durable, "the end is acknowledged")
-    continued.close(FINISH)
+    ended(continued)
     (run,) = wait_until(lambda: finished_runs(home), "the run is delivered")
     assert home.local_rows(run) == lines(1, 5)
 
@@ -338,6 +336,13 @@ def pumped(delivery: Delivery, happened: Callable[[], Any], what: str) -> None:
     wait_until(look, what)
 
 
+def ended(delivery: Delivery) -> None:
+    """End the run as its collector does, with all of it at the uploader."""
+    delivery.finish(FINISH)
+    pumped(delivery, lambda: delivery.is_durable, "the end is acknowledged")
+    delivery.close(FINISH)
+
+
 def test_a_collector_that_is_superseded_keeps_its_rows_in_a_file(home: Home, state: State) -> None:
     home.start_uploader("--target", str(home.runs))
     older = state.delivery("shared", incarnation="older")
@@ -350,9 +355,7 @@ def test_a_collector_that_is_superseded_keeps_its_rows_in_a_file(home: Home, sta
     older.add(row(2))
     pumped(older, lambda: older.is_superseded, "the older collector hears of it")
     older.close(None)
-    newer.finish(FINISH)
-    pumped(newer, lambda: newer.is_durable, "the end is acknowledged")
-    newer.close(FINISH)
+    ended(newer)
     (kept,) = state.kept()
     assert kept.name == "shared-older.csv"
     assert kept.read_text().splitlines()[1:] == lines(2, 2)
@@ -381,9 +384,7 @@ def test_a_run_that_a_person_discards_goes_on_as_another_also_after_a_kill(home:
     again = state.delivery("daily", incarnation="again")
     assert (again.run_key, again.path, again.continued) == (other, path, True)
     again.add(row(3))
-    again.finish(FINISH)
-    pumped(again, lambda: again.is_durable, "the end is acknowledged")
-    again.close(FINISH)
+    ended(again)
     (run,) = wait_until(lambda: finished_runs(home), "the other run is delivered")
     assert run["run_key"] == other
     assert home.local_rows(run) == lines(2, 3)
@@ -406,9 +407,7 @@ def test_a_run_whose_end_somebody_delivers_at_this_moment_is_not_continued(home:
     home.start_uploader("--target", str(home.runs))
     delivery = state.delivery("nightly")
     delivery.add(row(3))
-    delivery.finish(FINISH)
-    pumped(delivery, lambda: delivery.is_durable, "the end is acknowledged")
-    delivery.close(FINISH)
+    ended(delivery)
     under_way.close()
     state.deliver()
     runs = wait_until(lambda: len(finished_runs(home)) == 2 and finished_runs(home), "both runs are delivered")
@@ -430,9 +429,7 @@ def test_a_killed_run_whose_rows_somebody_tries_to_deliver_is_continued_with_the
     assert state.files() == [path.name]
     home.start_uploader("--target", str(home.runs))
     delivery.add(row(4))
-    delivery.finish(FINISH)
-    pumped(delivery, lambda: delivery.is_durable, "the end is acknowledged")
-    delivery.close(FINISH)
+    ended(delivery)
     leftovers.finish(DEADLINE_S)
     (run,) = wait_until(lambda: finished_runs(home), "the run is delivered")
     assert home.local_rows(run) == lines(1, 4)
@@ -497,9 +494,7 @@ def test_without_a_place_for_files_rows_are_delivered_from_memory(home: Home, st
     clock.monotonic_s += 60.0
     delivery.pump()
     assert sum("in memory" in line for line in state.told.lines) == 1, state.told.lines
-    delivery.finish(FINISH)
-    pumped(delivery, lambda: delivery.is_durable, "the end is acknowledged")
-    delivery.close(FINISH)
+    ended(delivery)
     (run,) = wait_until(lambda: finished_runs(home), "the run is delivered")
     assert home.local_rows(run) == lines(1, 1)
 

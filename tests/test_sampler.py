@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from standins.scripted import SteppedClock
 
 from collector.carry import CarriedBytes, CarriedCpu
 from collector.sampler import Sampler
@@ -24,29 +25,12 @@ linux = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs 
 HERE = Path(__file__).parent
 
 
-class SteppedClock:
+class PassingClock(SteppedClock):
     """Times as the test sets them; `wait` lets them pass."""
-
-    def __init__(self) -> None:
-        self.wall = 1_700_000_000.0
-        self.mono = 50.0
-
-    def now(self) -> float:
-        return self.wall
-
-    def monotonic(self) -> float:
-        return self.mono
-
-    def thread_time(self) -> float:
-        return 0.0
 
     def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
         self.advance(timeout_s or 0.0)
         return event.is_set()
-
-    def advance(self, seconds: float) -> None:
-        self.wall += seconds
-        self.mono += seconds
 
 
 def test_time_goes_on_while_the_wall_clock_is_behind() -> None:
@@ -116,7 +100,7 @@ def made_up(proc: Path, *, user: int, free: int = 600, forks: int = 9) -> None:
     (proc / "net/dev").write_text("a\nb\n")
 
 
-def made_up_sampler(tmp_path: Path, clock: SteppedClock) -> Sampler:
+def made_up_sampler(tmp_path: Path, clock: PassingClock) -> Sampler:
     proc = tmp_path / "proc"
     made_up(proc, user=100)
     before = baseline.take(clock, proc=str(proc))
@@ -126,7 +110,7 @@ def made_up_sampler(tmp_path: Path, clock: SteppedClock) -> Sampler:
 
 
 def test_a_row_never_has_more_cpu_than_the_machine_and_the_sum_is_true(tmp_path: Path) -> None:
-    clock = SteppedClock()
+    clock = PassingClock()
     sampler = made_up_sampler(tmp_path, clock)
     rows = []
     for user in (303, 503, 503):
@@ -146,7 +130,7 @@ def test_a_row_never_has_more_cpu_than_the_machine_and_the_sum_is_true(tmp_path:
 
 
 def test_what_cannot_be_read_is_empty(tmp_path: Path) -> None:
-    clock = SteppedClock()
+    clock = PassingClock()
     sampler = made_up_sampler(tmp_path, clock)
     for name in ("meminfo", "diskstats", "net/dev"):
         os.unlink(tmp_path / "proc" / name)
@@ -320,9 +304,10 @@ def test_the_base_line_needs_nothing_heavy() -> None:
 
 
 def test_a_base_line_without_proc_is_empty(tmp_path: Path) -> None:
-    found = baseline.take(SteppedClock(), proc=str(tmp_path))
+    clock = PassingClock()
+    found = baseline.take(clock, proc=str(tmp_path))
     assert (found.stat, found.diskstats, found.net_dev, found.status) == (b"", b"", b"", b"")
-    assert (found.wall, found.monotonic) == (1_700_000_000.0, 50.0)
+    assert (found.wall, found.monotonic) == (clock.wall, clock.mono)
 
 
 def test_without_a_linux_proc_psutil_reads(tmp_path: Path) -> None:

@@ -63,6 +63,15 @@ def delivered(home: Home) -> list[int]:
     return row_numbers("".join(f"{line}\n" for line in home.local_rows(run)).encode())
 
 
+def ended_after(last: int, collector: RawCollector, home: Home) -> None:
+    """A collector that comes back finds all its rows stored, ends the run, and each is delivered once."""
+    collector.say(hello())
+    assert collector.hear(Welcome).next_seq == last + 1
+    collector.say(finish(last))
+    collector.hear_until(Finished)
+    assert delivered(home) == list(range(1, last + 1))
+
+
 def test_full_disk_holds_up_acknowledgements_and_nothing_else_until_there_is_room(home: Home, disk: SmallDisk) -> None:
     spool, output = str(disk.mount / "spool"), home.directory / "rows.csv"
 
@@ -110,11 +119,7 @@ def test_uploader_that_is_started_on_a_full_disk_says_so_in_one_line_and_loses_n
     assert refused.stderr.startswith(f"sentinel-uploader: no room in the spool {spool}")
     disk.empty()
     home.start_uploader("--spool", spool, prefix=disk.prefix)
-    second.say(hello())
-    assert second.hear(Welcome).next_seq == 301
-    second.say(finish(300))
-    second.hear_until(Finished)
-    assert delivered(home) == list(range(1, 301))
+    ended_after(300, second, home)
 
 
 def test_spool_at_its_limit_holds_up_acknowledgements_and_its_file_shrinks_after_the_delivery(home: Home) -> None:
@@ -174,12 +179,7 @@ def test_read_only_spool_directory_is_told_in_one_line_and_used_when_it_can_be_w
         assert "Read-only file system" in refused.stderr
     disk.remount("rw")
     home.start_uploader("--spool", str(spool), prefix=disk.prefix)
-    second = collectors.connect()
-    second.say(hello())
-    assert second.hear(Welcome).next_seq == 6
-    second.say(finish(5))
-    second.hear_until(Finished)
-    assert delivered(home) == [1, 2, 3, 4, 5]
+    ended_after(5, collectors.connect(), home)
 
 
 def test_second_uploader_on_a_spool_is_refused_with_the_first_ones_name_and_disturbs_nobody(
@@ -303,12 +303,7 @@ def test_spool_of_a_newer_version_is_refused_and_left_as_it_is(home: Home, colle
 
     set_version(path, SCHEMA_VERSION)
     home.start_uploader()
-    second = collectors.connect()
-    second.say(hello())
-    assert second.hear(Welcome).next_seq == 6
-    second.say(finish(5))
-    second.hear_until(Finished)
-    assert delivered(home) == [1, 2, 3, 4, 5]
+    ended_after(5, collectors.connect(), home)
 
 
 def set_version(path: Path, version: int) -> None:
