@@ -6,7 +6,7 @@ import os
 
 from protocol.errors import UsageError
 from protocol.setting_sources import merge_what_is_right
-from protocol.settings import Setting, boolean, choice, key_value, path, seconds, text
+from protocol.settings import Setting, boolean, choice, key_value, path, percent, seconds, text
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -113,6 +113,16 @@ SETTINGS = (
         metavar="HOW",
         default="auto",
         help="how the job's CPU time is counted: `cgroup` (exact), `proc`, or `auto`: a cgroup where one can be had",
+    ),
+    Setting(
+        name="pss_budget",
+        flag="--pss-budget",
+        env="SENTINEL_PSS_BUDGET",
+        parse=percent(),
+        metavar="PERCENT",
+        default=1.0,
+        help="how much of the time may go into reading the job's memory with shared pages counted once (PSS); "
+        "0: never, each process' RSS is added up",
     ),
     Setting(
         name="scope",

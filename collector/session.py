@@ -98,6 +98,7 @@ class Session:
             accounting=accounting,
             container=container,
             adopt_orphans=adopts_orphans,
+            pss_share=settings["pss_budget"] / 100,
             host_root=host_root,
         )
         self._discovery = None if settings["no_cloud"] else self._begin_discovery()

@@ -114,13 +114,12 @@ class Setting:
 
 def seconds(*, minimum: float = 0.0, maximum: float = INFINITY) -> Parse:
     """A finite number of seconds, fractions allowed."""
-    expected = f"a number of seconds{_bounds(minimum, maximum)}"
+    return _real("a number of seconds", minimum, maximum)
 
-    def parse(value: Any) -> float:
-        number = _number(value, float, expected)
-        return float(_within(number, minimum, maximum, expected))
 
-    return parse
+def percent(*, minimum: float = 0.0, maximum: float = 100.0) -> Parse:
+    """A percentage without its sign, fractions allowed."""
+    return _real("a percentage", minimum, maximum)
 
 
 def integer(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
@@ -229,6 +228,16 @@ def _map_value(value: Any) -> str:
     if isinstance(value, str | int | float):
         return str(value)
     raise ValueError("must be text, a number, true or false")
+
+
+def _real(kind: str, minimum: float, maximum: float) -> Parse:
+    expected = f"{kind}{_bounds(minimum, maximum)}"
+
+    def parse(value: Any) -> float:
+        number = _number(value, float, expected)
+        return float(_within(number, minimum, maximum, expected))
+
+    return parse
 
 
 def _number(value: Any, kind: type[int] | type[float], expected: str) -> float:

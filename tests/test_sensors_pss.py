@@ -8,9 +8,12 @@ from typing import IO
 
 import pytest
 from standins.processes import CostlyClock, MadeUp
+from standins.product import Home, rows_of_file
 
+from collector.config import SETTINGS
 from collector.sensors.member import PAGE_KIB, Member
-from collector.sensors.pss import PssMeter
+from collector.sensors.pss import DEFAULT_SHARE, PssMeter
+from protocol.sample import COLUMNS
 
 
 @pytest.fixture
@@ -352,3 +355,67 @@ def test_workers_that_touch_shared_memory_are_measured_right_before_they_are_rea
         assert without_budget(real, members, meter, clock) == pytest.approx(truth_kib, rel=0.02)
         job.communicate("\n")
     assert job.returncode == 0
+
+
+SHARING_UNTIL_SEEN = """
+import mmap, os, sys, time
+common = mmap.mmap(-1, 64 << 20)
+for at in range(0, len(common), mmap.PAGESIZE):
+    common[at] = 1
+pid = os.fork()
+for at in range(0, len(common), mmap.PAGESIZE):
+    common[at]
+def lines():
+    return open(sys.argv[1], "rb").read().count(b"\\n") if os.path.exists(sys.argv[1]) else 0
+seen = lines()
+while lines() < seen + 5:
+    time.sleep(0.02)
+if pid:
+    os.waitpid(pid, 0)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux' /proc")
+@pytest.mark.parametrize(
+    ("words", "environ", "toml", "reads_pss"),
+    [
+        ((), {}, "", True),
+        (("--pss-budget", "100"), {"SENTINEL_PSS_BUDGET": "0"}, "", True),
+        ((), {"SENTINEL_PSS_BUDGET": "0"}, "pss_budget = 2.5", False),
+        ((), {}, "pss_budget = 0", False),
+    ],
+    ids=["default", "flag", "environment", "file"],
+)
+def test_the_budget_says_whether_shared_memory_counts_once(
+    home: Home, words: tuple[str, ...], environ: dict[str, str], toml: str, reads_pss: bool
+) -> None:
+    home.start_uploader()
+    output, file = home.directory / "rows.csv", home.directory / "collector.toml"
+    file.write_text(toml, encoding="utf-8")
+    at = ("--connect", home.address, "--config", str(file))
+    options = (*at, "--interval", "0.1", "--output", str(output), *words)
+    job = (sys.executable, "-S", "-c", SHARING_UNTIL_SEEN, str(output))
+    done = home.collector(*options, "--", *job, env=environ)
+    assert done.returncode == 0, done.stderr
+    column = COLUMNS.index("process_memory_mib")
+    memory = [float(row.split(",")[column] or 0) for row in rows_of_file(output)]
+    # Two interpreters and 64 MiB that both have, or 64 MiB twice.
+    assert (max(memory) < 110) == reads_pss
+    assert max(memory) > (64 if reads_pss else 128)
+
+
+@pytest.mark.parametrize("value", ["101", "-1", "nan", "1%", ""])
+def test_a_budget_that_is_none_is_refused_before_the_job_starts(home: Home, value: str) -> None:
+    expected = f"{value!r}: must be a percentage from 0 to 100\n"
+    job = ("--", "touch", str(home.directory / "started"))
+    done = home.collector(f"--pss-budget={value}", *job)
+    assert (done.returncode, done.stderr) == (2, f"sentinel-collector: --pss-budget: {expected}")
+    done = home.collector(*job, env={"SENTINEL_PSS_BUDGET": value} if value else {"SENTINEL_PSS_BUDGET": "%"})
+    assert done.returncode == 2
+    assert "environment variable SENTINEL_PSS_BUDGET: " in done.stderr
+    assert not (home.directory / "started").exists()
+
+
+def test_the_default_is_the_sensor_s() -> None:
+    (budget,) = (setting for setting in SETTINGS if setting.name == "pss_budget")
+    assert budget.default == DEFAULT_SHARE * 100
