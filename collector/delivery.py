@@ -14,7 +14,7 @@ from collector.identity import next_run_key
 from collector.link import End, Link
 from collector.spill import SpillError, SpillFile, SpillHead
 from collector.state import create_run_file, has_ended_file, has_other_file, keep_rows, open_run_file, take_over_file
-from collector.voice import Voice
+from collector.voice import BE, WAIT, Voice, counted
 from protocol.addresses import Address
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
@@ -184,15 +184,17 @@ class Delivery:
             elif self._link.end is not None:
                 self._keep_aside()
             elif backlog.keep(finish, self._clock.monotonic()):
-                what = f"{backlog.rows} samples wait" if backlog.rows else "the end of the run waits"
+                what = counted(backlog.rows, "sample", WAIT) if backlog.rows else "the end of the run waits"
                 self._voice.error(f"{what} in {backlog.path}; the next collector delivers what lies there")
             else:
-                self._voice.error(f"{backlog.memory_rows} samples are lost: they could neither be sent nor written")
+                self._voice.error(f"{counted(backlog.memory_rows, 'sample', BE)} lost: neither sent nor written")
         except (OSError, SentinelStreamError) as error:
             self._voice.error(f"{backlog.path or self._state_dir}: {error}")
         finally:
             if backlog.dropped_rows:
-                self._voice.error(f"{backlog.dropped_rows} samples were dropped: there was no room to keep them")
+                self._voice.error(
+                    f"{counted(backlog.dropped_rows, 'sample', ('was', 'were'))} dropped: there was no room"
+                )
             backlog.close()
             self._failover.close()
             self._dealer.close()
@@ -294,7 +296,7 @@ class Delivery:
         """The run was closed without us: what is not in it goes into another, with all that follows."""
         ended_key, self.run_key = self.run_key, self._another_key()
         if self._was_welcomed or self.continued:
-            rest = f" with {self._backlog.rows} samples" if self._backlog.rows else ""
+            rest = f" with {counted(self._backlog.rows, 'sample')}" if self._backlog.rows else ""
             self._voice.warn(f"the run has ended at the uploader; going on as a new run{rest}")
         elif self._is_named:
             self._voice.warn(f"the run {ended_key!r} has ended before; this is a new one")
@@ -373,13 +375,17 @@ class Delivery:
         self._was_welcomed = self.continued = False
         self._failover.move_to(there)
         self._backlog.leave_in_doubt()
-        held = f"; {len(rows)} samples that the other may have wait for it in {part.path}" if rows else ""
-        return f" as a new run with {self._backlog.rows} samples{held}"
+        held = (
+            f"; {counted(len(rows), 'sample', WAIT)} for the other, which may have it, in {part.path}" if rows else ""
+        )
+        return f" as a new run with {counted(self._backlog.rows, 'sample')}{held}"
 
     def _keep_aside(self) -> None:
         if self._backlog.rows:
             path = keep_rows(self._state_dir, self.run_key, self._incarnation, self._backlog.all_rows())
-            self._voice.error(f"{self._backlog.rows} samples cannot be added to the run any more; they are in {path}")
+            self._voice.error(
+                f"{counted(self._backlog.rows, 'sample')} cannot be added to the run any more; kept in {path}"
+            )
         self._backlog.discard_file()
 
 

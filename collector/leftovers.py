@@ -15,7 +15,7 @@ from collector.identity import next_run_key
 from collector.link import End, Link
 from collector.spill import SpillFile, SpillHead, SpillInUseError
 from collector.state import create_run_file, is_run_taken, keep_rows, modified_at, run_files
-from collector.voice import Voice
+from collector.voice import WAIT, Voice, counted
 from protocol.addresses import parse_address, require_protection
 from protocol.clock import Clock
 from protocol.dealer import Dealer
@@ -150,7 +150,9 @@ class Leftovers:
                 spill.unlink()
             return None
         if spill.head is None:
-            self._tell_once(spill.path, f"{spill.path} holds {rows} samples of an unknown run; it is left where it is")
+            self._tell_once(
+                spill.path, f"{spill.path} holds {counted(rows, 'sample')} of an unknown run; it is left there"
+            )
             return None
         if spill.finish is None and 0 <= age_s < _MAY_COME_BACK_S:
             return None
@@ -192,10 +194,14 @@ class Leftovers:
             # Without an end the run may be continued: that there was one before is what its empty file says.
             if backlog.finish is not None:
                 backlog.discard_file()
-            self._voice.warn(f"delivered what an earlier collector had left: {rows} samples")
+            self._voice.warn(f"delivered what an earlier collector had left: {counted(rows, 'sample')}")
         elif not link.has_answer and self._clock.monotonic() - began_at >= _ANSWER_S:
             self._silent.add(head.destination)
-            what = f"{rows} samples of an earlier run wait" if rows else "the end of an earlier run waits"
+            what = (
+                f"{counted(rows, 'sample')} of an earlier run {WAIT[rows != 1]}"
+                if rows
+                else "the end of an earlier run waits"
+            )
             self._tell_once(
                 head.destination,
                 f"{what} for {head.destination}, where no uploader answers, in {backlog.path}; a run with "
@@ -211,8 +217,8 @@ class Leftovers:
         if backlog.rows:
             path = keep_rows(self._state_dir, head.run_key, head.incarnation, backlog.all_rows())
             self._voice.error(
-                f"{backlog.rows} samples of an earlier collector cannot be added to their run any more "
-                f"({end.value}); they are in {path}"
+                f"{counted(backlog.rows, 'sample')} of an earlier collector cannot be added to the run any more "
+                f"({end.value}); kept in {path}"
             )
         backlog.discard_file()
 

@@ -4,11 +4,14 @@ import os
 from enum import IntEnum
 
 PREFIX = "sentinel-collector: "
+WAIT = ("waits", "wait")
+BE = ("is", "are")
 
 
-def counted(number: int, noun: str) -> str:
-    """Return `1 sample`, `2 samples`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def counted(number: int, noun: str, verb: tuple[str, str] | None = None) -> str:
+    """Return `1 sample`, `2 samples`; with a verb's two forms `1 sample waits`, `2 samples wait`."""
+    words = f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return words if verb is None else f"{words} {verb[number != 1]}"
 
 
 class Level(IntEnum):

@@ -48,7 +48,8 @@ def test_second_interrupt_ends_the_collector_and_leaves_the_job(home: Home) -> N
         terminal.type(b"\x03")
         terminal.wait_for(f"code={128 + signal.SIGINT}".encode())
         assert _pid_with(home, COUNTS)
-    (run,) = home.local_runs()
+    # It ends as soon as the uploader holds everything: the delivery may come later.
+    (run,) = wait_until(lambda: [run for run in home.local_runs() if "status" in run], "the run is delivered")
     assert (run["status"], run["exit_code"]) == ("failed", None)
 
 
