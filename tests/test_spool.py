@@ -288,10 +288,11 @@ def test_a_run_costs_the_same_however_many_have_ended(spool: Spool) -> None:
         spool.end(run, Event.DISCARDED)
     assert statements_of_a_cycle(spool, "last") == first
     plans = [
-        "SELECT id, record FROM runs WHERE key = ?",
+        "SELECT record FROM runs WHERE key = ?",
+        "SELECT settled_seq, ended_by, run_id FROM tombstones WHERE name = ?",
         "SELECT id, record FROM runs WHERE state NOT IN ('finished', 'failed', 'discarded')",
         (
-            "SELECT id, length(record) FROM runs WHERE state IN ('finished', 'failed', 'discarded') "
+            "SELECT id, key, record FROM runs WHERE state IN ('finished', 'failed', 'discarded') "
             "ORDER BY ended_at LIMIT 1"
         ),
         "SELECT number, first_seq, last_seq, rows, body, sha256 FROM batches WHERE run = ? ORDER BY number LIMIT ?",

@@ -25,7 +25,7 @@ from protocol.sample import csv_rows, decode_sample
 from uploader.database import PAGE_BYTES, SCHEMA_VERSION
 from uploader.status import read_status
 
-OLD_SPOOL = Path(__file__).parent / "golden" / "spool-1" / "spool.sql"
+GOLDEN = Path(__file__).parent / "golden"
 BACKLOG_ROWS = 6000
 
 
@@ -312,19 +312,22 @@ def set_version(path: Path, version: int) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def test_spool_of_the_first_version_is_migrated_with_all_that_is_in_it(home: Home, collectors: Collectors) -> None:
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
+def test_spool_of_each_older_version_is_migrated_with_all_that_is_in_it(
+    home: Home, collectors: Collectors, version: int
+) -> None:
     """It holds a run that has ended, and an open one with a batch (rows 1 to 5) and rows 6 to 10."""
     spool = home.directory / "spool"
     spool.mkdir(mode=0o700)
     with contextlib.closing(sqlite3.connect(spool / "spool.db")) as connection:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(OLD_SPOOL.read_text(encoding="utf-8"))
-        connection.execute("PRAGMA user_version = 1")
+        connection.executescript((GOLDEN / f"spool-{version}" / "spool.sql").read_text(encoding="utf-8"))
+        connection.execute(f"PRAGMA user_version = {version}")
     assert [run["state"] for run in read_status(str(spool))["runs"]] == ["finished", "new"]
 
     home.start_uploader()
-    assert "migrated from=1" in log_of(home)
+    assert f"migrated from={version} to={SCHEMA_VERSION}" in log_of(home)
     gone, there = collectors.connect(), collectors.connect()
     gone.say(hello("ended", incarnation="another"))
     closed = gone.hear(Reject)
@@ -338,6 +341,7 @@ def test_spool_of_the_first_version_is_migrated_with_all_that_is_in_it(home: Hom
     assert run["metadata"]["job_name"] == "nightly"
     with contextlib.closing(sqlite3.connect(spool / "spool.db")) as connection:
         assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        assert connection.execute("SELECT count(*) FROM tombstones").fetchone() == (0,)
     done = home.run(UPLOADER, "drain", "--spool", str(spool), "--timeout", "0.5")
     assert done.returncode == 0, done.stderr
 

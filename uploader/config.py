@@ -88,7 +88,7 @@ SETTINGS = (
         parse=size(minimum=MIN_SPOOL_BYTES),
         metavar="SIZE",
         default="2GiB",
-        help="largest size of the spool; when it is reached, collectors hold on",
+        help="largest size of what the spool holds for delivery; when it is reached, collectors hold on",
     ),
     Setting(
         name="upload_interval",

@@ -12,7 +12,7 @@ from typing import Any
 
 from protocol.errors import SentinelStreamError, UsageError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PAGE_BYTES = 4096
 MIN_SPOOL_BYTES = 128 << 10
 _WAL_LIMIT_BYTES = 4 << 20
@@ -24,7 +24,17 @@ _BUSY_MS = 10_000
 _FILE_NAME = "spool.db"
 _SET_ASIDE = ".unreadable-"
 
-_SCHEMA = """
+_TOMBSTONES = """
+CREATE TABLE tombstones (
+    id INTEGER PRIMARY KEY,
+    name BLOB NOT NULL UNIQUE,
+    settled_seq INTEGER NOT NULL,
+    ended_by BLOB,
+    run_id TEXT NOT NULL,
+    pages INTEGER NOT NULL
+);
+"""
+_SCHEMA = f"""{_TOMBSTONES}
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
     key TEXT NOT NULL UNIQUE,
@@ -68,7 +78,7 @@ CREATE TABLE requests (
     timeout_s REAL
 );
 """
-_MIGRATIONS = {1: "ALTER TABLE requests ADD COLUMN timeout_s REAL;"}
+_MIGRATIONS = {1: "ALTER TABLE requests ADD COLUMN timeout_s REAL;", 2: _TOMBSTONES}
 """What makes a file of each older version one of the next."""
 
 
@@ -104,7 +114,10 @@ class Database:
         self.migrated_from: int | None = None
         """Version of the file that was found, where it was an older one."""
         self._max_bytes = max_bytes
+        self._beside_bytes = 0
         self._page_limit = max_bytes // PAGE_BYTES
+        self.exempt_pages = 0
+        """Pages in use that do not count against the limit."""
         self._closed = False
         try:
             self.connection = self._open()
@@ -149,13 +162,23 @@ class Database:
             yield from self.connection.execute(sql)
 
     def used_bytes(self) -> int:
-        """Bytes in use: the file without its free pages."""
-        return (self._pragma("page_count") - self._pragma("freelist_count")) * PAGE_BYTES
+        """Bytes in use that count against the limit."""
+        return (self.pages_in_use() - self.exempt_pages) * PAGE_BYTES
+
+    def pages_in_use(self) -> int:
+        """Pages of the file without the free ones; raises `SpoolError`."""
+        return self._pragma("page_count") - self._pragma("freelist_count")
 
     @property
     def max_bytes(self) -> int:
-        """The hard limit of the file."""
+        """The limit of all that counts against it."""
         return self._max_bytes
+
+    def allow_beside(self, beside_bytes: int) -> None:
+        """Let the file grow by so much beyond the limit, for what does not count against it; raises `SpoolError`."""
+        self._beside_bytes = beside_bytes
+        with self._translated():
+            self._limit_pages(self.connection, at_least=self._pages_needed(self.connection))
 
     @property
     def rows_limit_bytes(self) -> int:
@@ -179,10 +202,8 @@ class Database:
                 self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:
                 self.connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-            self._page_limit = max(
-                self._max_bytes // PAGE_BYTES, min(self._page_limit, self._pages_needed(self.connection))
-            )
-            self.connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
+            still_needed = min(self._page_limit, self._pages_needed(self.connection))
+            self._limit_pages(self.connection, at_least=still_needed)
         return worthwhile and free > _SHRINK_PAGES
 
     def changed_elsewhere(self) -> int:
@@ -241,12 +262,15 @@ class Database:
         pages = max(16, min(_CHECKPOINT_PAGES, self._max_bytes // PAGE_BYTES // 4))
         connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
         # A file that is larger than its limit was lowered to keeps room for changes of state beside its rows.
-        self._page_limit = max(self._max_bytes // PAGE_BYTES, self._pages_needed(connection))
-        connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
+        self._limit_pages(connection, at_least=self._pages_needed(connection))
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise SpoolDamagedError(f"the spool {self.path} is damaged: {verdict}")
         self._migrate(connection, version)
+
+    def _limit_pages(self, connection: sqlite3.Connection, *, at_least: int) -> None:
+        self._page_limit = max((self._max_bytes + self._beside_bytes) // PAGE_BYTES, at_least)
+        connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
 
     def _pages_needed(self, connection: sqlite3.Connection) -> int:
         (pages,) = connection.execute("PRAGMA page_count").fetchone()

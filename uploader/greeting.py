@@ -11,8 +11,7 @@ from uploader.fullness import Fullness
 from uploader.left_behind import LeftBehind
 from uploader.limits import Limits
 from uploader.records import Run
-from uploader.replies import acknowledgement, finished_message
-from uploader.run import RunState
+from uploader.replies import acknowledgement, end_unheard
 from uploader.screening import cleaned, complaint
 from uploader.session import Session, Sessions
 from uploader.spool import Spool
@@ -58,7 +57,7 @@ class Greeter:
             self._counters.rejected.add(1, "runs-of-client")
             self._answers.say(identity, Reject(RejectCode.BUSY, str(error), retry=True))
         except RunClosedError as error:
-            self._greet_after_end(identity, hello, owner, error)
+            self._greet_after_end(identity, hello, error)
         except SpoolError as error:
             self._fullness.note(error)
             self._answers.say(identity, Reject(RejectCode.BUSY, str(error), retry=True))
@@ -86,12 +85,12 @@ class Greeter:
             self._answers.say(identity, acknowledgement(run))
         self._wake_run(run)
 
-    def _greet_after_end(self, identity: bytes, hello: Hello, owner: str, closed: RunClosedError) -> None:
+    def _greet_after_end(self, identity: bytes, hello: Hello, closed: RunClosedError) -> None:
         """The collector that ended the run may not have heard so; everybody else needs a new run."""
-        record = self._spool.ended_record(hello.run_key, owner=owner)
-        if record is None or record.incarnation != hello.incarnation or record.state is not RunState.FINISHED:
+        finished = end_unheard(closed.ended, hello.incarnation)
+        if finished is None:
             self._answers.say(identity, Reject(RejectCode.CLOSED, str(closed), seq=closed.seq))
             return
-        self._answers.say(identity, Welcome(closed.seq + 1, record.run_id))
+        self._answers.say(identity, Welcome(closed.seq + 1, finished.run_id))
         self._answers.say(identity, Ack(closed.seq, finish=True))
-        self._answers.say(identity, finished_message(record))
+        self._answers.say(identity, finished)

@@ -7,10 +7,12 @@ from uploader.batch import object_uri
 from uploader.foreign_text import printable
 from uploader.records import Run, RunRecord
 from uploader.run import RunState
+from uploader.tombstones import Tombstone
 
 _MAX_FINISHED_BYTES = 32 << 10
 _FINISHED_OBJECTS = 100
 _TROUBLE_CHARS = 300
+_FORGOTTEN = {"note": "the run was delivered so long ago that its details are not kept any more"}
 
 
 def acknowledgement(run: Run) -> Ack:
@@ -38,3 +40,12 @@ def finished_message(record: RunRecord) -> Finished:
     if len(encode(message)) > _MAX_FINISHED_BYTES:
         return msgspec.structs.replace(message, response={}, objects=[])
     return message
+
+
+def end_unheard(ended: RunRecord | Tombstone | None, incarnation: str) -> Finished | None:
+    """Return what the collector that ended a run is told, which may not have heard so; `None` for everybody else."""
+    if isinstance(ended, Tombstone):
+        return Finished(ended.run_id, response=_FORGOTTEN) if ended.is_end_of(incarnation) else None
+    if ended is None or ended.incarnation != incarnation or ended.state is not RunState.FINISHED:
+        return None
+    return finished_message(ended)

@@ -218,6 +218,7 @@ class Spool:
                 connection.execute("DELETE FROM batches WHERE run = ?", (run.id,))
                 remembered = self._ended.room_for(connection, len(msgspec.msgpack.encode(record)))
                 self._write(connection, run.id, record)
+            self._ended.committed(remembered)
             run.record = record
             for waiting in (run.frames, run.frames_at, run.batches_at):
                 del waiting[:]
@@ -225,13 +226,11 @@ class Spool:
             del self.runs[run.id]
             del self._by_name[_name(record.key, record.owner)]
             self._runs_of[record.owner] -= 1
-            self._ended.now = remembered
 
     def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
-        """Return the record of a run that has ended, as long as it is remembered."""
+        """Return all about a run that has ended, as long as that is kept."""
         with self.lock:
-            found = self._find(_name(key, owner))
-        return found[1] if found is not None and found[1].is_over else None
+            return self._ended.record(_name(key, owner))
 
     def requests(self) -> list[Request]:
         """Return what other processes ask for and nobody has answered."""
@@ -281,9 +280,10 @@ class Spool:
             raise SpoolFullError(f"the spool has reached its limit of {self.database.max_bytes} bytes")
 
     def _greet_unknown(self, hello: Hello, owner: str, max_runs: int) -> Run:
-        found = self._find(_name(hello.run_key, owner))
-        if found is not None:
-            raise RunClosedError(found[1].settled_seq)
+        name = _name(hello.run_key, owner)
+        ended = self._ended.record(name) or self._ended.tombstone(name)
+        if ended is not None:
+            raise RunClosedError(ended.settled_seq, ended)
         if self._runs_of[owner] >= max_runs:
             raise TooManyRunsError(f"{max_runs} runs of this client are open already")
         record = new_record(hello, uid=uuid.uuid4().hex, owner=owner, now=self._clock.now())
@@ -292,7 +292,7 @@ class Spool:
         with self.database.transaction() as connection:
             cursor = connection.execute(
                 "INSERT INTO runs (key, state, record) VALUES (?, ?, ?)",
-                (_name(record.key, owner), record.state, msgspec.msgpack.encode(record)),
+                (name, record.state, msgspec.msgpack.encode(record)),
             )
         assert cursor.lastrowid is not None
         return self._mirror(cursor.lastrowid, record)
@@ -350,10 +350,6 @@ class Spool:
                 (run.id, limit),
             )
         return [Batch(*row) for row in rows]
-
-    def _find(self, name: str) -> tuple[int, RunRecord] | None:
-        rows = self.database.query("SELECT id, record FROM runs WHERE key = ?", (name,))
-        return (rows[0][0], decode_record(rows[0][1])) if rows else None
 
     def _mirror(self, run_id: int, record: RunRecord) -> Run:
         run = Run(run_id, record, now=self._clock.monotonic())

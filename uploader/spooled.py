@@ -3,15 +3,17 @@
 from typing import NamedTuple
 
 from protocol.errors import SentinelStreamError
-from uploader.records import Run
+from uploader.records import Run, RunRecord
+from uploader.tombstones import Tombstone
 
 
 class RunClosedError(SentinelStreamError):
-    """The run has ended; `seq` is its last row here."""
+    """The run has ended; `seq` is its last row here, `ended` what is known of it once it is over."""
 
-    def __init__(self, seq: int) -> None:
+    def __init__(self, seq: int, ended: RunRecord | Tombstone | None = None) -> None:
         super().__init__("this run has ended")
         self.seq = seq
+        self.ended = ended
 
 
 class SupersededError(SentinelStreamError):
