@@ -684,11 +684,14 @@ def test_nobodys_hurry_shortens_what_the_server_wished_of_a_run(up: Delivery, hu
     gate = Gate()
     up.store.script("put:s3://bucket/runs/id-a/0001.csv.gz", failing(retry_after_s=200.0))
     up.store.script("put:s3://bucket/runs/id-b/0001.csv.gz", gate)
-    run = up.begin("a", rows=1)
     up.begin("b", rows=1)
-    up.advance(59.0)
-    up.let_pass(1.0)
-    up.settle(gate)
+    up.advance(1.0)
+    run = up.begin("a", rows=1)
+    up.advance(58.0)
+    # One is under way, and stays so, before the other is refused: it would wait behind that.
+    for _ in range(2):
+        up.let_pass(1.0)
+        up.settle(gate)
     gate.open()
     up.settle()
     assert up.rows_stored("id-b") == [1], "the destination is not failing any more"
