@@ -293,7 +293,7 @@ def test_spool_with_trouble_inside(tmp_path: Path) -> None:
     run = spool.greet(hello("run-1"), owner="")
     spool.store([frame(run, 1, 3)], [])
     spool.update(run, Event.REFUSED)
-    spool.note_destination("s3://bucket", attempts=4, next_try_at=0.0, error="HTTP 503 SlowDown", since=0.0)
+    spool.board.note_destination("s3://bucket", attempts=4, next_try_at=0.0, error="HTTP 503 SlowDown", since=0.0)
     spool.close()
     found = list(check_spool(str(directory)))
     assert [(finding.verdict, finding.subject) for finding in found] == [

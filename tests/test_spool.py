@@ -502,8 +502,14 @@ class SpoolMachine(RuleBasedStateMachine):
         assert loaded.runs.keys() == self.spool.runs.keys()
         for run_id, run in self.spool.runs.items():
             other = loaded.runs[run_id]
-            for name in ("record", "acked_seq", "open_rows", "open_bytes", "waiting_batches", "frames"):
+            for name in ("record", "acked_seq", "open_rows", "open_bytes", "waiting_batches", "batch_bytes", "frames"):
                 assert getattr(run, name) == getattr(other, name), name
+
+    @precondition(lambda self: self.key_of)
+    @invariant()
+    def its_client_has_what_is_there(self) -> None:
+        assert self.spool.holdings.bytes_of("") == sum(run.spool_bytes for run in self.spool.runs.values())
+        assert self.spool.holdings.runs_of("") == len(self.spool.runs)
 
     def teardown(self) -> None:
         self.spool.close()

@@ -54,6 +54,9 @@ class AllowList:
             name = self._names.get(key)
         return name
 
+    def __len__(self) -> int:
+        return len(self._names)
+
     def names(self) -> list[str]:
         """Return all names on the list."""
         return sorted(self._names.values())

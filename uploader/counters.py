@@ -40,6 +40,7 @@ REJECT_REASONS = (
     "rate",
     "flood",
     "runs-of-client",
+    "spool-share",
     "version",
     "run-key",
     "incarnation",
@@ -176,6 +177,9 @@ class Counters:
         self.rows_acknowledged = Count("rows_acknowledged", "Rows that were made durable")
         self.rows_delivered = Count("rows_delivered", "Rows that storage, or the API inline, has confirmed")
         self.rejected = Count("rejected", "Messages that were not taken", "reason")
+        self.client_rejected = Count(
+            "client_rejected", "Messages of a client that a limit did not let through", "client", "reason"
+        )
         self.answers_lost = Count("answers_lost", "Answers to collectors that were gone or did not read")
         self.spool_failures = Count("spool_failures", "Groups of messages that the spool did not take", "reason")
         self.commit_s = Times("commit_seconds", "Time to make a group of messages durable", COMMIT_BOUNDS_S)
@@ -190,6 +194,11 @@ class Counters:
         self.ended = Count("runs_ended", "Runs that have ended", "state")
         self.clients = Clients()
         self._begin_at_zero()
+
+    def turn_down(self, client: str, reason: str) -> None:
+        """A limit did not let a client's message through."""
+        self.rejected.add(1, reason)
+        self.client_rejected.add(1, client or UNNAMED, reason)
 
     def counts(self) -> Iterator[Count]:
         """All that only grow."""

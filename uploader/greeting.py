@@ -14,8 +14,9 @@ from uploader.records import Run
 from uploader.replies import acknowledgement, end_unheard
 from uploader.screening import cleaned, complaint
 from uploader.session import Session, Sessions
+from uploader.shares import Shares
 from uploader.spool import Spool
-from uploader.spooled import RunClosedError, SupersededError, TooManyRunsError
+from uploader.spooled import RunClosedError, ShareUsedUpError, SupersededError, TooManyRunsError
 
 
 class Greeter:
@@ -31,6 +32,7 @@ class Greeter:
         clock: Clock,
         counters: Counters,
         limits: Limits,
+        shares: Shares,
         wake_run: Callable[[Run], None],
     ) -> None:
         self._spool = spool
@@ -40,21 +42,26 @@ class Greeter:
         self._left_behind = LeftBehind(spool, clock)
         self._counters = counters
         self._limits = limits
+        self._shares = shares
         self._wake_run = wake_run
 
     def greet(self, identity: bytes, hello: Hello, owner: str) -> None:
         """Answer a `Hello`; what came before it must be durable."""
         unfit = complaint(hello, self._limits)
         if unfit is not None:
-            self._counters.rejected.add(1, unfit.reason)
+            self._counters.turn_down(owner, unfit.reason)
             self._answers.say(identity, unfit.reject)
             return
         try:
-            run = self._spool.greet(cleaned(hello), owner=owner, max_runs=self._limits.runs_of_client)
+            run = self._spool.greet(
+                cleaned(hello), owner=owner, max_runs=self._limits.runs_of_client, admits=self._shares.admits
+            )
         except SupersededError as error:
             self._answers.say(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
         except TooManyRunsError as error:
-            self._counters.rejected.add(1, "runs-of-client")
+            self._counters.turn_down(owner, "runs-of-client")
+            self._answers.say(identity, Reject(RejectCode.BUSY, str(error), retry=True))
+        except ShareUsedUpError as error:
             self._answers.say(identity, Reject(RejectCode.BUSY, str(error), retry=True))
         except RunClosedError as error:
             self._greet_after_end(identity, hello, error)

@@ -14,8 +14,9 @@ from uploader.replies import acknowledgement
 from uploader.run import Policy
 from uploader.screening import sound_finish, sound_timestamps
 from uploader.session import Session
+from uploader.shares import Shares
 from uploader.spool import Spool
-from uploader.spooled import StoredFrame
+from uploader.spooled import ShareUsedUpError, StoredFrame
 
 
 class Group:
@@ -34,6 +35,7 @@ class Group:
         counters: Counters,
         policy: Policy,
         limits: Limits,
+        shares: Shares,
         wake_run: Callable[[Run], None],
     ) -> None:
         self._spool = spool
@@ -43,6 +45,7 @@ class Group:
         self._counters = counters
         self._policy = policy
         self._limits = limits
+        self._shares = shares
         self._wake_run = wake_run
         self._frames: list[StoredFrame] = []
         self._touched: dict[bytes, Session] = {}
@@ -51,6 +54,7 @@ class Group:
         """Drop what is gathered."""
         self._frames = []
         self._touched = {}
+        self._shares.begin()
 
     def add_samples(self, session: Session, message: Samples, frame: bytes) -> None:
         """Take the rows of a message (encoded in `frame`) that are new and follow upon those that are here."""
@@ -62,7 +66,7 @@ class Group:
             return
         self._counters.rows_received.add(count)
         if count > self._limits.rows_of_message:
-            self._counters.rejected.add(1, "message-rows")
+            self._counters.turn_down(session.run.record.owner, "message-rows")
             text = f"a message has at most {self._limits.rows_of_message} samples"
             self._answers.say(session.identity, Reject(RejectCode.TOO_BIG, text, retry=True))
             return
@@ -83,6 +87,9 @@ class Group:
             samples = samples[session.next_seq - first :]
             first = session.next_seq
             frame = encode(Samples(first, samples))
+        if not self._shares.admits(session.run.record.owner, len(frame)):
+            self._answers.say(session.identity, Reject(RejectCode.BUSY, str(ShareUsedUpError()), retry=True))
+            return
         self._frames.append(StoredFrame(session.run, first, len(samples), frame, samples[-1].timestamp))
         session.next_seq = last + 1
 
@@ -105,6 +112,7 @@ class Group:
         """Make the group durable and acknowledge it, or tell its collectors to hold on."""
         touched, self._touched = self._touched, {}
         frames, self._frames = self._frames, []
+        self._shares.begin()
         finishes = [(session.run, session.finish) for session in touched.values() if session.finish is not None]
         if frames or finishes:
             began_at = self._clock.monotonic()

@@ -22,6 +22,7 @@ from uploader.records import Run, RunRecord
 from uploader.replies import acknowledgement, finished_message
 from uploader.run import Policy, RunState
 from uploader.session import Session, Sessions
+from uploader.shares import Shares
 from uploader.spool import Spool
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Intake:
     """The socket's loop. `wake_run` is told of runs for which something may be due now.
 
     `name_of` says which client a public key belongs to, `None` when to none (any more). It is asked for each message.
+    `known_clients` is how many clients there may be.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Intake:
         counters: Counters,
         name_of: Callable[[bytes], str | None] = lambda _: None,
         limits: Limits | None = None,
+        known_clients: Callable[[], int] = lambda: 0,
     ) -> None:
         limits = limits or Limits()
         self._admission = Admission(name_of=name_of, limits=limits, counters=counters)
@@ -62,6 +65,9 @@ class Intake:
         self._sessions = Sessions()
         self._answers = Answers(router, counters)
         self._fullness = Fullness(clock, counters)
+        shares = Shares(
+            spool=spool, share=limits.spool_share, known_clients=known_clients, clock=clock, counters=counters
+        )
         self._group = Group(
             spool=spool,
             answers=self._answers,
@@ -70,6 +76,7 @@ class Intake:
             counters=counters,
             policy=policy,
             limits=limits,
+            shares=shares,
             wake_run=wake_run,
         )
         self._greeter = Greeter(
@@ -80,6 +87,7 @@ class Intake:
             clock=clock,
             counters=counters,
             limits=limits,
+            shares=shares,
             wake_run=wake_run,
         )
         self._news: queue.SimpleQueue[tuple[int, RunRecord]] = queue.SimpleQueue()

@@ -6,6 +6,16 @@ from uploader.limits import Limits
 
 _DEFAULTS = Limits()
 
+
+def percentage(value: object) -> float:
+    """A part of a whole: `50%` is 0.5."""
+    written = value.strip() if isinstance(value, str) else ""
+    digits = written.removesuffix("%").rstrip()
+    if digits == written or not digits.isdecimal() or not 1 <= int(digits) <= 100:
+        raise ValueError("must be a percentage from 1% to 100%")
+    return int(digits) / 100
+
+
 LIMIT_NAMES = {
     "message_bytes": "max_message",
     "connections": "max_connections",
@@ -17,6 +27,7 @@ LIMIT_NAMES = {
     "surplus_messages": "max_surplus_messages",
     "runs_of_client": "max_client_runs",
     "rows_per_s_of_client": "max_client_rows",
+    "spool_share": "client_spool_share",
     "metadata_bytes": "max_metadata",
     "run_key_chars": "max_run_key",
     "name_chars": "max_name",
@@ -59,6 +70,15 @@ LIMIT_SETTINGS = (
         metavar="N",
         default=_DEFAULTS.rows_per_s_of_client,
         help="samples a second from one client (a connection, on links without keys)",
+    ),
+    Setting(
+        name="client_spool_share",
+        flag="--client-spool-share",
+        env="SENTINEL_CLIENT_SPOOL_SHARE",
+        parse=percentage,
+        metavar="PERCENT",
+        default="50%",
+        help="most of the spool that one client may take while there are others; less when it is fuller",
     ),
     Setting(
         name="client_burst",

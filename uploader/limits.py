@@ -32,6 +32,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """So many seconds' worth of rows may come at once: a collector that catches up after a while away."""
     surplus_messages: int = 10_000
     """So many beyond its rate a client may send before its connection is cut: no collector of ours sends one on."""
+    spool_share: float = 0.5
+    """Of the whole, at most, while there are other clients."""
     metadata_bytes: int = 16 << 10
     run_key_chars: int = MAX_RUN_KEY_CHARS
     name_chars: int = 64
@@ -81,17 +83,17 @@ class Admission:
     def look(self, arrival: Arrival, owner: str, now: float) -> Verdict:
         """Say whether the message is to be read at all; `now` is monotonic seconds."""
         if len(arrival.frame) > self._limits.message_bytes:
-            self._counters.rejected.add(1, "message-size")
+            self._counters.turn_down(owner, "message-size")
             text = f"a message has at most {self._limits.message_bytes} bytes"
             return Verdict(is_taken=False, reply=Reject(RejectCode.TOO_BIG, text, retry=True))
         account = self._account(owner or arrival.identity, now)
         if account.left > 0:
             account.dropped = 0
             return _TAKEN
-        self._counters.rejected.add(1, "rate")
+        self._counters.turn_down(owner, "rate")
         account.dropped += 1
         if account.dropped % self._limits.surplus_messages == 0:
-            self._counters.rejected.add(1, "flood")
+            self._counters.turn_down(owner, "flood")
             return _CUT
         if account.told_at is not None and now - account.told_at < _TELL_S:
             return _DROPPED

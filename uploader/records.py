@@ -14,6 +14,9 @@ from uploader.run import ENDED_STATES, OPEN_STATES, Facts, RunState
 
 _MAX_TEXT_PER_ENCODED_BYTE = 5
 _MAX_TEXT_PER_ROW_BYTES = 64
+_FRAME_OVERHEAD_BYTES = 24
+_BATCH_OVERHEAD_BYTES = 64
+"""What the database needs beside a frame's payload, and a batch's body: numbers, a hash, pointers."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,9 +102,11 @@ class Run:
     __slots__ = (
         "acked_seq",
         "attempts",
+        "batch_bytes",
         "batches_at",
         "busy",
         "cloud_pending",
+        "counted_bytes",
         "created_at",
         "credentials",
         "credentials_refused",
@@ -117,6 +122,7 @@ class Run:
         "open_bytes",
         "open_rows",
         "record",
+        "record_bytes",
         "refresh_attempts",
         "refresh_not_before",
         "registration",
@@ -125,15 +131,21 @@ class Run:
         "waiting_batches",
     )
 
-    def __init__(self, run_id: int, record: RunRecord, *, now: float) -> None:
+    def __init__(self, run_id: int, record: RunRecord, *, now: float, record_bytes: int = 0) -> None:
         self.id = run_id
         self.record = record
+        self.record_bytes = record_bytes
+        """Of the encoded record, as it was when the run was opened or found."""
+        self.counted_bytes = 0
+        """What of `spool_bytes` its client's account has."""
         self.frames = array("q")
         """Row ids of the frames that are not in a batch yet, oldest first: 8 bytes each, bounded by the batch size."""
         self.frames_at = array("d")
         """When each of them was received (UNIX seconds)."""
         self.open_rows = 0
         self.open_bytes = 0
+        self.batch_bytes = 0
+        """Of the bodies of batches that are not confirmed."""
         self.acked_seq = record.settled_seq
         self.last_timestamp = record.statistics.last_timestamp
         self.waiting_batches = record.batches - record.delivered_batches
@@ -171,6 +183,12 @@ class Run:
         self.open_bytes += size
         # Rows may be missing in between: then what is settled lies above the oldest frames.
         self.acked_seq = max(self.acked_seq, first_seq + rows - 1)
+
+    @property
+    def spool_bytes(self) -> int:
+        """About how much of the spool the run takes."""
+        rows = self.open_bytes + _FRAME_OVERHEAD_BYTES * len(self.frames)
+        return self.record_bytes + rows + self.batch_bytes + _BATCH_OVERHEAD_BYTES * self.waiting_batches
 
     @property
     def waiting_since(self) -> float | None:

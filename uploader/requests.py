@@ -21,7 +21,7 @@ def answer_requests(
     spool: Spool, *, wake: Callable[[Run], None], over: Callable[[Run], None], drain: Callable[[float], None]
 ) -> None:
     """Do what is asked and write the answer: `done`, or why not. Raises `SpoolError` when that cannot be written."""
-    for request in spool.requests():
+    for request in spool.board.requests():
         try:
             if request.kind == DRAIN:
                 drain(request.timeout_s or 0.0)
@@ -30,7 +30,7 @@ def answer_requests(
                 answer = _apply(spool, request, wake, over)
         except (SpoolError, TransitionError) as error:
             answer = str(error)
-        spool.answer(request, answer)
+        spool.board.answer(request, answer)
 
 
 def discard_run(spool: Spool, run: Run) -> str:

@@ -106,6 +106,7 @@ class Service:
             counters=self._counters,
             name_of=self._name_of,
             limits=config.limits,
+            known_clients=self._known_clients,
         )
         steps = Steps(spool=self._spool, target=target, policy=policy, clock=clock, counters=self._counters)
         self._dispatcher = Dispatcher(
@@ -144,7 +145,7 @@ class Service:
         intake.start()
         self._start_front()
         self._notifier.ready(f"listening at {', '.join(self.urls)}")
-        clients = "none" if self._allow_list is None else len(self._allow_list.names())
+        clients = "none" if self._allow_list is None else self._known_clients()
         log.info(
             "uploader ready listening=%s spool=%s clients_with_keys=%s",
             ",".join(self.urls),
@@ -232,6 +233,9 @@ class Service:
 
     def _name_of(self, key: bytes) -> str | None:
         return None if self._allow_list is None else self._allow_list.name_of(key)
+
+    def _known_clients(self) -> int:
+        return 0 if self._allow_list is None else len(self._allow_list)
 
     def _wake_run(self, run: object) -> None:
         self._dispatcher.wake(run)  # type: ignore[arg-type]  # the intake is made before the dispatcher

@@ -9,8 +9,7 @@ import logging
 import sqlite3
 import threading
 import uuid
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,14 +20,24 @@ from protocol.messages import Finish, Hello
 from uploader.batch import decode_frames
 from uploader.database import SCHEMA_VERSION, Database, SpoolDamagedError, SpoolFullError
 from uploader.ended import EndedRuns
+from uploader.holdings import Holdings
+from uploader.noticeboard import Noticeboard
+from uploader.reading import read_frames
 from uploader.records import Run, RunRecord, decode_record, new_record
 from uploader.run import Event, RunState, transition
-from uploader.spooled import Batch, OpenFrames, Request, RunClosedError, StoredFrame, SupersededError, TooManyRunsError
+from uploader.spooled import (
+    Batch,
+    OpenFrames,
+    RunClosedError,
+    ShareUsedUpError,
+    StoredFrame,
+    SupersededError,
+    TooManyRunsError,
+)
 
 log = logging.getLogger(__name__)
 
 _MAX_SUPERSEDED = 32
-_READ_SLICE = 256
 _UNLIMITED = 1 << 62
 
 
@@ -41,8 +50,8 @@ class Spool:
         self._clock = clock
         self.runs: dict[int, Run] = {}
         self._by_name: dict[str, Run] = {}
-        self._runs_of: Counter[str] = Counter()
-        """How many runs of each client are open."""
+        self.holdings = Holdings()
+        self.board = Noticeboard(database, self.lock)
         self._next_frame_id = 1
         try:
             self._ended = EndedRuns(database)
@@ -56,16 +65,25 @@ class Spool:
         with self.lock:
             return self._next_frame_id
 
-    def greet(self, hello: Hello, *, owner: str, max_runs: int = _UNLIMITED) -> Run:
+    def greet(
+        self,
+        hello: Hello,
+        *,
+        owner: str,
+        max_runs: int = _UNLIMITED,
+        admits: Callable[[str, int], bool] = lambda _owner, _size: True,
+    ) -> Run:
         """Open or continue the run that a collector names.
 
         Each client (`owner`) has run keys of its own: it neither reaches another's runs nor learns of them, and at most
-        `max_runs` open ones. Raises `RunClosedError`, `SupersededError`, `TooManyRunsError`, `SpoolFullError`.
+        `max_runs` open ones. `admits` says whether the client may add so many bytes to the spool.
+
+        Raises `RunClosedError`, `SupersededError`, `TooManyRunsError`, `ShareUsedUpError`, `SpoolFullError`.
         """
         with self.lock:
             run = self._by_name.get(_name(hello.run_key, owner))
             if run is None:
-                run = self._greet_unknown(hello, owner, max_runs)
+                run = self._greet_unknown(hello, owner, max_runs, admits)
             is_heir = hello.incarnation != run.record.incarnation
             if is_heir:
                 self._require_heir(run, hello)
@@ -110,6 +128,7 @@ class Spool:
                 size = len(frame.payload)
                 frame.run.note_frame(first_id + index, frame.first_seq, frame.rows, size, received_at=now)
                 frame.run.last_timestamp = frame.last_timestamp
+                self.holdings.count(frame.run)
             for run, record in ended:
                 run.record = record
             return sum(frame.rows for frame in frames)
@@ -121,21 +140,7 @@ class Spool:
         """
         with self.lock:
             ids = run.frames[: len(run.frames)]
-        payloads: list[bytes] = []
-        first_seq = last_seq = rows = 0
-        for start in range(0, len(ids), _READ_SLICE):
-            with self.lock:
-                for frame_id in ids[start : start + _READ_SLICE]:
-                    ((seq, count, payload),) = self.database.query(
-                        "SELECT first_seq, rows, payload FROM frames WHERE id = ?", (frame_id,)
-                    )
-                    if payloads and rows + count > max_rows:
-                        return OpenFrames(first_seq, last_seq, payloads)
-                    first_seq = first_seq or seq
-                    last_seq = seq + count - 1
-                    rows += count
-                    payloads.append(payload)
-        return OpenFrames(first_seq, last_seq, payloads) if payloads else None
+        return read_frames(self.database, self.lock, ids, max_rows=max_rows)
 
     def freeze(self, run: Run, frames: OpenFrames, batch: Batch, **changes: Any) -> None:
         """Turn rows into a batch, in one transaction: from now on its range and bytes are fixed."""
@@ -170,6 +175,8 @@ class Spool:
             run.open_rows -= batch.rows
             run.open_bytes -= sum(len(payload) for payload in frames.payloads)
             run.waiting_batches += 1
+            run.batch_bytes += len(batch.body)
+            self.holdings.count(run)
             run.cut_at = self._clock.monotonic()
 
     def oldest_batch(self, run: Run) -> Batch | None:
@@ -198,6 +205,8 @@ class Spool:
                 self._write(connection, run.id, record)
             run.record = record
             run.waiting_batches -= 1
+            run.batch_bytes -= len(batch.body)
+            self.holdings.count(run)
             del run.batches_at[0]
 
     def update(self, run: Run, *events: Event, **changes: Any) -> None:
@@ -222,38 +231,15 @@ class Spool:
             run.record = record
             for waiting in (run.frames, run.frames_at, run.batches_at):
                 del waiting[:]
-            run.open_rows = run.open_bytes = run.waiting_batches = 0
+            run.open_rows = run.open_bytes = run.waiting_batches = run.batch_bytes = 0
             del self.runs[run.id]
             del self._by_name[_name(record.key, record.owner)]
-            self._runs_of[record.owner] -= 1
+            self.holdings.remove(run)
 
     def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
         """Return all about a run that has ended, as long as that is kept."""
         with self.lock:
             return self._ended.record(_name(key, owner))
-
-    def requests(self) -> list[Request]:
-        """Return what other processes ask for and nobody has answered."""
-        with self.lock:
-            found = self.database.query("SELECT id, kind, run, timeout_s FROM requests WHERE answer IS NULL")
-        return [Request(*row) for row in found]
-
-    def answer(self, request: Request, text: str) -> None:
-        """Answer a request; whoever asked removes it."""
-        with self.lock, self.database.transaction() as connection:
-            connection.execute("UPDATE requests SET answer = ? WHERE id = ?", (text, request.id))
-
-    def note_destination(self, name: str, *, attempts: int, next_try_at: float, error: str, since: float) -> None:
-        """Show to other processes that a destination is being waited for (`attempts` 0: not any more)."""
-        with self.lock, self.database.transaction() as connection:
-            if not attempts:
-                connection.execute("DELETE FROM destinations WHERE name = ?", (name,))
-            else:
-                connection.execute(
-                    "INSERT OR REPLACE INTO destinations (name, attempts, next_try_at, error, since) "
-                    "VALUES (?, ?, ?, ?, ?)",
-                    (name, attempts, next_try_at, error, since),
-                )
 
     def require_room(self) -> None:
         """Raise `SpoolError` when the limit leaves no room for rows."""
@@ -279,23 +265,26 @@ class Spool:
         if self.database.used_bytes() + size > self.database.rows_limit_bytes:
             raise SpoolFullError(f"the spool has reached its limit of {self.database.max_bytes} bytes")
 
-    def _greet_unknown(self, hello: Hello, owner: str, max_runs: int) -> Run:
+    def _greet_unknown(self, hello: Hello, owner: str, max_runs: int, admits: Callable[[str, int], bool]) -> Run:
         name = _name(hello.run_key, owner)
         ended = self._ended.record(name) or self._ended.tombstone(name)
         if ended is not None:
             raise RunClosedError(ended.settled_seq, ended)
-        if self._runs_of[owner] >= max_runs:
+        if self.holdings.runs_of(owner) >= max_runs:
             raise TooManyRunsError(f"{max_runs} runs of this client are open already")
         record = new_record(hello, uid=uuid.uuid4().hex, owner=owner, now=self._clock.now())
+        blob = msgspec.msgpack.encode(record)
+        if not admits(owner, len(blob)):
+            raise ShareUsedUpError
         # The reserve is for changes of the runs that are there.
-        self._require_room(len(msgspec.msgpack.encode(record)))
+        self._require_room(len(blob))
         with self.database.transaction() as connection:
             cursor = connection.execute(
                 "INSERT INTO runs (key, state, record) VALUES (?, ?, ?)",
-                (name, record.state, msgspec.msgpack.encode(record)),
+                (name, record.state, blob),
             )
         assert cursor.lastrowid is not None
-        return self._mirror(cursor.lastrowid, record)
+        return self._mirror(cursor.lastrowid, record, len(blob))
 
     def _require_heir(self, run: Run, hello: Hello) -> None:
         record = run.record
@@ -351,20 +340,20 @@ class Spool:
             )
         return [Batch(*row) for row in rows]
 
-    def _mirror(self, run_id: int, record: RunRecord) -> Run:
-        run = Run(run_id, record, now=self._clock.monotonic())
+    def _mirror(self, run_id: int, record: RunRecord, record_bytes: int) -> Run:
+        run = Run(run_id, record, now=self._clock.monotonic(), record_bytes=record_bytes)
         # The upload interval goes on across a restart, whatever the clock did meanwhile.
         run.cut_at -= max(0.0, self._clock.now() - record.cut_at)
         self.runs[run_id] = run
         self._by_name[_name(record.key, record.owner)] = run
-        self._runs_of[record.owner] += 1
+        self.holdings.add(run)
         return run
 
     def _load(self) -> None:
         for run_id, blob in self.database.query(
             "SELECT id, record FROM runs WHERE state NOT IN ('finished', 'failed', 'discarded')"
         ):
-            self._mirror(run_id, decode_record(blob))
+            self._mirror(run_id, decode_record(blob), len(blob))
         orphans = 0
         for frame_id, run_id, first_seq, rows, size in self.database.each(
             "SELECT id, run, first_seq, rows, length(payload) FROM frames ORDER BY id"
@@ -376,7 +365,11 @@ class Spool:
             else:
                 # Not kept for every frame: none is older than the last batch.
                 run.note_frame(frame_id, first_seq, rows, size, received_at=run.record.cut_at)
+        for run_id, size in self.database.each("SELECT run, sum(bytes) FROM batches GROUP BY run"):
+            if run_id in self.runs:
+                self.runs[run_id].batch_bytes = size
         for run in self.runs.values():
+            self.holdings.count(run)
             if run.frames:
                 with contextlib.suppress(BadMessageError):
                     run.last_timestamp = self._timestamp_of(run.frames[-1])

@@ -28,6 +28,13 @@ class TooManyRunsError(SentinelStreamError):
     """The client has as many open runs as it may."""
 
 
+class ShareUsedUpError(SentinelStreamError):
+    """The client has as much of the spool as it may while others use it too."""
+
+    def __init__(self) -> None:
+        super().__init__("this client has its share of the uploader's spool; more is taken when some is delivered")
+
+
 class StoredFrame(NamedTuple):
     """A validated frame as it goes to disk."""
 

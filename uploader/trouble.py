@@ -98,7 +98,7 @@ class TroubleReport:
     def _show(self, destination: Destination, now: float) -> None:
         wall = self._clock.now()
         try:
-            self._spool.note_destination(
+            self._spool.board.note_destination(
                 destination.name,
                 attempts=destination.attempts,
                 next_try_at=wall + destination.not_before - now,

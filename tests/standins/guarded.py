@@ -9,6 +9,7 @@ from protocol.keys import LinkKeys, read_pair
 from protocol.transport import Router
 from standins.listening import Listening
 from standins.product import wait_until
+from standins.spooling import SPOOL_BYTES
 from uploader.allow_list import AllowList
 from uploader.counters import Counters
 from uploader.descriptors import connection_limits
@@ -24,7 +25,13 @@ class Guarded(Listening):
     """Listens with keys; `key_of` makes a client and returns what it needs. `asked` are limits of each client."""
 
     def __init__(
-        self, directory: Path, *, limits: Limits | None = None, url: str = ANY_PORT, asked: ClientLimits | None = None
+        self,
+        directory: Path,
+        *,
+        limits: Limits | None = None,
+        url: str = ANY_PORT,
+        asked: ClientLimits | None = None,
+        max_bytes: int = SPOOL_BYTES,
     ) -> None:
         self.store = KeyStore(str(directory / "keys"))
         self.store.init()
@@ -36,7 +43,15 @@ class Guarded(Listening):
             limits=limits or connection_limits(asked or ClientLimits()),
             watcher=DoorReport(counters, SystemClock()),
         )
-        super().__init__(directory / "spool", router, counters=counters, name_of=self.allow_list.name_of, limits=asked)
+        super().__init__(
+            directory / "spool",
+            router,
+            max_bytes=max_bytes,
+            counters=counters,
+            name_of=self.allow_list.name_of,
+            limits=asked,
+            known_clients=lambda: len(self.allow_list),
+        )
 
     def key_of(self, name: str, *, replace: bool = False) -> LinkKeys:
         pair = read_pair(self.store.add(name, replace=replace))

@@ -30,6 +30,7 @@ class Listening:
         counters: Counters | None = None,
         name_of: Callable[[bytes], str | None] = lambda _: None,
         limits: Limits | None = None,
+        known_clients: Callable[[], int] = lambda: 0,
     ) -> None:
         self.clock = SteppedClock()
         self.spool = open_spool_at(spool_dir, self.clock, max_bytes=max_bytes)
@@ -45,6 +46,7 @@ class Listening:
             counters=self.counters,
             name_of=name_of,
             limits=limits,
+            known_clients=known_clients,
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.intake.run, args=(self._stop,))

@@ -13,7 +13,7 @@ from prometheus_client.metrics_core import (
 )
 
 from protocol import __version__
-from uploader.counters import Counters
+from uploader.counters import UNNAMED, Counters
 from uploader.database import SpoolError
 from uploader.observe.health import Backlog
 from uploader.run import OPEN_STATES, RunState
@@ -125,10 +125,16 @@ class _Uploader:
         offset = GaugeMetricFamily(
             f"{PREFIX}client_clock_offset_seconds", "How far a client's clock is ahead of ours", labels=["client"]
         )
+        held = GaugeMetricFamily(
+            f"{PREFIX}client_spool_bytes", "About what a client's open runs take of the spool", labels=["client"]
+        )
         for client in self._counters.clients.all():
+            owner = "" if client.name == UNNAMED else client.name
+            held.add_metric([client.name], self._spool.holdings.bytes_of(owner))
             seen.add_metric([client.name], client.seen_at)
             if client.clock_offset_s is not None:
                 offset.add_metric([client.name], client.clock_offset_s)
+        yield held
         yield seen
         yield offset
 
