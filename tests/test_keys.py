@@ -1,6 +1,7 @@
 """Key files, the directory of keys, the allow list of a running uploader, and the commands for them."""
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -131,6 +132,18 @@ def test_names_are_plain_and_given_once(store: KeyStore) -> None:
         store.init()
     with pytest.raises(UsageError, match="no client 'bob'"):
         store.revoke("bob")
+
+
+def test_a_copy_knows_since_when_a_client_is_revoked(tmp_path: Path, store: KeyStore) -> None:
+    store.add("alice", replace=False)
+    os.utime(tmp_path / "keys/clients/alice.key", (1000.0, 1000.0))
+    before = os.stat(tmp_path / "keys/clients").st_mtime
+    assert [entry.changed_at for entry in store.clients()] == [1000.0]
+    store.revoke("alice")
+    (revoked,) = store.clients()
+    assert revoked.changed_at >= before
+    shutil.copytree(tmp_path / "keys", tmp_path / "copy")
+    assert KeyStore(str(tmp_path / "copy")).clients() == [revoked]
 
 
 def test_nothing_is_added_without_a_server_key(tmp_path: Path) -> None:

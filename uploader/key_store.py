@@ -89,8 +89,11 @@ class KeyStore:
         _check_name(name)
         public = self._path(self.clients_dir, name, _PUBLIC)
         make_private_dir(self._revoked_dir)
+        revoked = self._path(self._revoked_dir, name, _PUBLIC)
         try:
-            os.replace(public, self._path(self._revoked_dir, name, _PUBLIC))
+            os.replace(public, revoked)
+            # When it was revoked, in a way that outlives a back-up.
+            os.utime(revoked)
         except FileNotFoundError:
             raise UsageError(f"there is no client {name!r}; `sentinel-uploader keys list` names all") from None
         except OSError as error:
@@ -134,9 +137,7 @@ def _entries(directory: str, *, is_revoked: bool) -> list[ClientEntry]:
         except KeyFileError as error:
             trouble = str(error)
         with contextlib.suppress(OSError):
-            facts = os.lstat(path)
-            changed_at = facts.st_ctime if is_revoked else facts.st_mtime
-            entries.append(ClientEntry(name, key, is_revoked, changed_at, trouble))
+            entries.append(ClientEntry(name, key, is_revoked, os.lstat(path).st_mtime, trouble))
     return entries
 
 
