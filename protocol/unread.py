@@ -40,8 +40,14 @@ class Unread:
 
 
 def _received_bytes(descriptor: int) -> int | None:
-    """Return what a TCP connection has received since its beginning, `None` where the kernel does not tell."""
-    borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
+    """Return what a TCP connection has received since its beginning, `None` where the kernel does not tell.
+
+    Nor does it when the connection has been closed, of which we hear only afterwards.
+    """
+    try:
+        borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
+    except OSError:
+        return None
     try:
         info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
     except OSError:

@@ -1,5 +1,6 @@
 """Messages of many frames, or without an end: who sends them, and whom that concerns."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -14,6 +15,7 @@ from protocol.clock import SystemClock
 from protocol.door import Limits
 from protocol.messages import MAX_COLLECTOR_FRAME_BYTES
 from protocol.transport import Router
+from protocol.unread import Unread
 from uploader.counters import Counters
 from uploader.door_report import DoorReport
 
@@ -57,6 +59,18 @@ def test_whoever_sends_much_that_can_be_taken_is_not_cut(router: Router, counter
             assert len(received) == 1
         assert counters.rejected.value("unread") == 0
         assert router.connections == 1
+
+
+def test_a_connection_that_has_just_been_closed_is_nothing_to_look_at() -> None:
+    unread = Unread(0)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sender:
+        taker, _ = server.accept()
+        descriptor = taker.fileno()
+        assert not unread.is_too_much(descriptor, b"", ())
+        sender.sendall(b"some bytes")
+        wait_until(lambda: unread.is_too_much(descriptor, b"", ()), "they are counted")
+        taker.close()
+    assert not unread.is_too_much(descriptor, b"", ())
 
 
 def test_many_frames_cost_their_sender_the_connection(router: Router, counters: Counters) -> None:
