@@ -12,6 +12,7 @@ from standins.spooling import hello
 
 from protocol.addresses import parse_address
 from protocol.clock import SystemClock
+from protocol.connections import Place
 from protocol.door import Limits
 from protocol.messages import MAX_COLLECTOR_FRAME_BYTES
 from protocol.transport import Router
@@ -65,12 +66,12 @@ def test_a_connection_that_has_just_been_closed_is_nothing_to_look_at() -> None:
     unread = Unread(0)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sender:
         taker, _ = server.accept()
-        descriptor = taker.fileno()
-        assert not unread.is_too_much(descriptor, b"", ())
+        place = Place(0, taker.fileno())
+        assert not unread.is_too_much(place, was_taken=False)
         sender.sendall(b"some bytes")
-        wait_until(lambda: unread.is_too_much(descriptor, b"", ()), "they are counted")
+        wait_until(lambda: unread.is_too_much(place, was_taken=False), "they are counted")
         taker.close()
-    assert not unread.is_too_much(descriptor, b"", ())
+    assert not unread.is_too_much(place, was_taken=False)
 
 
 def test_many_frames_cost_their_sender_the_connection(router: Router, counters: Counters) -> None:
