@@ -172,9 +172,25 @@ class Leftovers:
         )
         if backlog.finish is not None:
             link.finish(backlog.finish)
-        rows = held = backlog.rows
+        rows = backlog.rows
         began_at = self._clock.monotonic()
-        give_up_at = began_at + _GIVE_UP_S
+        if not self._is_talked_out(link, dealer, backlog, path):
+            return
+        if link.end is not None:
+            self._set_aside(backlog, head, link.end)
+        elif link.settled:
+            # Without an end the run may be continued: that there was one before is what its empty file says.
+            if backlog.finish is not None:
+                backlog.discard_file()
+            self._voice.warn(f"delivered what an earlier collector had left: {counted(rows, 'sample')}")
+        elif not link.has_answer and self._clock.monotonic() - began_at >= _ANSWER_S:
+            self._silent.add(head.destination)
+            self._tell_silence(head.destination, rows, backlog.path)
+
+    def _is_talked_out(self, link: Link, dealer: Dealer, backlog: Backlog, path: str) -> bool:
+        """Talk until there is no more to say, or no use in it; False when somebody else delivers the run."""
+        held = backlog.rows
+        give_up_at = self._clock.monotonic() + _GIVE_UP_S
         while not link.settled and not self._stop.is_set():
             link.pump()
             if link.has_answer:
@@ -185,28 +201,18 @@ class Leftovers:
                 give_up_at = self._clock.monotonic() + _GIVE_UP_S
             if backlog.finish is None and is_run_taken(path):
                 # Whoever continues the run delivers these rows as well, in their order.
-                return
+                return False
             if link.is_refused or self._clock.monotonic() >= give_up_at:
                 break
-        if link.end is not None:
-            self._set_aside(backlog, head, link.end)
-        elif link.settled:
-            # Without an end the run may be continued: that there was one before is what its empty file says.
-            if backlog.finish is not None:
-                backlog.discard_file()
-            self._voice.warn(f"delivered what an earlier collector had left: {counted(rows, 'sample')}")
-        elif not link.has_answer and self._clock.monotonic() - began_at >= _ANSWER_S:
-            self._silent.add(head.destination)
-            what = (
-                f"{counted(rows, 'sample')} of an earlier run {WAIT[rows != 1]}"
-                if rows
-                else "the end of an earlier run waits"
-            )
-            self._tell_once(
-                head.destination,
-                f"{what} for {head.destination}, where no uploader answers, in {backlog.path}; a run with "
-                "that uploader's address, or that target and token, delivers them",
-            )
+        return True
+
+    def _tell_silence(self, destination: str, rows: int, path: str | None) -> None:
+        samples = f"{counted(rows, 'sample')} of an earlier run {WAIT[rows != 1]}"
+        self._tell_once(
+            destination,
+            f"{samples if rows else 'the end of an earlier run waits'} for {destination}, where no uploader answers, "
+            f"in {path}; a run with that uploader's address, or that target and token, delivers them",
+        )
 
     def _tell_once(self, topic: str, text: str) -> None:
         if topic not in self._told:

@@ -34,6 +34,7 @@ from protocol.statistics import RunStatistics
 
 if TYPE_CHECKING:
     from collector.discovery.cloud import CloudDiscovery
+    from protocol.keys import LinkKeys
 
 AGENT_WAIT_S = 30.0
 AGENT_START_S = 10.0
@@ -106,26 +107,17 @@ class Session:
             interval_s=self._interval_s,
             metadata=run_metadata(settings, argv),
             host=host_info(share_identity=settings["share_identity"], container=container, host_root=host_root)
-            | ({} if self._gpu is None else self._gpu.gpu_info()),
+            | self._gpu_info(),
             cloud={},
             cloud_pending=self._discovery is not None,
         )
-        self._keys = link_keys(settings)
-        if self._keys:
-            # The job, which runs already, keeps its own limit.
-            from protocol.secrecy import keep_memory_out_of_core_files
-
-            keep_memory_out_of_core_files()
+        self._keys = _guarded_keys(settings)
         self._leftovers = Leftovers(
             state_dir=self._state_dir, clock=clock, voice=voice, insecure=settings["insecure"], keys=self._keys
         )
         self._delivery = self._open_delivery(addresses, environ)
-        if self._delivery.last_row is not None:
-            self._sampler.not_before(decode_sample(self._delivery.last_row).timestamp)
-        self._output: CsvOutput | None = None
-        if settings["output"]:
-            self._output = CsvOutput(settings["output"], continued=self._delivery.continued, warn=voice.error)
-            self._sampler.not_before(self._output.last_timestamp)
+        self._output = self._open_output()
+        self._go_on_after_earlier_rows()
         self._begun_at = baseline.monotonic
         self._leftovers_due_at = baseline.monotonic + _LEFTOVERS_S
 
@@ -346,6 +338,17 @@ class Session:
             failover_after_s=self._settings["failover_after"],
         )
 
+    def _open_output(self) -> CsvOutput | None:
+        path = self._settings["output"]
+        return CsvOutput(path, continued=self._delivery.continued, warn=self._voice.error) if path else None
+
+    def _go_on_after_earlier_rows(self) -> None:
+        """Time stamps increase within a run, also where it is continued."""
+        if self._delivery.last_row is not None:
+            self._sampler.not_before(decode_sample(self._delivery.last_row).timestamp)
+        if self._output is not None:
+            self._sampler.not_before(self._output.last_timestamp)
+
     def _gpu_info(self) -> dict[str, str | int | float]:
         return {} if self._gpu is None else self._gpu.gpu_info()
 
@@ -362,3 +365,14 @@ class Session:
             self._told_of_left_behind = True
             runs = "1 earlier run is" if welcome.left_behind == 1 else f"{welcome.left_behind} earlier runs are"
             self._voice.warn(f"{runs} not delivered yet; `sentinel-uploader status` says why")
+
+
+def _guarded_keys(settings: Mapping[str, Any]) -> "dict[str, LinkKeys]":
+    """Return the keys for each uploader's URL; no core file holds them."""
+    keys = link_keys(settings)
+    if keys:
+        # The job, which runs already, keeps its own limit.
+        from protocol.secrecy import keep_memory_out_of_core_files
+
+        keep_memory_out_of_core_files()
+    return keys
