@@ -18,10 +18,12 @@ from standins.turns import TurnedUploader
 
 from protocol.messages import Ack, Finish, Finished, Reject, RejectCode, UploaderMessage, Welcome, encode
 from protocol.sample import csv_rows
+from uploader import ended
 from uploader.batch import decode_frames, rows_of_body
 from uploader.records import Run, RunRecord
 from uploader.requests import DONE, discard_run, retry_run
 from uploader.run import Policy, RunState
+from uploader.tombstones import Tombstone
 
 NAMES = ("a", "b")
 CALLS = ("register", "refresh", "put", "finish")
@@ -90,14 +92,21 @@ class RunMachine(RuleBasedStateMachine):
         self._is_sound = False
         self.deaths = 0
         self._defects = Defects()
+        self._ended_runs = ended.MAX_ENDED_RUNS
         logging.getLogger("uploader").addHandler(self._defects)
         self.clock = SteppedClock()
         self.collectors: dict[str, Collector] = {}
         self.current: dict[str, Collector] = {}
         self._by_identity: dict[bytes, Collector] = {}
 
-    @initialize(inline_limit=st.sampled_from([0, 20_000, 5 << 20]), lifetime_s=st.sampled_from([90.0, 3600.0]))
-    def begin(self, inline_limit: int, lifetime_s: float) -> None:
+    @initialize(
+        inline_limit=st.sampled_from([0, 20_000, 5 << 20]),
+        lifetime_s=st.sampled_from([90.0, 3600.0]),
+        ended_runs=st.sampled_from([1, ended.MAX_ENDED_RUNS]),
+    )
+    def begin(self, inline_limit: int, lifetime_s: float, ended_runs: int) -> None:
+        """Of all but so many of the runs that have ended the details are forgotten."""
+        ended.MAX_ENDED_RUNS = ended_runs
         self.backend = StrictBackend(self.clock, moment=self._moment, lifetime_s=lifetime_s)
         self.policy = Policy(stale_after_s=STALE_AFTER_S, max_batch_rows=20, inline_limit_bytes=inline_limit)
         self.up = self._uploader(Path(self._directory.name) / "spool-0")
@@ -248,10 +257,10 @@ class RunMachine(RuleBasedStateMachine):
                 self._talk(one)
         for one in self.collectors.values():
             assert one.is_over, f"{one} has not ended"
-            record = self.up.spool.ended_record(one.key, owner="")
-            assert record is not None
+            known = self._known_end(one)
+            assert known is not None
             if one.finished is not None:
-                assert self.backend.runs[record.run_id].rows == list(range(1, one.rows + 1))
+                assert self.backend.runs[known.run_id].rows == list(range(1, one.rows + 1))
         self._is_sound = True
 
     @precondition(lambda self: self.collectors)
@@ -261,11 +270,13 @@ class RunMachine(RuleBasedStateMachine):
         assert (self.backend.problems, self._defects.lines) == ([], [])
         for one in self.collectors.values():
             run = self._open_run(one)
-            record = self.up.spool.ended_record(one.key, owner="")
+            known = self._known_end(one)
             if run is not None:
                 self._check_open(one, run)
-            elif record is not None:
-                self._check_ended(one, record)
+            elif isinstance(known, RunRecord):
+                self._check_ended(one, known)
+            elif known is not None:
+                self._check_forgotten(one, known)
             else:
                 assert not one.acked
                 assert not one.is_over
@@ -283,6 +294,7 @@ class RunMachine(RuleBasedStateMachine):
                 self.every_promise_is_kept()
         finally:
             logging.getLogger("uploader").removeHandler(self._defects)
+            ended.MAX_ENDED_RUNS = self._ended_runs
             if self.collectors:
                 self.up.close()
             self._directory.cleanup()
@@ -324,6 +336,18 @@ class RunMachine(RuleBasedStateMachine):
         assert (server.ending.exit_code, server.ending.status) == expected
         assert (record.state is RunState.FAILED) == record.closed_as_stale
         assert not (record.closed_as_stale and one.is_end_durable)
+
+    def _check_forgotten(self, one: Collector, tombstone: Tombstone) -> None:
+        assert one.acked <= tombstone.settled_seq <= one.rows
+        assert tombstone.ended_by is not None or not one.is_end_durable or one.is_given_up
+        if not one.is_given_up:
+            assert self.backend.runs[tombstone.run_id].rows == list(range(1, tombstone.settled_seq + 1))
+            assert tombstone.rows == tombstone.settled_seq
+
+    def _known_end(self, one: Collector) -> RunRecord | Tombstone | None:
+        """What the uploader knows of a run that is over."""
+        spool = self.up.spool
+        return spool.ended_record(one.key, owner="") or spool._ended.tombstone(one.key)
 
     def _uploader(self, directory: Path) -> TurnedUploader:
         return TurnedUploader(directory, backend=self.backend, clock=self.clock, policy=self.policy, heard=self._heard)

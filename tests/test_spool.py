@@ -289,7 +289,7 @@ def test_a_run_costs_the_same_however_many_have_ended(spool: Spool) -> None:
     assert statements_of_a_cycle(spool, "last") == first
     plans = [
         "SELECT record FROM runs WHERE key = ?",
-        "SELECT settled_seq, ended_by, run_id FROM tombstones WHERE name = ?",
+        "SELECT settled_seq, rows, ended_by, run_id FROM tombstones WHERE name = ?",
         "SELECT id, record FROM runs WHERE state NOT IN ('finished', 'failed', 'discarded')",
         (
             "SELECT id, key, record FROM runs WHERE state IN ('finished', 'failed', 'discarded') "

@@ -43,7 +43,7 @@ def deliver(spool: Spool, key: str, *, rows: int = 5, event: Event = Event.ACCEP
     run = spool.greet(hello(key, metadata=DETAILS), owner="")
     spool.store([frame(run, 1, rows)], [(run, finish(rows))])
     spool.update(run, Event.REGISTERED, Event.ENDED, run_id=RUN_ID, uri_prefix="s3://b/p")
-    spool.end(run, event)
+    spool.end(run, event, delivered_rows=rows)
 
 
 def deliver_many(spool: Spool, count: int, *, first: int = 0) -> None:
@@ -72,7 +72,8 @@ def test_collectors_of_forgotten_runs_hear_what_they_would_have_heard_before(tmp
             unheard.say(hello("accepted", oldest_seq=3))
             assert unheard.hear(Welcome) == Welcome(6, RUN_ID)
             assert unheard.hear(Ack) == Ack(5, finish=True)
-            assert unheard.hear(Finished).run_id == RUN_ID
+            finished = unheard.hear(Finished)
+            assert (finished.run_id, finished.rows) == (RUN_ID, 5)
             heir.say(hello("accepted", incarnation="second"))
             for collector, key in zip(closed, ("stale", "given up"), strict=True):
                 collector.say(hello(key))
@@ -153,7 +154,7 @@ def test_smallest_spool_takes_as_many_rows_however_many_runs_have_ended(spool: S
 
 
 def test_size_of_each_stays_below_what_is_allowed_for(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    longest = tombstones.Tombstone(2**53, bytes(8), "r" * 64)
+    longest = tombstones.Tombstone(2**53, 2**53, bytes(8), "r" * 64)
     pages = spool.database.exempt_pages
     with spool.database.transaction() as connection:
         for number in range(LEAST):

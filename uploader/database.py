@@ -29,6 +29,7 @@ CREATE TABLE tombstones (
     id INTEGER PRIMARY KEY,
     name BLOB NOT NULL UNIQUE,
     settled_seq INTEGER NOT NULL,
+    rows INTEGER NOT NULL,
     ended_by BLOB,
     run_id TEXT NOT NULL,
     pages INTEGER NOT NULL

@@ -80,4 +80,4 @@ def _tombstone_of(name: str, blob: bytes) -> Tombstone:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         # No row of it is known: whatever is sent for it is kept aside, neither lost nor doubled.
         log.error("record of an ended run cannot be read key=%s error=%s", name, error)  # noqa: TRY400 -- no defect
-        return Tombstone(0, None, "")
+        return Tombstone(0, 0, None, "")

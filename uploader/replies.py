@@ -45,7 +45,8 @@ def finished_message(record: RunRecord) -> Finished:
 def end_unheard(ended: RunRecord | Tombstone | None, incarnation: str) -> Finished | None:
     """Return what the collector that ended a run is told, which may not have heard so; `None` for everybody else."""
     if isinstance(ended, Tombstone):
-        return Finished(ended.run_id, response=_FORGOTTEN) if ended.is_end_of(incarnation) else None
+        told = Finished(ended.run_id, response=_FORGOTTEN, rows=ended.rows)
+        return told if ended.is_end_of(incarnation) else None
     if ended is None or ended.incarnation != incarnation or ended.state is not RunState.FINISHED:
         return None
     return finished_message(ended)

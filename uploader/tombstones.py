@@ -16,7 +16,7 @@ LEAST = 16_384
 MOST = 131_072
 """A start looks through the whole file: so many are 14 MiB, and take it about 50 ms."""
 BYTES_EACH = 176
-"""More than one takes with its place in the index: 105 bytes with a run id of 36 characters, 135 with the longest."""
+"""More than one takes, its place in the index included: some 110 bytes, 140 with a run id of the greatest length."""
 _SHARE = 16
 """Above the least, at most this fraction of the spool's limit."""
 _MAX_RUN_ID_CHARS = 64
@@ -31,6 +31,8 @@ class Tombstone(NamedTuple):
 
     settled_seq: int
     """Its last row."""
+    rows: int
+    """Rows delivered."""
     ended_by: bytes | None
     """Digest of the collector whose `Finish` was accepted; `None` for a run that was closed or given up."""
     run_id: str
@@ -39,7 +41,8 @@ class Tombstone(NamedTuple):
     def of(cls, record: RunRecord) -> "Tombstone":
         """Make that of a run that is over."""
         ended_by = _digest(record.incarnation, 8) if record.state is RunState.FINISHED else None
-        return cls(record.settled_seq, ended_by, record.run_id if len(record.run_id) <= _MAX_RUN_ID_CHARS else "")
+        run_id = record.run_id if len(record.run_id) <= _MAX_RUN_ID_CHARS else ""
+        return cls(record.settled_seq, record.delivered_rows, ended_by, run_id)
 
     def is_end_of(self, incarnation: str) -> bool:
         """Whether it was this collector's `Finish` that has ended the run."""
@@ -64,7 +67,7 @@ class Tombstones:
     def find(self, name: str) -> Tombstone | None:
         """Return what is left of a run; raises `SpoolError`."""
         found = self._database.query(
-            "SELECT settled_seq, ended_by, run_id FROM tombstones WHERE name = ?", (_digest(name, 16),)
+            "SELECT settled_seq, rows, ended_by, run_id FROM tombstones WHERE name = ?", (_digest(name, 16),)
         )
         return Tombstone(*found[0]) if found else None
 
@@ -75,7 +78,8 @@ class Tombstones:
         """
         before = self._database.pages_in_use()
         newest = connection.execute(
-            "INSERT OR REPLACE INTO tombstones (name, settled_seq, ended_by, run_id, pages) VALUES (?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO tombstones (name, settled_seq, rows, ended_by, run_id, pages) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
             (_digest(name, 16), *tombstone, pages),
         ).lastrowid
         assert newest is not None

@@ -114,7 +114,7 @@ class _Uploader:
         except SpoolError:
             # The other numbers are worth as much as ever.
             return
-        yield _gauge("spool_bytes", "Bytes of the spool in use", used)
+        yield _gauge("spool_bytes", "Bytes of the spool in use, tombstones of ended runs apart", used)
         yield _gauge("spool_rows_limit_bytes", "Where rows are not taken any more", limit)
         yield _gauge("spool_limit_bytes", "The spool's largest size", largest)
 
