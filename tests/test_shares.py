@@ -1,6 +1,8 @@
 """One client at its allowed rate fills its share of the spool, and not the spool: nobody else has to wait for it."""
 
+import json
 import random
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,14 @@ def test_two_clients_while_storage_is_down_one_floods_and_the_other_is_acknowled
         log = (home.directory / "uploader.log").read_text()
         assert "client has its share of the spool" in log
         assert "spool is full" not in log
+        (spool,) = wait_until(
+            lambda: told if "spool-share" in json.dumps(told := status_of(home)) else None, "status has it"
+        )
+        assert spool["turned_away"]["clients"].keys() == {"bad"}
+        assert spool["turned_away"]["reasons"]["spool-share"] >= 3
+        assert sum(run["spool_bytes"] for run in spool["runs"] if run["client"] == "bad") > 100_000
+        said = home.run(UPLOADER, "status", "--spool", str(home.directory / "spool")).stdout
+        assert re.search(r"client bad has \d+ bytes of the spool; turned away: .*spool-share", said)
         down.lift()
         wait_until(bad.turn, "all that it had is taken")
         bad.end()
@@ -194,6 +204,13 @@ def test_two_clients_while_storage_is_down_one_floods_and_the_other_is_acknowled
     flooded, recorded = sorted((backend.rows(run) for run in backend.api.runs.values()), key=len, reverse=True)
     assert timestamps(flooded) == bad.times
     assert recorded == rows_of_file(output)
+
+
+def status_of(home: Home) -> list[dict[str, Any]]:
+    """Return all that `status` has to say."""
+    done = home.run(UPLOADER, "status", "--json", "--spool", str(home.directory / "spool"))
+    spools: list[dict[str, Any]] = json.loads(done.stdout)
+    return spools
 
 
 def rows_of(home: Home, client: str, what: str = "rows_waiting") -> int:

@@ -35,6 +35,7 @@ from uploader.requests import answer_requests
 from uploader.run import Policy
 from uploader.spool import Spool
 from uploader.steps import Steps, Target
+from uploader.turned_away import NOTE_INTERVAL_S, TurnedAwayFile
 
 if TYPE_CHECKING:
     from uploader.observe.server import HttpServer
@@ -96,6 +97,7 @@ class Service:
             self._lock.undo()
             raise
         self._announce()
+        self._turned_away = TurnedAwayFile(config.spool_dir, self._counters, clock)
         policy = config.policy
         self._intake = Intake(
             router=self._router,
@@ -242,6 +244,7 @@ class Service:
 
     def _serve(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S
+        next_note = self._clock.monotonic()
         seen = -1
         while not self._stops:
             due = self._dispatcher.step_due()
@@ -250,6 +253,9 @@ class Service:
             if self._target.api.has_changed():
                 log.info("the token was changed, trying again")
                 self._dispatcher.retry_now(self._target.api.destination)
+            if now >= next_note:
+                next_note = now + NOTE_INTERVAL_S
+                self._turned_away.note()
             if now >= next_maintenance:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)
             if self._is_idle(now) or self._is_drained(now):
@@ -333,6 +339,7 @@ class Service:
             self._maintain()
             self._spool.close()
         self._router.close()
+        self._turned_away.note()
         self._target.api.close()
         self._target.store.close()
         log.info("uploader stopped runs_left=%d rows_left=%d objects_left=%d", left, rows, batches)

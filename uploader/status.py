@@ -2,29 +2,32 @@
 
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from protocol.errors import UsageError
 from uploader.batch import object_uri
+from uploader.counters import UNNAMED
 from uploader.database import SCHEMA_VERSION, connect, database_path, set_aside_files
 from uploader.ownership import owner_pid
 from uploader.plain import plain
 from uploader.records import RunRecord, decode_record
 from uploader.run import ENDED_STATES, OPEN_STATES, RunState
+from uploader.turned_away import read_turned_away
 
 _COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
 _MAX_ERROR_CHARS = 100
 
 
 def read_status(spool_dir: str) -> dict[str, Any]:
-    """Return `{"spool", "uploader_pid", "set_aside": […], "destinations": […], "runs": […]}`; times are UNIX seconds.
+    """Return `{"spool", "uploader_pid", "set_aside": […], "turned_away", "destinations": […], "runs": […]}`.
 
-    `set_aside` are the paths of earlier spools that could not be read.
+    Times are UNIX seconds. `set_aside` are the paths of earlier spools that could not be read; `turned_away` is what
+    `read_turned_away` returns.
 
     Raises `UsageError` when there is no spool or it cannot be read.
     """
@@ -45,6 +48,7 @@ def read_status(spool_dir: str) -> dict[str, Any]:
         "spool": spool_dir,
         "uploader_pid": owner_pid(spool_dir),
         "set_aside": set_aside_files(spool_dir),
+        "turned_away": read_turned_away(spool_dir),
         "destinations": destinations,
         "runs": runs,
     }
@@ -66,6 +70,7 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
             f"(failed {entry['attempts']} times, next try {_when(entry['next_try_at'], now)})"
             for entry in status["destinations"]
         )
+        lines.extend(_turned_away(status))
         rows = [_COLUMNS, *(_cells(run, now) for run in status["runs"])]
         if not any(run["client"] for run in status["runs"]):
             # Without keys there are no names.
@@ -79,6 +84,21 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
             for row in rows
         )
     return "".join(f"{line}\n" for line in lines)
+
+
+def _turned_away(status: dict[str, Any]) -> Iterator[str]:
+    """Yield lines on what the uploader did not take since it was started; see `docs/operation.md` for the reasons."""
+    noted = status["turned_away"]
+    if noted is None:
+        return
+    yield f"  turned away since {_utc(noted['since'])}: {_counts(noted['reasons'])}"
+    for client, reasons in noted["clients"].items():
+        held = sum(run["spool_bytes"] for run in status["runs"] if (run["client"] or UNNAMED) == client)
+        yield f"  client {client} has {held} bytes of the spool; turned away: {_counts(reasons)}"
+
+
+def _counts(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in reasons.items())
 
 
 def describe_run(run: dict[str, Any]) -> str:
@@ -119,24 +139,32 @@ def _destinations(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 
 def _runs(connection: sqlite3.Connection, destinations: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    open_rows = dict(connection.execute("SELECT run, sum(rows) FROM frames GROUP BY run").fetchall())
-    batches = {run: (rows, count) for run, rows, count in connection.execute(_WAITING_BATCHES)}
+    waiting = {run: _Waiting(rows, 0, size) for run, rows, size in connection.execute(_WAITING_FRAMES)}
+    for run, rows, count, size in connection.execute(_WAITING_BATCHES):
+        frames = waiting.get(run, _Waiting())
+        waiting[run] = _Waiting(frames.rows + rows, count, frames.size + size)
     runs = []
     for number, blob in connection.execute("SELECT id, record FROM runs ORDER BY id"):
         record = decode_record(blob)
-        frozen_rows, frozen = batches.get(number, (0, 0))
-        runs.append(_run(number, record, open_rows.get(number, 0) + frozen_rows, frozen, destinations))
+        runs.append(_run(number, record, waiting.get(number, _Waiting()), destinations))
     return runs
 
 
-_WAITING_BATCHES = "SELECT run, sum(rows), count(*) FROM batches GROUP BY run"
+class _Waiting(NamedTuple):
+    """What of a run is not delivered: rows, objects that are made of them, and bytes of the spool."""
+
+    rows: int = 0
+    objects: int = 0
+    size: int = 0
 
 
-def _run(
-    number: int, record: RunRecord, waiting_rows: int, waiting_objects: int, destinations: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+_WAITING_FRAMES = "SELECT run, sum(rows), sum(length(payload)) FROM frames GROUP BY run"
+_WAITING_BATCHES = "SELECT run, sum(rows), count(*), sum(bytes) FROM batches GROUP BY run"
+
+
+def _run(number: int, record: RunRecord, waiting: _Waiting, destinations: dict[str, dict[str, Any]]) -> dict[str, Any]:
     next_try_at, error = record.next_try_at, record.last_error
-    behind = None if error else _destination_waited_for(record, waiting_objects, destinations)
+    behind = None if error else _destination_waited_for(record, waiting.objects, destinations)
     if behind is not None:
         # It waits behind another run that tries for all.
         next_try_at, error = behind["next_try_at"], f"waiting for {behind['name']}"
@@ -150,10 +178,11 @@ def _run(
         "created_at": record.created_at,
         "ended_at": record.ended_at,
         "rows_delivered": record.delivered_rows,
-        "rows_waiting": waiting_rows,
+        "rows_waiting": waiting.rows,
         "rows_missing": record.missing_rows,
         "objects_delivered": record.delivered_batches,
-        "objects_waiting": waiting_objects,
+        "objects_waiting": waiting.objects,
+        "spool_bytes": waiting.size,
         "object_bytes": record.object_bytes,
         "exit_code": None if finish is None else finish.exit_code,
         "status": None if finish is None else finish.status,
