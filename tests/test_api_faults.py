@@ -19,6 +19,7 @@ from protocol.messages import Finished, Welcome
 
 UPLOADS = ("--upload-interval", "0.2")
 INLINE = ("--upload-interval", "60")
+HUGE_BYTES = 200 << 20
 
 
 def log_of(home: Home) -> str:
@@ -176,19 +177,51 @@ def test_malformed_json_is_asked_for_again(home: Home, backend: Backend, call: s
     assert_delivered(backend, recording)
 
 
+@pytest.mark.parametrize(
+    ("call", "after_effect"), [("register", False), ("register", True), ("refresh", False), ("finish", True)]
+)
+def test_call_that_hangs_is_given_up_after_our_own_timeout(
+    home: Home, backend: Backend, call: str, after_effect: bool
+) -> None:
+    hang = backend.api.faults.add(call, hang=True, after_effect=after_effect, times=1)
+    home.start_uploader(*UPLOADS, env=backend.environ | {"SENTINEL_CALL_TIMEOUT": "1"})
+    recording = Recording(home)
+    wait_until(backend.s3.objects, "an object is stored")
+    backend.keyring.revoke_all()
+    stored = len(backend.s3.objects())
+    wait_until(lambda: len(backend.s3.objects()) > stored, "objects are stored again")
+    recording.end()
+
+    assert hang.fired == 1
+    assert not hang.lifted.is_set()
+    assert re.search(rf"step={call} .*timed out: silent for 1 s", log_of(home)), log_of(home)
+    # A registration whose answer never came cannot be undone: such a run stays empty.
+    (run,) = (run for run in backend.api.runs.values() if run.finish is not None)
+    assert backend.rows(run) == recording.rows()
+
+
 def test_answers_of_200_mb_are_not_held(home: Home, backend: Backend) -> None:
     uploader = home.start_uploader(*UPLOADS, env=backend.environ)
     before = peak_memory_mib(uploader.pid)
     huge = [
-        backend.api.faults.add("register", status=200, huge_body_bytes=200 << 20, times=1),
-        backend.api.faults.add("finish", status=500, huge_body_bytes=200 << 20, times=1),
+        backend.api.faults.add("register", status=200, huge_body_bytes=HUGE_BYTES, times=1),
+        backend.s3.faults.add("put", status=503, huge_body_bytes=HUGE_BYTES, times=1),
+        backend.api.faults.add("refresh", status=200, huge_body_bytes=HUGE_BYTES, times=1),
+        backend.api.faults.add("finish", status=500, huge_body_bytes=HUGE_BYTES, times=1),
     ]
     recording = Recording(home)
     wait_until(backend.s3.objects, "an object is stored")
+    backend.keyring.revoke_all()
+    stored = len(backend.s3.objects())
+    wait_until(lambda: len(backend.s3.objects()) > stored, "objects are stored again")
+    # Storage's success may be as long.
+    huge.append(backend.s3.faults.add("put", status=200, after_effect=True, huge_body_bytes=HUGE_BYTES, times=1))
+    wait_until(lambda: huge[-1].fired, "an object is stored with a long answer")
     recording.end()
 
-    assert [fault.fired for fault in huge] == [1, 1]
-    assert "register: HTTP 200 with an answer of more than 1048576 bytes" in log_of(home)
+    assert [fault.fired for fault in huge] == [1] * 5
+    for call in ("register", "refresh"):
+        assert f"{call}: HTTP 200 with an answer of more than 1048576 bytes" in log_of(home)
     # botocore's signer is imported for the first object.
     assert peak_memory_mib(uploader.pid) - before < 24
     assert_delivered(backend, recording)
