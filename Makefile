@@ -8,6 +8,7 @@
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
 #   make test-network  two network namespaces, delay, loss, a cut of a minute
 #   make fuzz     frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
+#   make machine  runs in whatever order things happen, for twenty minutes: make machine EXAMPLES=1000
 #   make lint     ruff and mypy
 #   make ci       lint and test, as .ci/run does
 #   make bench    compare with the peer (benchmarks/README.md)
@@ -28,10 +29,11 @@ DURATION ?= 60
 COLLECTORS ?= 4
 UPLOADERS ?= 2
 SECONDS ?= 3600
+EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-docker test-crowd test-network chaos faults fuzz lint ci bench lock clean environment
+.PHONY: demo test test-docker test-crowd test-network chaos faults fuzz machine lint ci bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -81,6 +83,9 @@ faults: environment $(PEER)/.installed
 fuzz: environment
 	$(if $(filter atheris,$(ENGINE)),$(PIP) install --require-hashes -r tests/fuzz/requirements.txt)
 	PYTHONPATH=tests $(BIN)/python -m fuzz --engine $(ENGINE) --seconds $(SECONDS)
+
+machine: environment
+	MACHINE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -o timeout=0 tests/test_run_machine.py
 
 lint: environment
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -459,5 +460,7 @@ class RunMachine(RuleBasedStateMachine):
         self.up = self._uploader(copy)
 
 
-RunMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+# More of them: make machine EXAMPLES=4000
+EXAMPLES = int(os.environ.get("MACHINE_EXAMPLES", "20"))
+RunMachine.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None)
 TestRunsInWhateverOrder = RunMachine.TestCase
