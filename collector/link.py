@@ -241,6 +241,7 @@ class Link:
             self._remarks.say_once("parked", f"keeps the run's samples and does not deliver them: {ack.trouble}")
         if self._backlog.acknowledge(ack.seq):
             self._hello_attempts = 0
+            self._remarks.rows_taken()
         while self._in_flight and self._in_flight[0][0] <= ack.seq:
             self._in_flight.popleft()
         # An end without our last rows is the end of something else.
@@ -306,7 +307,8 @@ class Link:
             self._refused(reject, now + REFUSED_WAIT_S)
 
     def _refused(self, reject: Reject, hello_due_at: float) -> None:
-        self._remarks.refusal(reject.code, f"does not take samples ({reject.code}: {reject.text}); keeping them")
+        words = f"does not take samples ({reject.code}: {reject.text}); keeping them"
+        self._remarks.refusal(reject.code, words, of_rows=self.welcomed)
         self._begin_again(hello_due_at)
 
     def _begin_again(self, hello_due_at: float) -> None:

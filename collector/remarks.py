@@ -13,6 +13,8 @@ class Remarks:
         self._warn = warn
         self._said: set[str] = set()
         self._refusals: set[str] = set()
+        self._rows_refused: set[str] = set()
+        """Those of the refusals that a welcome does not lift."""
 
     @property
     def has_refusal(self) -> bool:
@@ -33,17 +35,22 @@ class Remarks:
         if self._is_new("disk"):
             self._warn(f"cannot use the file of undelivered samples: {error}; trying again")
 
-    def refusal(self, topic: str, words: str) -> None:
-        """The peer takes nothing, and this is why."""
+    def refusal(self, topic: str, words: str, *, of_rows: bool = False) -> None:
+        """The peer takes nothing, and this is why; `of_rows`: although it had welcomed the run."""
         self._refusals.add(topic)
+        if of_rows:
+            self._rows_refused.add(topic)
         self.say_once(topic, words)
 
     def welcome(self) -> None:
-        """The peer takes the run's samples."""
-        if self._refusals:
-            self.say("takes samples again")
-            self._said -= self._refusals
-            self._refusals.clear()
+        """The peer takes the run; its samples as well, unless it has refused such."""
+        self._lift(self._refusals - self._rows_refused)
+
+    def rows_taken(self) -> None:
+        """The peer has taken samples."""
+        if self._rows_refused:
+            self._rows_refused.clear()
+            self._lift(set(self._refusals))
 
     def away(self, silent_s: float) -> None:
         """The peer has said nothing for so many seconds."""
@@ -55,6 +62,12 @@ class Remarks:
         if _AWAY in self._said:
             self._said.discard(_AWAY)
             self.say(f"is back after {silent_s:.0f} s")
+
+    def _lift(self, refusals: set[str]) -> None:
+        self._refusals -= refusals
+        self._said -= refusals
+        if refusals and not self._refusals:
+            self.say("takes samples again")
 
     def _is_new(self, topic: str) -> bool:
         is_new = topic not in self._said
