@@ -35,7 +35,7 @@ DEALER: dict[zmq.SocketOption, int] = _COMMON | {
     zmq.RECONNECT_STOP: zmq.RECONNECT_STOP_HANDSHAKE_FAILED,
 }
 ROUTER: dict[zmq.SocketOption, int] = _COMMON | {
-    # Of messages of the largest size, too; a collector has eight under way.
+    # Of messages of the largest size, too: 1,000 are 2 GiB for one connection. docs/benchmarks.md has what more gains.
     zmq.RCVHWM: 32,
     zmq.HANDSHAKE_IVL: 5_000,
     zmq.BACKLOG: 1024,
