@@ -6,7 +6,7 @@
 #   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults   six everyday faults, the peer and ours in one harness: one table
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
-#   make test-network  two network namespaces, delay, loss, a cut of a minute
+#   make test-network  two network namespaces: prodding, then delay, loss, a cut of a minute
 #   make fuzz     frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
 #   make machine  runs in whatever order things happen, for twenty minutes: make machine EXAMPLES=1000
 #   make lint     ruff and mypy
@@ -70,6 +70,7 @@ test-crowd: environment
 	PYTHONPATH=tests $(BIN)/python -m oracle.crowd
 
 test-network: environment
+	$(BIN)/pytest -s tests/test_prodding.py
 	PYTHONPATH=tests $(BIN)/python -m oracle.network
 
 chaos: environment

@@ -1,0 +1,39 @@
+"""`python -m standins.doorless UPLOADER WORDS…`: the uploader; a line of its standard input breaks its authenticator.
+
+`stop`: the authenticator ends. `break`: it fails whenever it is asked. What was done is said on the standard output.
+"""
+
+import sys
+import threading
+from collections.abc import Sequence
+
+from protocol.door import Door
+from uploader import cli
+from uploader.allow_list import AllowList
+
+_doors: list[Door] = []
+_open = Door.open
+
+
+def _open_and_note(door: Door, endpoints: Sequence[Sequence[str]]) -> None:
+    _doors.append(door)
+    _open(door, endpoints)
+
+
+def _cannot_tell(self: AllowList, key: bytes) -> bool:
+    raise OSError(f"the list of {len(key)} bytes is gone")
+
+
+def _obey() -> None:
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            _doors[0].stop()
+        else:
+            AllowList.admits = _cannot_tell  # type: ignore[method-assign]  # that is the fault
+        print(f"{line.strip()}: done", flush=True)
+
+
+if __name__ == "__main__":
+    Door.open = _open_and_note  # type: ignore[method-assign,assignment]  # to get hold of it
+    threading.Thread(target=_obey, daemon=True).start()
+    sys.exit(cli.main(sys.argv[2:]))
