@@ -181,7 +181,8 @@ class Link:
         refusal = self._dealer.refusal(now)
         if refusal is not None:
             self.is_refused = True
-            self._remarks.refusal("door", f"{refusal}; keeping the samples")
+            # A reason that becomes known later is said as well.
+            self._remarks.refusal(refusal, f"{refusal}; keeping the samples")
 
     def _receive(self, now: float) -> None:
         # Whoever floods us must not keep us from sampling.

@@ -18,6 +18,11 @@ _RECONNECT_MS = (500, 30_000)
 # A local uploader is back within a moment, and asking a Unix socket costs nothing.
 _RECONNECT_LOCAL_MS = (50, 2_000)
 _HANDSHAKE_WAIT_S = (0.5, 30.0)
+_UNEXPLAINED = 4
+"""So many handshakes in a row have to be broken off without a reason before that is worth a line: five seconds.
+
+Fewer is what an uploader that ends looks like, and one with other keys has mostly said so by then.
+"""
 
 
 class Dealer(Endpoint):
@@ -40,8 +45,12 @@ class Dealer(Endpoint):
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
             self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
-        self._monitor = monitor_of(self._context, self._socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        self._monitor = monitor_of(
+            self._context, self._socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECT_RETRIED
+        )
         self._refusals = 0
+        self._unexplained = 0
+        """Handshakes in a row that were broken off without a reason."""
         self._reason: str | None = None
         """Why handshakes are refused, as far as the other end has told."""
         self._again_at: float | None = None
@@ -77,8 +86,12 @@ class Dealer(Endpoint):
         found = None
         while (event := next_event(self._monitor)) is not None:
             if event.kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._refusals = 0
+                self._refusals = self._unexplained = 0
                 self._reason = None
+                continue
+            if event.kind == zmq.EVENT_CONNECT_RETRIED:
+                # Nobody listens there now: what was broken off before may have been its end.
+                self._unexplained = 0
                 continue
             if event.kind != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._reason is None:
                 found = self._words(event.kind) or found
@@ -106,13 +119,11 @@ class Dealer(Endpoint):
             if self._has_keys:
                 return "has no keys, and this collector insists on them (--server-key, --key)"
             return "wants keys (--server-key, --key)"
-        if not self._refusals:
-            # Once, that is what an uploader that ends looks like.
+        self._unexplained += 1
+        if self._unexplained < _UNEXPLAINED:
             return None
-        if self._has_keys:
-            return "breaks off the handshake: --server-key is not its key, or it lets nobody in at the moment"
-        wants = "wants keys (--server-key, --key), or " if self._url.startswith("tcp:") else ""
-        return f"breaks off the handshake: it {wants}lets nobody in at the moment"
+        server_key = "--server-key is not its key, " if self._has_keys else ""
+        return f"breaks off each handshake: {server_key}it lets nobody in at the moment, or does not run there"
 
     def poll(self, timeout_s: float) -> bool:
         """Wait for a message for at most `timeout_s` seconds; True when one is there."""

@@ -277,7 +277,7 @@ def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> Non
         (LinkKeys(alice.own, alice.own.public), "--server-key is not its key"),
     ):
         with Dealer(address, keys=keys) as dealer:
-            assert words in refusal_of(dealer)
+            wait_until(lambda dealer=dealer, words=words: words in refusal_of(dealer), "it says so")  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
     with (
         Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as open_door,
         Dealer(parse_address(open_door.urls[0], bind=False), keys=alice) as dealer,
@@ -303,6 +303,24 @@ def test_a_reason_that_is_known_does_not_become_a_vaguer_one() -> None:
                         connection.shutdown(socket.SHUT_RDWR)
                     found.append(refusal_of(dealer, clock))
     assert found == ["wants keys (--server-key, --key)"] * 3
+
+
+def test_an_uploader_that_ends_amid_handshakes_is_not_said_to_refuse() -> None:
+    clock = SteppedClock()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = parse_address(f"tcp://127.0.0.1:{server.getsockname()[1]}", bind=False)
+        with Dealer(address) as dealer:
+            for _ in range(3):
+                clock.advance(60.0)
+                assert dealer.refusal(clock.monotonic()) is None
+                connection, _ = server.accept()
+                connection.close()
+                wait_until(lambda: dealer._again_at is not None or dealer.refusal(clock.monotonic()), "it is noticed")
+            clock.advance(60.0)
+            assert dealer.refusal(clock.monotonic()) is None
+            connection, _ = server.accept()
+            connection.close()
+            assert refusal_of(dealer, clock).startswith("breaks off each handshake: it lets nobody in")
 
 
 def test_a_surplus_connection_is_turned_away_and_comes_in_when_there_is_room(tmp_path: Path) -> None:
