@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from collector.backlog import RETRY_SPILL_S, Backlog
-from collector.failover import Failover
+from collector.failover import Failover, continued_part, continuing
 from collector.identity import next_run_key
 from collector.link import End, Link
 from collector.spill import SpillError, SpillFile, SpillHead
@@ -232,6 +232,9 @@ class Delivery:
             # The run may have been closed and gone on under another key.
             self.run_key = spill.head.run_key
             self._failover.keep_to(spill.head.destination)
+            # Its uploader may not have heard from the collector before of which part the run is the continuation.
+            with contextlib.suppress(SpillError):
+                self._facts.metadata = continuing(self._facts.metadata, continued_part(hello_of(spill.head)))
         if spill.set_aside is not None:
             self._voice.error(f"{spill.path} was damaged; what could not be read of it is in {spill.set_aside}")
         try:
@@ -369,8 +372,7 @@ class Delivery:
         finally:
             part.close()
         # The id at the backend, as far as it was told before the uploader went away.
-        tags = {**self._facts.metadata.get("tags", {}), "continues": self._link.run_id or self.run_key}
-        self._facts.metadata = self._facts.metadata | {"tags": tags}
+        self._facts.metadata = continuing(self._facts.metadata, self._link.run_id or self.run_key)
         self.run_key = self._another_key()
         self._was_welcomed = self.continued = False
         self._failover.move_to(there)

@@ -1,17 +1,29 @@
 """Several uploaders: which one a run goes to, and where it goes on when that one is away for too long."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from protocol.addresses import Address
 from protocol.dealer import Dealer
-from protocol.messages import Ping, encode
+from protocol.messages import Hello, Ping, encode
 
 if TYPE_CHECKING:
     from protocol.keys import LinkKeys
 
+_TAG = "continues"
 PROBE_S = 10.0
 """How long another uploader has to answer before the one after it is asked."""
+
+
+def continuing(metadata: dict[str, Any], part: str) -> dict[str, Any]:
+    """Return a run's metadata with the tag that names the part before it, by its id at the backend or its key."""
+    return metadata | {"tags": {**metadata.get("tags", {}), _TAG: part}} if part else metadata
+
+
+def continued_part(hello: Hello) -> str:
+    """Return the part that a run was said to continue, empty where it is no continuation."""
+    tags = hello.metadata.get("tags")
+    return tags.get(_TAG, "") if isinstance(tags, dict) else ""
 
 
 class Failover:
