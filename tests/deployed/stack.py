@@ -62,7 +62,7 @@ class Stack:
                 for word in ("--volume", f"{self._name}_{volume}:/seen/{volume}:ro")
             ]
             options = ["--detach", "--name", self._witness, "--pid", "host", "--user", "0", *volumes]
-            docker("run", *options, _IMAGE, "sleep", "infinity")
+            docker("run", "--no-healthcheck", *options, _IMAGE, "sleep", "infinity")
 
     def down(self) -> None:
         """Stop and remove the containers; volumes stay."""
@@ -96,7 +96,7 @@ class Stack:
         """Start a Sentinel API and its storage at the uploader's own loopback addresses."""
         (uploader,) = self.containers("uploader")
         words = ["--name", self._backend, "--network", f"container:{uploader}", "--env", "PYTHONPATH=/tests"]
-        docker("create", *words, _IMAGE, "python3", "-m", "deployed.backend", token)
+        docker("create", "--no-healthcheck", *words, _IMAGE, "python3", "-m", "deployed.backend", token)
         docker("cp", f"{ROOT}/tests", f"{self._backend}:/tests")
         docker("start", self._backend)
 
