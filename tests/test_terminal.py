@@ -6,13 +6,15 @@ from pathlib import Path
 from standins.product import COLLECTOR, Home, python, rows_of_file, wait_until
 from standins.terminal import Terminal
 
+# Not by print(): a signal that comes while that writes would find it busy.
 COUNTS = """
 import os, signal, sys, time
+def show(text): os.write(1, f"{text}\\n".encode())
 def note(signum, frame):
-    print(signal.Signals(signum).name, flush=True)
+    show(signal.Signals(signum).name)
     if signum == signal.SIGINT and sys.argv[1] == "end": sys.exit(42)
 for signum in (signal.SIGINT, signal.SIGWINCH): signal.signal(signum, note)
-print("ready", sys.stdin.isatty(), os.tcgetpgrp(0) == os.getpgrp(), flush=True)
+show(f"ready {sys.stdin.isatty()} {os.tcgetpgrp(0) == os.getpgrp()}")
 end = time.monotonic() + 30
 while time.monotonic() < end: time.sleep(0.01)
 """
