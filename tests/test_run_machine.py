@@ -348,7 +348,7 @@ class RunMachine(RuleBasedStateMachine):
     def _known_end(self, one: Collector) -> RunRecord | Tombstone | None:
         """What the uploader knows of a run that is over."""
         spool = self.up.spool
-        return spool.ended_record(one.key, owner="") or spool._ended.tombstone(one.key)
+        return spool._ended.find(one.key)
 
     def _uploader(self, directory: Path) -> TurnedUploader:
         return TurnedUploader(directory, backend=self.backend, clock=self.clock, policy=self.policy, heard=self._heard)

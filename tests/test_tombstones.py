@@ -168,11 +168,28 @@ def test_record_that_cannot_be_read_does_not_keep_others_from_ending(
     deliver(spool, "scribbled")
     with spool.database.transaction() as connection:
         connection.execute("UPDATE runs SET record = CAST(x'c1' || zeroblob(1000) AS BLOB)")
+    # Whoever asks for it meanwhile hears that it is over.
+    with pytest.raises(RunClosedError) as closed:
+        spool.greet(hello("scribbled"), owner="")
+    assert closed.value.seq == 0
+    caplog.clear()
     deliver_many(spool, 20)
     assert "cannot be read key=scribbled" in caplog.text
     with pytest.raises(RunClosedError) as closed:
         spool.greet(hello("scribbled"), owner="")
     assert closed.value.seq == 0
+
+
+def test_number_of_a_forgotten_run_is_not_given_to_another(tmp_path: Path) -> None:
+    clock = SteppedClock()
+    spool = open_spool_at(tmp_path / "spool", clock, max_bytes=MIN_SPOOL_BYTES)
+    first, last = (spool.greet(hello(key, metadata=DETAILS), owner="") for key in ("first", "last"))
+    spool.end(last, Event.DISCARDED)
+    clock.advance(1.0)
+    spool.end(first, Event.DISCARDED, response={"note": "x" * 9000})
+    assert spool.database.query("SELECT id FROM runs") == [(first.id,)], "the highest number is free"
+    assert spool.greet(hello("another"), owner="").id > last.id
+    spool.close()
 
 
 def test_run_costs_the_same_however_many_are_forgotten(spool: Spool) -> None:

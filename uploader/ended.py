@@ -46,15 +46,12 @@ class EndedRuns:
         self._now = now
         self._database.exempt_pages = now.tombstone_pages
 
-    def record(self, name: str) -> RunRecord | None:
-        """Return all about a run that has ended, as long as that is kept; raises `SpoolError`."""
-        found = self._database.query("SELECT record FROM runs WHERE key = ?", (name,))
-        record = decode_record(found[0][0]) if found else None
-        return record if record is not None and record.is_over else None
-
-    def tombstone(self, name: str) -> Tombstone | None:
-        """Return what is kept of a run whose record is not; raises `SpoolError`."""
-        return self._tombstones.find(name)
+    def find(self, name: str) -> RunRecord | Tombstone | None:
+        """Return what is known of a run that has ended: all about it, as long as that is kept; raises `SpoolError`."""
+        found = self._database.query(
+            "SELECT record FROM runs WHERE key = ? AND state IN ('finished', 'failed', 'discarded')", (name,)
+        )
+        return _read(name, found[0][0]) if found else self._tombstones.find(name)
 
     def room_for(self, connection: sqlite3.Connection, record_bytes: int) -> Remembered:
         """Forget the oldest records, within the transaction, so that one more fits; `committed` has to follow it."""
@@ -74,10 +71,15 @@ class EndedRuns:
         return Remembered(count, total, pages)
 
 
-def _tombstone_of(name: str, blob: bytes) -> Tombstone:
+def _read(name: str, blob: bytes) -> RunRecord | Tombstone:
     try:
-        return Tombstone.of(decode_record(blob))
+        return decode_record(blob)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         # No row of it is known: whatever is sent for it is kept aside, neither lost nor doubled.
         log.error("record of an ended run cannot be read key=%s error=%s", name, error)  # noqa: TRY400 -- no defect
         return Tombstone(0, 0, None, "")
+
+
+def _tombstone_of(name: str, blob: bytes) -> Tombstone:
+    ended = _read(name, blob)
+    return ended if isinstance(ended, Tombstone) else Tombstone.of(ended)

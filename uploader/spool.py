@@ -53,6 +53,8 @@ class Spool:
         self.holdings = Holdings()
         self.board = Noticeboard(database, self.lock)
         self._next_frame_id = 1
+        self._next_run_id = 1
+        """No number twice while this process lives: there may be news on its way about a run that is forgotten."""
         try:
             self._ended = EndedRuns(database)
             self._load()
@@ -239,7 +241,8 @@ class Spool:
     def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
         """Return all about a run that has ended, as long as that is kept."""
         with self.lock:
-            return self._ended.record(_name(key, owner))
+            ended = self._ended.find(_name(key, owner))
+        return ended if isinstance(ended, RunRecord) else None
 
     def require_room(self) -> None:
         """Raise `SpoolError` when the limit leaves no room for rows."""
@@ -267,7 +270,7 @@ class Spool:
 
     def _greet_unknown(self, hello: Hello, owner: str, max_runs: int, admits: Callable[[str, int], bool]) -> Run:
         name = _name(hello.run_key, owner)
-        ended = self._ended.record(name) or self._ended.tombstone(name)
+        ended = self._ended.find(name)
         if ended is not None:
             raise RunClosedError(ended.settled_seq, ended)
         if self.holdings.runs_of(owner) >= max_runs:
@@ -278,13 +281,14 @@ class Spool:
             raise ShareUsedUpError
         # The reserve is for changes of the runs that are there.
         self._require_room(len(blob))
+        run_id = self._next_run_id
         with self.database.transaction() as connection:
-            cursor = connection.execute(
-                "INSERT INTO runs (key, state, record) VALUES (?, ?, ?)",
-                (name, record.state, blob),
+            connection.execute(
+                "INSERT INTO runs (id, key, state, record) VALUES (?, ?, ?, ?)",
+                (run_id, name, record.state, blob),
             )
-        assert cursor.lastrowid is not None
-        return self._mirror(cursor.lastrowid, record, len(blob))
+        self._next_run_id += 1
+        return self._mirror(run_id, record, len(blob))
 
     def _require_heir(self, run: Run, hello: Hello) -> None:
         record = run.record
@@ -350,6 +354,7 @@ class Spool:
         return run
 
     def _load(self) -> None:
+        ((self._next_run_id,),) = self.database.query("SELECT coalesce(max(id), 0) + 1 FROM runs")
         for run_id, blob in self.database.query(
             "SELECT id, record FROM runs WHERE state NOT IN ('finished', 'failed', 'discarded')"
         ):
