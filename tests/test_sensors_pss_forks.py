@@ -1,6 +1,7 @@
 """Memory of processes that fork: a child that comes or goes between two readings changes nothing for the tree."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -84,6 +85,176 @@ def test_shared_memory_that_one_process_alone_has_touched_is_not_its_own_twice(m
     meter.members_changed()
     parent.pss.has_forked = True
     assert meter.measure([parent, child], 1.0) == 51_000
+
+
+def read_as_three_generations(made_up: MadeUp, clock: CostlyClock) -> tuple[list[Member], PssMeter]:
+    """A process of 40,000 KiB, a fork of it that has got 60,000 of its own, and a fork of that one."""
+    made_up.put(1, rss=40_000, pss=40_000)
+    made_up.put(2, rss=40_000, pss=20_000, private=0)
+    made_up.put(3, rss=100_000, pss=43_330, private=0)
+    meter = PssMeter(clock=clock, share=0.01, interval_s=1.0, is_closed=True)
+    first, second = made_up.member(1), made_up.member(2)
+    assert meter.measure([first], 1.0) == 40_000
+    meter.member_born(first, second)
+    made_up.put(1, rss=40_000, pss=20_000, private=0)
+    made_up.put(2, rss=100_000, pss=80_000, private=60_000)
+    second.read(made_up.ledger)
+    assert meter.measure([first, second], 1.0) == 100_000
+    made_up.put(1, rss=40_000, pss=13_340, private=0)
+    made_up.put(2, rss=100_000, pss=43_330, private=0)
+    third = made_up.member(3)
+    meter.members_changed()
+    meter.member_born(second, third)
+    return [first, second, third], meter
+
+
+def test_what_was_forked_and_forked_again_is_there_once(made_up: MadeUp) -> None:
+    members, meter = read_as_three_generations(made_up, CostlyClock(0.0))
+    assert meter.measure(members, 1.0) == 100_000
+    # The same when some were read with the others, some without.
+    meter.members_changed()
+    members[0].pss.has_forked = True
+    assert without_reading(meter, members) == 100_000
+
+
+def test_what_the_first_lent_stays_there_once_when_one_in_between_ends(made_up: MadeUp) -> None:
+    members, meter = read_as_three_generations(made_up, CostlyClock(0.0))
+    meter.measure(members, 1.0)
+    meter.member_gone(members.pop(1))
+    assert without_reading(meter, members) == 100_000
+    made_up.put(1, rss=40_000, pss=20_000, private=0)
+    made_up.put(3, rss=100_000, pss=80_000, private=60_000)
+    assert meter.measure(members, 1.0) == 100_000
+
+
+def test_forked_ones_have_what_the_first_lent_them_when_it_has_ended(made_up: MadeUp) -> None:
+    clock = CostlyClock(0.0)
+    parent, child, meter = read_as_parent_and_child(made_up, clock)
+    made_up.put(3, rss=40_500, pss=13_830, private=500, faults=125)
+    other = made_up.member(3)
+    meter.member_born(parent, other)
+    meter.members_changed()
+    meter.measure([parent, child, other], 1.0)
+    meter.member_gone(parent)
+    assert without_reading(meter, [child, other]) == 41_500
+
+
+def test_what_the_first_gives_back_stays_with_those_that_it_forked(made_up: MadeUp) -> None:
+    parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
+    made_up.put(1, rss=4_000, pss=4_000)
+    parent.read(made_up.ledger)
+    parent.pss.has_forked = True
+    assert without_reading(meter, [parent, child]) == 41_000
+    # Nothing of the child's own changes: the parent's reading says that it is due.
+    made_up.put(2, rss=41_000, pss=41_000)
+    assert meter.measure([parent, child], 1.0) == 45_000
+
+
+def without_reading(meter: PssMeter, members: list[Member]) -> float:
+    """The row at the same moment, when all that could be read has been."""
+    now_s = max(member.pss.read_at_s for member in members)
+    for member in members:
+        member.pss.read_at_s = now_s
+    return meter.measure(members, 0.0)
+
+
+def test_pages_of_a_mapped_file_that_it_alone_has_written_are_no_memory_of_its_own(made_up: MadeUp) -> None:
+    parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
+    made_up.put(2, rss=71_000, pss=51_000, shared=30_000, shared_pss=30_000, private=31_000, faults=7_750)
+    child.read(made_up.ledger)
+    assert meter.measure([parent, child], 1.0) == 71_000
+    parent.pss.has_forked = True
+    assert without_reading(meter, [parent, child]) == 71_000
+
+
+def test_who_writes_to_what_it_shares_leaves_the_others_more_of_it(made_up: MadeUp) -> None:
+    parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
+    assert child.pss.private_kib == 1_000
+    # Of the parent's own memory nothing changes: that its share does, the child's reading says.
+    made_up.put(1, rss=40_000, pss=40_000)
+    made_up.put(2, rss=41_000, pss=41_000, faults=10_250)
+    child.read(made_up.ledger)
+    assert meter.measure([parent, child], 1.0) == 81_000
+    assert parent.pss.anon_pss_kib == 40_000
+
+
+def test_an_orphan_that_nobody_saw_being_forked_makes_the_others_be_read(made_up: MadeUp) -> None:
+    made_up.put(1, rss=40_000, pss=40_000)
+    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0, is_closed=True)
+    lender = made_up.member(1)
+    assert meter.measure([lender], 1.0) == 40_000
+    made_up.put(1, rss=40_000, pss=20_000, private=0)
+    made_up.put(2, rss=40_000, pss=20_000, private=0)
+    orphan = made_up.member(2)
+    meter.members_changed()
+    meter.member_born(None, orphan)
+    assert meter.measure([lender, orphan], 1.0) == 40_000
+
+
+def test_what_others_outside_the_tree_have_is_theirs_also_while_a_child_comes(made_up: MadeUp) -> None:
+    made_up.put(1, rss=40_000, pss=10_000, private=0)
+    made_up.put(2, rss=40_000, pss=8_000, private=0)
+    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    parent, child = made_up.member(1), made_up.member(2)
+    assert meter.measure([parent], 1.0) == 10_000
+    meter.members_changed()
+    meter.member_born(parent, child)
+    assert without_reading(meter, [parent, child]) == 10_000
+    made_up.put(1, rss=40_000, pss=8_000, private=0)
+    assert meter.measure([parent, child], 1.0) == 16_000
+    meter.member_gone(child)
+    assert without_reading(meter, [parent]) == 16_000
+
+
+GENERATIONS = """
+import mmap, os, sys, time
+
+def fill(mib):
+    memory = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    memory[:: mmap.PAGESIZE] = b"x" * (len(memory) // mmap.PAGESIZE)
+    return memory
+
+def wait():
+    os.write(1, b"%d\\n" % os.getpid())
+    time.sleep(600)
+
+first = fill(40)
+if os.fork() == 0:
+    sys.stdin.buffer.raw.read(1)
+    second = fill(20)
+    for _ in range(2):
+        if os.fork() == 0:
+            wait()
+    wait()
+wait()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux' /proc")
+def test_three_generations_of_real_processes_are_what_the_kernel_says() -> None:
+    command = [sys.executable, "-S", "-c", GENERATIONS]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as job:
+        assert job.stdin is not None
+        assert job.stdout is not None
+        assert int(job.stdout.readline()) == job.pid
+        tree = ProcessTree(clock=SystemClock(), root_pid=job.pid, own_child=True, interval_s=1.0)
+        try:
+            tree.read(forks=0, elapsed_s=1.0)
+            assert len(tree.pids) == 2
+            job.stdin.write(b"x")
+            job.stdin.flush()
+            pids = {job.pid, *(int(job.stdout.readline()) for _ in range(3))}
+            rows = [tree.read(forks=0, elapsed_s=1.0).memory_kib for _ in range(4)]
+            assert set(tree.pids) == pids
+            rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii") for pid in pids]
+        finally:
+            for pid in tree.pids:
+                os.kill(pid, signal.SIGKILL)
+            tree.close()
+    truth_kib = sum(int(rollup.partition("\nPss:")[2].split()[0]) for rollup in rollups)
+    # What is shared with this process is not the job's.
+    assert rows == [pytest.approx(truth_kib, rel=0.02)] * len(rows)
 
 
 FORKING = """

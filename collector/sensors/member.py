@@ -1,11 +1,15 @@
 """One process of the tree: its files, and what they last said."""
 
 import os
+from typing import TYPE_CHECKING
 
 from collector.sensors.counters import counter_pair
 from collector.sensors.cpu import TICK_US
 from collector.sensors.ledger import Account, Ledger
 from collector.sensors.procfs import Descriptors, KeptFile, stat_fields
+
+if TYPE_CHECKING:
+    from collector.sensors.pss_family import Family
 
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
@@ -175,16 +179,17 @@ class PssState:
     __slots__ = (
         "anon_kib",
         "anon_pss_kib",
+        "borrowed_kib",
+        "common_kib",
         "cost_s",
         "denied",
         "epoch",
+        "family",
         "faults",
         "has_forked",
-        "has_lent",
         "is_settled",
-        "is_taken_back",
+        "is_stranger",
         "kib",
-        "lender",
         "others_kib",
         "private_kib",
         "read_anon_kib",
@@ -201,7 +206,9 @@ class PssState:
         self.anon_pss_kib = 0
         """The anonymous part of `kib`; the rest is its share of files and shared memory."""
         self.private_kib = 0
-        """Pages that nobody else had then, of those it has written to."""
+        """Its anonymous pages that nobody else had then, or fewer."""
+        self.common_kib = 0
+        """Its other anonymous pages then."""
         self.others_kib = 0
         """The others' share of its files and shared memory then."""
         self.rss_kib = 0
@@ -228,9 +235,9 @@ class PssState:
         self.denied = False
         self.has_forked = False
         """A child with many of its pages appeared since: what was its own is shared now."""
-        self.has_lent = False
-        """Such a child has appeared at any time."""
-        self.lender: PssState | None = None
-        """That of the process which forked this one, if it got many of its pages."""
-        self.is_taken_back = False
-        """A child that it had forked has given its memory up since the last sum."""
+        self.family: Family | None = None
+        """With whom it shares anonymous pages, if it was forked or has forked."""
+        self.borrowed_kib = 0
+        """As much of its anonymous memory, at most, may be that of the process which forked it."""
+        self.is_stranger = False
+        """Nobody has seen who forked it."""

@@ -208,8 +208,8 @@ class ProcessTree:
                 heir = self._members.get(member.parent_pid)
                 member.account.parent = heir.account if heir is not None else None
                 self._searches_left = _SEARCHES_AFTER_CHANGE
-            if is_new and (parent := self._members.get(member.parent_pid)) is not None:
-                self._pss.member_born(parent, member)
+            if is_new and member is not self._root:
+                self._pss.member_born(self._members.get(member.parent_pid), member)
             if member.io_readable:
                 self._io_readable = True
             if search:

@@ -15,9 +15,11 @@ thirtieth of that.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable
 
-from collector.sensors.member import PAGE_KIB, Member
+from collector.sensors.member import PAGE_KIB, Member, PssState
+from collector.sensors.pss_family import join
 from collector.sensors.pss_sum import tree_sum
 from protocol.clock import Clock
 
@@ -54,25 +56,30 @@ class PssMeter:
         self._time_s = 0.0
         self._epoch = 0
         self._total_kib = 0.0
+        self._has_met_stranger = False
 
     def members_changed(self) -> None:
         """Processes came or went: who shares pages may share them differently now."""
         self._epoch += 1
 
-    def member_born(self, parent: Member, child: Member) -> None:
-        """A child was read for the first time: until it begins a program of its own, it shares its parent's pages."""
-        if child.rss_kib * _FORKED_FROM >= parent.rss_kib:
+    def member_born(self, parent: Member | None, child: Member) -> None:
+        """A child was read for the first time: until it begins a program of its own, it shares its parent's pages.
+
+        An orphan, whose parent is gone, may share anybody's.
+        """
+        if parent is None:
+            child.pss.is_stranger = True
+        elif child.rss_kib * _FORKED_FROM >= parent.rss_kib:
+            join(parent, child, is_closed=self._is_closed)
             parent.pss.has_forked = True
-            parent.pss.has_lent = True
-            child.pss.lender = parent.pss
 
     def member_gone(self, member: Member) -> None:
         """A process has no memory any more: what it shared is the others'."""
         member.pss.rss_now_kib = 0
         self._epoch += 1
-        if member.pss.lender is not None:
+        if member.pss.family is not None:
             # The kernel takes the pages away from it one by one, and may not have finished.
-            member.pss.lender.is_taken_back = True
+            member.pss.family.is_taken_back = True
 
     def measure(self, members: Iterable[Member], elapsed_s: float) -> float:
         """Return the sum over `members` in KiB; `elapsed_s` is what the budget grows by."""
@@ -87,6 +94,9 @@ class PssMeter:
             elif member.pss.rss_now_kib > 0:
                 # It gives its memory up before it is gone: from now on shared pages are the others'.
                 self.member_gone(member)
+        families = Counter(member.pss.family for member in living if member.pss.family is not None)
+        for family, number in families.items():
+            family.living = number
         if self._share > 0:
             self._split_changed(living)
             self._read_some(living)
@@ -96,8 +106,8 @@ class PssMeter:
             else float(sum(member.rss_kib for member in living))
         )
         self.peak_kib = max(self.peak_kib, int(self._total_kib))
-        for member in living:
-            member.pss.is_taken_back = False
+        for family in families:
+            family.is_taken_back = False
         return self._total_kib
 
     def note_peak(self, member: Member) -> None:
@@ -123,6 +133,11 @@ class PssMeter:
     def _read_some(self, living: list[Member]) -> None:
         epoch = self._epoch
         self._read_due(living)
+        if self._has_met_stranger:
+            self._has_met_stranger = False
+            self._epoch += 1
+            for member in living:
+                member.pss.has_forked = member.pss.has_forked or member.pss.read_at_s != self._time_s
         if self._epoch != epoch:
             # A reading has shown that others, which seemed right, are not: they are due now, not a sample later.
             self._read_due(living)
@@ -173,13 +188,13 @@ class PssMeter:
         begin = self._clock.thread_time()
         try:
             data = member.read_file("smaps_rollup")
+            is_known = state.kib >= 0 and state.epoch == self._epoch and not state.has_forked
             state.kib = _field_kib(data, b"\nPss:")
             # Linux before 5.4 does not say: then the anonymous pages are its own.
             has_anon = b"\nPss_Anon:" in data
             state.anon_pss_kib = _field_kib(data, b"\nPss_Anon:") if has_anon else min(state.kib, state.anon_kib)
-            # Those of shared memory may be among the private ones, as long as nobody else has touched them.
-            shmem_kib = _field_kib(data, b"\nPss_Shmem:") if has_anon else 0
-            state.private_kib = max(0, _field_kib(data, b"\nPrivate_Dirty:") - shmem_kib)
+            before_kib = state.common_kib if is_known else None
+            state.private_kib, state.common_kib = _anon_parts(data, state) if has_anon else (state.anon_pss_kib, 0)
         except PermissionError:
             state.denied = True
         except (OSError, ValueError, IndexError) as error:
@@ -188,18 +203,29 @@ class PssMeter:
             state.denied = isinstance(error, FileNotFoundError) and member.is_alive()
         else:
             state.rss_kib, state.faults = member.rss_kib, member.faults
-            # Taken before PSS: what came in between counts as grown, and `tree_sum` bounds that by what is there.
+            # Taken before PSS: what came in between counts as grown, and the sum bounds that by what is there.
             state.read_anon_kib, state.read_shared_kib = state.anon_kib, state.shared_kib
             state.has_forked = False
-            others_kib = state.shared_kib - (state.kib - state.anon_pss_kib)
-            if others_kib - state.others_kib > member.rss_kib * _MOVED:
-                # Those who have the rest of these pages may have been read when they seemed to be theirs alone.
-                self._epoch += 1
-            state.others_kib = others_kib
+            self._conclude(state, before_kib, matters_kib=member.rss_kib * _MOVED)
             state.epoch = self._epoch
             self.note_peak(member)
         state.cost_s = self._clock.thread_time() - begin
         return state.cost_s
+
+    def _conclude(self, state: PssState, before_kib: int | None, *, matters_kib: float) -> None:
+        """See what a reading says about the others; `before_kib`: the `common_kib` of one that should still hold."""
+        others_kib = state.shared_kib - (state.kib - state.anon_pss_kib)
+        if others_kib - state.others_kib > matters_kib:
+            # Those who have the rest of these pages may have been read when they seemed to be theirs alone.
+            self._epoch += 1
+        state.others_kib = others_kib
+        if state.family is not None and before_kib is not None and abs(state.common_kib - before_kib) > matters_kib:
+            # It has written to what it shared, or given it back: the others have other parts of it now.
+            self._epoch += 1
+        if state.is_stranger and state.common_kib > matters_kib:
+            # With whom, only readings can tell. Once is enough: from then on those are known to share.
+            state.is_stranger = False
+            self._has_met_stranger = True
 
 
 def _last_read(member: Member) -> tuple[bool, float, int]:
@@ -216,6 +242,19 @@ def _cost(member: Member) -> float:
 
 def _field_kib(rollup: bytes, name: bytes) -> int:
     return int(rollup[rollup.index(name) + len(name) :].split(None, 1)[0])
+
+
+def _anon_parts(rollup: bytes, state: PssState) -> tuple[int, int]:
+    """Return how much of its anonymous memory is certainly a process' own, and the rest.
+
+    What is dirty and private, less shared memory, may also be pages of mapped files. What N processes have in common
+    is the N-th part of it at least in the share of each, which bounds the rest from above.
+    """
+    sharers = max(2, 0 if state.family is None else state.family.living)
+    anon_kib = _field_kib(rollup, b"\nAnonymous:")
+    dirty_kib = _field_kib(rollup, b"\nPrivate_Dirty:") - _field_kib(rollup, b"\nPss_Shmem:")
+    own_kib = max(0, min((sharers * state.anon_pss_kib - anon_kib) // (sharers - 1), dirty_kib))
+    return own_kib, anon_kib - own_kib
 
 
 def _split(member: Member) -> None:
