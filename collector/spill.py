@@ -5,6 +5,7 @@ that is cut short ends the file: whatever was killed while it wrote has lost at 
 (`flock`) by the collector that owns it.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -36,6 +37,7 @@ _SHIFT = struct.Struct("<q")
 _MAX_TORN_BYTES = 64 << 10
 """More than any record that a collector writes: a longer end that cannot be read was damaged, not cut short."""
 _MOST_SET_ASIDE = 100
+_NEW = ".new"
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -190,14 +192,21 @@ class SpillFile:
         raise SpillError(f"{self.path}: {left} rows are missing")
 
     def clear(self, head: SpillHead) -> None:
-        """Forget all rows: they are delivered. While an end waits for its own delivery everything stays."""
+        """Forget all rows: they are delivered. While an end waits for its own delivery everything stays.
+
+        Whoever is killed here leaves a file that says whose it is: with the rows, or without them. Raises `OSError`.
+        """
         if self.finish is not None:
             return
-        os.ftruncate(self._fd, len(MAGIC))
-        self._size = len(MAGIC)
+        payload = _encode(head)
+        first = next(self._records(len(MAGIC)), None)
+        if first is not None and first.kind == HEAD and payload_of(self._fd, first) == payload:
+            os.ftruncate(self._fd, first.end)
+            self._size = first.end
+        else:
+            self._replace(MAGIC + packed(HEAD, payload, rows=0, first_seq=0))
         self._shifts.clear()
-        self.head = None
-        self.write_head(head)
+        self.head = head
 
     def sync(self) -> None:
         """Make what was appended durable."""
@@ -246,6 +255,25 @@ class SpillFile:
         self._size += len(record)
         return offset
 
+    def _replace(self, content: bytes) -> None:
+        """Put a locked file of this content in the place of this one."""
+        aside = self.path + _NEW
+        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.write(fd, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), aside)
+            os.fsync(fd)
+            os.rename(aside, self.path)
+        except OSError:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
+        # Whoever has opened the old one meanwhile finds that it has no name any more.
+        os.close(self._fd)
+        self._fd, self._size = fd, len(content)
+
     def _records(self, offset: int) -> Iterator[Record]:
         return records(self._fd, offset, self._size)
 
@@ -254,6 +282,9 @@ class SpillFile:
             self._shifts.append(_Shift(start, end, shift_ms))
 
     def _recover(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            # Of an owner that was killed while it emptied the file.
+            os.unlink(self.path + _NEW)
         magic = os.pread(self._fd, len(MAGIC), 0)
         if not MAGIC.startswith(magic):
             raise SpillError(f"{self.path} is not a file of undelivered samples of this version")

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -118,6 +119,56 @@ def test_clearing_keeps_an_end_that_is_not_delivered(path: Path) -> None:
     again = reopened(path)
     assert again.finish == FINISH
     again.close()
+
+
+CLEARS_AND_DIES = """
+import os, signal, sys
+from collector.spill import SpillFile, SpillHead
+_, path, call, when, run_key = sys.argv
+spill = SpillFile.open(path)
+real = getattr(os, call)
+def dying(*arguments):
+    if when == "after":
+        real(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(os, call, dying)
+spill.clear(SpillHead(run_key=run_key, incarnation="one", destination="ipc:///nowhere", hello=b"hello"))
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("call", "run_key"), [("ftruncate", "key"), ("rename", "another")], ids=["same head", "another head"]
+)
+def test_a_file_whose_owner_is_killed_while_it_is_emptied_says_whose_it_is(
+    path: Path, call: str, run_key: str, when: str
+) -> None:
+    spill = SpillFile.open(str(path), create=True)
+    spill.write_head(HEAD)
+    spill.append_rows([row(1), row(2)], 1)
+    spill.close()
+    done = subprocess.run([sys.executable, "-c", CLEARS_AND_DIES, str(path), call, when, run_key], check=False)
+    assert done.returncode == -signal.SIGKILL
+    again = reopened(path)
+    assert again.head is not None
+    assert (again.head.run_key, numbers(held(again))) == ((run_key, []) if when == "after" else ("key", [1, 2]))
+    again.append_rows([row(3)], 3)
+    assert list(path.parent.iterdir()) == [path]
+    again.close()
+    third = reopened(path)
+    assert numbers(held(third))[-1:] == [3]
+    third.close()
+
+
+def test_a_file_that_another_takes_the_place_of_stays_in_use(path: Path) -> None:
+    spill = SpillFile.open(str(path), create=True)
+    spill.write_head(HEAD)
+    spill.append_rows([row(1)], 1)
+    spill.clear(SpillHead(run_key="another", incarnation="one", destination="", hello=b""))
+    with pytest.raises(SpillInUseError):
+        SpillFile.open(str(path))
+    spill.close()
+    reopened(path).close()
 
 
 def test_a_file_in_use_is_refused_to_another_process(path: Path) -> None:
