@@ -13,7 +13,8 @@ from oracle.rows import check_objects, check_rows
 
 OFTEN = 8
 """What was done so often without meeting anybody does not do what it says."""
-_SPOOL_FILES = {"spool.db", "lock"}
+_SPOOL_FILES = {"spool.db", "lock", "turned_away.json", "turned_away.json.part"}
+"""The last one where an uploader was killed while it wrote the one before, and nothing was turned away since."""
 
 
 def verdict(evidence: Evidence) -> list[str]:
