@@ -19,6 +19,7 @@ from protocol.clock import Clock
 from protocol.connections import Connections, Place, plain_host
 from protocol.keys import KEY_BYTES, KeyPair
 from protocol.monitor import SocketEvent, next_event
+from protocol.names import Names
 
 ZAP_DOMAIN = b"sentinel-stream"
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -85,7 +86,9 @@ class Door:
         self._clock = clock
         self._connections = Connections(most_of_key=limits.connections_of_key, unread_bytes=limits.unread_bytes)
         self._zap: zmq.Socket[bytes] | None = None
+        self._names: Names | None = None
         if guard is not None:
+            self._names = Names(context)
             self._zap = context.socket(zmq.REP)
             self._zap.setsockopt(zmq.LINGER, 0)
             self._zap.bind(ZAP_ENDPOINT)
@@ -112,6 +115,8 @@ class Door:
             monitor.close(linger=0)
         if self._zap is not None:
             self._zap.close(linger=0)
+        if self._names is not None:
+            self._names.close()
 
     @property
     def connections(self) -> int:
@@ -181,12 +186,12 @@ class Door:
 
     def _answer(self) -> None:
         """Answer all questions about keys that wait (ZeroMQ RFC 27)."""
-        while self._zap is not None:
+        while self._zap is not None and self._names is not None:
             try:
                 request = self._zap.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return
-            status, text, user, reason = b"500", b"cannot tell", b"", "key"
+            status, text, user, metadata, reason = b"500", b"cannot tell", b"", b"", "key"
             try:
                 if not self._is_admitted(request):
                     status, text = b"400", b"not on the list"
@@ -194,13 +199,14 @@ class Door:
                     # Its connection ends without a word, as all do that find no room, and it comes back later.
                     status, text, reason = b"300", b"too many connections", "connections-of-client"
                 else:
+                    metadata = self._names.next()
                     status, text, user = b"200", b"OK", request[_ZAP_PARTS].hex().encode()
                     host = plain_host(request[_ZAP_HOST].decode("ascii", "replace"))
                     self._connections.let_in(request[_ZAP_PARTS], host, self._clock.monotonic())
             finally:
                 # Whatever fails: no answer, or this one, lets nobody in.
                 request_id = request[1] if len(request) > 1 else b""
-                self._zap.send_multipart((b"1.0", request_id, status, text, user, b""))
+                self._zap.send_multipart((b"1.0", request_id, status, text, user, metadata))
             if status != b"200":
                 self._watcher.turned_away(reason)
 
@@ -222,7 +228,7 @@ class Door:
 
 
 def number_from_anywhere() -> None:
-    """Let no peer guess how ZeroMQ will call the next connections.
+    """Let no peer guess how ZeroMQ will call the next connections of a link without keys (with keys: `Names`).
 
     It numbers them from a "random" number on, which is the same in every process as long as nobody gives the C library
     a seed. A peer may choose a name for itself; with one that is to be the next one's, ZeroMQ aborts our process.

@@ -13,7 +13,7 @@ import zmq
 import zmq.utils.z85
 from standins.guarded import Guarded
 from standins.product import Home, python, wait_until
-from standins.raw_collector import Collectors, RawCollector, collectors_of
+from standins.raw_collector import PATIENCE_S, Collectors, RawCollector, collectors_of
 from standins.scripted import SteppedClock
 from standins.spooling import finish, hello, samples
 
@@ -31,6 +31,8 @@ from uploader.key_store import KeyStore
 
 UNHEARD_S = 0.7
 """What is turned away has been turned away several times by then."""
+_KNOCKS = 60
+"""With an answer that is given at once a third of them has another name on a single CPU."""
 GREETING_BYTES = 64
 """Of ZMTP 3.1 (ZeroMQ RFC 37): a version and the name of a mechanism, the same for everybody."""
 
@@ -132,6 +134,48 @@ def test_a_door_whose_keeper_is_gone_lets_nobody_in(guarded: Guarded, collectors
     inside.say(samples(3, 4))
     assert inside.hear(Ack) == Ack(4)
     assert list(guarded.runs()) == [("alice", "run")]
+
+
+class Credulous:
+    """A guard that admits everybody."""
+
+    def __init__(self) -> None:
+        self.pair = KeyPair(*(bytes.fromhex(half) for half in _PAIR))
+
+    def admits(self, key: bytes) -> bool:
+        return len(key) == KEY_BYTES
+
+
+@contextlib.contextmanager
+def on_one_cpu() -> Iterator[None]:
+    """Threads that are made meanwhile share a CPU: whoever is woken often runs before the one that woke him."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_nobody_chooses_what_zeromq_calls_a_connection_with_keys() -> None:
+    """Whoever takes a name that ZeroMQ is about to give makes it abort; here it gives none, and takes none."""
+    guard = Credulous()
+    keys = LinkKeys(guard.pair, guard.pair.public)
+    called = set()
+    with (
+        on_one_cpu(),
+        Router([parse_address("tcp://127.0.0.1:*", bind=True)], guard=guard) as router,
+        collectors_of(router.urls[0]) as collectors,
+    ):
+        for number in range(_KNOCKS):
+            # As ZeroMQ's own names are: a zero, and a number.
+            name = b"\0\0\0\0\1" if number % 2 else b""
+            collectors.connect(keys=keys, name=name).say(hello())
+            arrivals, _ = router.receive(most=1, timeout_s=PATIENCE_S)
+            assert len(arrivals) == 1, "one with the name of another is not heard"
+            called.add(arrivals[0].identity)
+    assert {len(name) for name in called} == {1 + 8}
+    assert len(called) == _KNOCKS
 
 
 class Broken:

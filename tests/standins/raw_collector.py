@@ -25,9 +25,13 @@ class RawCollector:
         *,
         receives: int = 1000,
         keys: LinkKeys | None = None,
+        name: bytes = b"",
     ) -> None:
+        """Connect; `name` is what a ROUTER should call it."""
         self._socket = context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        if name:
+            self._socket.setsockopt(zmq.ROUTING_ID, name)
         self._socket.setsockopt(zmq.RCVHWM, receives)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         if keys is not None:
@@ -99,8 +103,8 @@ class Collectors:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._made: list[RawCollector] = []
 
-    def connect(self, *, receives: int = 1000, keys: LinkKeys | None = None) -> RawCollector:
-        self._made.append(RawCollector(self._context, self._url, receives=receives, keys=keys))
+    def connect(self, *, receives: int = 1000, keys: LinkKeys | None = None, name: bytes = b"") -> RawCollector:
+        self._made.append(RawCollector(self._context, self._url, receives=receives, keys=keys, name=name))
         return self._made[-1]
 
     def close(self) -> None:
