@@ -122,8 +122,13 @@ class Dealer(Endpoint):
         self._unexplained += 1
         if self._unexplained < _UNEXPLAINED:
             return None
-        server_key = "--server-key is not its key, " if self._has_keys else ""
-        return f"breaks off each handshake: {server_key}it lets nobody in at the moment, or does not run there"
+        # Also what is left of the reasons above when the other end is gone before we have read its first words.
+        guess = "it"
+        if self._has_keys:
+            guess = "--server-key is not its key, it"
+        elif self._url.startswith("tcp:"):
+            guess = "it wants keys (--server-key, --key),"
+        return f"breaks off each handshake: {guess} lets nobody in at the moment, or does not run there"
 
     def poll(self, timeout_s: float) -> bool:
         """Wait for a message for at most `timeout_s` seconds; True when one is there."""
