@@ -176,6 +176,7 @@ def test_no_secret_key_leaves_its_file(home: Home) -> None:
         spool = [] if words[0] == "keys" else ["--spool", str(home.directory / "spool")]
         done = home.run(UPLOADER, *words, *where, *spool)
         said += [done.stdout, done.stderr]
+    wait_until((home.directory / "spool" / "turned_away.json").exists, "who was turned away is noted")
     together = "\n".join(said)
     assert "does not let this collector in" in together
     assert 'client_last_seen_timestamp_seconds{client="alice"}' in together

@@ -157,7 +157,7 @@ LIMIT_SETTINGS = (
         name="max_name",
         flag="--max-name",
         env="SENTINEL_MAX_NAME",
-        parse=integer(minimum=20, maximum=1000),
+        parse=integer(minimum=32, maximum=1000),
         metavar="CHARS",
         default=_DEFAULTS.name_chars,
         help="length of a name in the metadata, tags included",
