@@ -173,6 +173,8 @@ def test_a_run_that_has_moved_may_end_in_parts_and_one_that_has_not_may_not() ->
     evidence.told[0].end = VANISHED
     assert verdict(evidence) == []
     evidence.homes = {"job": [Place(1, KEY), Place(1, f"{KEY}~1")]}
+    assert verdict(evidence) == []
+    evidence.told[1].continues = None
     assert "2 runs were finished, 1 ends were begun" in problems(evidence)
 
 

@@ -63,8 +63,12 @@ class Evidence:
     figures: Counter[str] = field(default_factory=Counter)
 
     def has_moved(self, name: str) -> bool:
-        """Whether a job's run may have been left in parts, at more than one uploader."""
-        return len({place.port for place in self.homes.get(name, ())}) > 1
+        """Whether a job's run may have been left in parts: at more than one uploader, or at one that it came back to.
+
+        Who came back from one that never heard of it has greeted at a single place, and says that it continues.
+        """
+        places = {place.port for place in self.homes.get(name, ())}
+        return len(places) > 1 or any(told.name == name and told.continues for told in self.told)
 
 
 def gather(drama: Drama, expected: Sequence[str]) -> Evidence:

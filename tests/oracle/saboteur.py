@@ -65,7 +65,7 @@ class Saboteur:
                 server = drama.api if name.startswith("API: ") else drama.s3
                 fault = server.faults.add(what.fault.call, **what.fault.what)
                 self._faults.append((name, fault))
-                drama.after(what.lasts_s, fault.lift if fault.hang else lambda: None)
+                self._let_go(fault, what.lasts_s)
             case "storage away for long" | "servers ask for time" | "credentials revoked":
                 self._trouble_servers(what)
             case "credentials that live 6 s":
@@ -92,6 +92,15 @@ class Saboteur:
             case _:
                 return self._trouble_process(drama.collectors[what.which % len(drama.collectors)], what)
         return True
+
+    def _let_go(self, fault: "Fault", lasts_s: float, patience: int = PATIENCE) -> None:
+        """Let a call hang for so long; where none comes for some seconds, none has to."""
+        if not fault.hang:
+            return
+        if fault.fired or not patience:
+            self._drama.after(lasts_s, fault.lift)
+        else:
+            self._drama.after(_AGAIN_S, lambda: self._let_go(fault, lasts_s, patience - 1))
 
     def _trouble_servers(self, what: Disturbance) -> None:
         drama = self._drama
