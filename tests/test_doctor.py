@@ -339,6 +339,7 @@ def test_keys_that_others_can_read_or_change(tmp_path: Path) -> None:
     assert (found().verdict, found().remedy) == (Verdict.FAILED, "sentinel-uploader keys init")
     assert only(list(check_keys(store, named=False))).verdict is Verdict.SKIPPED
     store.init()
+    assert (found().verdict, found().remedy) == (Verdict.WARNING, "sentinel-uploader keys add NAME")
     secret = Path(store.add("alice", replace=False))
     assert found() == Finding(Verdict.OK, "keys", f"{store.directory}: a server key and 1 clients")
     for path, mode, good, text in (

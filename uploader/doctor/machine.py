@@ -114,7 +114,11 @@ def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
     yield from (Finding(Verdict.FAILED, "keys", text, remedy) for text, remedy in faults)
     if not faults:
         clients = sum(not entry.is_revoked for entry in store.clients())
-        yield Finding(Verdict.OK, "keys", f"{store.directory}: a server key and {clients} clients")
+        text = f"{store.directory}: a server key and {clients} clients"
+        if clients:
+            yield Finding(Verdict.OK, "keys", text)
+        else:
+            yield Finding(Verdict.WARNING, "keys", f"{text}: nobody comes in", "sentinel-uploader keys add NAME")
 
 
 def check_directory_target(directory: str) -> Finding:
