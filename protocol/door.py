@@ -178,7 +178,9 @@ class Door:
             return
         place = Place(index, event.value)
         if event.kind == zmq.EVENT_DISCONNECTED:
-            if self._connections.went(place):
+            # Whoever only looks whether somebody listens says nothing. A Unix socket is its owner's alone: each of this
+            # user's commands looks there, and none of them was turned away.
+            if self._connections.went(place) and not event.endpoint.startswith("ipc:"):
                 self._watcher.turned_away("silent")
         elif not self._connections.came(place, self._clock.monotonic(), limit=self._limits.connections):
             self._watcher.turned_away("connections")

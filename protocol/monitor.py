@@ -12,10 +12,14 @@ FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTO
 
 
 class SocketEvent(NamedTuple):
-    """One event; `value` is a descriptor, an error or a status, depending on `kind`."""
+    """One event; `value` is a descriptor, an error or a status, depending on `kind`.
+
+    `endpoint` is where our socket listens or connects to.
+    """
 
     kind: int
     value: int
+    endpoint: str = ""
 
 
 def monitor_of(
@@ -40,4 +44,7 @@ def next_event(monitor: "zmq.Socket[bytes]") -> SocketEvent | None:
         parts = monitor.recv_multipart(zmq.DONTWAIT)
     except zmq.Again:
         return None
-    return SocketEvent(*_EVENT.unpack(parts[0])) if len(parts) == _EVENT_PARTS else None
+    if len(parts) != _EVENT_PARTS:
+        return None
+    kind, value = _EVENT.unpack(parts[0])
+    return SocketEvent(kind, value, parts[1].decode("utf-8", "replace"))

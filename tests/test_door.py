@@ -123,6 +123,21 @@ def test_a_port_scanner_learns_what_everybody_may_know(guarded: Guarded) -> None
     assert guarded.turned_away("key") == 0
 
 
+def test_looking_whether_somebody_listens_at_a_unix_socket_is_nobody_turned_away(home: Home) -> None:
+    counters = Counters()
+    addresses = [parse_address(url, bind=True) for url in (home.address, "tcp://127.0.0.1:*")]
+    with Router(addresses, watcher=DoorReport(counters, SystemClock())) as router, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            probe = stack.enter_context(socket.socket(socket.AF_UNIX))
+            probe.connect(home.address.removeprefix("ipc://"))
+        wait_until(partial(has_connections, router, 3), "they are seen while they are there")
+        stack.close()
+        wait_until(partial(has_connections, router, 0), "they have left")
+        socket.create_connection(("127.0.0.1", int(router.urls[1].rpartition(":")[2]))).close()
+        wait_until(lambda: counters.rejected.value("silent"), "one at a port that strangers reach is counted")
+        assert counters.rejected.value("silent") == 1
+
+
 def test_a_door_whose_keeper_is_gone_lets_nobody_in(guarded: Guarded, collectors: Collectors) -> None:
     alice, bob = guarded.key_of("alice"), guarded.key_of("bob")
     inside = collectors.connect(keys=alice)
