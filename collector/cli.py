@@ -9,7 +9,7 @@ import os
 import sys
 
 from collector.accounting import RunAccounting
-from collector.config import SETTINGS, early, uploader_addresses
+from collector.config import SETTINGS, check_own_uploader, early, uploader_addresses
 from collector.job import Job, JobStartError
 from collector.sensors import baseline as baseline_sensor
 from collector.sensors.cgroup import remove_left_behind
@@ -67,6 +67,7 @@ def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None, 
     wanted = early(given, file, "accounting", "scope", "host_root", "insecure", "server_key", "key")
     # What is certain to be wrong use must be said before anything is started.
     uploader_addresses({**given, **{name: wanted[name] for name in ("insecure", "server_key", "key")}})
+    check_own_uploader(given, file, os.environ)
     clock = SystemClock()
     host_root = wanted["host_root"] or ""
     baseline = baseline_sensor.take(clock, host_root=host_root)
@@ -100,6 +101,7 @@ def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
 
     settings = merge_file(SETTINGS, given, file)
     addresses = uploader_addresses(settings)
+    check_own_uploader(settings, None, os.environ)
     root_pid = _living_pid(settings["pid"]) if settings["pid"] else None
     remove_left_behind()
     host_root = settings["host_root"] or ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from protocol.api_url import API_URL_VARIABLE, api_url_fault, shown_url
 from protocol.errors import UsageError
 from protocol.setting_sources import merge_what_is_right
 from protocol.settings import Setting, boolean, choice, key_value, path, percent, seconds, text
@@ -256,6 +257,19 @@ def early(given: Mapping[str, Any], file: SettingsFile | None, *names: str) -> d
     else:
         values = {setting.name: setting.default for setting in SETTINGS} | dict(given)
     return {name: values[name] for name in names}
+
+
+def check_own_uploader(given: Mapping[str, Any], file: SettingsFile | None, environ: Mapping[str, str]) -> None:
+    """Raise `UsageError` where this user's own uploader would not start for what the environment says."""
+    url = environ.get(API_URL_VARIABLE)
+    fault = api_url_fault(url) if url else ""
+    # What costs time is done for a wrong address only.
+    if not url or not fault or early(given, file, "connect")["connect"]:
+        return
+    from protocol.agent import SENTINEL_TARGET, default_target
+
+    if default_target(environ) == SENTINEL_TARGET:
+        raise UsageError(f"{API_URL_VARIABLE} {shown_url(url)!r}: {fault}")
 
 
 def settings_of_running_job(

@@ -211,7 +211,8 @@ class Leftovers:
         self._tell_once(
             destination,
             f"{samples if rows else 'the end of an earlier run waits'} for {destination}, where no uploader answers, "
-            f"in {path}; a run with that uploader's address, or that target and token, delivers them",
+            f"in {path}; a run with that uploader's address, or that target and token, delivers them; "
+            "deleting the file discards them",
         )
 
     def _tell_once(self, topic: str, text: str) -> None:

@@ -156,7 +156,10 @@ def test_api_that_is_not_there(backend: Backend) -> None:
     assert fault.fired == 1
     assert only(found["api"]).verdict is Verdict.FAILED
     assert only(found["put"]) == Finding(Verdict.SKIPPED, "put", "no run is begun that could not be stored")
-    for url, text in (("http://127.0.0.1:1", "Connection refused"), ("ftp://x", "SENTINEL_API_URL: not an http")):
+    for url, text in (
+        ("http://127.0.0.1:1", "Connection refused"),
+        ("ftp://x", "SENTINEL_API_URL 'ftp://x': not an http"),
+    ):
         api = only(asked(backend.environ | {"SENTINEL_API_URL": url})["api"])
         assert (api.verdict, text in api.text) == (Verdict.FAILED, True), api.text
     proxied = backend.environ | {"HTTP_PROXY": "nonsense://"}

@@ -28,6 +28,7 @@ from standins.product import (
 from standins.rclone import RcloneS3
 from standins.sentinel_api import SentinelServer
 
+from protocol.api_url import shown_url
 from protocol.sample import COLUMNS
 
 
@@ -385,6 +386,33 @@ def test_wrong_use_is_told_before_anything_starts(home: Home, words: list[str], 
     assert named in done.stderr
     assert "Traceback" not in done.stderr
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("url", ["foo", "ftp://h", "https://user:planted@h"])
+def test_address_of_the_api_that_is_none_is_told_before_anything_starts(home: Home, url: str) -> None:
+    marker = home.directory / "started"
+    environ = {"SENTINEL_API_URL": url, "SENTINEL_API_TOKEN": TOKEN}
+    for words in (["--", "touch", str(marker)], ["--pid", str(os.getpid())]):
+        done = home.collector(*words, env=environ)
+        assert done.returncode == 2, done.stderr
+        assert f"SENTINEL_API_URL {shown_url(url)!r}" in done.stderr
+        assert "planted" not in done.stderr
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("with_token", [True, False])
+def test_address_of_the_api_is_looked_at_only_where_it_is_used(home: Home, with_token: bool) -> None:
+    environ = {"SENTINEL_API_URL": "foo"}
+    words: tuple[str, ...] = ()
+    if with_token:
+        # An uploader that somebody else runs has settings of its own.
+        home.start_uploader("--target", str(home.runs))
+        environ["SENTINEL_API_TOKEN"] = TOKEN
+        words = ("--connect", home.address)
+    done = home.collector(*words, "--wait", "20", "--", "true", env=environ)
+    assert done.returncode == 0, done.stderr
+    (run,) = home.local_runs()
+    assert run["rows"] == 1
 
 
 @pytest.mark.parametrize("words", ["--help", "--version"])

@@ -294,6 +294,7 @@ def test_rows_for_an_uploader_that_does_not_run_are_told_once_with_where_they_ar
     assert len(told) == 2
     assert all(state.address.url in line for line in told)
     assert any(str(path) in told[0] for path in paths)
+    assert "deleting the file discards" in told[0]
     assert len(state.files()) == 2
 
 

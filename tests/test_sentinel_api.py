@@ -15,6 +15,7 @@ from standins.offset_clock import OffsetClock
 from standins.sentinel_api import Behaviour, SentinelServer
 from standins.tls import make_authority, server_context
 
+from protocol.api_url import api_url_fault, shown_url
 from protocol.clock import SystemClock
 from protocol.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
@@ -177,11 +178,35 @@ def test_a_run_id_that_cannot_stand_in_a_path_is_refused(server: SentinelServer,
     assert server.requests.of() == []
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "https://user:planted@x", "nonsense"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "https://user:planted@x", "nonsense", "https://", "https://x/?planted", "http://a b"]
+)
 def test_an_address_that_cannot_be_used_is_named(url: str) -> None:
     with pytest.raises(UsageError, match="SENTINEL_API_URL") as caught:
         HttpSentinelAPI(lambda: TOKEN, url, SystemClock(), {})
     assert "planted" not in str(caught.value)
+    assert repr(shown_url(url)) in str(caught.value)
+    # The collector says the same before the job, and knows no HTTP library.
+    assert api_url_fault(url)
+
+
+@pytest.mark.parametrize("url", ["https://h", "HTTP://h:80/", "https://[::1]:8080/a/b@c", "http://127.0.0.1:1/prefix/"])
+def test_an_address_that_can_be_used_has_no_fault(url: str) -> None:
+    assert api_url_fault(url) == ""
+    HttpSentinelAPI(lambda: TOKEN, url, SystemClock(), {}).close()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("foo", "foo"),
+        ("https://user:planted@x/p?planted#planted", "https://…@x/p?…"),
+        ("https://h/#planted", "https://h/#…"),
+        ("user:planted@x", "…@x"),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_a_secret(url: str, shown: str) -> None:
+    assert shown_url(url) == shown
 
 
 CALLS: Mapping[str, Callable[[], Any]] = {

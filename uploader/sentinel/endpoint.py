@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping
 from urllib.parse import quote
 
+from protocol.api_url import API_URL_VARIABLE, shown_url
 from protocol.clock import Clock, SystemClock
 from protocol.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
@@ -29,7 +30,7 @@ class Endpoint:
         try:
             self._origin, self._prefix = parse_origin(base_url)
         except UsageError as error:
-            raise UsageError(f"SENTINEL_API_URL: {error}") from None
+            raise UsageError(f"{API_URL_VARIABLE} {shown_url(base_url)!r}: {error}") from None
         self.base_url = self._origin.url + self._prefix
         self.clock = clock
         self.refusals = Refusals(self.base_url, clock)
@@ -79,7 +80,7 @@ def default_endpoint() -> Endpoint:
     relevant = {
         name: value
         for name, value in os.environ.items()
-        if name in {"SENTINEL_API_URL", "SSL_CERT_FILE", "REQUEST_METHOD"} or name.lower().endswith("_proxy")
+        if name in {API_URL_VARIABLE, "SSL_CERT_FILE", "REQUEST_METHOD"} or name.lower().endswith("_proxy")
     }
     return _endpoint_for(tuple(sorted(relevant.items())))
 
@@ -87,4 +88,4 @@ def default_endpoint() -> Endpoint:
 @functools.lru_cache(maxsize=4)
 def _endpoint_for(variables: tuple[tuple[str, str], ...]) -> Endpoint:
     environ = dict(variables)
-    return Endpoint(environ.get("SENTINEL_API_URL") or DEFAULT_BASE_URL, clock=SystemClock(), environ=environ)
+    return Endpoint(environ.get(API_URL_VARIABLE) or DEFAULT_BASE_URL, clock=SystemClock(), environ=environ)
