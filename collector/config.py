@@ -165,7 +165,8 @@ SETTINGS = (
         flag="--output",
         parse=path,
         metavar="FILE",
-        help="also write the rows to a CSV file, as they are taken",
+        help="also write the rows to a CSV file, as they are taken; one that is there is replaced, "
+        "its directories are made",
     ),
     Setting(
         name="wait",
@@ -181,7 +182,7 @@ SETTINGS = (
         flag="--summary-json",
         parse=path,
         metavar="FILE",
-        help="write the figures of the run to a file",
+        help="write the figures of the run to a file; one that is there is replaced, its directories are made",
     ),
     *(
         Setting(

@@ -1,6 +1,8 @@
 """The rows as a CSV file of the user's own, written line by line."""
 
+import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable
@@ -8,6 +10,9 @@ from collections.abc import Callable
 from protocol.sample import COLUMNS, CSV_HEADER
 
 _LONGEST_LINE_BYTES = 4096
+_STANDARD_STREAMS = (1, 2)
+_LOCKS_UNKNOWN = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""Answers of file systems that know no locks: nobody is kept out there."""
 _LATEST_TIMESTAMP = 253_402_300_799.0
 """The end of the year 9999: what lies behind it was never written by us."""
 
@@ -16,7 +21,9 @@ class CsvOutput:
     """Appends rows; trouble with the file is told once and never more than that.
 
     With `continued` the file of the same run is gone on with (a line that a kill cut short is removed first),
-    otherwise it is replaced. `last_timestamp` is that of its last row, UNIX seconds, 0 where it has none: rows that
+    otherwise it is replaced. The file is locked (`flock`) while it is written, and left alone where another run has
+    it; its directories are made. What standard output or error go to already is appended to, with them, and neither
+    locked nor cut. `last_timestamp` is that of its last row, UNIX seconds, 0 where it has none: rows that
     follow are stamped after it, whatever the clock says, and need not be stamped anew when they are delivered.
     """
 
@@ -27,8 +34,9 @@ class CsvOutput:
         self._is_file = True
         self.last_timestamp = 0.0
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | (0 if continued else os.O_TRUNC), 0o644)
-            self._begin(self._fd)
+            make_parent(path)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._begin(self._fd, continued=continued)
         except OSError as error:
             self._give_up(error)
 
@@ -47,14 +55,22 @@ class CsvOutput:
             os.close(self._fd)
             self._fd = None
 
-    def _begin(self, fd: int) -> None:
+    def _begin(self, fd: int, *, continued: bool) -> None:
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         if not self._is_file:
             # A pipe that nobody reads must not stop us.
             os.set_blocking(fd, False)
             self._write_whole(fd, CSV_HEADER)
             return
-        size = _size_of_whole_lines(fd)
+        stream = _standard_stream(fd)
+        if stream is not None:
+            # With its offset: what the job and we write there does not lie upon one another.
+            os.dup2(stream, fd, inheritable=False)
+            self._is_file = False
+            self._write_whole(fd, CSV_HEADER)
+            return
+        _lock(fd)
+        size = _size_of_whole_lines(fd) if continued else 0
         if os.pread(fd, len(CSV_HEADER), 0) != CSV_HEADER:
             size = 0
         os.ftruncate(fd, size)
@@ -76,6 +92,34 @@ class CsvOutput:
     def _give_up(self, error: OSError) -> None:
         self._warn(f"cannot write {self._path}: {error.strerror}")
         self.close()
+
+
+def make_parent(path: str) -> None:
+    """Make the directories that a file is to lie in; raises `OSError`."""
+    directory = os.path.dirname(path)
+    if directory:
+        os.makedirs(directory, exist_ok=True)
+
+
+def _lock(fd: int) -> None:
+    """Lock the file until it is closed; raises `BlockingIOError` when another run has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another run is writing it, this run's rows are not in it") from None
+    except OSError as error:
+        if error.errno not in _LOCKS_UNKNOWN:
+            raise
+
+
+def _standard_stream(fd: int) -> int | None:
+    """Return the number of our standard output or error when that goes to the same file."""
+    ours = os.fstat(fd)
+    for stream in _STANDARD_STREAMS:
+        with contextlib.suppress(OSError):  # it may have been closed for us
+            if os.path.samestat(ours, os.fstat(stream)):
+                return stream
+    return None
 
 
 def _timestamp_of_last_line(fd: int, size: int) -> float:

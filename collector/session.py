@@ -15,7 +15,7 @@ from collector.identity import ranked_addresses, run_key_of_host, run_key_of_pro
 from collector.job import Job
 from collector.leftovers import Leftovers
 from collector.metadata import run_metadata
-from collector.output import CsvOutput
+from collector.output import CsvOutput, make_parent
 from collector.sampler import Sampler
 from collector.sensors.baseline import Baseline
 from collector.sensors.container import ContainerView
@@ -276,6 +276,7 @@ class Session:
 
     def _write_summary(self, path: str, content: bytes) -> None:
         try:
+            make_parent(path)
             with open(path, "wb") as file:
                 file.write(content)
         except OSError as error:

@@ -518,6 +518,28 @@ def test_continued_output_is_appended_to_and_another_runs_is_replaced(home: Home
     assert len(rows_of_file(output)) == 1
 
 
+def test_of_two_runs_at_once_one_writes_the_output_and_the_other_says_so(home: Home) -> None:
+    output, is_over = home.directory / "out" / "rows.csv", home.directory / "over"
+    words = [
+        "--interval",
+        "0.1",
+        "--output",
+        str(output),
+        "--summary-json",
+        str(home.directory / "out" / "s" / "x.json"),
+    ]
+    waits = f"import os, time\nwhile not os.path.exists({str(is_over)!r}): time.sleep(0.02)"
+    first = home.start(COLLECTOR, *words, "--", *python(waits))
+    wait_until(lambda: output.exists() and len(rows_of_file(output)) > 2, "rows are written")
+    second = home.collector(*words, "--", "sh", "-c", "exit 3")
+    assert (second.returncode, f"cannot write {output}: another run" in second.stderr) == (3, True), second.stderr
+    is_over.touch()
+    _, said = first.communicate(timeout=DEADLINE_S)
+    assert (first.returncode, "cannot write" in said) == (0, False), said
+    whole = [run for run in home.local_runs() if run["exit_code"] == 0]
+    assert home.local_rows(whole[0]) == rows_of_file(output)
+
+
 def test_clock_set_back_between_two_collectors_of_a_run_changes_no_row_that_was_written(home: Home) -> None:
     output = home.directory / "rows.csv"
     clock = ShiftedClock(home.directory, "collector")

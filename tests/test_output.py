@@ -93,8 +93,61 @@ def test_a_full_disk_is_told_once_and_leaves_whole_lines(path: Path) -> None:
     assert content.count(b"\n") == 3
 
 
+def test_a_file_that_another_run_writes_is_left_alone_until_that_has_ended(path: Path) -> None:
+    warnings: list[str] = []
+    first = opened(path, warnings)
+    first.write(line(1))
+    for continued in (False, True):
+        second = opened(path, warnings, continued=continued)
+        second.write(line(2))
+        assert second.last_timestamp == 0.0
+        second.close()
+    first.write(line(3))
+    assert path.read_bytes() == CSV_HEADER + line(1) + line(3)
+    assert [f"cannot write {path}: another run is writing it" in text for text in warnings] == [True, True]
+    first.close()
+    third = opened(path, [], continued=True)
+    third.write(line(4))
+    third.close()
+    assert path.read_bytes() == CSV_HEADER + line(1) + line(3) + line(4)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+@pytest.mark.parametrize("mode", ["w", "a"])
+def test_a_file_that_a_standard_stream_goes_to_is_appended_to_with_it(path: Path, stream: str, mode: str) -> None:
+    script = (
+        "import sys\nfrom collector.output import CsvOutput\nfrom protocol.sample import csv_rows, decode_sample\n"
+        "from rows import row\n"
+        "stream = getattr(sys, sys.argv[1])\n"
+        "print('before', file=stream, flush=True)\n"
+        "output = CsvOutput(f'/dev/{sys.argv[1]}', continued=False, warn=lambda text: sys.exit(text))\n"
+        "for number in (1, 2):\n"
+        "    output.write(csv_rows([decode_sample(row(number))]))\n"
+        "    print('between', number, file=stream, flush=True)\n"
+        "output.close()\n"
+    )
+    path.write_bytes(b"earlier\n")
+    with open(path, mode) as file:
+        subprocess.run(
+            [sys.executable, "-c", script, stream],
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+            stdout=file if stream == "stdout" else None,
+            stderr=file if stream == "stderr" else None,
+        )
+    expected = b"before\n" + CSV_HEADER + line(1) + b"between 1\n" + line(2) + b"between 2\n"
+    assert path.read_bytes() == (b"earlier\n" if mode == "a" else b"") + expected
+
+
+def test_directories_of_a_file_are_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "out.csv"
+    opened(path, []).close()
+    assert path.read_bytes() == CSV_HEADER
+
+
 def test_what_cannot_be_opened_is_told_once(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing" / "x", Path("/dev/full")):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "x", Path("/dev/full")):
         warnings: list[str] = []
         output = opened(path, warnings)
         output.write(line(1))
