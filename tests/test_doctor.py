@@ -306,6 +306,9 @@ def test_spool_with_trouble_inside(tmp_path: Path) -> None:
     assert found[1].text == "s3://bucket has failed 4 times, the last time with: HTTP 503 SlowDown"
     directory.chmod(0o755)
     assert f"chmod 700 {directory}" in [finding.remedy for finding in check_spool(str(directory))]
+    (directory / "spool.db").write_bytes(b"")
+    unfinished = list(check_spool(str(directory)))[-1]
+    assert (unfinished.verdict, "spool.db is empty" in unfinished.text) == (Verdict.OK, True)
     (directory / "spool.db").write_bytes(b"rubbish" * 1000)
     assert list(check_spool(str(directory)))[-1].verdict is Verdict.FAILED
 

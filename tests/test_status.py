@@ -1,13 +1,17 @@
 """What `status` and `show` read from a spool, whoever owns it."""
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from standins.product import UPLOADER, Home
 from standins.scripted import SteppedClock, away, failing, final
 from standins.spooling import Delivery, delivery, open_spool_at
 
+from protocol.agent import spools_home
 from protocol.clock import SystemClock
 from protocol.errors import UsageError
 from uploader.database import SCHEMA_VERSION
@@ -88,6 +92,31 @@ def test_there_may_be_nothing_to_show(tmp_path: Path) -> None:
         read_status(str(tmp_path))
     open_spool_at(tmp_path / "spool", SteppedClock()).close()
     assert "no runs" in status_text([read_status(str(tmp_path / "spool"))], now=0.0)
+
+
+@pytest.mark.parametrize("has_header", [False, True])
+def test_spool_that_was_not_finished_being_made_is_told_and_keeps_no_other_back(home: Home, has_header: bool) -> None:
+    spools = Path(spools_home(home.environ))
+    unfinished = spools / "unfinished"
+    unfinished.mkdir(parents=True)
+    (unfinished / "spool.db").touch()
+    if has_header:
+        # As a full disk may leave it: SQLite has written its own first page and none of ours.
+        with closing(sqlite3.connect(unfinished / "spool.db")) as connection:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("PRAGMA journal_mode = WAL")
+    done = home.run(UPLOADER, "status", "--spool", str(unfinished))
+    assert (done.returncode, f"the spool {unfinished}/spool.db is empty" in done.stderr) == (2, True), done.stderr
+    done = home.run(UPLOADER, "status")
+    assert (done.returncode, "no spool in" in done.stdout, "is empty" in done.stderr) == (0, True, True), done.stderr
+    open_spool_at(spools / "whole", SteppedClock()).close()
+    done = home.run(UPLOADER, "status")
+    assert (done.returncode, f"spool {spools}/whole" in done.stdout) == (0, True), done.stderr
+    done = home.run(UPLOADER, "show", "nobody")
+    assert (done.returncode, "there is no run 'nobody'" in done.stderr) == (2, True), done.stderr
+    # The next uploader goes on with it.
+    open_spool_at(unfinished, SteppedClock()).close()
+    assert read_status(str(unfinished))["runs"] == []
 
 
 def test_spool_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:

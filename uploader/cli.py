@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -34,7 +34,7 @@ from uploader.output import complain, discard_output, write_output
 from uploader.ownership import owner_pid
 from uploader.requests import DISCARD, RETRY
 from uploader.service import Service
-from uploader.status import describe_run, has_something_left, matches, read_status, status_text
+from uploader.status import NoSpoolError, describe_run, has_something_left, matches, read_status, status_text
 
 _DESCRIPTION = """Takes samples from collectors, makes them durable and delivers them.
 
@@ -48,6 +48,13 @@ commands (the default is serve):
   doctor          check spool, disk, token, API, storage and clock, and say what to do
   keys …          init, add NAME, list, revoke NAME: who may come in over a network
 `sentinel-uploader COMMAND --help` says more."""
+
+
+class _Spools(NamedTuple):
+    """What an inspecting command is about: the spool that was named, or all of this user's own."""
+
+    directories: list[str]
+    is_named: bool
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,7 +135,9 @@ def _drain(words: list[str], environ: Mapping[str, str]) -> int:
 
 def _status(words: list[str], environ: Mapping[str, str]) -> int:
     args, spools = _inspect(words, environ, "status", "Every run: state, rows, objects, next try and last error.")
-    statuses = [read_status(directory) for directory in spools]
+    statuses, without = _statuses(spools)
+    for error in without:
+        complain(error, 0)
     if args.json:
         write_output(_json(statuses))
     elif not statuses:
@@ -175,7 +184,7 @@ def _doctor(words: list[str], environ: Mapping[str, str]) -> int:
 
 def _inspect(
     words: list[str], environ: Mapping[str, str], command: str, description: str, *, run: bool = False
-) -> tuple[argparse.Namespace, list[str]]:
+) -> tuple[argparse.Namespace, _Spools]:
     """Parse an inspecting command's words and return them with the spools that it is about."""
     parser = build_parser((FIND_SPOOL,), f"sentinel-uploader {command}", description)
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -186,13 +195,29 @@ def _inspect(
     file = None if args.config is None else SettingsFile(args.config)
     values = merge_file(SETTINGS, given, file)
     # With a file it is the one spool that an uploader with that file has.
-    return args, [spool_dir(values, environ)] if values["spool"] or args.config else spool_dirs(environ)
+    if values["spool"] or args.config:
+        return args, _Spools([spool_dir(values, environ)], is_named=True)
+    return args, _Spools(spool_dirs(environ), is_named=False)
 
 
-def _find_run(spools: Sequence[str], name: str) -> tuple[str, dict[str, Any]]:
-    found = [(path, run) for path in spools for run in read_status(path)["runs"] if matches(run, name)]
+def _statuses(spools: _Spools) -> tuple[list[dict[str, Any]], list[NoSpoolError]]:
+    """Return what the spools say, and why some say nothing: of this user's own, one does not keep the others back."""
+    statuses, without = [], []
+    for directory in spools.directories:
+        try:
+            statuses.append(read_status(directory))
+        except NoSpoolError as error:
+            if spools.is_named:
+                raise
+            without.append(error)
+    return statuses, without
+
+
+def _find_run(spools: _Spools, name: str) -> tuple[str, dict[str, Any]]:
+    statuses, _ = _statuses(spools)
+    found = [(status["spool"], run) for status in statuses for run in status["runs"] if matches(run, name)]
     if not found:
-        where = ", ".join(spools) or "any spool of this user's"
+        where = ", ".join(spools.directories) or "any spool of this user's"
         raise UsageError(f"there is no run {name!r} in {where}; `sentinel-uploader status` lists them")
     if len(found) > 1:
         raise UsageError(f"{name!r} is the beginning of {len(found)} runs; write more of it")

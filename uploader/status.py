@@ -23,20 +23,29 @@ _COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", 
 _MAX_ERROR_CHARS = 100
 
 
+class NoSpoolError(UsageError):
+    """There is no spool, or one that no uploader has finished making."""
+
+
 def read_status(spool_dir: str) -> dict[str, Any]:
     """Return `{"spool", "uploader_pid", "set_aside": […], "turned_away", "destinations": […], "runs": […]}`.
 
     Times are UNIX seconds. `set_aside` are the paths of earlier spools that could not be read; `turned_away` is what
     `read_turned_away` returns.
 
-    Raises `UsageError` when there is no spool or it cannot be read.
+    Raises `NoSpoolError` when there is no spool, `UsageError` when it cannot be read.
     """
     path = database_path(spool_dir)
     if not os.path.isfile(path):
-        raise UsageError(f"there is no spool in {spool_dir}")
+        raise NoSpoolError(f"there is no spool in {spool_dir}")
     try:
         with closing(connect(path)) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if not version and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise NoSpoolError(
+                    f"the spool {path} is empty: its disk was full when it was made, or its uploader has only begun; "
+                    "the next one goes on with it"
+                )
             # What is read here is the same in all of them.
             if not 1 <= version <= SCHEMA_VERSION:
                 raise UsageError(f"the spool {path} has schema version {version}, this command reads {SCHEMA_VERSION}")

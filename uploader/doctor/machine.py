@@ -14,7 +14,7 @@ from uploader.key_store import KeyStore
 from uploader.observe.health import MIN_FREE_BYTES, free_bytes
 from uploader.ownership import owner_pid
 from uploader.run import RunState
-from uploader.status import read_status
+from uploader.status import NoSpoolError, read_status
 
 FEW_DESCRIPTORS = 1024
 _AT_THE_API = frozenset({RunState.REGISTERED, RunState.FINISHING})
@@ -40,6 +40,9 @@ def check_spool(directory: str) -> Iterator[Finding]:
         return
     try:
         status = read_status(directory)
+    except NoSpoolError as error:
+        yield Finding(Verdict.OK, "spool", str(error))
+        return
     except UsageError as error:
         remedy = "upgrade, or let `serve` set it aside; nothing in it is deleted"
         yield Finding(Verdict.FAILED, "spool", str(error), remedy)
