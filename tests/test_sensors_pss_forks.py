@@ -97,11 +97,11 @@ def read_as_three_generations(made_up: MadeUp, clock: CostlyClock) -> tuple[list
     assert meter.measure([first], 1.0) == 40_000
     meter.member_born(first, second)
     made_up.put(1, rss=40_000, pss=20_000, private=0)
-    made_up.put(2, rss=100_000, pss=80_000, private=60_000)
+    made_up.put(2, rss=100_000, pss=80_000, private=60_000, faults=15_000)
     second.read(made_up.ledger)
     assert meter.measure([first, second], 1.0) == 100_000
     made_up.put(1, rss=40_000, pss=13_340, private=0)
-    made_up.put(2, rss=100_000, pss=43_330, private=0)
+    made_up.put(2, rss=100_000, pss=43_330, private=0, faults=15_000)
     third = made_up.member(3)
     meter.members_changed()
     meter.member_born(second, third)
@@ -165,6 +165,20 @@ def test_pages_of_a_mapped_file_that_it_alone_has_written_are_no_memory_of_its_o
     assert meter.measure([parent, child], 1.0) == 71_000
     parent.pss.has_forked = True
     assert without_reading(meter, [parent, child]) == 71_000
+
+
+def test_a_child_about_to_begin_a_program_has_its_parents_memory_itself(made_up: MadeUp) -> None:
+    made_up.put(1, rss=40_000, pss=40_000)
+    made_up.put(2, rss=40_000, pss=40_000)
+    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0, is_closed=True)
+    parent, child = made_up.member(1), made_up.member(2)
+    meter.measure([parent], 1.0)
+    meter.members_changed()
+    meter.member_born(parent, child)
+    assert meter.measure([parent, child], 1.0) == 40_000
+    made_up.put(2, rss=9_000, pss=9_000, faults=2_250)
+    child.read(made_up.ledger)
+    assert meter.measure([parent, child], 1.0) == 49_000
 
 
 def test_who_writes_to_what_it_shares_leaves_the_others_more_of_it(made_up: MadeUp) -> None:

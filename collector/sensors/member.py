@@ -187,6 +187,7 @@ class PssState:
         "family",
         "faults",
         "has_forked",
+        "is_new",
         "is_settled",
         "is_stranger",
         "kib",
@@ -237,6 +238,8 @@ class PssState:
         """A child with many of its pages appeared since: what was its own is shared now."""
         self.family: Family | None = None
         """With whom it shares anonymous pages, if it was forked or has forked."""
+        self.is_new = False
+        """Forked, and in its first row."""
         self.borrowed_kib = 0
         """As much of its anonymous memory, at most, may be that of the process which forked it."""
         self.is_stranger = False

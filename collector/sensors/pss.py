@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from collector.sensors.member import PAGE_KIB, Member, PssState
-from collector.sensors.pss_family import join
+from collector.sensors.pss_family import has_next_to_nothing, join
 from collector.sensors.pss_sum import tree_sum
 from protocol.clock import Clock
 
@@ -70,6 +70,7 @@ class PssMeter:
         if parent is None:
             child.pss.is_stranger = True
         elif child.rss_kib * _FORKED_FROM >= parent.rss_kib:
+            child.pss.is_new = True
             join(parent, child, is_closed=self._is_closed)
             parent.pss.has_forked = True
 
@@ -108,6 +109,8 @@ class PssMeter:
         self.peak_kib = max(self.peak_kib, int(self._total_kib))
         for family in families:
             family.is_taken_back = False
+        for member in living:
+            member.pss.is_new = False
         return self._total_kib
 
     def note_peak(self, member: Member) -> None:
@@ -164,7 +167,8 @@ class PssMeter:
             if state.denied or state.read_at_s == self._time_s:
                 continue
             if state.kib < 0:
-                urgent.append(member)
+                if not has_next_to_nothing(member):
+                    urgent.append(member)
                 continue
             rss = member.rss_kib
             moved = abs(rss - state.rss_kib) > rss * _MOVED

@@ -8,6 +8,7 @@ at all; it misses pages that only the forked ones share, so shares that were rea
 
 from collector.sensors.member import PAGE_KIB, Member, PssState
 
+_FEW_FAULTS = 64
 _NEGLIGIBLE = 0.02
 """What part of a family may have been read when others were there than now."""
 
@@ -34,6 +35,14 @@ def join(parent: Member, child: Member, *, is_closed: bool) -> None:
     child.pss.family = state.family
     # It was forked a moment ago, from more or from less than there is now.
     child.pss.borrowed_kib = max(state.anon_kib, parent.rss_kib)
+
+
+def has_next_to_nothing(member: Member) -> bool:
+    """Whether a new child has hardly touched a page: it may have its parent's memory itself (`vfork(2)`), not a copy.
+
+    Until such a one begins its program a reading would count all of its parent's memory twice.
+    """
+    return member.pss.is_new and member.faults <= _FEW_FAULTS
 
 
 def share_kib(member: Member) -> int:
@@ -64,6 +73,11 @@ class FamilySum:
     def add(self, member: Member, epoch: int) -> None:
         """Count one; `epoch` numbers the readings that still hold."""
         state, share, alone = member.pss, share_kib(member), alone_kib(member)
+        if state.kib < 0 and has_next_to_nothing(member):
+            self._outdated += state.anon_kib
+            self._own += alone
+            self._alone += alone
+            return
         self._shares += share
         self._all += state.anon_kib
         if state.kib < 0 or state.has_forked or (state.epoch != epoch and alone < state.anon_kib):
