@@ -80,14 +80,13 @@ def make_socket_dir(path: str) -> str:
 
 def _complaint(path: str) -> str:
     """Return what is wrong with a directory that is there, empty when nothing is; raises `OSError`."""
-    owners = {os.lstat(path).st_uid, os.stat(path).st_uid}
-    if not stat.S_ISDIR(os.stat(path).st_mode):
-        return f"{path} is not a directory"
     is_shared = bool(os.stat(os.path.dirname(os.path.abspath(path))).st_mode & stat.S_IWOTH)
-    strangers = owners - {os.getuid()}
-    if strangers and (os.getuid() != 0 or is_shared):
-        return f"the directory {path} belongs to another user (uid {strangers.pop()})"
-    return ""
+    # The link first: the kernel may refuse to follow a stranger's (`fs.protected_symlinks`).
+    for look in (os.lstat, os.stat):
+        found = look(path)
+        if found.st_uid != os.getuid() and (os.getuid() != 0 or is_shared):
+            return f"the directory {path} belongs to another user (uid {found.st_uid})"
+    return "" if stat.S_ISDIR(found.st_mode) else f"{path} is not a directory"
 
 
 def _socket_complaint(directory: str, name: str) -> str:
