@@ -35,6 +35,8 @@ _MAY_COME_BACK_S = 60.0
 """Age up to which a file without an end is left to whoever continues the run of a killed collector."""
 _ABANDONED_AFTER_S = 86_400.0
 """Age of a file without rows and without an end: its collector was killed, and whoever continues the run needs it."""
+_NAMELESS_AFTER_S = 600.0
+"""Age of a file without a run's name, which a full disk leaves: its collector sent nothing that the file would tell."""
 
 
 class _Belonging:
@@ -113,12 +115,17 @@ class Leftovers:
             self._over.set()
 
     def _deliver(self, path: str) -> None:
-        if not SpillFile.tells_end(path) and 0 <= self._clock.now() - modified_at(path) / 1e9 < _MAY_COME_BACK_S:
+        # Before it is opened, which finishes an empty one.
+        age_s = self._clock.now() - modified_at(path) / 1e9
+        if not SpillFile.tells_end(path) and 0 <= age_s < _MAY_COME_BACK_S:
             # Not even locked for a moment: its collector may be starting again just now.
             return
         spill = SpillFile.open(path)
         owned: SpillFile | Backlog = spill
         try:
+            if age_s > _NAMELESS_AFTER_S and spill.is_nameless:
+                spill.unlink()
+                return
             head = self._head_if_due(spill)
             if head is None or head.destination in self._silent:
                 return

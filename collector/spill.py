@@ -117,7 +117,13 @@ class SpillFile:
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             spill = cls(fd, path)
-            spill._recover()
+            try:
+                spill._recover()
+            except OSError:
+                if create:
+                    # The disk is full: a file of nobody's run is not left there.
+                    os.unlink(path)
+                raise
         except BaseException:
             os.close(fd)
             raise
@@ -211,6 +217,11 @@ class SpillFile:
     def sync(self) -> None:
         """Make what was appended durable."""
         os.fsync(self._fd)
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether it says nothing at all, not even whose it is."""
+        return self._size <= len(MAGIC) and self.set_aside is None
 
     @property
     def size_bytes(self) -> int:

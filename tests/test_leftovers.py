@@ -17,6 +17,7 @@ from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, rows_of_file
 from collector.delivery import TOUCH_S, Delivery, RunFacts
 from collector.leftovers import Leftovers
 from collector.spill import SpillError, SpillFile, SpillHead, SpillInUseError
+from collector.spill_records import MAGIC
 from collector.state import keep_rows, open_run_file
 from collector.voice import Level, Voice
 from protocol.addresses import parse_address
@@ -232,13 +233,27 @@ def test_a_living_collectors_file_never_looks_abandoned(state: State) -> None:
 
 
 def test_a_file_without_rows_is_left_alone_until_it_is_old(state: State) -> None:
-    spill = open_run_file(str(state.directory), "empty")
-    path = Path(spill.path)
-    spill.close()
+    path = state.left("empty", 0, finish=None)
     state.deliver(age_s=HOUR_S)
     assert path.exists()
     state.deliver(age_s=25 * HOUR_S)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("content", [b"", MAGIC[:3], MAGIC])
+def test_a_file_of_no_run_goes_when_it_is_some_minutes_old_and_nobody_has_it(state: State, content: bytes) -> None:
+    spill = open_run_file(str(state.directory), "nameless")
+    path = Path(spill.path)
+    path.write_bytes(content)
+    state.deliver(age_s=HOUR_S)
+    assert path.exists(), "its collector lives"
+    spill.close()
+    state.deliver(age_s=300.0)
+    assert path.exists(), "it may have been made just now"
+    path.write_bytes(content)
+    state.deliver(age_s=HOUR_S)
+    assert not path.exists()
+    assert state.told.lines == []
 
 
 def test_a_file_in_use_is_left_alone(home: Home, state: State) -> None:

@@ -226,6 +226,21 @@ def test_a_full_disk_leaves_the_file_intact(path: Path) -> None:
     spill.close()
 
 
+@pytest.mark.parametrize("room", [0, 5])
+def test_a_full_disk_leaves_no_file_that_could_not_be_begun(path: Path, room: int) -> None:
+    script = "import sys; from collector.spill import SpillFile; SpillFile.open(sys.argv[1], create=True)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        capture_output=True,
+        text=True,
+        preexec_fn=_limited(room),
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 1
+    assert "OSError" in done.stderr.splitlines()[-1]
+    assert not path.exists()
+
+
 def test_damage_in_the_middle_is_set_aside_and_never_deleted(path: Path) -> None:
     spill = SpillFile.open(str(path), create=True)
     spill.write_head(HEAD)
