@@ -12,9 +12,10 @@ from collector.backlog import RETRY_SPILL_S, Backlog
 from collector.failover import Failover, continued_part, continuing
 from collector.identity import next_run_key
 from collector.link import End, Link
-from collector.spill import SpillError, SpillFile, SpillHead
+from collector.spill import SpillError, SpillFile, SpillHead, hello_of
 from collector.state import create_run_file, has_ended_file, has_other_file, keep_rows, open_run_file, take_over_file
-from collector.voice import BE, WAIT, Voice, counted
+from collector.undelivered import kept_line, lost_line, reason
+from collector.voice import WAIT, Voice, counted
 from protocol.addresses import Address
 from protocol.clock import Clock
 from protocol.errors import SentinelStreamError
@@ -175,8 +176,11 @@ class Delivery:
         self._link.finish(finish)
         self.pump()
 
-    def close(self, finish: Finish | None) -> None:
-        """End: remove the run's file when all is delivered, otherwise keep everything in it for a later collector."""
+    def close(self, finish: Finish | None, also_in: str = "") -> None:
+        """End: remove the run's file when all is delivered, otherwise keep everything in it for a later collector.
+
+        `also_in` is the path of another file that holds all rows.
+        """
         backlog = self._backlog
         try:
             if self.is_durable:
@@ -184,10 +188,9 @@ class Delivery:
             elif self._link.end is not None:
                 self._keep_aside()
             elif backlog.keep(finish, self._clock.monotonic()):
-                what = counted(backlog.rows, "sample", WAIT) if backlog.rows else "the end of the run waits"
-                self._voice.error(f"{what} in {backlog.path}; the next collector delivers what lies there")
+                self._voice.error(kept_line(self._reason(), backlog.rows, backlog.path))
             else:
-                self._voice.error(f"{counted(backlog.memory_rows, 'sample', BE)} lost: neither sent nor written")
+                self._voice.error(lost_line(self._reason(), backlog.memory_rows, self._state_dir, also_in))
         except (OSError, SentinelStreamError) as error:
             self._voice.error(f"{backlog.path or self._state_dir}: {error}")
         finally:
@@ -207,6 +210,10 @@ class Delivery:
     def agent_complaint(self) -> str:
         """Return what the agent said last, for when it does not answer."""
         return "" if self._agent is None else self._agent.last_words()
+
+    def _reason(self) -> str:
+        link, url = self._link, self._failover.address.url
+        return reason(url, is_own=self._agent is not None, has_answer=link.has_answer, refusal=link.refusal)
 
     def _claim(self) -> SpillFile | None:
         """Open the run's file; without one everything goes on in memory."""
@@ -389,12 +396,3 @@ class Delivery:
                 f"{counted(self._backlog.rows, 'sample')} cannot be added to the run any more; kept in {path}"
             )
         self._backlog.discard_file()
-
-
-def hello_of(head: SpillHead) -> Hello:
-    """Return the greeting of a run whose collector is gone, as it was written to its file; raises `SpillError`."""
-    try:
-        hello = msgspec.msgpack.decode(head.hello, type=Hello)
-    except msgspec.DecodeError as error:
-        raise SpillError(f"the run {head.run_key!r} was recorded by another version: {error}") from error
-    return msgspec.structs.replace(hello, cloud_pending=False)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from collector.backlog import Backlog
-from collector.delivery import hello_of
 from collector.identity import next_run_key
 from collector.link import End, Link
-from collector.spill import SpillFile, SpillHead, SpillInUseError
+from collector.spill import SpillFile, SpillHead, SpillInUseError, hello_of
 from collector.state import create_run_file, is_run_taken, keep_rows, modified_at, run_files
 from collector.voice import WAIT, Voice, counted
 from protocol.addresses import parse_address, require_protection
@@ -190,9 +189,9 @@ class Leftovers:
             if backlog.finish is not None:
                 backlog.discard_file()
             self._voice.warn(f"delivered what an earlier collector had left: {counted(rows, 'sample')}")
-        elif not link.has_answer and self._clock.monotonic() - began_at >= _ANSWER_S:
+        elif not link.has_answer and (link.refusal or self._clock.monotonic() - began_at >= _ANSWER_S):
             self._silent.add(head.destination)
-            self._tell_silence(head.destination, rows, backlog.path)
+            self._tell_silence(head.destination, link.refusal, rows, backlog.path)
 
     def _is_talked_out(self, link: Link, dealer: Dealer, backlog: Backlog, path: str) -> bool:
         """Talk until there is no more to say, or no use in it; False when somebody else delivers the run."""
@@ -213,11 +212,12 @@ class Leftovers:
                 break
         return True
 
-    def _tell_silence(self, destination: str, rows: int, path: str | None) -> None:
+    def _tell_silence(self, destination: str, refusal: str, rows: int, path: str | None) -> None:
         samples = f"{counted(rows, 'sample')} of an earlier run {WAIT[rows != 1]}"
         self._tell_once(
             destination,
-            f"{samples if rows else 'the end of an earlier run waits'} for {destination}, where no uploader answers, "
+            f"{samples if rows else 'the end of an earlier run waits'} for {destination}, "
+            f"{f'whose uploader {refusal},' if refusal else 'where no uploader answers,'} "
             f"in {path}; a run with that uploader's address, or that target and token, delivers them; "
             "deleting the file discards them",
         )

@@ -137,6 +137,11 @@ class Link:
         """Whether the peer has said anything yet."""
         return self._has_answer
 
+    @property
+    def refusal(self) -> str:
+        """Why the peer takes nothing, in words that follow its name; empty when it has not said so."""
+        return self._remarks.why_refused
+
     def silent_s(self, now: float) -> float:
         """For how many seconds the peer has left unanswered what was said or was to be said to it."""
         return now - self._heard_at
@@ -182,7 +187,7 @@ class Link:
         if refusal is not None:
             self.is_refused = True
             # A reason that becomes known later is said as well.
-            self._remarks.refusal(refusal, f"{refusal}; keeping the samples")
+            self._remarks.refusal(refusal, refusal)
 
     def _receive(self, now: float) -> None:
         # Whoever floods us must not keep us from sampling.
@@ -308,8 +313,8 @@ class Link:
             self._refused(reject, now + REFUSED_WAIT_S)
 
     def _refused(self, reject: Reject, hello_due_at: float) -> None:
-        words = f"does not take samples ({reject.code}: {reject.text}); keeping them"
-        self._remarks.refusal(reject.code, words, of_rows=self.welcomed)
+        why = f"does not take samples ({reject.code}: {reject.text})"
+        self._remarks.refusal(reject.code, why, of_rows=self.welcomed)
         self._begin_again(hello_due_at)
 
     def _begin_again(self, hello_due_at: float) -> None:
@@ -384,5 +389,5 @@ class Link:
         waiting = not self.welcomed or self._in_flight or self._backlog.unsent_rows
         if not waiting:
             self._heard_at = now
-        elif now - self._heard_at >= AWAY_WARNING_S and not self._remarks.has_refusal:
+        elif now - self._heard_at >= AWAY_WARNING_S and not self._remarks.why_refused:
             self._remarks.away(AWAY_WARNING_S)

@@ -49,6 +49,11 @@ class CsvOutput:
         except OSError as error:
             self._give_up(error)
 
+    @property
+    def path_of_all(self) -> str:
+        """Path of the file when all rows are in it; empty when one could not be written, or when it is no file."""
+        return self._path if self._fd is not None and self._is_file else ""
+
     def close(self) -> None:
         """Close the file."""
         if self._fd is not None:

@@ -12,14 +12,15 @@ class Remarks:
         self._peer = peer
         self._warn = warn
         self._said: set[str] = set()
-        self._refusals: set[str] = set()
+        self._refusals: dict[str, str] = {}
+        """In words, by what they are about."""
         self._rows_refused: set[str] = set()
         """Those of the refusals that a welcome does not lift."""
 
     @property
-    def has_refusal(self) -> bool:
-        """Whether the peer has said why it takes nothing, and has taken nothing since."""
-        return bool(self._refusals)
+    def why_refused(self) -> str:
+        """What the peer has said why it takes nothing, empty when it has taken something since."""
+        return next(reversed(self._refusals.values()), "")
 
     def say(self, words: str) -> None:
         """Say something of the peer."""
@@ -35,16 +36,16 @@ class Remarks:
         if self._is_new("disk"):
             self._warn(f"cannot use the file of undelivered samples: {error}; trying again")
 
-    def refusal(self, topic: str, words: str, *, of_rows: bool = False) -> None:
+    def refusal(self, topic: str, why: str, *, of_rows: bool = False) -> None:
         """The peer takes nothing, and this is why; `of_rows`: although it had welcomed the run."""
-        self._refusals.add(topic)
+        self._refusals[topic] = why
         if of_rows:
             self._rows_refused.add(topic)
-        self.say_once(topic, words)
+        self.say_once(topic, f"{why}; keeping the samples")
 
     def welcome(self) -> None:
         """The peer takes the run; its samples as well, unless it has refused such."""
-        self._lift(self._refusals - self._rows_refused)
+        self._lift(self._refusals.keys() - self._rows_refused)
 
     def rows_taken(self) -> None:
         """The peer has taken samples."""
@@ -64,7 +65,8 @@ class Remarks:
             self.say(f"is back after {silent_s:.0f} s")
 
     def _lift(self, refusals: set[str]) -> None:
-        self._refusals -= refusals
+        for topic in refusals:
+            del self._refusals[topic]
         self._said -= refusals
         if refusals and not self._refusals:
             self.say("takes samples again")

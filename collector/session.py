@@ -265,7 +265,7 @@ class Session:
         )
         if not self._delivery.is_durable and (complaint := self._delivery.agent_complaint()):
             self._voice.error(f"this user's uploader said: {complaint}")
-        self._delivery.close(finish)
+        self._delivery.close(finish, "" if self._output is None else self._output.path_of_all)
         for line in summary_lines(figures):
             self._voice.warn(line)
         if (parked := parked_line(figures)) is not None:

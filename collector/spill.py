@@ -30,7 +30,7 @@ from collector.spill_records import (
     rows_of,
 )
 from protocol.errors import SentinelStreamError
-from protocol.messages import Finish
+from protocol.messages import Finish, Hello
 from protocol.sample import decode_sample, shift_sample
 
 _SHIFT = struct.Struct("<q")
@@ -394,3 +394,12 @@ class SpillFile:
         self.start = start
         self.first_seq = self.numbered_rows = 0
         self.unnumbered_rows = held - start.skip
+
+
+def hello_of(head: SpillHead) -> Hello:
+    """Return the greeting of a run whose collector is gone, as it was written to its file; raises `SpillError`."""
+    try:
+        hello = msgspec.msgpack.decode(head.hello, type=Hello)
+    except msgspec.DecodeError as error:
+        raise SpillError(f"the run {head.run_key!r} was recorded by another version: {error}") from error
+    return msgspec.structs.replace(hello, cloud_pending=False)

@@ -1,5 +1,6 @@
 """What a collector could not deliver: the next one does, or says where it is. Nothing is dropped in silence."""
 
+import contextlib
 import os
 import re
 import signal
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 from rows import row
+from standins.guarded import Guarded
 from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, rows_of_file, wait_until
+from standins.web import free_port
 
 from collector.delivery import TOUCH_S, Delivery, RunFacts
 from collector.leftovers import Leftovers
@@ -313,6 +316,19 @@ def test_rows_for_an_uploader_that_does_not_run_are_told_once_with_where_they_ar
     assert len(state.files()) == 2
 
 
+def test_rows_for_an_uploader_that_lets_nobody_in_are_told_with_its_reason(home: Home, tmp_path: Path) -> None:
+    with contextlib.closing(Guarded(tmp_path)) as guarded:
+        state = State(home.directory, guarded.url)
+        state.left("one", 3)
+
+        def is_told() -> bool:
+            # What it wants is not always read before it hangs up.
+            state.deliver()
+            return state.told.has(f"wait for {guarded.url}, whose uploader wants keys (--server-key, --key), in ")
+
+        wait_until(is_told, "its reason is told")
+
+
 def test_rows_beyond_this_machine_are_not_sent_without_keys(home: Home, state: State) -> None:
     state.address = parse_address("tcp://192.0.2.1:5555", bind=False)
     path = state.left("beyond", 3)
@@ -523,7 +539,27 @@ def test_rows_that_can_neither_be_sent_nor_written_are_counted(home: Home, state
     for number in range(3):
         delivery.add(row(number))
     delivery.close(FINISH)
-    assert state.told.has("3 samples are lost")
+    assert state.told.has(f"3 samples are lost: no uploader answered at {state.address.url}", str(state.directory))
+
+
+def test_rows_that_only_a_file_of_the_users_own_has_are_not_called_lost(home: Home, state: State) -> None:
+    (home.directory / "file").write_text("")
+    output = home.directory / "o.csv"
+    nobody = f"tcp://127.0.0.1:{free_port()}"
+    words = ("--state-dir", str(home.directory / "file" / "below"), "--output", str(output), "--connect", nobody)
+    done = home.collector(*words, "--", "true")
+    assert f"no uploader answered at {nobody}; {len(rows_of_file(output))} sample" in done.stderr
+    assert f"not delivered, and in no file but {output}" in done.stderr
+    assert "lost" not in done.stderr
+
+
+def test_the_end_names_the_address_where_nobody_answered_and_where_the_rows_are(home: Home) -> None:
+    nobody = f"tcp://127.0.0.1:{free_port()}"
+    done = home.collector("--quiet", "--connect", nobody, "--", "true")
+    (path,) = (home.directory / "state").rglob("*.rows")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"sentinel-collector: no uploader answered at {nobody}; ")
+    assert f" in {path}; the next collector delivers" in line
 
 
 def test_a_file_that_cannot_be_read_is_told_and_another_one_used(state: State) -> None:

@@ -81,7 +81,7 @@ def test_one_that_is_not_let_in_says_so_once_and_its_job_notices_nothing(
     _, rest = collector.communicate("\n", timeout=60)
     assert collector.returncode == 7
     assert "keeping the samples" not in rest
-    assert re.search("samples? waits? in", rest)
+    assert re.search(rf"the uploader at {remote.url} .*{re.escape(words)}.*; .*samples? waits? in", rest)
     assert not home.status("--spool", str(home.directory / "spool"))
     # With the right keys the next collector delivers them.
     delivered = home.collector("--connect", remote.url, "--wait", "20", "--", "sleep", "2", env=environ)
