@@ -1,6 +1,7 @@
 """What `status` and `show` read from a spool, whoever owns it."""
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -33,7 +34,7 @@ def shown(tmp_path: Path) -> dict[str, dict[str, object]]:
 
 
 def test_every_run_is_shown_with_what_waits_and_what_went_wrong(up: Delivery, tmp_path: Path) -> None:
-    up.begin("done", rows=3, last=True, metadata={"job_name": "j"})
+    up.begin("done", rows=3, last=True, metadata={"job_name": "j", "tags": {"model": "small", "seed": "7"}})
     up.settle()
     up.api.script("finish", final(404))
     up.begin("parked", rows=2, last=True)
@@ -55,7 +56,12 @@ def test_every_run_is_shown_with_what_waits_and_what_went_wrong(up: Delivery, tm
     assert [line.split()[:2] for line in text.splitlines()[2:]] == [
         ["id-done", "finished"], ["id-parked", "parked"], ["id-waiting", "registered"],
     ]  # fmt: skip
-    assert "job_name: j" in describe_run(runs["done"])
+    described = describe_run(runs["done"])
+    assert "job_name: j" in described
+    assert "tags: model small, seed 7" in described
+    assert "closed_as_stale: no" in described
+    # A person reads it: nothing is written as Python has it.
+    assert not {"{", "}", "[", "None", "False", "True"} & set(re.findall(r"[{}\[]|\w+", described))
     assert [key for key, run in runs.items() if has_something_left(run)] == ["parked", "waiting"]
 
 

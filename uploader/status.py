@@ -116,15 +116,26 @@ def describe_run(run: dict[str, Any]) -> str:
     for name, value in run.items():
         if isinstance(value, dict):
             lines.append(f"{name}:")
-            lines.extend(f"  {key}: {item}" for key, item in value.items())
+            lines.extend(f"  {key}: {_words(item)}" for key, item in value.items())
         elif isinstance(value, list):
             lines.append(f"{name}: {len(value)}")
-            lines.extend(f"  {item}" for item in value)
+            lines.extend(f"  {_words(item)}" for item in value)
         elif name.endswith("_at"):
             lines.append(f"{name}: {_utc(value)}")
         else:
-            lines.append(f"{name}: {value}")
+            lines.append(f"{name}: {_words(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _words(value: object) -> str:
+    """Return a value for people: what is nested in one line, nothing as `-`."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(_words, value)) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
 
 
 def matches(run: dict[str, Any], name: str) -> bool:
