@@ -13,7 +13,15 @@ from collector.failover import Failover, continued_part, continuing
 from collector.identity import next_run_key
 from collector.link import End, Link
 from collector.spill import SpillError, SpillFile, SpillHead, hello_of
-from collector.state import create_run_file, has_ended_file, has_other_file, keep_rows, open_run_file, take_over_file
+from collector.state import (
+    create_run_file,
+    has_ended_file,
+    has_other_file,
+    keep_rows,
+    leave_run_file,
+    open_run_file,
+    take_over_file,
+)
 from collector.undelivered import kept_line, lost_line, reason
 from collector.voice import WAIT, Voice, counted
 from protocol.addresses import Address
@@ -29,7 +37,6 @@ TOUCH_S = 3600.0
 """How often the file of a run shows that its collector lives: one that has not been written for long is removed."""
 _TRIES_TO_TAKE_OVER = 10
 _TAKE_OVER_S = 0.1
-_ROWS_A_RECORD = 128
 
 
 class RunFacts(msgspec.Struct, kw_only=True):
@@ -177,10 +184,7 @@ class Delivery:
         self.pump()
 
     def close(self, finish: Finish | None, also_in: str = "") -> None:
-        """End: remove the run's file when all is delivered, otherwise keep everything in it for a later collector.
-
-        `also_in` is the path of another file that holds all rows.
-        """
+        """End: remove the run's file when all is delivered, else keep all in it; `also_in`: a file with all rows."""
         backlog = self._backlog
         try:
             if self.is_durable:
@@ -206,6 +210,15 @@ class Delivery:
     def is_hopeless(self) -> bool:
         """Whether this user's own uploader cannot start, so that nobody will answer."""
         return self._agent is not None and not self._link.welcomed and self._agent.is_hopeless
+
+    def can_leave(self) -> bool:
+        """Whether waiting is of no use: nobody listens at the address, none has answered, and the file has all rows.
+
+        One that has answered before is likely to be back soon, one of this user's own is on its way.
+        """
+        if self._agent is not None or self._link.has_answer or not self._dealer.finds_nobody:
+            return False
+        return self._backlog.spill(self._clock.monotonic())
 
     def agent_complaint(self) -> str:
         """Return what the agent said last, for when it does not answer."""
@@ -367,26 +380,15 @@ class Delivery:
             self._failover.move_to(there)
             self._backlog.head_changed()
             return ""
-        part = create_run_file(self._state_dir, self._asked_key)
-        try:
-            part.write_head(self._head())
-            for start in range(0, len(rows), _ROWS_A_RECORD):
-                part.append_rows(rows[start : start + _ROWS_A_RECORD], first_seq + start)
-            part.write_finish(Finish(last_seq=0, exit_code=None, status="finished", time=self._clock.now()))
-        except (OSError, SentinelStreamError):
-            part.unlink()
-            raise
-        finally:
-            part.close()
+        end = Finish(last_seq=0, exit_code=None, status="finished", time=self._clock.now())
+        path = leave_run_file(self._state_dir, self._asked_key, self._head(), (first_seq, rows), end)
         # The id at the backend, as far as it was told before the uploader went away.
         self._facts.metadata = continuing(self._facts.metadata, self._link.run_id or self.run_key)
         self.run_key = self._another_key()
         self._was_welcomed = self.continued = False
         self._failover.move_to(there)
         self._backlog.leave_in_doubt()
-        held = (
-            f"; {counted(len(rows), 'sample', WAIT)} for the other, which may have it, in {part.path}" if rows else ""
-        )
+        held = f"; {counted(len(rows), 'sample', WAIT)} for the other, which may have it, in {path}" if rows else ""
         return f" as a new run with {counted(self._backlog.rows, 'sample')}{held}"
 
     def _keep_aside(self) -> None:

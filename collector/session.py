@@ -41,6 +41,8 @@ AGENT_START_S = 10.0
 LEFTOVERS_WAIT_S = 5.0
 DURABLE_WAIT_S = 5.0
 """A collector may end only when the uploader holds everything: even without waiting for delivery it waits so long."""
+NOBODY_WAIT_S = 1.0
+"""How long an uploader that nobody has heard of is waited for: one that is just being started."""
 _STOP = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 _PID_POLL_S = 0.1
 _ANSWER_POLL_S = 0.02
@@ -232,6 +234,8 @@ class Session:
             if not told and waited_s >= _TELL_TROUBLE_S and self._delivery.trouble:
                 told = True
                 self._voice.warn(f"not delivered yet, waiting for up to {wait_s:g} s: {self._delivery.trouble}")
+            if waited_s >= max(wait_s, NOBODY_WAIT_S) and self._delivery.can_leave():
+                break
             if any(received.signum in _STOP for received in self._signals.wait(0)):
                 break
         waited_s = self._clock.monotonic() - began

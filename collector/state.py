@@ -9,8 +9,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from collector.spill import SpillError, SpillFile, SpillInUseError
+from collector.spill import SpillError, SpillFile, SpillHead, SpillInUseError
 from protocol.digest import sha256
+from protocol.errors import SentinelStreamError
+from protocol.messages import Finish
 from protocol.paths import make_private_dir
 from protocol.sample import CSV_HEADER, csv_rows, decode_samples
 
@@ -18,6 +20,7 @@ _SUFFIX = ".rows"
 _NAME_CHARS = 24
 _MOST_OF_ONE_RUN = 100
 _ROWS_A_WRITE = 1000
+_ROWS_A_RECORD = 128
 _MOST_KEPT = 1000
 
 
@@ -108,6 +111,28 @@ def create_run_file(state_dir: str, run_key: str) -> SpillFile:
         except (FileExistsError, SpillInUseError):
             continue
     raise SpillError(f"there are {_MOST_OF_ONE_RUN} files of the run {run_key!r} already")
+
+
+def leave_run_file(
+    state_dir: str, run_key: str, head: SpillHead, numbered: tuple[int, list[bytes]], end: Finish
+) -> str:
+    """Write a whole run, its rows from the given number on, to another file and return its path.
+
+    Raises what `create_run_file` raises; nothing is left then.
+    """
+    first_seq, rows = numbered
+    left = create_run_file(state_dir, run_key)
+    try:
+        left.write_head(head)
+        for start in range(0, len(rows), _ROWS_A_RECORD):
+            left.append_rows(rows[start : start + _ROWS_A_RECORD], first_seq + start)
+        left.write_finish(end)
+    except (OSError, SentinelStreamError):
+        left.unlink()
+        raise
+    finally:
+        left.close()
+    return left.path
 
 
 def run_files(state_dir: str) -> Iterator[str]:

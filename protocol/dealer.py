@@ -46,8 +46,12 @@ class Dealer(Endpoint):
             self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
         self._monitor = monitor_of(
-            self._context, self._socket, FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECT_RETRIED
+            self._context,
+            self._socket,
+            FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED,
         )
+        self.finds_nobody = False
+        """Whether the last try to connect came to nothing (as of the last `refusal`); not while the first is made."""
         self._refusals = 0
         self._unexplained = 0
         """Handshakes in a row that were broken off without a reason."""
@@ -89,7 +93,12 @@ class Dealer(Endpoint):
                 self._refusals = self._unexplained = 0
                 self._reason = None
                 continue
+            if event.kind == zmq.EVENT_CONNECTED:
+                # That is not an answer yet, but one may come.
+                self.finds_nobody = False
+                continue
             if event.kind == zmq.EVENT_CONNECT_RETRIED:
+                self.finds_nobody = True
                 # Nobody listens there now: what was broken off before may have been its end.
                 self._unexplained = 0
                 continue

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -551,6 +552,48 @@ def test_rows_that_only_a_file_of_the_users_own_has_are_not_called_lost(home: Ho
     assert f"no uploader answered at {nobody}; {len(rows_of_file(output))} sample" in done.stderr
     assert f"not delivered, and in no file but {output}" in done.stderr
     assert "lost" not in done.stderr
+
+
+def test_an_end_waits_for_an_uploader_that_may_answer_and_not_where_nobody_listens(home: Home) -> None:
+    port = free_port()
+    state = State(home.directory / "rows", f"tcp://127.0.0.1:{port}")
+    delivery = state.delivery("key")
+    delivery.add(row(1))
+    path = Path(delivery.path or "")
+    empty_bytes = path.stat().st_size
+
+    def can_leave() -> bool:
+        delivery.pump()
+        return delivery.can_leave()
+
+    try:
+        assert not can_leave(), "nothing was tried yet"
+        wait_until(can_leave, "nobody listens")
+        assert path.stat().st_size > empty_bytes
+        with socket.create_server(("127.0.0.1", port)) as server:
+            taken, _ = server.accept()
+            with taken:
+                wait_until(lambda: not can_leave(), "somebody is there, who may only be slow")
+    finally:
+        delivery.close(FINISH)
+    assert state.files() == [path.name]
+
+
+def test_an_end_waits_for_whom_it_can_where_rows_cannot_be_written(home: Home) -> None:
+    (home.directory / "file").write_text("")
+    state = State(home.directory / "file" / "below", f"tcp://127.0.0.1:{free_port()}")
+    delivery = state.delivery("memory")
+    delivery.add(row(1))
+
+    def finds_nobody() -> bool:
+        delivery.pump()
+        return delivery._dealer.finds_nobody
+
+    try:
+        wait_until(finds_nobody, "nobody listens")
+        assert not delivery.can_leave()
+    finally:
+        delivery.close(FINISH)
 
 
 def test_the_end_names_the_address_where_nobody_answered_and_where_the_rows_are(home: Home) -> None:
