@@ -24,7 +24,7 @@ from collector.sensors.readings import Accounting
 from collector.signals import Action, Interrupts, Received, Signals
 from collector.summary import parked_line, summary_figures, summary_json, summary_lines
 from collector.voice import Voice
-from collector.waiting import wait_for_job
+from collector.waiting import going_on, wait_for_job
 from protocol.addresses import Address, parse_address
 from protocol.clock import Clock
 from protocol.messages import Finish, Welcome
@@ -85,6 +85,7 @@ class Session:
         host_root = settings["host_root"] or ""
         self._state_dir: str = settings["state_dir"] or os.path.join(state_home(environ), "collector")
         self._statistics = RunStatistics()
+        self._is_remote = any(address.url.startswith("tcp:") for address in addresses)
         self._stopped = False
         self._left = False
         self._told_of_left_behind = False
@@ -178,6 +179,7 @@ class Session:
             self._job.forward(received.signum)
         elif action is Action.LEAVE:
             self._left = True
+            self._voice.warn(going_on(self._job))
 
     def _look_around(self) -> None:
         """Take in what discovery has found, and see to what earlier collectors left."""
@@ -270,9 +272,9 @@ class Session:
         if not self._delivery.is_durable and (complaint := self._delivery.agent_complaint()):
             self._voice.error(f"this user's uploader said: {complaint}")
         self._delivery.close(finish, "" if self._output is None else self._output.path_of_all)
-        for line in summary_lines(figures):
+        for line in summary_lines(figures, is_remote=self._is_remote):
             self._voice.warn(line)
-        if (parked := parked_line(figures)) is not None:
+        if (parked := parked_line(figures, is_remote=self._is_remote)) is not None:
             self._voice.error(parked)
         if self._settings["summary_json"]:
             self._write_summary(self._settings["summary_json"], summary_json(figures))
@@ -293,7 +295,7 @@ class Session:
         self._close_sensors()
         if self._job is None:
             return 1
-        return wait_for_job(self._job, self._signals)
+        return wait_for_job(self._job, self._signals, self._voice)
 
     def _close_sensors(self) -> None:
         self._sampler.close()

@@ -10,32 +10,33 @@ from protocol.statistics import RunStatistics
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def summary_lines(figures: dict[str, Any]) -> list[str]:
-    """Return the figures of `summary_figures` as text."""
+def summary_lines(figures: dict[str, Any], *, is_remote: bool = False) -> list[str]:
+    """Return the figures of `summary_figures` as text; `is_remote`: the uploader may be on another machine."""
     lines = [f"run {figures['run_id'] or figures['run_key']}: {_outcome(figures)}; {_usage(figures)}"]
     if figures["location"]:
         lines.append(f"{counted(figures['rows'], 'sample')} delivered to {figures['location']}")
     elif figures["durable"] and not figures["delivered"] and not figures["parked"]:
         if figures["trouble"]:
             lines.append(f"not delivered yet: {figures['trouble']}")
-        lines.append(f"the uploader holds everything and delivers it; {_show(figures)} says how far it is")
+        lines.append(f"the uploader holds everything and delivers it; {_show(figures, is_remote)} says how far it is")
     return lines
 
 
-def parked_line(figures: dict[str, Any]) -> str | None:
+def parked_line(figures: dict[str, Any], *, is_remote: bool = False) -> str | None:
     """Return what is to be known of a run that the uploader has set aside, `None` for any other."""
     if not figures["parked"]:
         return None
-    return f"the uploader keeps the run until somebody has looked at it ({_show(figures)}): {figures['trouble']}"
+    show = _show(figures, is_remote)
+    return f"the uploader keeps the run until somebody has looked at it ({show}): {figures['trouble']}"
 
 
-def _show(figures: dict[str, Any]) -> str:
+def _show(figures: dict[str, Any], is_remote: bool) -> str:
     name = figures["run_id"] or figures["run_key"]
     if not name.replace("-", "").isalnum() or not name.isascii():
         import shlex
 
         name = shlex.quote(name)
-    return f"`sentinel-uploader show {name}`"
+    return f"`sentinel-uploader show {name}`" + (" on the uploader's machine" if is_remote else "")
 
 
 def summary_figures(

@@ -63,7 +63,7 @@ def track_job(
         voice.error(f"unexpected {type(error).__name__}: {error}; the job goes on and is not recorded any more")
         for line in traceback.format_exc().splitlines():
             voice.detail(line)
-    return job.exit_code if job.exit_code is not None else wait_for_job(job, signals)
+    return job.exit_code if job.exit_code is not None else wait_for_job(job, signals, voice)
 
 
 def voice_of(settings: Mapping[str, Any]) -> Voice:

@@ -56,6 +56,14 @@ def test_a_tracked_process_is_summed_up() -> None:
     assert found["statistics"]["process_utime"] == {"total": 1.5}
 
 
+def test_a_run_elsewhere_is_shown_on_the_uploaders_machine() -> None:
+    assert "`sentinel-uploader show key` says how far" in summary_lines(figures())[1]
+    assert (
+        "`sentinel-uploader show key` on the uploader's machine says how far"
+        in summary_lines(figures(), is_remote=True)[1]
+    )
+
+
 def test_a_run_without_a_sample_or_an_answer_is_summed_up_too() -> None:
     (line,) = summary_lines(figures(exit_code=None, undelivered_rows=3, is_durable=False))
     assert line.startswith("run key: finished; 0.0 s, CPU 0.00 s")
