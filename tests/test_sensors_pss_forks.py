@@ -306,3 +306,14 @@ def test_a_job_that_forks_all_the_time_has_the_same_memory_in_every_row() -> Non
     assert len(met) > 20
     # A forked child has some pages of its own, and what is shared with this process is not the job's.
     assert [row for row in rows if not 0.9 * resident_kib < row < 1.1 * resident_kib] == []
+
+
+def test_shared_memory_that_nobody_has_alone_takes_nothing_from_what_a_process_has_alone(made_up: MadeUp) -> None:
+    parent, _, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
+    made_up.put(
+        3, rss=280_000, pss=117_000, shared=200_000, shared_pss=41_000, shmem=41_000, private=75_000, faults=70_000
+    )
+    worker = made_up.member(3)
+    meter.member_born(parent, worker)
+    meter.measure([parent, worker], 1.0)
+    assert 72_000 <= worker.pss.private_kib <= 76_000

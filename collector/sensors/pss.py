@@ -252,12 +252,14 @@ def _anon_parts(rollup: bytes, state: PssState) -> tuple[int, int]:
     """Return how much of its anonymous memory is certainly a process' own, and the rest.
 
     What is dirty and private, less shared memory, may also be pages of mapped files. What N processes have in common
-    is the N-th part of it at least in the share of each, which bounds the rest from above.
+    is the N-th part of it at least in the share of each, which bounds the rest from above; and the half at most, which
+    bounds it from below, also where shared memory is not private to anybody.
     """
     sharers = max(2, 0 if state.family is None else state.family.living)
     anon_kib = _field_kib(rollup, b"\nAnonymous:")
     dirty_kib = _field_kib(rollup, b"\nPrivate_Dirty:") - _field_kib(rollup, b"\nPss_Shmem:")
-    own_kib = max(0, min((sharers * state.anon_pss_kib - anon_kib) // (sharers - 1), dirty_kib))
+    at_most_kib = (sharers * state.anon_pss_kib - anon_kib) // (sharers - 1)
+    own_kib = max(0, 2 * state.anon_pss_kib - anon_kib, min(at_most_kib, dirty_kib))
     return own_kib, anon_kib - own_kib
 
 
