@@ -11,7 +11,8 @@ import tempfile
 import time
 from resource import RUSAGE_SELF, getrusage
 
-from collector.delivery import Delivery, RunFacts
+from collector.delivery import Delivery
+from collector.run_facts import RunFacts
 from collector.sampler import Sampler
 from collector.sensors import baseline
 from collector.voice import Level, Voice

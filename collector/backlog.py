@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from collector.spill import Position, SpillError, SpillFile, SpillHead
+from collector.spill import Position, SpillFile
+from collector.spill_head import SpillError, SpillHead
 from protocol.errors import SentinelStreamError
 from protocol.messages import Finish
 from protocol.sample import decode_sample, shift_sample

@@ -4,15 +4,15 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from collector.backlog import RETRY_SPILL_S, Backlog
 from collector.failover import Failover, continued_part, continuing
 from collector.identity import next_run_key
 from collector.link import End, Link
-from collector.spill import SpillError, SpillFile, SpillHead, hello_of
+from collector.run_facts import RunFacts
+from collector.spill import SpillFile
+from collector.spill_head import SpillError, SpillHead, hello_of
 from collector.state import (
     create_run_file,
     has_ended_file,
@@ -37,16 +37,6 @@ TOUCH_S = 3600.0
 """How often the file of a run shows that its collector lives: one that has not been written for long is removed."""
 _TRIES_TO_TAKE_OVER = 10
 _TAKE_OVER_S = 0.1
-
-
-class RunFacts(msgspec.Struct, kw_only=True):
-    """What a `Hello` tells about the run; what discovery finds later is filled in."""
-
-    interval_s: float
-    metadata: dict[str, Any]
-    host: dict[str, str | int | float]
-    cloud: dict[str, str]
-    cloud_pending: bool
 
 
 class Delivery:

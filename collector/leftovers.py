@@ -12,7 +12,8 @@ import msgspec
 from collector.backlog import Backlog
 from collector.identity import next_run_key
 from collector.link import End, Link
-from collector.spill import SpillFile, SpillHead, SpillInUseError, hello_of
+from collector.spill import SpillFile, SpillInUseError
+from collector.spill_head import SpillHead, hello_of
 from collector.state import create_run_file, is_run_taken, keep_rows, modified_at, run_files
 from collector.voice import WAIT, Voice, counted
 from protocol.addresses import parse_address, require_protection

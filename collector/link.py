@@ -13,7 +13,7 @@ import msgspec
 
 from collector.backlog import RETRY_SPILL_S, Backlog
 from collector.remarks import Remarks
-from collector.spill import SpillError
+from collector.spill_head import SpillError
 from protocol.clock import Clock
 from protocol.errors import BadMessageError
 from protocol.messages import (

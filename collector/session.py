@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from collector.config import link_keys
-from collector.delivery import Delivery, RunFacts
+from collector.delivery import Delivery
 from collector.discovery.host import host_info
 from collector.identity import ranked_addresses, run_key_of_host, run_key_of_process
 from collector.job import Job
 from collector.leftovers import Leftovers
 from collector.metadata import run_metadata
 from collector.output import CsvOutput, make_parent
+from collector.run_facts import RunFacts
 from collector.sampler import Sampler
 from collector.sensors.baseline import Baseline
 from collector.sensors.container import ContainerView

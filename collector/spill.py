@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from collector.spill_head import SpillError, SpillHead
 from collector.spill_records import (
     ANEW,
     BASE,
@@ -29,8 +30,7 @@ from collector.spill_records import (
     records,
     rows_of,
 )
-from protocol.errors import SentinelStreamError
-from protocol.messages import Finish, Hello
+from protocol.messages import Finish
 from protocol.sample import decode_sample, shift_sample
 
 _SHIFT = struct.Struct("<q")
@@ -42,23 +42,8 @@ _NEW = ".new"
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class SpillError(SentinelStreamError):
-    """A file of undelivered samples cannot be used."""
-
-
 class SpillInUseError(SpillError):
     """The file belongs to a collector that is running."""
-
-
-class SpillHead(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose rows these are and where they were going."""
-
-    run_key: str
-    incarnation: str
-    destination: str
-    """Address of the uploader (or of this user's agent)."""
-    hello: bytes
-    """The encoded `Hello` of the run."""
 
 
 class Position(NamedTuple):
@@ -394,12 +379,3 @@ class SpillFile:
         self.start = start
         self.first_seq = self.numbered_rows = 0
         self.unnumbered_rows = held - start.skip
-
-
-def hello_of(head: SpillHead) -> Hello:
-    """Return the greeting of a run whose collector is gone, as it was written to its file; raises `SpillError`."""
-    try:
-        hello = msgspec.msgpack.decode(head.hello, type=Hello)
-    except msgspec.DecodeError as error:
-        raise SpillError(f"the run {head.run_key!r} was recorded by another version: {error}") from error
-    return msgspec.structs.replace(hello, cloud_pending=False)

@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from collector.spill import SpillError, SpillFile, SpillHead, SpillInUseError
+from collector.spill import SpillFile, SpillInUseError
+from collector.spill_head import SpillError, SpillHead
 from protocol.digest import sha256
 from protocol.errors import SentinelStreamError
 from protocol.messages import Finish

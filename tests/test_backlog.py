@@ -13,7 +13,8 @@ from rows import FIRST_TIMESTAMP, numbers, row, timestamps
 
 import collector.backlog
 from collector.backlog import SPILL_AFTER_S, Backlog
-from collector.spill import SpillFile, SpillHead
+from collector.spill import SpillFile
+from collector.spill_head import SpillHead
 from collector.state import create_run_file, open_run_file
 from protocol.messages import Finish
 

@@ -17,7 +17,8 @@ from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, DEADLINE_S, Home, busy, python, rows_of_file, timestamps, wait_until
 from standins.small_disk import SmallDisk
 
-from collector.delivery import Delivery, RunFacts
+from collector.delivery import Delivery
+from collector.run_facts import RunFacts
 from collector.voice import Level, Voice
 from protocol.addresses import parse_address
 from protocol.sample import COLUMNS, CSV_HEADER, Sample, csv_rows, decode_sample, encode_sample

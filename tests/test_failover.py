@@ -15,9 +15,10 @@ from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, UPLOADER, Home, rows_of_file, wait_until
 from standins.web import free_port
 
-from collector.delivery import Delivery, RunFacts
+from collector.delivery import Delivery
 from collector.failover import PROBE_S, Failover
 from collector.identity import ranked_addresses
+from collector.run_facts import RunFacts
 from collector.voice import Level, Voice
 from protocol.addresses import Address, parse_address
 from protocol.clock import SystemClock

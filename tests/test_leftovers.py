@@ -18,9 +18,11 @@ from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, rows_of_file, wait_until
 from standins.web import free_port
 
-from collector.delivery import TOUCH_S, Delivery, RunFacts
+from collector.delivery import TOUCH_S, Delivery
 from collector.leftovers import Leftovers
-from collector.spill import SpillError, SpillFile, SpillHead, SpillInUseError
+from collector.run_facts import RunFacts
+from collector.spill import SpillFile, SpillInUseError
+from collector.spill_head import SpillError, SpillHead
 from collector.spill_records import MAGIC
 from collector.state import keep_rows, open_run_file
 from collector.voice import Level, Voice

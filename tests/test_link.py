@@ -23,7 +23,8 @@ from collector.link import (
     End,
     Link,
 )
-from collector.spill import SpillFile, SpillHead
+from collector.spill import SpillFile
+from collector.spill_head import SpillHead
 from protocol.addresses import parse_address
 from protocol.clock import SystemClock
 from protocol.dealer import Dealer

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import numbers, row, timestamps
 
-from collector.spill import Position, SpillError, SpillFile, SpillHead, SpillInUseError
+from collector.spill import Position, SpillFile, SpillInUseError
+from collector.spill_head import SpillError, SpillHead
 from protocol.messages import Finish
 
 HEAD = SpillHead(run_key="key", incarnation="one", destination="ipc:///nowhere", hello=b"hello")
@@ -123,7 +124,8 @@ def test_clearing_keeps_an_end_that_is_not_delivered(path: Path) -> None:
 
 CLEARS_AND_DIES = """
 import os, signal, sys
-from collector.spill import SpillFile, SpillHead
+from collector.spill import SpillFile
+from collector.spill_head import SpillHead
 _, path, call, when, run_key = sys.argv
 spill = SpillFile.open(path)
 real = getattr(os, call)

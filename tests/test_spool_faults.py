@@ -19,7 +19,7 @@ from standins.small_disk import SmallDisk
 from standins.spooling import finish, hello, row_numbers, samples
 from standins.sync_log import SyncLog
 
-from collector.spill import SpillHead
+from collector.spill_head import SpillHead
 from collector.state import open_run_file
 from protocol.messages import Ack, Finished, Hello, Reject, RejectCode, Welcome, encode
 from protocol.sample import csv_rows, decode_sample

@@ -19,7 +19,8 @@ import psutil
 from standins.product import UPLOADER, Home, wait_until
 from standins.web import free_port
 
-from collector.delivery import Delivery, RunFacts
+from collector.delivery import Delivery
+from collector.run_facts import RunFacts
 from collector.voice import Level, Voice
 from protocol.addresses import parse_address
 from protocol.clock import SystemClock
