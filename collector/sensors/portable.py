@@ -15,7 +15,8 @@ from collector.sensors.ledger import Ledger
 from collector.sensors.portable_member import PortableMember
 from collector.sensors.readings import MemoryReading, Reap, SystemReading, TreeReading
 
-_FAILURES = (OSError, RuntimeError, NotImplementedError, psutil.Error)
+_FAILURES = (OSError, RuntimeError, psutil.Error)
+"""psutil raises a RuntimeError of its own or Python's where a platform does not tell."""
 
 
 class PortableSystem:

@@ -56,9 +56,8 @@ def share_kib(member: Member) -> int:
     return max(0, min(state.anon_kib, state.anon_pss_kib + state.anon_kib - state.read_anon_kib))
 
 
-def alone_kib(member: Member) -> int:
-    """Return what of a process' anonymous memory nobody else can have."""
-    state, share = member.pss, share_kib(member)
+def alone_kib(state: PssState, share: int) -> int:
+    """Return what of a process' anonymous memory nobody else can have; `share` is its `share_kib`."""
     return share if state.kib < 0 else max(0, min(share, state.private_kib + state.anon_kib - state.read_anon_kib))
 
 
@@ -72,7 +71,8 @@ class FamilySum:
 
     def add(self, member: Member, epoch: int) -> None:
         """Count one; `epoch` numbers the readings that still hold."""
-        state, share, alone = member.pss, share_kib(member), alone_kib(member)
+        state, share = member.pss, share_kib(member)
+        alone = alone_kib(state, share)
         if state.kib < 0 and has_next_to_nothing(member):
             self._outdated += state.anon_kib
             self._own += alone
