@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ raise SystemExit(int(sys.argv[2]))
 """
 
 
-class Process:
+class Process(ABC):
     """A process of ours that may be down, paused, or about to end."""
 
     def __init__(self, home: Home, name: str) -> None:
@@ -52,13 +53,13 @@ class Process:
         return self.process is not None and self.told_to_end_at is None
 
     @property
+    @abstractmethod
     def has_begun(self) -> bool:
         """Whether the process has come as far as its work: before, it dies of any signal, having done nothing."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start(self) -> None:
         """Start it; does not wait until it has begun."""
-        raise NotImplementedError
 
     def start_if_down(self) -> None:
         """Start it, unless somebody else has done so meanwhile."""

@@ -1,11 +1,12 @@
 """What runs in a thread of its own as long as a `with` lasts."""
 
 import threading
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
 
 
-class Threaded:
+class Threaded(ABC):
     """`with` starts the thread and ends it; subclasses say what it does and how it is told to end."""
 
     end_within_s = 10.0
@@ -23,10 +24,10 @@ class Threaded:
         self._thread.join(self.end_within_s)
         assert not self._thread.is_alive(), f"the {self._thread.name} outlives its test"
 
+    @abstractmethod
     def work(self) -> None:
         """Do the work, in the thread, until told to end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self) -> None:
         """Make `work` return."""
-        raise NotImplementedError

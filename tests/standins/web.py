@@ -8,6 +8,7 @@ import ssl
 import struct
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from typing import NamedTuple
@@ -67,13 +68,13 @@ class WebServer(Threaded):
                 _cut(connection)
         self._httpd.server_close()
 
+    @abstractmethod
     def read(self, request: Recorded) -> None:
         """Fill in `call`, `run_id` and `decoded` where the request is readable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def perform(self, request: Recorded) -> Reply:
         """Check the request, do what it asks for, return the answer."""
-        raise NotImplementedError
 
     def fault_reply(self, fault: Fault) -> Reply:
         """Return the answer that a fault with a status (or code) gives."""
