@@ -19,6 +19,7 @@ from standins.small_disk import SmallDisk
 from standins.spooling import finish, hello, row_numbers, samples
 from standins.sync_log import SyncLog
 
+from collector.link import MAX_HELLO_WAIT_S
 from collector.spill_head import SpillHead
 from collector.state import open_run_file
 from protocol.messages import Ack, Finished, Hello, Reject, RejectCode, Welcome, encode
@@ -104,7 +105,13 @@ def test_disk_that_is_full_for_a_minute_holds_up_acknowledgements_and_nothing_el
     assert (uploader.poll(), collector.poll()) == (None, None)
 
     disk.empty()
-    wait_until(lambda: "spool has room again" in log_of(home), "rows are taken again by itself")
+    # A collector that was refused for so long asks again after its longest pause, spread by a quarter.
+    asks_again_s = 1.25 * MAX_HELLO_WAIT_S
+    wait_until(
+        lambda: "spool has room again" in log_of(home),
+        "rows are taken again by itself",
+        timeout_s=asks_again_s + DEADLINE_S,
+    )
     target.kill()
     _, said = collector.communicate(timeout=DEADLINE_S)
     assert collector.returncode == 0, said
