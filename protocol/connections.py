@@ -5,9 +5,10 @@ import os
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from protocol.borrowing import borrowed
 from protocol.unread import Unread
 
 SILENT_S = 90.0
@@ -215,7 +216,7 @@ class Connections:
 
         The descriptor may be another file's by now: we make sure before anything is done.
         """
-        with contextlib.suppress(OSError), _borrowed(place.descriptor) as open_socket:
+        with contextlib.suppress(OSError), borrowed(place.descriptor) as open_socket:
             is_same = os.fstat(place.descriptor).st_ino == connection.inode
             if is_same and _name_of(open_socket) in self._own_names[place.socket]:
                 open_socket.shutdown(socket.SHUT_RDWR)
@@ -233,21 +234,8 @@ def _name_of(connection: socket.socket) -> object:
     return name[1] if isinstance(name, tuple) else name
 
 
-@contextlib.contextmanager
-def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Look at ZeroMQ's descriptor as a socket; raises `OSError` when it is none (any more).
-
-    Not a copy of it: there may be no descriptor left for one, which is when this is needed most.
-    """
-    connection = socket.socket(fileno=descriptor)
-    try:
-        yield connection
-    finally:
-        connection.detach()
-
-
 def _look_at(descriptor: int, now: float) -> _Connection:
-    with contextlib.suppress(OSError), _borrowed(descriptor) as connection:
+    with contextlib.suppress(OSError), borrowed(descriptor) as connection:
         peer = connection.getpeername()
         host = plain_host(peer[0]) if isinstance(peer, tuple) else ""
         return _Connection(now, os.fstat(descriptor).st_ino, host)

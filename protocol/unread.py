@@ -8,6 +8,8 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
+from protocol.borrowing import borrowed
+
 if TYPE_CHECKING:
     from protocol.connections import Place
 
@@ -45,15 +47,11 @@ def _received_bytes(descriptor: int) -> int | None:
     Nor does it when the connection has been closed, of which we hear only afterwards.
     """
     try:
-        borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor)
+        # Nothing is asked of the kernel but this: there may be thousands to look at.
+        with borrowed(descriptor, socket.AF_INET, socket.SOCK_STREAM, 0) as connection:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
     except OSError:
         return None
-    try:
-        info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
-    except OSError:
-        return None
-    finally:
-        borrowed.detach()
     count: int
     (count,) = _BYTES_RECEIVED.unpack(info) if len(info) == _BYTES_RECEIVED.size else (0,)
     return count
