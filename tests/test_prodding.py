@@ -3,6 +3,7 @@
 The two machines are network namespaces; nothing leaves this one. `-s` shows the figures.
 """
 
+import contextlib
 import random
 import socket
 import subprocess
@@ -86,15 +87,23 @@ class Published:
         """Add a client."""
         words = ["keys", "add", name, *(["--replace"] if replace else [])]
         public, secret = self._home.run(UPLOADER, *words).stdout.splitlines()
-        return LinkKeys(read_pair(secret.partition("=")[2]), server_key(public.partition("=")[2]))
+        keys = LinkKeys(read_pair(secret.partition("=")[2]), server_key(public.partition("=")[2]))
+        # The uploader's list may be a moment old: a collector that is not on it comes again.
+        wait_until(lambda: self._lets_in(keys), f"{name} is on the list")
+        return keys
 
     def connect(self, keys: LinkKeys, *, url: str | None = None) -> HandWritten:
         """A connection from the far machine."""
-        made = HandWritten(
-            self._context, url or self.url, public=keys.own.public, secret=keys.own.secret, server=keys.server
-        )
+        made = self._made(keys, url or self.url)
         self.open.callback(made.close)
         return made
+
+    def _made(self, keys: LinkKeys, url: str) -> HandWritten:
+        return HandWritten(self._context, url, public=keys.own.public, secret=keys.own.secret, server=keys.server)
+
+    def _lets_in(self, keys: LinkKeys) -> bool:
+        with contextlib.closing(self._made(keys, self.url)) as made:
+            return made.is_in()
 
     def dial(self) -> socket.socket:
         """A TCP connection from the far machine."""
