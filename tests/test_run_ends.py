@@ -108,7 +108,7 @@ def test_termination_of_everything_at_once_loses_neither_rows_nor_the_end(home: 
     )
     wait_until(lambda: ready.exists() and stored(home) > 3, "rows arrive")
     (job,) = map(int, Path(f"/proc/{collector.pid}/task/{collector.pid}/children").read_text().split())
-    for pid in (uploader.pid, collector.pid, job):
+    for pid in (uploader.pid, job, collector.pid):  # the job before the collector, which may end it and reap it
         os.kill(pid, signal.SIGTERM)
     _, said = collector.communicate(timeout=DEADLINE_S)
     assert (collector.returncode, uploader.wait(DEADLINE_S)) == (7, 0), said
