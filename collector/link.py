@@ -158,8 +158,8 @@ class Link:
         """Take in what has come and send what is due; never blocks."""
         now = self._clock.monotonic()
         try:
-            self._look_at_door(now)
-            self._receive(now)
+            if not self._receive(now):  # whoever has just answered lets us in
+                self._look_at_door(now)
             if self.end is not None:
                 return
             if not self.welcomed or self._hello_changed or now >= self._silence_deadline():
@@ -189,20 +189,26 @@ class Link:
             # A reason that becomes known later is said as well.
             self._remarks.refusal(refusal, refusal)
 
-    def _receive(self, now: float) -> None:
+    def _receive(self, now: float) -> bool:
+        """Take in what has come; False when nothing has."""
         # Whoever floods us must not keep us from sampling.
-        for _ in range(_MOST_FRAMES):
+        for taken in range(_MOST_FRAMES):
             frame = self._dealer.receive()
             if frame is None:
-                return
-            self._take(frame, now)
+                return taken > 0
+            was_waiting = bool(self._in_flight)
+            message = self._take(frame, now)
+            if was_waiting and isinstance(message, Ack) and not self._in_flight and self._finish_sent_at is None:
+                # All is answered. To be told that there is no more costs as much; what there may be is read next time.
+                break
+        return True
 
-    def _take(self, frame: bytes, now: float) -> None:
+    def _take(self, frame: bytes, now: float) -> UploaderMessage | None:
         try:
             message: UploaderMessage = decode_from_uploader(frame)
         except BadMessageError as error:
             self._remarks.say_once("bad-message", f"sent what is {error}; is it a sentinel-uploader?")
-            return
+            return None
         self._heard(now)
         match message:
             case Welcome():
@@ -213,6 +219,7 @@ class Link:
                 self._run_finished(message, now)
             case Reject():
                 self._rejected(message, now)
+        return message
 
     def _heard(self, now: float) -> None:
         self._remarks.back(now - self._heard_at)

@@ -436,6 +436,29 @@ def test_repeated_answers_change_nothing(talk: Conversation) -> None:
     assert talk.is_settled()
 
 
+def test_what_follows_the_last_answer_that_was_awaited_is_taken_next_time(talk: Conversation) -> None:
+    talk.rows(1)
+    talk.welcomed()
+    talk.pump(Ack(1), Ack(1, trouble="storage is away"), Ack(1, trouble="it is back"))
+    assert (talk.backlog.rows, talk.link.trouble) == (0, "")
+    talk.rows(1)
+    talk.link.pump()
+    assert talk.link.trouble == "it is back"
+    talk.pump(Ack(2))
+    assert talk.backlog.rows == 0
+
+
+def test_the_door_is_looked_at_where_nobody_answers(talk: Conversation) -> None:
+    talk.rows(1)
+    talk.welcomed()
+    talk.peer.refuses = "does not let this collector in"
+    talk.pump(Ack(1))
+    assert not talk.warnings
+    talk.rows(1)
+    talk.link.pump()
+    assert talk.warnings == ["the uploader does not let this collector in; keeping the samples"]
+
+
 def test_all_answers_at_once_after_a_stop_give_no_row_a_second_number(talk: Conversation) -> None:
     """The uploader stood still: the greeting was repeated, rows were sent between, then everything is answered."""
     talk.rows(10)
