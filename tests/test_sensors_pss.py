@@ -48,6 +48,23 @@ def test_readings_keep_to_the_budget(made_up: MadeUp) -> None:
     assert clock.time_s >= 0.9
 
 
+def test_a_process_that_stands_still_is_read_once_in_a_while_and_seen_as_soon_as_it_moves(made_up: MadeUp) -> None:
+    made_up.put(1, rss=40_000, pss=20_000)
+    member = made_up.member(1)
+    clock = CostlyClock(0.001)
+    meter = PssMeter(clock=clock, share=0.01, interval_s=1.0)
+    assert meter.measure([member], 1.0) == 20_000
+    reading_s = clock.time_s
+    made_up.put(1, rss=40_000, pss=15_000)
+    sums = [meter.measure([member], 1.0) for _ in range(30)]
+    # Others outside may have come to share its pages, which nothing but a reading tells.
+    assert sums == [20_000] * 9 + [15_000] * 21
+    assert clock.time_s == pytest.approx(4 * reading_s)
+    made_up.put(1, rss=41_000, pss=15_000)
+    member.read(made_up.ledger)
+    assert meter.measure([member], 1.0) == 16_000
+
+
 def test_a_process_that_shares_is_read_again_when_others_come(made_up: MadeUp) -> None:
     made_up.put(1, rss=40_000, pss=20_000)
     member = made_up.member(1)

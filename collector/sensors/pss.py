@@ -57,10 +57,14 @@ class PssMeter:
         self._epoch = 0
         self._total_kib = 0.0
         self._has_met_stranger = False
+        self._last_seen: list[tuple[int, int]] = []
+        self._idle_until_s = 0.0
+        """Until then nobody is due while all stays as it was seen last."""
 
     def members_changed(self) -> None:
         """Processes came or went: who shares pages may share them differently now."""
         self._epoch += 1
+        self._idle_until_s = 0.0
 
     def member_born(self, parent: Member | None, child: Member) -> None:
         """A child was read for the first time: until it begins a program of its own, it shares its parent's pages.
@@ -77,7 +81,7 @@ class PssMeter:
     def member_gone(self, member: Member) -> None:
         """A process has no memory any more: what it shared is the others'."""
         member.pss.rss_now_kib = 0
-        self._epoch += 1
+        self.members_changed()
         if member.pss.family is not None:
             # The kernel takes the pages away from it one by one, and may not have finished.
             member.pss.family.is_taken_back = True
@@ -88,6 +92,11 @@ class PssMeter:
         self._urgent_s = min(self._cap_s, self._urgent_s + elapsed_s * self._share)
         routine_share = self._share * _ROUTINE_PART
         self._routine_s = min(_ROUTINE_CAP_S * routine_share, self._routine_s + elapsed_s * routine_share)
+        members = list(members)
+        seen = [(member.rss_kib, member.faults) for member in members]
+        is_still, self._last_seen = seen == self._last_seen, seen
+        if is_still and self._time_s < self._idle_until_s:
+            return self._total_kib
         living = []
         for member in members:
             if member.rss_kib > 0:
@@ -111,6 +120,7 @@ class PssMeter:
             family.is_taken_back = False
         for member in living:
             member.pss.is_new = False
+        self._idle_until_s = self._due_at_s(living) if is_still and self._share > 0 else 0.0
         return self._total_kib
 
     def note_peak(self, member: Member) -> None:
@@ -184,6 +194,12 @@ class PssMeter:
             if moved or self._time_s - state.read_at_s >= _ROUTINE_AGE_S:
                 routine.append(member)
         return urgent, routine
+
+    def _due_at_s(self, living: list[Member]) -> float:
+        """When somebody is due again if all stays as it is; 0 where somebody is due already, or may be."""
+        if any(not member.pss.is_settled for member in living) or any(self._due(living)):
+            return 0.0
+        return min((member.pss.read_at_s + _ROUTINE_AGE_S for member in living if not member.pss.denied), default=0.0)
 
     def _read(self, member: Member) -> float:
         """Read one PSS and return what it cost: CPU time, so that being preempted does not use up the budget."""
