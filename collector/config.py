@@ -323,3 +323,14 @@ def link_keys(values: Mapping[str, Any]) -> dict[str, LinkKeys]:
     own = read_pair(key)
     servers = [server_key(text) for text in server_keys]
     return {url: LinkKeys(own, servers[index % len(servers)]) for index, url in enumerate(urls)}
+
+
+def guarded_keys(values: Mapping[str, Any]) -> dict[str, LinkKeys]:
+    """Return the keys for each uploader's URL; no core file holds them."""
+    keys = link_keys(values)
+    if keys:
+        # The job, which runs already, keeps its own limit.
+        from protocol.secrecy import keep_memory_out_of_core_files
+
+        keep_memory_out_of_core_files()
+    return keys

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from collector.config import link_keys
+from collector.config import guarded_keys
 from collector.delivery import Delivery
 from collector.discovery.host import host_info
 from collector.identity import ranked_addresses, run_key_of_host, run_key_of_process
@@ -35,7 +35,6 @@ from protocol.statistics import RunStatistics
 
 if TYPE_CHECKING:
     from collector.discovery.cloud import CloudDiscovery
-    from protocol.keys import LinkKeys
 
 AGENT_WAIT_S = 30.0
 AGENT_START_S = 10.0
@@ -51,6 +50,9 @@ _LEFTOVERS_S = 1.0
 _TELL_TROUBLE_S = 3.0
 """Trouble that passes sooner is nobody's business."""
 _LEFTOVERS_AGAIN_S = 300.0
+_COUNTED_AT_ONCE = 60
+"""Rows that the statistics take in together: one by one each would find the caches cold."""
+_LOOK_ANYWAY_S = 10.0
 
 
 class Session:
@@ -86,9 +88,11 @@ class Session:
         host_root = settings["host_root"] or ""
         self._state_dir: str = settings["state_dir"] or os.path.join(state_home(environ), "collector")
         self._statistics = RunStatistics()
+        self._not_counted: list[Sample] = []
         self._is_remote = any(address.url.startswith("tcp:") for address in addresses)
         self._stopped = False
         self._left = False
+        self._look_at_job_at = 0.0
         self._told_of_left_behind = False
         self._interrupts = None if job is None else Interrupts(job.contains)
         # The GPU's driver may take long to answer; everything after it finds it ready or goes without.
@@ -115,7 +119,7 @@ class Session:
             cloud={},
             cloud_pending=self._discovery is not None,
         )
-        self._keys = _guarded_keys(settings)
+        self._keys = guarded_keys(settings)
         self._leftovers = Leftovers(
             state_dir=self._state_dir, clock=clock, voice=voice, insecure=settings["insecure"], keys=self._keys
         )
@@ -168,6 +172,11 @@ class Session:
         if self._left or self._stopped:
             return True
         if self._job is not None:
+            now = self._clock.monotonic()
+            if now < self._look_at_job_at:
+                return False
+            # SIGCHLD says when it is worth the call.
+            self._look_at_job_at = now + _LOOK_ANYWAY_S
             return self._job.has_ended()
         return self._root_pid is not None and not self._sampler.root_alive()
 
@@ -175,6 +184,8 @@ class Session:
         if self._job is None or self._interrupts is None:
             self._stopped = self._stopped or received.signum in _STOP
             return
+        if received.signum == signal.SIGCHLD:
+            self._look_at_job_at = 0.0
         action = self._interrupts.note(received)
         if action is Action.FORWARD:
             self._job.forward(received.signum)
@@ -199,11 +210,17 @@ class Session:
         if sample is None:
             return
         row = encode_sample(sample)
-        self._statistics.add([sample])
+        self._not_counted.append(sample)
+        if len(self._not_counted) >= _COUNTED_AT_ONCE:
+            self._count_rows()
         if self._output is not None:
             # What is written is what is sent, byte for byte: the row after its way through the wire's form.
             self._output.write(csv_rows([decode_sample(row)]))
         self._delivery.add(row)
+
+    def _count_rows(self) -> None:
+        self._statistics.add(self._not_counted)
+        self._not_counted.clear()
 
     def _finish(self) -> Finish:
         exit_code = 0 if self._job is None else self._job.exit_code
@@ -256,6 +273,7 @@ class Session:
         return (0.0, DURABLE_WAIT_S) if self._settings["connect"] else (AGENT_WAIT_S, AGENT_START_S)
 
     def _close(self, finish: Finish) -> None:
+        self._count_rows()
         figures = summary_figures(
             run_key=self._delivery.run_key,
             run_id=self._delivery.run_id,
@@ -373,14 +391,3 @@ class Session:
             self._told_of_left_behind = True
             runs = "1 earlier run is" if welcome.left_behind == 1 else f"{welcome.left_behind} earlier runs are"
             self._voice.warn(f"{runs} not delivered yet; `sentinel-uploader status` says why")
-
-
-def _guarded_keys(settings: Mapping[str, Any]) -> "dict[str, LinkKeys]":
-    """Return the keys for each uploader's URL; no core file holds them."""
-    keys = link_keys(settings)
-    if keys:
-        # The job, which runs already, keeps its own limit.
-        from protocol.secrecy import keep_memory_out_of_core_files
-
-        keep_memory_out_of_core_files()
-    return keys

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from math import isfinite
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -31,6 +32,8 @@ _TOTALS = (
     "system_net_recv_bytes",
     "system_net_sent_bytes",
 )
+_gauges_of = attrgetter(*_GAUGES)
+_totals_of = attrgetter(*_TOTALS)
 
 
 class RunStatistics(msgspec.Struct):
@@ -58,23 +61,22 @@ class RunStatistics(msgspec.Struct):
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Take rows in, in their order."""
+        weighted, weights, highest, totals = self.weighted, self.weights, self.highest, self.totals
         for sample in samples:
             length = self._length_of(sample)
             self.rows += 1
             self.last_timestamp = sample.timestamp
             self.duration_s += length
-            for name in _GAUGES:
-                value = getattr(sample, name)
+            for name, value in zip(_GAUGES, _gauges_of(sample), strict=True):
                 if value is not None and isfinite(value):
-                    self.weighted[name] = self.weighted.get(name, 0.0) + value * length
-                    self.weights[name] = self.weights.get(name, 0.0) + length
-                    self.highest[name] = max(self.highest.get(name, value), value)
-            for name in _TOTALS:
-                value = getattr(sample, name)
+                    weighted[name] = weighted.get(name, 0.0) + value * length
+                    weights[name] = weights.get(name, 0.0) + length
+                    highest[name] = max(highest.get(name, value), value)
+            for name, value in zip(_TOTALS, _totals_of(sample), strict=True):
                 if value is not None and isfinite(value):
-                    total = self.totals.get(name, 0) + value
+                    total = totals.get(name, 0) + value
                     # Beyond what msgpack can write as an integer the last digits do not matter.
-                    self.totals[name] = total if -_MAX_INT <= total <= _MAX_INT else float(total)
+                    totals[name] = total if -_MAX_INT <= total <= _MAX_INT else float(total)
 
     def summary(self) -> dict[str, Any]:
         """Return `{column: {"mean", "max"}}` for gauges, `{column: {"total"}}` for the others, and the duration.
