@@ -240,11 +240,12 @@ def _cores(used_us: int, elapsed_s: float, cpus: int) -> float:
 
 
 def _mib(kib: int | None) -> float | None:
-    return round(kib / 1024, 3) if kib is not None else None
+    """Thousandths by whole numbers: `round` takes the way through decimal text."""
+    return (kib * 1000 + 512 >> 10) / 1000 if kib is not None else None
 
 
 def _gb(size: int | None) -> float | None:
-    return round(size / 1e9, 3) if size is not None else None
+    return (size + 500_000) // 1_000_000 / 1000 if size is not None else None
 
 
 def _own_peak_kib(baseline: Baseline) -> int:

@@ -106,7 +106,8 @@ class _Blocked:
 
     def __init__(self, signums: frozenset[signal.Signals]) -> None:
         self._signums = signums
-        self._previous: set[Any] | None = signal.pthread_sigmask(signal.SIG_BLOCK, signums | {signal.SIGALRM})
+        self._with_timer = signums | {signal.SIGALRM}
+        self._previous: set[Any] | None = signal.pthread_sigmask(signal.SIG_BLOCK, self._with_timer)
 
     def wait(self, timeout_s: float) -> list[Received]:
         received: list[Received] = []
@@ -130,10 +131,10 @@ class _Blocked:
             return signal.sigtimedwait(self._signums, 0)
         # Less than a microsecond would be no timer at all.
         signal.setitimer(signal.ITIMER_REAL, max(timeout_s, _SHORTEST_TIMER_S))
-        info = signal.sigwaitinfo(self._signums | {signal.SIGALRM})
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        info = signal.sigwaitinfo(self._with_timer)
         if info.si_signo == signal.SIGALRM:
             return None
+        signal.setitimer(signal.ITIMER_REAL, 0)
         # It may have run out in between.
         signal.sigtimedwait({signal.SIGALRM}, 0)
         return info

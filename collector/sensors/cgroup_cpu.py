@@ -14,13 +14,14 @@ _READ_BYTES = 4096
 class CpuCounter:
     """The total is the scheduler's, exact; its split into user and system mode is the kernel's estimate by ticks."""
 
-    __slots__ = ("_is_v2", "_split_fd", "_system_us", "_total_fd", "_user_us")
+    __slots__ = ("_is_v2", "_last", "_split_fd", "_system_us", "_total_fd", "_user_us")
 
     def __init__(self, directory: str, *, is_v2: bool) -> None:
         """Raises `OSError` when the files are not there."""
         self._is_v2 = is_v2
         self._split_fd = -1
         self._user_us = self._system_us = 0
+        self._last = (b"", 0)
         self._total_fd = _open(f"{directory}/{'cpu.stat' if is_v2 else 'cpuacct.usage'}")
         if not is_v2:
             try:
@@ -31,14 +32,19 @@ class CpuCounter:
 
     def total_us(self) -> int:
         """Return the microseconds used since the cgroup was made; raises `OSError` or `ValueError`."""
-        return self._read()[0]
+        return self._times(os.pread(self._total_fd, _READ_BYTES, 0))[0]
 
     def times_us(self, *, without_us: int = 0) -> tuple[int, int]:
         """Return user and system microseconds, whose sum is the total less `without_us`; neither ever falls.
 
         Raises `OSError` or `ValueError`.
         """
-        total_us, user, system = self._read()
+        data = os.pread(self._total_fd, _READ_BYTES, 0)
+        if (data, without_us) == self._last:
+            # Nothing was used since: the split is what it was.
+            return self._user_us, self._system_us
+        total_us, user, system = self._times(data)
+        self._last = (data, without_us)
         total_us = max(total_us - without_us, self._user_us + self._system_us)
         user_us = total_us * user // (user + system) if user + system else total_us
         # As the kernel itself does it for a process (`cputime_adjust`).
@@ -53,16 +59,15 @@ class CpuCounter:
                 os.close(descriptor)
         self._total_fd = self._split_fd = -1
 
-    def _read(self) -> tuple[int, int, int]:
-        data = os.pread(self._total_fd, _READ_BYTES, 0)
+    def _times(self, data: bytes) -> tuple[int, int, int]:
         if self._is_v2:
-            return _value(data, b"usage_usec"), _value(data, b"user_usec"), _value(data, b"system_usec")
-        split = os.pread(self._split_fd, _READ_BYTES, 0)
-        return int(data) // 1000, _value(split, b"user"), _value(split, b"system")
+            words = data.split()
+            return _value(words, b"usage_usec"), _value(words, b"user_usec"), _value(words, b"system_usec")
+        words = os.pread(self._split_fd, _READ_BYTES, 0).split()
+        return int(data) // 1000, _value(words, b"user"), _value(words, b"system")
 
 
-def _value(data: bytes, name: bytes) -> int:
-    words = data.split()
+def _value(words: list[bytes], name: bytes) -> int:
     return int(words[words.index(name) + 1])
 
 

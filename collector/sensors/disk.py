@@ -37,14 +37,17 @@ class DiskSensor:
     def _parse(self, data: bytes) -> Iterator[tuple[bytes, int, int]]:
         whole = self._whole
         for line in data.splitlines():
-            fields = line.split(None, 10)
-            if len(fields) < 10:
+            head = line.split(None, 3)
+            if len(head) < 4:
                 continue
-            name = fields[2]
+            name = head[2]
             known = whole.get(name)
             if known is None:
                 known = whole[name] = is_whole_disk(name.decode(errors="replace"), sys=self._sys)
-            if known and (pair := counter_pair(fields[5], fields[9])) is not None:
+            if not known:
+                continue
+            fields = head[3].split(None, 7)
+            if len(fields) >= 7 and (pair := counter_pair(fields[2], fields[6])) is not None:
                 yield name, *pair
 
 
