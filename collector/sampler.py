@@ -225,7 +225,7 @@ class Sampler:
             system_us / 1e6,
             _cores(user_us + system_us, elapsed_s, cpus),
             # A job that was gone before anybody could look has left no figure of its own.
-            round(memory_kib / 1024, 3) if memory_kib > 0 or limit_us is not None else None,
+            _mib(int(memory_kib)) if memory_kib > 0 or limit_us is not None else None,
             self._read_bytes.row(tree.read_bytes),
             self._written_bytes.row(tree.written_bytes),
             gpu.process_usage,
