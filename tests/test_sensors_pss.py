@@ -1,6 +1,7 @@
 """Memory of a tree: what is read when, and what stands in meanwhile, against a made-up /proc and real processes."""
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,79 @@ def test_a_process_that_stands_still_is_read_once_in_a_while_and_seen_as_soon_as
     made_up.put(1, rss=41_000, pss=15_000)
     member.read(made_up.ledger)
     assert meter.measure([member], 1.0) == 16_000
+
+
+def two_that_share(made_up: MadeUp, pss: int) -> None:
+    for pid in (1, 2):
+        made_up.put(pid, rss=40_000, pss=20_000 + pss, faults=9, shared=20_000, shared_pss=pss, private=0)
+
+
+def test_those_that_stand_still_are_read_again_at_once_where_their_last_reading_failed(made_up: MadeUp) -> None:
+    two_that_share(made_up, 10_000)
+    members = [made_up.member(pid) for pid in (1, 2)]
+    meter = PssMeter(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
+    sums = [meter.measure(members, 1.0) for _ in range(9)]
+    assert sums == [60_000] * 9
+    for pid in (1, 2):
+        (made_up.proc / str(pid) / "smaps_rollup").write_text("")
+    sums = [meter.measure(members, 1.0) for _ in range(4)]
+    assert sums[-1] < 60_000, "they were due"
+    two_that_share(made_up, 10_000)
+    assert [meter.measure(members, 1.0) for _ in range(5)] == [60_000] * 5
+
+
+def test_one_that_stands_still_is_read_again_at_once_where_the_other_shares_more_than_was_thought(
+    made_up: MadeUp,
+) -> None:
+    two_that_share(made_up, 20_000)
+    members = [made_up.member(pid) for pid in (1, 2)]
+    meter = PssMeter(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
+    for _ in range(10):
+        meter.measure(members, 1.0)
+    two_that_share(made_up, 10_000)
+    assert meter.measure(members, 1.0) == 60_000
+    two_that_share(made_up, 18_000)
+    # The first one's reading stood beside a share of the other that did not hold any more.
+    assert meter.measure(members, 1.0) == 68_000
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_tree_that_stands_still_for_a_while_has_the_sums_of_one_that_is_looked_at_each_time(
+    made_up: MadeUp, seed: int
+) -> None:
+    choice = random.Random(seed)
+    rss = dict.fromkeys(range(1, choice.randint(2, 5)), 40_000)
+
+    def put(pid: int) -> None:
+        shared = choice.choice([0, rss[pid] // 2])
+        own, borrowed = (rss[pid] - shared) // choice.choice([1, 1, 2]), shared // choice.choice([1, 2, 4])
+        made_up.put(pid, rss=rss[pid], pss=own + borrowed, faults=9, shared=shared, shared_pss=borrowed)
+        if choice.random() < 0.1:
+            (made_up.proc / str(pid) / "smaps_rollup").write_text("")
+
+    for pid in rss:
+        put(pid)
+    sides = []
+    for _ in range(2):
+        members = [made_up.member(pid) for pid in rss]
+        sides.append((PssMeter(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0), members))
+    shortened = 0
+    for _ in range(60):
+        if choice.random() < 0.1:
+            pid = choice.choice(list(rss))
+            rss[pid] += PAGE_KIB * choice.choice([0, 0, 1, -500, 5000])
+            put(pid)
+        sums = []
+        for meter, members in sides:
+            for member in members:
+                member.read(made_up.ledger)
+            if meter is sides[1][0]:
+                meter._last_seen = []
+            else:
+                shortened += meter._idle_until_s > 0
+            sums.append(meter.measure(members, 1.0))
+        assert sums[0] == sums[1]
+    assert shortened > 5
 
 
 def test_a_process_that_shares_is_read_again_when_others_come(made_up: MadeUp) -> None:

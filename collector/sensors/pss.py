@@ -64,7 +64,8 @@ class PssMeter:
     def members_changed(self) -> None:
         """Processes came or went: who shares pages may share them differently now."""
         self._epoch += 1
-        self._idle_until_s = 0.0
+        # Who came may look like who went.
+        self._last_seen = []
 
     def member_born(self, parent: Member | None, child: Member) -> None:
         """A child was read for the first time: until it begins a program of its own, it shares its parent's pages.
@@ -196,8 +197,13 @@ class PssMeter:
         return urgent, routine
 
     def _due_at_s(self, living: list[Member]) -> float:
-        """When somebody is due again if all stays as it is; 0 where somebody is due already, or may be."""
-        if any(not member.pss.is_settled for member in living) or any(self._due(living)):
+        """When somebody is due again if all stays as it is; 0 where that may be at the next row.
+
+        What a reading of this row has shown, its failure included, may make it due again, and others with it.
+        """
+        if any(not member.pss.is_settled or member.pss.read_at_s == self._time_s for member in living):
+            return 0.0
+        if any(self._due(living)):
             return 0.0
         return min((member.pss.read_at_s + _ROUTINE_AGE_S for member in living if not member.pss.denied), default=0.0)
 
