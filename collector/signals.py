@@ -102,7 +102,7 @@ class Signals:
 
 
 class _Blocked:
-    """Blocked signals, taken with `sigtimedwait(2)`: three system calls for a wait in which nothing arrives."""
+    """Blocked signals, taken with `sigtimedwait(2)`: two system calls for a wait in which nothing arrives."""
 
     def __init__(self, signums: frozenset[signal.Signals]) -> None:
         self._signums = signums
@@ -132,12 +132,12 @@ class _Blocked:
         # Less than a microsecond would be no timer at all.
         signal.setitimer(signal.ITIMER_REAL, max(timeout_s, _SHORTEST_TIMER_S))
         info = signal.sigwaitinfo(self._with_timer)
-        if info.si_signo == signal.SIGALRM:
-            return None
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        # It may have run out in between.
-        signal.sigtimedwait({signal.SIGALRM}, 0)
-        return info
+        is_alarm = info.si_signo == signal.SIGALRM
+        if not is_alarm or info.si_code != _SI_KERNEL:
+            # Not the timer's own. That may have run out in between.
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.sigtimedwait({signal.SIGALRM}, 0)
+        return None if is_alarm else info
 
     def close(self) -> None:
         if self._previous is not None:

@@ -272,6 +272,22 @@ def test_a_pause_longer_than_the_wait_is_no_signal() -> None:
         assert waiting.wait() == 0
 
 
+ALARMED = """
+import os, signal
+from collector.signals import Signals
+with Signals() as signals:
+    os.kill(os.getpid(), signal.SIGALRM)
+    print(signals.wait(60), signal.getitimer(signal.ITIMER_REAL))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+@needs_sigtimedwait
+def test_an_alarm_that_somebody_sends_leaves_no_timer_behind_that_could_end_the_collector() -> None:
+    done = subprocess.run([sys.executable, "-c", ALARMED], capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stdout) == (0, "[] (0.0, 0.0)\n"), done.stderr
+
+
 def _until_asleep(pid: int) -> None:
     while b") S " not in Path(f"/proc/{pid}/stat").read_bytes():
         time.sleep(0.01)
