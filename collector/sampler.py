@@ -143,7 +143,7 @@ class Sampler:
         the end of a run, not for every row.
         """
         peak_kib = 0 if self._tree is None else self._tree.peak_kib
-        return round(peak_kib / 1024, 3) if peak_kib else None
+        return _mib(peak_kib) if peak_kib else None
 
     @property
     def accounting(self) -> str:
@@ -240,7 +240,7 @@ def _cores(used_us: int, elapsed_s: float, cpus: int) -> float:
 
 
 def _mib(kib: int | None) -> float | None:
-    """Thousandths by whole numbers: `round` takes the way through decimal text."""
+    """Thousandths, a half upwards, by whole numbers: `round` takes the way through decimal text."""
     return (kib * 1000 + 512 >> 10) / 1000 if kib is not None else None
 
 
