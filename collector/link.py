@@ -190,7 +190,7 @@ class Link:
             self._remarks.refusal(refusal, refusal)
 
     def _receive(self, now: float) -> bool:
-        """Take in what has come; False when nothing has."""
+        """Take in what has come, up to the last answer that is awaited; False when nothing has."""
         # Whoever floods us must not keep us from sampling.
         for taken in range(_MOST_FRAMES):
             frame = self._dealer.receive()

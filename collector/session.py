@@ -53,6 +53,9 @@ _LEFTOVERS_AGAIN_S = 300.0
 _COUNTED_AT_ONCE = 60
 """Rows that the statistics take in together: one by one each would find the caches cold."""
 _LOOK_ANYWAY_S = 10.0
+"""How late the job's end is noticed at most, should a SIGCHLD be missed."""
+_LATE_S = 0.001
+"""Whoever wakes up later than that for a sample may find the job's SIGCHLD waiting behind the timer's signal."""
 
 
 class Session:
@@ -147,7 +150,7 @@ class Session:
 
     def _sample_until_end(self) -> None:
         due = self._next_sample_at(self._clock.monotonic())
-        while not self._has_ended():
+        while not self._has_ended(due):
             now = self._clock.monotonic()
             if now >= due:
                 self._keep_row(self._sampler.sample())
@@ -168,14 +171,14 @@ class Session:
         intervals = (now - self._begun_at) // self._interval_s + 1
         return self._begun_at + intervals * self._interval_s
 
-    def _has_ended(self) -> bool:
+    def _has_ended(self, due: float) -> bool:
         if self._left or self._stopped:
             return True
         if self._job is not None:
             now = self._clock.monotonic()
-            if now < self._look_at_job_at:
-                return False
             # SIGCHLD says when it is worth the call.
+            if now < self._look_at_job_at and now < due + _LATE_S:
+                return False
             self._look_at_job_at = now + _LOOK_ANYWAY_S
             return self._job.has_ended()
         return self._root_pid is not None and not self._sampler.root_alive()

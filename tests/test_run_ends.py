@@ -4,14 +4,18 @@ Ctrl-C is in test_terminal.py, an uploader that is told to end while storage han
 leaves in test_spool_faults.py.
 """
 
+import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from standins.backend import Backend
 from standins.product import COLLECTOR, DEADLINE_S, Home, python, rows_of_file, wait_until
+from standins.recording import Recording
 
+from protocol.sample import COLUMNS
 from uploader.status import read_status
 
 TOLD = """
@@ -74,6 +78,39 @@ def test_job_that_is_killed_by_a_signal_ends_its_run_as_failed_with_128_and_the_
     (run,) = home.local_runs()
     assert (run["state"], run["status"], run["exit_code"]) == ("finished", "failed", 128 + signum)
     assert home.local_rows(run) == rows_of_file(output) != []
+
+
+def test_end_of_a_job_is_seen_at_once_and_all_rows_are_summed(home: Home) -> None:
+    home.start_uploader()
+    summary = home.directory / "summary.json"
+    recording = Recording(home, "--summary-json", str(summary))
+    recording.wait_for_rows(65)
+    before = len(recording.rows())
+    recording.end()
+    after = len(recording.rows())
+    assert before <= after <= before + 20
+    assert json.loads(summary.read_bytes())["rows"] == after
+
+
+def test_job_that_ends_while_its_collector_is_stopped_has_one_row_more_and_none_without_memory(home: Home) -> None:
+    home.start_uploader()
+    recording = Recording(home)
+    recording.wait_for_rows(5)
+    collector = recording.process
+    (job,) = map(int, Path(f"/proc/{collector.pid}/task/{collector.pid}/children").read_text().split())
+    collector.send_signal(signal.SIGSTOP)
+    wait_until(lambda: b") T " in Path(f"/proc/{collector.pid}/stat").read_bytes(), "the collector is stopped")
+    before = len(recording.rows())
+    stopped_at = time.monotonic()
+    recording.let_job_end()
+    wait_until(lambda: b") Z " in Path(f"/proc/{job}/stat").read_bytes(), "the job is over")
+    wait_until(lambda: time.monotonic() - stopped_at > 0.3, "a sample is due")
+    collector.send_signal(signal.SIGCONT)
+    recording.end()
+
+    rows = [dict(zip(COLUMNS, row.split(","), strict=True)) for row in recording.rows()]
+    assert len(rows) <= before + 1
+    assert all(float(row["process_memory_mib"]) > 0 for row in rows)
 
 
 def test_job_that_ignores_termination_is_recorded_until_its_own_end(home: Home, tmp_path: Path) -> None:

@@ -49,9 +49,13 @@ class Recording:
         # The header may be on its way.
         return max(1, self.output.read_bytes().count(b"\n")) if self.output.exists() else 1
 
+    def let_job_end(self) -> None:
+        """Let the job end."""
+        os.write(self._fifo, b"\n")
+
     def end(self) -> str:
         """Let the job end and wait for its collector, which has to end with the same code; returns what it said."""
-        os.write(self._fifo, b"\n")
+        self.let_job_end()
         try:
             _, said = self.process.communicate(timeout=DEADLINE_S)
         except subprocess.TimeoutExpired:
