@@ -246,6 +246,99 @@ def test_shared_pages_touched_since_are_there_once_and_own_ones_each_time(made_u
     assert without_budget(made_up, members, meter, clock) == 4 * (6_000 + 5_000) + 4_000 + 60_000
 
 
+@pytest.mark.parametrize(("share", "private", "together"), [(100_000, 0, 200_000), (200_000, 200_000, 400_000)])
+def test_shared_pages_of_a_process_that_was_read_later_are_the_others_unless_nobody_else_has_them(
+    made_up: MadeUp, share: int, private: int, together: int
+) -> None:
+    made_up.put(1, rss=200_000, pss=200_000, shared=200_000, shared_pss=200_000, private=200_000)
+    members = [made_up.member(1)]
+    # One reading uses up the budget of some rows.
+    meter = PssMeter(clock=CostlyClock(0.03), share=0.01, interval_s=1.0)
+    assert meter.measure(members, 1.0) == 200_000
+    for pid in (1, 2):
+        made_up.put(pid, rss=200_000, pss=share, shared=200_000, shared_pss=share, private=private)
+    members.append(made_up.member(2))
+    meter.members_changed()
+    sums, read = [], set()
+    for _ in range(12):
+        sums.append(meter.measure(members, 1.0))
+        read.add(tuple(member.pss.read_at_s > 1.0 for member in members))
+    assert (False, True) in read, "one was read, the other not yet again"
+    assert sums == [together] * 12
+
+
+def test_shared_memory_that_workers_are_getting_to_is_there_once_until_it_is_given_back(made_up: MadeUp) -> None:
+    def put(touched: int, common: int = 300_000) -> None:
+        """Both workers have got so far in what the first process has all of."""
+        for pid, shared in (1, common), (2, touched), (3, touched):
+            share = touched // 3 + shared - touched
+            alone = 4_000 + common - touched if pid == 1 else 4_000
+            made_up.put(pid, rss=4_000 + shared, pss=4_000 + share, shared=shared, shared_pss=share, private=alone)
+
+    put(0)
+    members = [made_up.member(1)]
+    # The budget of a row is one reading.
+    meter = PssMeter(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
+    assert meter.measure(members, 1.0) == 304_000
+    members += [made_up.member(pid) for pid in (2, 3)]
+    meter.members_changed()
+    sums = []
+    for row in range(1, 21):
+        put(min(300_000, 70_000 * row))
+        for member in members:
+            member.read(made_up.ledger)
+        sums.append(meter.measure(members, 1.0))
+    # A worker that was not read yet may have no more than what the others are known to have.
+    assert 250_000 < min(sums) <= max(sums) <= 312_000
+    assert sums[-5:] == [312_000] * 5
+    put(30_000, 30_000)
+    for member in members:
+        member.read(made_up.ledger)
+    assert meter.measure(members, 1.0) <= 12_000 + 30_000 * 1.5
+
+
+def test_small_processes_that_come_and_go_leave_the_sum_of_a_pool_alone(made_up: MadeUp) -> None:
+    for pid in range(1, 5):
+        made_up.put(pid, rss=204_000, pss=54_000, shared=200_000, shared_pss=50_000, private=4_000)
+    members = [made_up.member(pid) for pid in range(1, 5)]
+    meter = PssMeter(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
+    for _ in range(10):
+        meter.measure(members, 1.0)
+    for row in range(40):
+        shared = 10_000 if row % 2 else 0
+        made_up.put(9, rss=4_000 + shared, pss=4_000 + shared, shared=shared, shared_pss=shared, private=4_000 + shared)
+        small = made_up.member(9)
+        meter.members_changed()
+        assert meter.measure([*members, small], 1.0) == pytest.approx(216_000 + 4_000 + shared, rel=0.05)
+        meter.member_gone(small)
+
+
+def test_shared_pages_that_are_touched_between_two_readings_of_a_row_are_there_once(
+    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up.put(1, rss=200_000, pss=200_000, shared=200_000, shared_pss=200_000)
+    made_up.put(2, rss=300_000, pss=300_000)
+    members = [made_up.member(pid) for pid in (1, 2)]
+    read_file, order = Member.read_file, []
+
+    def touched_in_between(member: Member, name: str) -> bytes:
+        if name == "smaps_rollup":
+            order.append(member.pid)
+            if order == [1, 2]:
+                made_up.put(1, rss=200_000, pss=100_000, shared=200_000, shared_pss=100_000, private=0)
+                made_up.put(2, rss=500_000, pss=400_000, shared=200_000, shared_pss=100_000, private=300_000)
+        return read_file(member, name)
+
+    monkeypatch.setattr(Member, "read_file", touched_in_between)
+    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    assert meter.measure(members, 1.0) == 500_000
+    assert order[:2] == [1, 2]
+    for member in members:
+        member.read(made_up.ledger)
+    assert meter.measure(members, 1.0) == 500_000
+    assert order[2:] == [1, 2], "both once more"
+
+
 def test_shares_that_were_read_are_not_counted_again_when_others_touch_the_same(made_up: MadeUp) -> None:
     # The first was read when it had touched all of it, the second when it had touched nothing.
     made_up.put(1, rss=80_000, pss=80_000, shared=60_000, shared_pss=60_000)

@@ -199,6 +199,8 @@ class PssState:
         "rss_kib",
         "rss_now_kib",
         "shared_kib",
+        "sharing",
+        "sole_kib",
         "split_at_rss_kib",
     )
 
@@ -210,6 +212,10 @@ class PssState:
         """Its anonymous pages that nobody else had then, or fewer."""
         self.common_kib = 0
         """Its other anonymous pages then."""
+        self.sole_kib = 0
+        """Its pages of files and shared memory that nobody else had then, or fewer."""
+        self.sharing = 0
+        """Readings with the same number were made while hardly a shared page was touched: their shares add up."""
         self.others_kib = 0
         """The others' share of its files and shared memory then."""
         self.rss_kib = 0

@@ -12,6 +12,10 @@ processes come and go, when pages that a fork left to both are written, and when
 So a process that has or may have shared pages is read again, within `share` of the elapsed time, when one of these
 happened, or when the reading of another one shows that it shares more; the others are read now and then within a
 thirtieth of that.
+
+Where processes rush into shared memory (a pool of workers begins), shares that were read one after the other are of
+different moments and come to more than there is. Until all have been read while they stood still, the sum has only
+what is there at least (`tree_sum`).
 """
 
 import contextlib
@@ -20,7 +24,7 @@ from collections.abc import Iterable
 
 from collector.sensors.member import PAGE_KIB, Member, PssState
 from collector.sensors.pss_family import has_next_to_nothing, join
-from collector.sensors.pss_sum import tree_sum
+from collector.sensors.pss_sum import shared_share_kib, tree_sum
 from protocol.clock import Clock
 
 DEFAULT_SHARE = 0.01
@@ -36,6 +40,11 @@ _MATTERS_FROM = 0.02
 _FORKED_FROM = 5
 _TRIFLE = 0.01
 """What all changes of RSS that are taken for anonymous unseen may come to, as a part of the sum."""
+_RUSH = 0.2
+"""From what part of the sum on shared pages touched within a row make shares of different moments differ for long."""
+_RUSH_S = 10.0
+_NO_RUSH_S = 120.0
+"""Where readings never catch up, that is how the tree is: what bounds the sum meanwhile is too low in the long run."""
 
 
 class PssMeter:
@@ -57,6 +66,16 @@ class PssMeter:
         self._epoch = 0
         self._total_kib = 0.0
         self._has_met_stranger = False
+        self._shared_kib = 0
+        """The part of the sum that is of files and shared memory."""
+        self._given_back_kib = 0
+        """What members have given back of such pages since."""
+        self._touched_kib = 0
+        """Such pages that were touched since the row before, in a rush since `_sharing` was counted on."""
+        self._sharing = 0
+        self._rush_until_s = self._no_rush_until_s = 0.0
+        self._read_now: list[Member] = []
+        """Whose reading was tried in this row, in that order."""
         self._last_seen: list[tuple[int, int]] = []
         self._idle_until_s = 0.0
         """Until then nobody is due while all stays as it was seen last."""
@@ -81,11 +100,14 @@ class PssMeter:
 
     def member_gone(self, member: Member) -> None:
         """A process has no memory any more: what it shared is the others'."""
-        member.pss.rss_now_kib = 0
+        state = member.pss
+        if state.rss_now_kib > 0 and state.kib > 0:
+            self._given_back_kib += shared_share_kib(state)
+        state.rss_now_kib = 0
         self.members_changed()
-        if member.pss.family is not None:
+        if state.family is not None:
             # The kernel takes the pages away from it one by one, and may not have finished.
-            member.pss.family.is_taken_back = True
+            state.family.is_taken_back = True
 
     def measure(self, members: Iterable[Member], elapsed_s: float) -> float:
         """Return the sum over `members` in KiB; `elapsed_s` is what the budget grows by."""
@@ -111,11 +133,13 @@ class PssMeter:
         if self._share > 0:
             self._split_changed(living)
             self._read_some(living)
-        self._total_kib = (
-            tree_sum(living, self._epoch, is_closed=self._is_closed)
-            if self._share > 0
-            else float(sum(member.rss_kib for member in living))
-        )
+            held_kib = max(0, self._shared_kib - self._given_back_kib) if self._is_rush() else None
+            own_kib, self._shared_kib = tree_sum(living, self._epoch, held_kib=held_kib, is_closed=self._is_closed)
+            self._given_back_kib = 0
+            self._end_rush(living)
+            self._total_kib = float(own_kib + self._shared_kib)
+        else:
+            self._total_kib = float(sum(member.rss_kib for member in living))
         self.peak_kib = max(self.peak_kib, int(self._total_kib))
         for family in families:
             family.is_taken_back = False
@@ -142,10 +166,19 @@ class PssMeter:
             if state.is_settled and abs(rss - state.split_at_rss_kib) <= trifle_kib:
                 state.anon_kib += change_kib
             elif not state.denied:
-                _split(member)
+                self._split(member)
+
+    def _split(self, member: Member) -> None:
+        before_kib = member.pss.shared_kib
+        _split(member)
+        change_kib = member.pss.shared_kib - before_kib
+        self._touched_kib += max(0, change_kib)
+        self._given_back_kib += max(0, -change_kib)
 
     def _read_some(self, living: list[Member]) -> None:
         epoch = self._epoch
+        self._read_now.clear()
+        self._see_rush(living)
         self._read_due(living)
         if self._has_met_stranger:
             self._has_met_stranger = False
@@ -155,6 +188,48 @@ class PssMeter:
         if self._epoch != epoch:
             # A reading has shown that others, which seemed right, are not: they are due now, not a sample later.
             self._read_due(living)
+        if len(self._read_now) > 1 and self._is_rush():
+            self._tell_moments_apart()
+
+    def _is_rush(self) -> bool:
+        return self._time_s < self._rush_until_s
+
+    def _see_rush(self, living: list[Member]) -> None:
+        """Look whether so many shared pages were touched that shares of before and after do not add up."""
+        if self._is_rush() or self._time_s < self._no_rush_until_s:
+            return
+        if self._touched_kib > _RUSH * (self._total_kib or sum(member.rss_kib for member in living)):
+            self._rush_until_s, self._no_rush_until_s = self._time_s + _RUSH_S, self._time_s + _NO_RUSH_S
+            self._sharing += 1
+        self._touched_kib = 0
+
+    def _end_rush(self, living: list[Member]) -> None:
+        """Once all that matter were read while hardly a shared page was touched, their shares add up again."""
+        if self._is_rush() and all(self._is_of_now(member.pss) for member in living):
+            self._rush_until_s = self._no_rush_until_s = 0.0
+
+    def _is_of_now(self, state: PssState) -> bool:
+        if state.kib < 0:
+            return state.denied
+        return state.sharing == self._sharing or shared_share_kib(state) < self._total_kib * _MATTERS_FROM
+
+    def _tell_moments_apart(self) -> None:
+        """See whether shared pages were touched while one after the other was read: their shares do not add up then."""
+        self._count_sharing()
+        for member in self._read_now:
+            self._split(member)
+        if self._count_sharing():
+            for member in self._read_now:
+                member.pss.sharing = self._sharing
+                self._sharing += 1
+
+    def _count_sharing(self) -> bool:
+        """Count on where more than a trifle of shared pages was touched since the last time."""
+        if not self._is_rush() or self._touched_kib <= self._total_kib * _TRIFLE:
+            return False
+        self._touched_kib = 0
+        self._sharing += 1
+        return True
 
     def _read_due(self, living: list[Member]) -> None:
         urgent, routine = self._due(living)
@@ -192,7 +267,9 @@ class PssMeter:
                     if may_share or state.has_forked or moved or faulted or state.epoch != self._epoch:
                         urgent.append(member)
                         continue
-            if moved or self._time_s - state.read_at_s >= _ROUTINE_AGE_S:
+            if self._is_rush() and not self._is_of_now(state):
+                urgent.append(member)
+            elif moved or self._time_s - state.read_at_s >= _ROUTINE_AGE_S:
                 routine.append(member)
         return urgent, routine
 
@@ -211,6 +288,7 @@ class PssMeter:
         """Read one PSS and return what it cost: CPU time, so that being preempted does not use up the budget."""
         state = member.pss
         state.read_at_s = self._time_s
+        self._read_now.append(member)
         begin = self._clock.thread_time()
         try:
             data = member.read_file("smaps_rollup")
@@ -221,6 +299,8 @@ class PssMeter:
             state.anon_pss_kib = _field_kib(data, b"\nPss_Anon:") if has_anon else min(state.kib, state.anon_kib)
             before_kib = state.common_kib if is_known else None
             state.private_kib, state.common_kib = _anon_parts(data, state) if has_anon else (state.anon_pss_kib, 0)
+            alone_kib = _field_kib(data, b"\nPrivate_Clean:") + _field_kib(data, b"\nPrivate_Dirty:")
+            state.sole_kib = max(0, alone_kib - state.anon_pss_kib)
         except PermissionError:
             state.denied = True
         except (OSError, ValueError, IndexError) as error:
@@ -232,6 +312,8 @@ class PssMeter:
             # Taken before PSS: what came in between counts as grown, and the sum bounds that by what is there.
             state.read_anon_kib, state.read_shared_kib = state.anon_kib, state.shared_kib
             state.has_forked = False
+            self._count_sharing()
+            state.sharing = self._sharing
             self._conclude(state, before_kib, matters_kib=member.rss_kib * _MOVED)
             state.epoch = self._epoch
             self.note_peak(member)

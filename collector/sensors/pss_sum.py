@@ -1,17 +1,20 @@
 """The tree's memory as the sum of what was read of its processes at different times."""
 
-from collector.sensors.member import Member
+from collector.sensors.member import Member, PssState
 from collector.sensors.pss_family import Family, FamilySum, share_kib
 
 
-def tree_sum(living: list[Member], epoch: int, *, is_closed: bool) -> float:
-    """Sum anonymous pages, which add up in their shares, and shared ones, which are there once; in KiB.
+def tree_sum(living: list[Member], epoch: int, *, held_kib: int | None, is_closed: bool) -> tuple[int, int]:
+    """Sum anonymous pages, which add up in their shares, and shared ones, which are there once; both in KiB.
 
     `epoch` numbers the readings that still hold; a tree that `is_closed` shares anonymous pages with nobody outside.
     A process' shared pages are at least there, so they bound the tree's from below; but others outside the tree may
     hold them as well, so that bound raises the sum of the shares by no more than they grew since it was read.
+    `held_kib` is what there was of shared pages in the row before and has not been given back, where shares that were
+    read at different moments do not add up, else `None`.
     """
-    own = shares = 0
+    own = 0
+    groups: dict[int, tuple[int, int]] = {}
     grown: list[tuple[int, int]] = []
     families: dict[Family, FamilySum] = {}
     for member in living:
@@ -27,11 +30,33 @@ def tree_sum(living: list[Member], epoch: int, *, is_closed: bool) -> float:
         if state.kib < 0:
             grown.append((shared, shared))
             continue
-        share = state.kib - state.anon_pss_kib
-        if shared < state.read_shared_kib:
-            share = share * shared // state.read_shared_kib
-        elif shared > state.read_shared_kib:
+        share = shared_share_kib(state)
+        if shared > state.read_shared_kib:
             grown.append((shared, shared - state.read_shared_kib))
-        shares += share
+        shares, sole = groups.get(state.sharing, (0, 0))
+        groups[state.sharing] = shares + share, sole + min(share, state.sole_kib)
     own += sum(family.total(is_closed=is_closed) for family in families.values())
-    return float(own + max([shares, *(min(shared, shares + growth) for shared, growth in grown)]))
+    shares = sum(shares for shares, _ in groups.values())
+    if held_kib is not None:
+        shares = min(shares, max(_least_kib(groups), held_kib))
+    return own, max([shares, *(min(shared, shares + growth) for shared, growth in grown)])
+
+
+def shared_share_kib(state: PssState) -> int:
+    """Return a process' share of files and shared memory, less what it has given back since that was read."""
+    share = state.kib - state.anon_pss_kib
+    return share * state.shared_kib // state.read_shared_kib if state.shared_kib < state.read_shared_kib else share
+
+
+def _least_kib(groups: dict[int, tuple[int, int]]) -> int:
+    """Return what is there at least; `groups` has shares and sole pages by the number of their sharing.
+
+    A page that was touched by another process between two readings is all the first one's and half the second one's.
+    What was read together adds up, and what later readings found to be nobody else's.
+    """
+    least = later = 0
+    for number in sorted(groups, reverse=True):
+        shares, sole = groups[number]
+        least = max(least, shares + later)
+        later += sole
+    return least

@@ -64,6 +64,7 @@ class MadeUp:
             anon = "" if shared_pss is None else f"Pss_Anon:  {pss - shared_pss} kB\n"
             anon += "" if shared_pss is None else f"Pss_Shmem: {shmem} kB\n"
             anon += f"Anonymous: {rss - shared} kB\n"
+            anon += "Private_Clean: 0 kB\n"
             anon += f"Private_Dirty: {pss - (shared_pss or 0) if private is None else private} kB\n"
             rollup = f"0-1 [rollup]\nRss: {rss} kB\nPss:  {pss} kB\nPss_Dirty: 1 kB\n{anon}Pss_File: 1 kB\n"
             (directory / "smaps_rollup").write_text(rollup)
