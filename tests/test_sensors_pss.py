@@ -297,6 +297,25 @@ def test_shared_memory_that_workers_are_getting_to_is_there_once_until_it_is_giv
     assert meter.measure(members, 1.0) <= 12_000 + 30_000 * 1.5
 
 
+def test_pages_touched_little_by_little_are_no_rush_after_one_that_did_not_end(made_up: MadeUp) -> None:
+    made_up.put(1, rss=200_000, pss=200_000, shared=200_000, shared_pss=200_000, private=200_000)
+    made_up.put(2, rss=200_000, pss=100_000, shared=200_000, shared_pss=100_000, private=0)
+    (made_up.proc / "2" / "smaps_rollup").write_text("")
+    members = [made_up.member(1)]
+    meter = PssMeter(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
+    meter.measure(members, 1.0)
+    members.append(made_up.member(2))
+    meter.members_changed()
+    rushes = []
+    for row in range(200):
+        shared = 200_000 + row * 4_000
+        made_up.put(1, rss=shared, pss=shared, shared=shared, shared_pss=shared, private=shared)
+        members[0].read(made_up.ledger)
+        meter.measure(members, 1.0)
+        rushes.append(meter._is_rush())
+    assert rushes == [True] * 10 + [False] * 190
+
+
 def test_small_processes_that_come_and_go_leave_the_sum_of_a_pool_alone(made_up: MadeUp) -> None:
     for pid in range(1, 5):
         made_up.put(pid, rss=204_000, pss=54_000, shared=200_000, shared_pss=50_000, private=4_000)

@@ -196,9 +196,10 @@ class PssMeter:
 
     def _see_rush(self, living: list[Member]) -> None:
         """Look whether so many shared pages were touched that shares of before and after do not add up."""
-        if self._is_rush() or self._time_s < self._no_rush_until_s:
+        if self._is_rush():
             return
-        if self._touched_kib > _RUSH * (self._total_kib or sum(member.rss_kib for member in living)):
+        many_kib = _RUSH * (self._total_kib or sum(member.rss_kib for member in living))
+        if self._touched_kib > many_kib and self._time_s >= self._no_rush_until_s:
             self._rush_until_s, self._no_rush_until_s = self._time_s + _RUSH_S, self._time_s + _NO_RUSH_S
             self._sharing += 1
         self._touched_kib = 0
