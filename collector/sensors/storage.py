@@ -54,19 +54,14 @@ class StorageSensor:
         """Sum of all file systems now; `None` when none is known."""
         if self._poll is not None and self._fd >= 0 and self._poll.poll(0):
             self._choose()
-        total = used = free = 0
-        totals = set()
-        for points in self._pools:
-            space = _pool_space(points) if len(points) > 1 else _space(points[0])
-            if space is not None:
-                total, used, free = total + space.total, used + space.used, free + space.free
-                totals.add(space.total)
+        spaces = [space for points in self._pools if (space := _pool_space(points)) is not None]
+        totals = {space.total for space in spaces}
         for point in self._overlays:
             space = _space(point)
             if space is not None and space.total not in totals:
-                total, used, free = total + space.total, used + space.used, free + space.free
                 totals.add(space.total)
-        return Space(total, used, free) if totals else None
+                spaces.append(space)
+        return Space(*map(sum, zip(*spaces, strict=True))) if spaces else None
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -158,6 +153,8 @@ def _pool_space(points: list[str]) -> Space | None:
     spaces = [space for point in points if (space := _space(point)) is not None]
     if not spaces:
         return None
+    if len(spaces) == 1:
+        return spaces[0]
     used, free = sum(space.used for space in spaces), max(space.free for space in spaces)
     return Space(used + free, used, free)
 
