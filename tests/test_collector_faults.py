@@ -14,7 +14,7 @@ from msgspec import convert, structs
 from oracle.clock import ShiftedClock
 from rows import FIRST_TIMESTAMP
 from standins.offset_clock import OffsetClock
-from standins.product import COLLECTOR, DEADLINE_S, Home, busy, python, rows_of_file, timestamps, wait_until
+from standins.product import COLLECTOR, DEADLINE_S, Home, busy, has_state, python, rows_of_file, timestamps, wait_until
 from standins.small_disk import SmallDisk
 
 from collector.delivery import Delivery
@@ -293,7 +293,7 @@ def test_process_that_is_gone_before_the_first_sample_leaves_a_run_that_has_ende
 
 def test_process_that_is_dead_but_not_buried_leaves_a_run_that_has_ended(home: Home) -> None:
     target = home.start("true")
-    wait_until(lambda: b") Z " in Path(f"/proc/{target.pid}/stat").read_bytes(), "the process is a zombie")
+    wait_until(lambda: has_state(target.pid, "Z"), "the process is a zombie")
     done = home.collector("--pid", str(target.pid))
     assert done.returncode == 0, done.stderr
     (run,) = home.local_runs()
@@ -387,7 +387,7 @@ def test_collector_that_is_suspended_for_a_minute_makes_one_row_of_it_and_no_bur
     process = home.start(COLLECTOR, *words, "--", *python(code))
     wait_until(lambda: ready.exists() and len(taken(output)) >= 8, "rows before")
     process.send_signal(signal.SIGSTOP)
-    wait_until(lambda: b") T " in Path(f"/proc/{process.pid}/stat").read_bytes(), "the collector is stopped")
+    wait_until(lambda: has_state(process.pid, "T"), "the collector is stopped")
     before = len(taken(output))
     rest.touch()
     time.sleep(MINUTE_S)

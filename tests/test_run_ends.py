@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from standins.backend import Backend
-from standins.product import COLLECTOR, DEADLINE_S, Home, python, rows_of_file, wait_until
+from standins.product import COLLECTOR, DEADLINE_S, Home, has_state, job_of, python, rows_of_file, wait_until
 from standins.recording import Recording
 
 from protocol.sample import COLUMNS
@@ -97,13 +97,13 @@ def test_job_that_ends_while_its_collector_is_stopped_has_one_row_more_and_none_
     recording = Recording(home)
     recording.wait_for_rows(5)
     collector = recording.process
-    (job,) = map(int, Path(f"/proc/{collector.pid}/task/{collector.pid}/children").read_text().split())
+    job = job_of(collector.pid)
     collector.send_signal(signal.SIGSTOP)
-    wait_until(lambda: b") T " in Path(f"/proc/{collector.pid}/stat").read_bytes(), "the collector is stopped")
+    wait_until(lambda: has_state(collector.pid, "T"), "the collector is stopped")
     before = len(recording.rows())
     stopped_at = time.monotonic()
     recording.let_job_end()
-    wait_until(lambda: b") Z " in Path(f"/proc/{job}/stat").read_bytes(), "the job is over")
+    wait_until(lambda: has_state(job, "Z"), "the job is over")
     wait_until(lambda: time.monotonic() - stopped_at > 0.3, "a sample is due")
     collector.send_signal(signal.SIGCONT)
     recording.end()
@@ -144,7 +144,7 @@ def test_termination_of_everything_at_once_loses_neither_rows_nor_the_end(home: 
         COLLECTOR, *words, "--run-key", "stopped", "--output", str(output), "--", *python(LEAVES), str(ready)
     )
     wait_until(lambda: ready.exists() and stored(home) > 3, "rows arrive")
-    (job,) = map(int, Path(f"/proc/{collector.pid}/task/{collector.pid}/children").read_text().split())
+    job = job_of(collector.pid)
     for pid in (uploader.pid, job, collector.pid):  # the job before the collector, which may end it and reap it
         os.kill(pid, signal.SIGTERM)
     _, said = collector.communicate(timeout=DEADLINE_S)

@@ -194,6 +194,17 @@ def timestamps(rows: Sequence[str]) -> list[float]:
     return [float(row[0]) for row in csv.reader(rows)]
 
 
+def has_state(pid: int, letter: str) -> bool:
+    """Whether a process has this state (`T`: stopped, `Z`: a zombie; field 3 of `proc(5)`)."""
+    return f") {letter} ".encode() in Path(f"/proc/{pid}/stat").read_bytes()
+
+
+def job_of(collector_pid: int) -> int:
+    """Return the pid of a collector's only child."""
+    (job,) = map(int, Path(f"/proc/{collector_pid}/task/{collector_pid}/children").read_text().split())
+    return job
+
+
 def python(code: str) -> list[str]:
     """Words that run a piece of Python."""
     return [sys.executable, "-c", code]
