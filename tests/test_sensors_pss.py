@@ -297,6 +297,36 @@ def test_shared_memory_that_workers_are_getting_to_is_there_once_until_it_is_giv
     assert meter.measure(members, 1.0) <= 12_000 + 30_000 * 1.5
 
 
+def test_what_was_touched_before_the_first_row_is_there_although_all_have_been_read_since(
+    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put(shared: int) -> None:
+        for pid in (1, 2):
+            pss = 4_000 + shared // 2
+            made_up.put(pid, rss=4_000 + shared, pss=pss, shared=shared, shared_pss=shared // 2, private=4_000)
+
+    put(0)
+    members = [made_up.member(1)]
+    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    assert meter.measure(members, 1.0) == 4_000
+    put(100_000)
+    members[0].read(made_up.ledger)
+    members.append(made_up.member(2))
+    meter.members_changed()
+    read_file, order = Member.read_file, []
+
+    def touched_in_between(member: Member, name: str) -> bytes:
+        if name == "smaps_rollup":
+            order.append(member.pid)
+            if len(order) == 2:
+                put(104_000)
+        return read_file(member, name)
+
+    monkeypatch.setattr(Member, "read_file", touched_in_between)
+    assert meter.measure(members, 1.0) == pytest.approx(108_000, rel=0.05)
+    assert sorted(order[:2]) == [1, 2]
+
+
 def test_pages_touched_little_by_little_are_no_rush_after_one_that_did_not_end(made_up: MadeUp) -> None:
     made_up.put(1, rss=200_000, pss=200_000, shared=200_000, shared_pss=200_000, private=200_000)
     made_up.put(2, rss=200_000, pss=100_000, shared=200_000, shared_pss=100_000, private=0)

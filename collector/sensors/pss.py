@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 from collector.sensors.member import PAGE_KIB, Member, PssState
 from collector.sensors.pss_family import has_next_to_nothing, join
-from collector.sensors.pss_sum import shared_share_kib, tree_sum
+from collector.sensors.pss_sum import grown_kib, shared_share_kib, tree_sum
 from protocol.clock import Clock
 
 DEFAULT_SHARE = 0.01
@@ -132,10 +132,12 @@ class PssMeter:
             family.living = number
         if self._share > 0:
             self._split_changed(living)
-            self._read_some(living)
-            held_kib = max(0, self._shared_kib - self._given_back_kib) if self._is_rush() else None
-            own_kib, self._shared_kib = tree_sum(living, self._epoch, held_kib=held_kib, is_closed=self._is_closed)
+            self._see_rush(living)
+            # Before they are read: a reading among others that touch the same tells no more how much it had touched.
+            held_kib = grown_kib(living, self._shared_kib - self._given_back_kib) if self._is_rush() else None
             self._given_back_kib = 0
+            self._read_some(living)
+            own_kib, self._shared_kib = tree_sum(living, self._epoch, held_kib=held_kib, is_closed=self._is_closed)
             self._end_rush(living)
             self._total_kib = float(own_kib + self._shared_kib)
         else:
@@ -169,16 +171,28 @@ class PssMeter:
                 self._split(member)
 
     def _split(self, member: Member) -> None:
-        before_kib = member.pss.shared_kib
-        _split(member)
-        change_kib = member.pss.shared_kib - before_kib
-        self._touched_kib += max(0, change_kib)
-        self._given_back_kib += max(0, -change_kib)
+        """Read how much of the resident set is anonymous and how much is shared (`statm` of `proc(5)`)."""
+        state = member.pss
+        before_kib = state.anon_kib, state.shared_kib
+        try:
+            words = member.read_file("statm").split()
+            resident_kib, shared_kib = int(words[1]) * PAGE_KIB, int(words[2]) * PAGE_KIB
+        except (OSError, ValueError, IndexError):
+            resident_kib = shared_kib = 0
+        if resident_kib <= 0:
+            # Gone since, or there is no such file: what changed counts as anonymous.
+            resident_kib, shared_kib = member.rss_kib, min(state.shared_kib, member.rss_kib)
+        state.anon_kib, state.shared_kib = resident_kib - shared_kib, shared_kib
+        # RSS was read a moment earlier. Where this is something else, it may pass without RSS ever showing it, so look
+        # again until it stands still (newer kernels count more exactly here than there, and never agree).
+        state.is_settled = resident_kib == member.rss_kib or before_kib == (state.anon_kib, shared_kib)
+        state.split_at_rss_kib = member.rss_kib
+        self._touched_kib += max(0, shared_kib - before_kib[1])
+        self._given_back_kib += max(0, before_kib[1] - shared_kib)
 
     def _read_some(self, living: list[Member]) -> None:
         epoch = self._epoch
         self._read_now.clear()
-        self._see_rush(living)
         self._read_due(living)
         if self._has_met_stranger:
             self._has_met_stranger = False
@@ -323,7 +337,7 @@ class PssMeter:
 
     def _conclude(self, state: PssState, before_kib: int | None, *, matters_kib: float) -> None:
         """See what a reading says about the others; `before_kib`: the `common_kib` of one that should still hold."""
-        others_kib = state.shared_kib - (state.kib - state.anon_pss_kib)
+        others_kib = state.shared_kib - shared_share_kib(state)
         if others_kib - state.others_kib > matters_kib:
             # Those who have the rest of these pages may have been read when they seemed to be theirs alone.
             self._epoch += 1
@@ -366,23 +380,3 @@ def _anon_parts(rollup: bytes, state: PssState) -> tuple[int, int]:
     at_most_kib = (sharers * state.anon_pss_kib - anon_kib) // (sharers - 1)
     own_kib = max(0, 2 * state.anon_pss_kib - anon_kib, min(at_most_kib, dirty_kib))
     return own_kib, anon_kib - own_kib
-
-
-def _split(member: Member) -> None:
-    """Read how much of the resident set is anonymous and how much is shared (`statm` of `proc(5)`)."""
-    state = member.pss
-    before = state.anon_kib, state.shared_kib
-    try:
-        words = member.read_file("statm").split()
-        resident_kib, shared_kib = int(words[1]) * PAGE_KIB, int(words[2]) * PAGE_KIB
-    except (OSError, ValueError, IndexError):
-        resident_kib = shared_kib = 0
-    if resident_kib <= 0:
-        # Gone since, or there is no such file: what changed counts as anonymous.
-        resident_kib, shared_kib = member.rss_kib, min(state.shared_kib, member.rss_kib)
-    state.shared_kib = shared_kib
-    state.anon_kib = resident_kib - state.shared_kib
-    # RSS was read a moment earlier. Where this is something else, it may pass without RSS ever showing it, so look
-    # again until it stands still (newer kernels count more exactly here than there, and never agree).
-    state.is_settled = resident_kib == member.rss_kib or before == (state.anon_kib, state.shared_kib)
-    state.split_at_rss_kib = member.rss_kib

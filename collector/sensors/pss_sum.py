@@ -8,14 +8,11 @@ def tree_sum(living: list[Member], epoch: int, *, held_kib: int | None, is_close
     """Sum anonymous pages, which add up in their shares, and shared ones, which are there once; both in KiB.
 
     `epoch` numbers the readings that still hold; a tree that `is_closed` shares anonymous pages with nobody outside.
-    A process' shared pages are at least there, so they bound the tree's from below; but others outside the tree may
-    hold them as well, so that bound raises the sum of the shares by no more than they grew since it was read.
-    `held_kib` is what there was of shared pages in the row before and has not been given back, where shares that were
-    read at different moments do not add up, else `None`.
+    Where shares that were read at different moments do not add up, `held_kib` is what there was of shared pages in the
+    row before, less what was given back and with what has grown since, else `None`.
     """
     own = 0
     groups: dict[int, tuple[int, int]] = {}
-    grown: list[tuple[int, int]] = []
     families: dict[Family, FamilySum] = {}
     for member in living:
         state = member.pss
@@ -26,20 +23,30 @@ def tree_sum(living: list[Member], epoch: int, *, held_kib: int | None, is_close
             own += share_kib(member)
         else:
             families.setdefault(state.family, FamilySum(state.family)).add(member, epoch)
-        shared = state.shared_kib
-        if state.kib < 0:
-            grown.append((shared, shared))
-            continue
-        share = shared_share_kib(state)
-        if shared > state.read_shared_kib:
-            grown.append((shared, shared - state.read_shared_kib))
-        shares, sole = groups.get(state.sharing, (0, 0))
-        groups[state.sharing] = shares + share, sole + min(share, state.sole_kib)
+        if state.kib >= 0:
+            share = shared_share_kib(state)
+            shares, sole = groups.get(state.sharing, (0, 0))
+            groups[state.sharing] = shares + share, sole + min(share, state.sole_kib)
     own += sum(family.total(is_closed=is_closed) for family in families.values())
     shares = sum(shares for shares, _ in groups.values())
     if held_kib is not None:
         shares = min(shares, max(_least_kib(groups), held_kib))
-    return own, max([shares, *(min(shared, shares + growth) for shared, growth in grown)])
+    return own, grown_kib(living, shares)
+
+
+def grown_kib(living: list[Member], shares_kib: int) -> int:
+    """Return what shares come to with what processes have touched since they were read.
+
+    A process' shared pages are at least there, so they bound the tree's from below; but others outside the tree may
+    hold them as well, so that bound raises the sum of the shares by no more than they grew since it was read.
+    """
+    most = shares_kib
+    for member in living:
+        state = member.pss
+        if not state.denied:
+            grown = state.shared_kib if state.kib < 0 else state.shared_kib - state.read_shared_kib
+            most = max(most, min(state.shared_kib, shares_kib + grown))
+    return most
 
 
 def shared_share_kib(state: PssState) -> int:
