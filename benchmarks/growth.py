@@ -16,10 +16,10 @@ from collector.run_facts import RunFacts
 from collector.sampler import Sampler
 from collector.sensors import baseline
 from collector.voice import Level, Voice
-from protocol.addresses import parse_address
-from protocol.clock import SystemClock
-from protocol.sample import encode_sample
-from protocol.statistics import RunStatistics
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.wire.run_statistics import RunStatistics
+from sentinel_protocol.wire.sample import encode_sample
 
 _ON_THEIR_WAY = 100
 _POLL_S = 0.05

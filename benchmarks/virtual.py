@@ -58,7 +58,7 @@ class VirtualTime:
 
 
 class VirtualClock:
-    """A `protocol.clock.Clock`; both clocks go together."""
+    """A `sentinel_protocol.common.clock.Clock`; both clocks go together."""
 
     def __init__(self, virtual: VirtualTime) -> None:
         self._virtual = virtual
@@ -84,7 +84,7 @@ class VirtualClock:
 def _move_time_by(virtual: VirtualTime) -> None:
     """Make the collector's waits pass at once, after the answer to what was sent has come."""
     from collector.signals import Received, Signals
-    from protocol.dealer import Dealer
+    from sentinel_protocol.dealer import Dealer
 
     wait, send, poll = Signals.wait, Dealer.send, Dealer.poll
     waiting_for: list[Dealer] = []
@@ -115,7 +115,7 @@ def _move_time_by(virtual: VirtualTime) -> None:
 def main() -> int:
     path, command, *words = sys.argv[1:]
     virtual = VirtualTime(path)
-    clock: Any = importlib.import_module("protocol.clock")
+    clock: Any = importlib.import_module("sentinel_protocol.common.clock")
     clock.SystemClock = lambda: VirtualClock(virtual)
     if command == "collector":
         _move_time_by(virtual)

@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from protocol.agent import AgentPlace, agent_environ, listens
-from protocol.errors import UsageError
-from protocol.paths import make_private_dir, make_socket_dir
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.local_uploader import AgentPlace, agent_environ, listens
+from sentinel_protocol.common.paths import make_private_dir, make_socket_dir
 
 IDLE_S = 10.0
 """An agent leaves when everything is delivered and nobody has called for so long."""

@@ -14,9 +14,9 @@ from itertools import islice
 
 from collector.spill import Position, SpillFile
 from collector.spill_head import SpillError, SpillHead
-from protocol.errors import SentinelStreamError
-from protocol.messages import Finish
-from protocol.sample import decode_sample, shift_sample
+from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.wire.messages import Finish
+from sentinel_protocol.wire.sample import decode_sample, shift_sample
 
 SPILL_AFTER_S = 2.0
 """Age of the oldest row in memory at which all rows in memory go to the file."""

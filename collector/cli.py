@@ -17,10 +17,15 @@ from collector.sensors.container import open_view
 from collector.sensors.subreaper import set_subreaper
 from collector.signals import Signals
 from collector.voice import Level, Voice
-from protocol import __version__
-from protocol.clock import SystemClock
-from protocol.errors import UsageError
-from protocol.setting_sources import SettingsFile, build_parser, check_flags_and_environment, merge_file
+from sentinel_protocol import __version__
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.settings.sources import (
+    SettingsFile,
+    build_parser,
+    check_flags_and_environment,
+    merge_file,
+)
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 
-from protocol.api_url import API_URL_VARIABLE, api_url_fault, shown_url
-from protocol.errors import UsageError
-from protocol.setting_sources import merge_what_is_right
-from protocol.settings import Setting, boolean, choice, key_value, path, percent, seconds, text
+from sentinel_protocol.common.api_url import API_URL_VARIABLE, api_url_fault, shown_url
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.settings.model import Setting, boolean, choice, key_value, path, percent, seconds, text
+from sentinel_protocol.common.settings.sources import merge_what_is_right
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from protocol.addresses import Address
-    from protocol.keys import LinkKeys
-    from protocol.setting_sources import SettingsFile
+    from sentinel_protocol.common.endpoints import Address
+    from sentinel_protocol.common.settings.sources import SettingsFile
+    from sentinel_protocol.wire.curve_keys import LinkKeys
 
 _METADATA = (
     ("project_name", "name of the project"),
@@ -34,7 +34,7 @@ _METADATA = (
 METADATA_NAMES = tuple(name for name, _ in _METADATA)
 
 MAX_RUN_KEY_CHARS = 200
-"""`protocol.messages` has the same limit, and would cost the job's start too much."""
+"""`sentinel_protocol.wire.messages` has the same limit, and would cost the job's start too much."""
 
 
 def run_key(value: Any) -> str:
@@ -267,7 +267,7 @@ def check_own_uploader(given: Mapping[str, Any], file: SettingsFile | None, envi
     # What costs time is done for a wrong address only.
     if not url or not fault or early(given, file, "connect")["connect"]:
         return
-    from protocol.agent import SENTINEL_TARGET, default_target
+    from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target
 
     if default_target(environ) == SENTINEL_TARGET:
         raise UsageError(f"{API_URL_VARIABLE} {shown_url(url)!r}: {fault}")
@@ -296,7 +296,7 @@ def uploader_addresses(values: Mapping[str, Any]) -> list[Address]:
     """Return the checked addresses of uploaders, none when this user's own is meant; raises `UsageError`."""
     if not values.get("connect"):
         return []
-    from protocol.addresses import parse_address, require_protection
+    from sentinel_protocol.common.endpoints import parse_address, require_protection
 
     addresses = [parse_address(url, bind=False) for url in values["connect"]]
     has_keys = bool(link_keys(values))
@@ -318,7 +318,7 @@ def link_keys(values: Mapping[str, Any]) -> dict[str, LinkKeys]:
         raise UsageError(
             f"{len(server_keys)} times --server-key for {len(urls)} times --connect: give one, or one each"
         )
-    from protocol.keys import LinkKeys, read_pair, server_key
+    from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair, server_key
 
     own = read_pair(key)
     servers = [server_key(text) for text in server_keys]
@@ -330,7 +330,7 @@ def guarded_keys(values: Mapping[str, Any]) -> dict[str, LinkKeys]:
     keys = link_keys(values)
     if keys:
         # The job, which runs already, keeps its own limit.
-        from protocol.secrecy import keep_memory_out_of_core_files
+        from sentinel_protocol.common.core_dumps import keep_memory_out_of_core_files
 
         keep_memory_out_of_core_files()
     return keys

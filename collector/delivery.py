@@ -24,14 +24,14 @@ from collector.state import (
 )
 from collector.undelivered import kept_line, lost_line, reason
 from collector.voice import WAIT, Voice, counted
-from protocol.addresses import Address
-from protocol.clock import Clock
-from protocol.errors import SentinelStreamError
-from protocol.messages import PROTOCOL_VERSION, Finish, Finished, Hello, Welcome, encode
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.endpoints import Address
+from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Finish, Finished, Hello, Welcome, encode
 
 if TYPE_CHECKING:
     from collector.agent import AgentStarter
-    from protocol.keys import LinkKeys
+    from sentinel_protocol.wire.curve_keys import LinkKeys
 
 TOUCH_S = 3600.0
 """How often the file of a run shows that its collector lives: one that has not been written for long is removed."""

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from protocol.addresses import Address
-from protocol.dealer import Dealer
-from protocol.messages import Hello, Ping, encode
+from sentinel_protocol.common.endpoints import Address
+from sentinel_protocol.dealer import Dealer
+from sentinel_protocol.wire.messages import Hello, Ping, encode
 
 if TYPE_CHECKING:
-    from protocol.keys import LinkKeys
+    from sentinel_protocol.wire.curve_keys import LinkKeys
 
 _TAG = "continues"
 PROBE_S = 10.0

@@ -4,8 +4,8 @@ import os
 import re
 from collections.abc import Sequence
 
-from protocol.addresses import Address
-from protocol.digest import sha256
+from sentinel_protocol.common.endpoints import Address
+from sentinel_protocol.common.hashing import sha256
 
 _FOLLOWING = re.compile(r"~[0-9a-f]{12}\Z")
 _START_TIME_FIELD = 19

@@ -9,7 +9,7 @@ import errno
 import os
 import signal
 
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:

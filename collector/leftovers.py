@@ -16,16 +16,16 @@ from collector.spill import SpillFile, SpillInUseError
 from collector.spill_head import SpillHead, hello_of
 from collector.state import create_run_file, is_run_taken, keep_rows, modified_at, run_files
 from collector.voice import WAIT, Voice, counted
-from protocol.addresses import parse_address, require_protection
-from protocol.clock import Clock
-from protocol.dealer import Dealer
-from protocol.errors import SentinelStreamError
-from protocol.messages import encode
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.endpoints import parse_address, require_protection
+from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.dealer import Dealer
+from sentinel_protocol.wire.messages import encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from protocol.keys import LinkKeys
+    from sentinel_protocol.wire.curve_keys import LinkKeys
 
 _POLL_S = 0.2
 _GIVE_UP_S = 30.0

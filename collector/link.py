@@ -14,9 +14,9 @@ import msgspec
 from collector.backlog import RETRY_SPILL_S, Backlog
 from collector.remarks import Remarks
 from collector.spill_head import SpillError
-from protocol.clock import Clock
-from protocol.errors import BadMessageError
-from protocol.messages import (
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.wire.messages import (
     MAX_SEQUENCE,
     Ack,
     Finish,

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from protocol.sample import COLUMNS, CSV_HEADER
+from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER
 
 _LONGEST_LINE_BYTES = 4096
 _STANDARD_STREAMS = (1, 2)

@@ -15,8 +15,8 @@ from collector.sensors.pss import DEFAULT_SHARE
 from collector.sensors.readings import Accounting, Reap, SystemReading, SystemSensors, TreeReading, TreeSensor
 from collector.timeline import Timeline
 from collector.tree_cpu import TreeCpu
-from protocol.clock import Clock
-from protocol.sample import Sample
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.wire.sample import Sample
 
 _Int = int | None
 _Float = float | None

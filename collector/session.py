@@ -26,12 +26,12 @@ from collector.signals import Action, Interrupts, Received, Signals
 from collector.summary import parked_line, summary_figures, summary_json, summary_lines
 from collector.voice import Voice
 from collector.waiting import going_on, wait_for_job
-from protocol.addresses import Address, parse_address
-from protocol.clock import Clock
-from protocol.messages import Finish, Welcome
-from protocol.paths import state_home
-from protocol.sample import Sample, csv_rows, decode_sample, encode_sample
-from protocol.statistics import RunStatistics
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.endpoints import Address, parse_address
+from sentinel_protocol.common.paths import state_home
+from sentinel_protocol.wire.messages import Finish, Welcome
+from sentinel_protocol.wire.run_statistics import RunStatistics
+from sentinel_protocol.wire.sample import Sample, csv_rows, decode_sample, encode_sample
 
 if TYPE_CHECKING:
     from collector.discovery.cloud import CloudDiscovery
@@ -346,7 +346,7 @@ class Session:
             addresses = ranked_addresses(addresses, run_key)
         else:
             from collector.agent import AgentStarter
-            from protocol.agent import agent_place
+            from sentinel_protocol.common.local_uploader import agent_place
 
             place = agent_place(environ)
             self._voice.detail(f"this user's uploader: {place.socket_path}" + (place.remark and f" ({place.remark})"))

@@ -30,8 +30,8 @@ from collector.spill_records import (
     records,
     rows_of,
 )
-from protocol.messages import Finish
-from protocol.sample import decode_sample, shift_sample
+from sentinel_protocol.wire.messages import Finish
+from sentinel_protocol.wire.sample import decode_sample, shift_sample
 
 _SHIFT = struct.Struct("<q")
 _MAX_TORN_BYTES = 64 << 10

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from protocol.errors import SentinelStreamError
-from protocol.messages import Hello
+from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.wire.messages import Hello
 
 
 class SpillError(SentinelStreamError):

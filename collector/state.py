@@ -11,11 +11,11 @@ import msgspec
 
 from collector.spill import SpillFile, SpillInUseError
 from collector.spill_head import SpillError, SpillHead
-from protocol.digest import sha256
-from protocol.errors import SentinelStreamError
-from protocol.messages import Finish
-from protocol.paths import make_private_dir
-from protocol.sample import CSV_HEADER, csv_rows, decode_samples
+from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.common.hashing import sha256
+from sentinel_protocol.common.paths import make_private_dir
+from sentinel_protocol.wire.messages import Finish
+from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows, decode_samples
 
 _SUFFIX = ".rows"
 _NAME_CHARS = 24

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from collector.voice import counted
-from protocol.messages import Finished
-from protocol.statistics import RunStatistics
+from sentinel_protocol.wire.messages import Finished
+from sentinel_protocol.wire.run_statistics import RunStatistics
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 

@@ -13,9 +13,9 @@ from collector.sensors.container import ContainerView
 from collector.signals import Signals
 from collector.voice import Level, Voice
 from collector.waiting import wait_for_job
-from protocol.clock import Clock
-from protocol.errors import SentinelStreamError
-from protocol.setting_sources import SettingsFile
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.common.settings.sources import SettingsFile
 
 
 def track_job(

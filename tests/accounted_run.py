@@ -13,7 +13,7 @@ import time
 from collector.accounting import RunAccounting
 from collector.sampler import Sampler
 from collector.sensors import baseline
-from protocol.clock import SystemClock
+from sentinel_protocol.common.clock import SystemClock
 
 
 def main() -> None:

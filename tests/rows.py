@@ -1,6 +1,6 @@
 """Rows as a collector has them, told apart by their process id."""
 
-from protocol.sample import Sample, decode_sample, encode_sample
+from sentinel_protocol.wire.sample import Sample, decode_sample, encode_sample
 
 FIRST_TIMESTAMP = 1_700_000_000.0
 

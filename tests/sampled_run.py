@@ -19,8 +19,8 @@ from collector.sampler import Sampler
 from collector.sensors import baseline
 from collector.sensors.pss import DEFAULT_SHARE
 from collector.sensors.subreaper import set_subreaper
-from protocol.clock import SystemClock
-from protocol.sample import COLUMNS, Sample
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.wire.sample import COLUMNS, Sample
 
 CPUACCT = "/sys/fs/cgroup/cpuacct"
 

@@ -20,7 +20,7 @@ from collector.sensors.cgroup import CgroupRefusedError, enter_cgroup, remove_st
 from collector.sensors.cgroup_places import Place, find_places
 from collector.tree_cpu import TreeCpu
 from collector.voice import Level, Voice
-from protocol.setting_sources import SettingsFile
+from sentinel_protocol.common.settings.sources import SettingsFile
 
 HERE = Path(__file__).parent
 SHOW_CGROUPS = ("cat", "/proc/self/cgroup")
@@ -390,7 +390,7 @@ def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(HERE.parent)}
     )
-    assert {name for name in done.stdout.split() if not name.startswith(("collector", "protocol"))} <= {
+    assert {name for name in done.stdout.split() if not name.startswith(("collector", "sentinel_protocol"))} <= {
         "__future__",
         "resource",
     }

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.addresses import MAX_UNIX_PATH_BYTES, Address, parse_address, require_protection
-from protocol.errors import AddressError, ProtectionError
+from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES, Address, parse_address, require_protection
+from sentinel_protocol.common.errors import AddressError, ProtectionError
 
 
 @pytest.mark.parametrize(

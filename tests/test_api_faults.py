@@ -15,7 +15,7 @@ from standins.recording import Recording, assert_delivered, only_status
 from standins.spooling import finish, hello, row_numbers, samples
 from standins.web import free_port
 
-from protocol.messages import Finished, Welcome
+from sentinel_protocol.wire.messages import Finished, Welcome
 
 UPLOADS = ("--upload-interval", "0.2")
 INLINE = ("--upload-interval", "60")

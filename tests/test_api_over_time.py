@@ -10,7 +10,7 @@ from standins.raw_collector import Collectors, RawCollector, collectors_of
 from standins.sentinel_api import EXPIRY_FORMATS
 from standins.spooling import finish, hello, row_numbers, samples
 
-from protocol.messages import Ack, Finished, Welcome
+from sentinel_protocol.wire.messages import Ack, Finished, Welcome
 
 SHORT_LIFE_S = 6.0
 HALF_LIFE_S = 3.0

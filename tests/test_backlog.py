@@ -16,7 +16,7 @@ from collector.backlog import SPILL_AFTER_S, Backlog
 from collector.spill import SpillFile
 from collector.spill_head import SpillHead
 from collector.state import create_run_file, open_run_file
-from protocol.messages import Finish
+from sentinel_protocol.wire.messages import Finish
 
 HEAD = SpillHead(run_key="key", incarnation="one", destination="ipc:///nowhere", hello=b"")
 

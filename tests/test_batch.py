@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from standins.spooling import finish, hello, row_numbers, sample, samples
 
-from protocol.messages import MAX_SEQUENCE, Samples, encode
-from protocol.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
+from sentinel_protocol.wire.messages import MAX_SEQUENCE, Samples, encode
+from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
 from uploader.batch import compress, csv_text, decode_frames, object_uri, rows_of_body
 from uploader.limits import Limits
 from uploader.records import Run, new_record

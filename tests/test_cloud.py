@@ -36,7 +36,7 @@ from collector.discovery.cloud import PROVIDER_LIMIT_S, TOTAL_LIMIT_S, CloudDisc
 from collector.discovery.dmi import hinted_vendor
 from collector.discovery.metadata_http import parse_base_url
 from collector.discovery.providers import PROVIDERS
-from protocol.clock import Clock, SystemClock
+from sentinel_protocol.common.clock import Clock, SystemClock
 
 VENDORS = [provider.vendor_id for provider in PROVIDERS]
 GUARD_S = 10.0
@@ -462,7 +462,7 @@ def test_interpreter_does_not_wait_for_a_discovery_that_hangs() -> None:
     script = (
         "import sys\n"
         "from collector.discovery.cloud import CloudDiscovery\n"
-        "from protocol.clock import SystemClock\n"
+        "from sentinel_protocol.common.clock import SystemClock\n"
         "found = CloudDiscovery(clock=SystemClock(), share_identity=False, base_urls={'aws': sys.argv[1]},\n"
         "    dmi_dir='/nonexistent', provider_limit_s=3600, total_limit_s=3600)\n"
         "found.start()\n"

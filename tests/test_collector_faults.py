@@ -20,8 +20,8 @@ from standins.small_disk import SmallDisk
 from collector.delivery import Delivery
 from collector.run_facts import RunFacts
 from collector.voice import Level, Voice
-from protocol.addresses import parse_address
-from protocol.sample import COLUMNS, CSV_HEADER, Sample, csv_rows, decode_sample, encode_sample
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows, decode_sample, encode_sample
 from uploader.status import read_status
 
 INTERVAL_S = 0.1

@@ -14,7 +14,7 @@ from standins.raw_collector import RawCollector, collectors_of
 from standins.spooling import finish, hello, row_numbers, samples
 from standins.web import WebServer
 
-from protocol.messages import Ack, Finished, Samples, UploaderMessage, Welcome
+from sentinel_protocol.wire.messages import Ack, Finished, Samples, UploaderMessage, Welcome
 from uploader.batch import rows_of_body
 from uploader.status import read_status
 

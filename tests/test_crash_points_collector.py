@@ -7,7 +7,7 @@ import pytest
 from standins.crashing import At, Plan, Point, Victim, fork_server
 from standins.product import Home, rows_of_file, rows_of_objects, wait_until
 
-from protocol.sample import CSV_HEADER
+from sentinel_protocol.wire.sample import CSV_HEADER
 from uploader.batch import compress
 from uploader.status import read_status
 

@@ -13,8 +13,8 @@ import pytest
 from standins.scripted import SteppedClock
 from standins.spooling import finish, frame, hello, open_spool_at
 
-from protocol.clock import SystemClock
-from protocol.errors import UsageError
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.errors import UsageError
 from uploader import database, tombstones
 from uploader.database import (
     MIN_SPOOL_BYTES,
@@ -238,7 +238,7 @@ def test_command_that_looks_at_the_lock_does_not_keep_an_uploader_from_starting(
 
 def test_lock_of_a_killed_owner_is_free(directory: Path) -> None:
     code = (
-        "import sys; from uploader.ownership import SpoolLock; from protocol.clock import SystemClock;"
+        "import sys; from uploader.ownership import SpoolLock; from sentinel_protocol.common.clock import SystemClock;"
         "lock = SpoolLock(sys.argv[1], clock=SystemClock()); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

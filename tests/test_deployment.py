@@ -14,9 +14,9 @@ import yaml
 from standins.product import UPLOADER, Home
 
 from collector.config import SETTINGS as COLLECTOR_SETTINGS
-from protocol import __version__
-from protocol.agent import TOKEN_VARIABLES
-from protocol.settings import Setting
+from sentinel_protocol import __version__
+from sentinel_protocol.common.local_uploader import TOKEN_VARIABLES
+from sentinel_protocol.common.settings.model import Setting
 from uploader.config import SETTINGS as UPLOADER_SETTINGS
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.digest import sha256
+from sentinel_protocol.common.hashing import sha256
 
 
 @given(data=st.binary(max_size=300))
@@ -20,7 +20,7 @@ def test_it_is_what_hashlib_says(data: bytes) -> None:
 def test_an_interpreter_without_digests_of_its_own_takes_openssl_s(hidden: tuple[str, ...]) -> None:
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({hidden!r}))\n"
-        "from protocol.digest import sha256\nprint('_hashlib' in sys.modules, sha256(b'abc').hex())"
+        "from sentinel_protocol.common.hashing import sha256\nprint('_hashlib' in sys.modules, sha256(b'abc').hex())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(bool(hidden)), hashlib.sha256(b"abc").hexdigest()]

@@ -9,7 +9,7 @@ import pytest
 from standins.scripted import Gate, SteppedClock, away, expired, failing, final, refused
 from standins.spooling import Delivery, delivery, finish, frame, hello
 
-from protocol.messages import Ping, encode
+from sentinel_protocol.wire.messages import Ping, encode
 from uploader.backoff import CAP_S, HURRY_S, SLOW_BASE_S
 from uploader.database import SpoolError
 from uploader.failures import DeliveryError

@@ -14,7 +14,7 @@ from standins.scripted import SteppedClock
 from standins.spooling import frame, hello, open_spool_at
 from standins.tls import make_authority, server_context
 
-from protocol.clock import SystemClock
+from sentinel_protocol.common.clock import SystemClock
 from uploader.batch import rows_of_body
 from uploader.doctor.asking import Place
 from uploader.doctor.backend import JOB_NAME, check_backend

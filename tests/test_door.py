@@ -17,14 +17,14 @@ from standins.raw_collector import PATIENCE_S, Collectors, RawCollector, collect
 from standins.scripted import SteppedClock
 from standins.spooling import finish, hello, samples
 
-from protocol.addresses import parse_address
-from protocol.clock import Clock, SystemClock
-from protocol.connections import SILENT_S
-from protocol.dealer import Dealer
-from protocol.door import Limits
-from protocol.keys import KEY_BYTES, KeyPair, LinkKeys
-from protocol.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
-from protocol.transport import Router
+from sentinel_protocol.common.clock import Clock, SystemClock
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.connections import SILENT_S
+from sentinel_protocol.dealer import Dealer
+from sentinel_protocol.door import Limits
+from sentinel_protocol.transport import Router
+from sentinel_protocol.wire.curve_keys import KEY_BYTES, KeyPair, LinkKeys
+from sentinel_protocol.wire.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
 from uploader.counters import Counters
 from uploader.door_report import DoorReport
 from uploader.key_store import KeyStore
@@ -439,9 +439,9 @@ def test_the_silent_make_room() -> None:
 
 
 _NUMBER_OF_A_CONNECTION = """
-from protocol.addresses import parse_address
-from protocol.dealer import Dealer
-from protocol.transport import Router
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.dealer import Dealer
+from sentinel_protocol.transport import Router
 with Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
     with Dealer(parse_address(router.urls[0], bind=False)) as dealer:
         while not dealer.send(b"x"):

@@ -28,8 +28,8 @@ from standins.product import (
 from standins.rclone import RcloneS3
 from standins.sentinel_api import SentinelServer
 
-from protocol.api_url import shown_url
-from protocol.sample import COLUMNS
+from sentinel_protocol.common.api_url import shown_url
+from sentinel_protocol.wire.sample import COLUMNS
 
 
 def finished(run: Any) -> bool:

@@ -20,10 +20,11 @@ from collector.failover import PROBE_S, Failover
 from collector.identity import ranked_addresses
 from collector.run_facts import RunFacts
 from collector.voice import Level, Voice
-from protocol.addresses import Address, parse_address
-from protocol.clock import SystemClock
-from protocol.dealer import Dealer
-from protocol.messages import (
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import Address, parse_address
+from sentinel_protocol.dealer import Dealer
+from sentinel_protocol.transport import Router
+from sentinel_protocol.wire.messages import (
     CollectorMessage,
     Hello,
     Ping,
@@ -34,7 +35,6 @@ from protocol.messages import (
     decode_from_collector,
     encode,
 )
-from protocol.transport import Router
 
 RUN_KEY = "moving"
 _M = TypeVar("_M", bound=CollectorMessage)

@@ -9,7 +9,7 @@ from standins.product import UPLOADER, Home, rows_of_file, wait_until
 from standins.raw_collector import collectors_of
 from standins.spooling import finish, hello, samples
 
-from protocol.messages import Finished
+from sentinel_protocol.wire.messages import Finished
 
 KEY = "left behind"
 SMALLEST = "128KiB"

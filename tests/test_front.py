@@ -17,7 +17,7 @@ from standins.raw_collector import RawCollector
 from standins.spooling import finish, hello, samples
 from standins.watcher import Watcher
 
-from protocol.messages import Ack, Finished, Reject, Welcome
+from sentinel_protocol.wire.messages import Ack, Finished, Reject, Welcome
 from uploader.observe.address import HttpAddress, http_address
 from uploader.observe.server import ANSWER_S, MAX_CONNECTIONS, MAX_HEAD_BYTES
 

@@ -10,8 +10,8 @@ from standins.http_proxy import HttpProxy
 from standins.tls import make_authority, server_context
 from standins.web import Reply, WebServer
 
-from protocol.clock import SystemClock
-from protocol.errors import UsageError
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
 from uploader.http import Answer, HttpClient, Origin, parse_origin, parse_retry_after
 

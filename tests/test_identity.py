@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 from collector.identity import next_run_key, ranked_addresses, run_key_of_host, run_key_of_process
-from protocol.addresses import parse_address
-from protocol.messages import MAX_RUN_KEY_CHARS
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.wire.messages import MAX_RUN_KEY_CHARS
 
 
 def test_a_process_keeps_its_key_and_another_has_another() -> None:

@@ -15,8 +15,9 @@ from standins.raw_collector import Collectors, RawCollector, collectors_of
 from standins.scripted import SteppedClock
 from standins.spooling import SPOOL_BYTES, T0, finish, hello, open_spool_at, samples
 
-from protocol.addresses import parse_address
-from protocol.messages import (
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.transport import Router
+from sentinel_protocol.wire.messages import (
     MAX_COLLECTOR_FRAME_BYTES,
     Ack,
     Finished,
@@ -27,8 +28,7 @@ from protocol.messages import (
     Welcome,
     encode,
 )
-from protocol.sample import Sample
-from protocol.transport import Router
+from sentinel_protocol.wire.sample import Sample
 from uploader.counters import Counters
 from uploader.database import MIN_SPOOL_BYTES
 from uploader.intake import GROUP_FRAMES, LATE_S, Intake

@@ -14,7 +14,7 @@ from standins.wrapper import WRAPPER, Events, counting_job, wrapping
 
 from collector.job import Job, JobStartError
 from collector.signals import Signals
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
 
 PATIENCE_S = 20.0
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -267,5 +267,6 @@ print(*sorted(set(sys.modules) - before))
 def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= {
-        "__future__", "collector", "collector.job", "collector.signals", "errno", "protocol", "protocol.errors"
+        "__future__", "collector", "collector.job", "collector.signals", "errno",
+        "sentinel_protocol", "sentinel_protocol.common", "sentinel_protocol.common.errors"
     }  # fmt: skip

@@ -13,9 +13,18 @@ from hypothesis import strategies as st
 from standins.product import UPLOADER, Home, wait_until
 from standins.scripted import SteppedClock
 
-from protocol.clock import SystemClock
-from protocol.errors import KeyFileError, UsageError
-from protocol.keys import KEY_BYTES, KeyPair, certificate, key_of_text, read_pair, read_public, server_key, z85
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.errors import KeyFileError, UsageError
+from sentinel_protocol.wire.curve_keys import (
+    KEY_BYTES,
+    KeyPair,
+    certificate,
+    key_of_text,
+    read_pair,
+    read_public,
+    server_key,
+    z85,
+)
 from uploader.allow_list import REFRESH_S, AllowList
 from uploader.key_store import KeyStore
 

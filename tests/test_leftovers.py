@@ -26,10 +26,10 @@ from collector.spill_head import SpillError, SpillHead
 from collector.spill_records import MAGIC
 from collector.state import keep_rows, open_run_file
 from collector.voice import Level, Voice
-from protocol.addresses import parse_address
-from protocol.clock import SystemClock
-from protocol.messages import Finish, Hello, encode
-from protocol.sample import CSV_HEADER, csv_rows, decode_sample
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.wire.messages import Finish, Hello, encode
+from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows, decode_sample
 
 FINISH = Finish(0, 0, "finished", 1.0)
 HOUR_S = 3600.0

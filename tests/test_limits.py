@@ -14,8 +14,8 @@ from standins.product import wait_until
 from standins.raw_collector import Collectors, RawCollector, collectors_of
 from standins.spooling import hello, samples
 
-from protocol.messages import Ack, Hello, Ping, Reject, RejectCode, Samples, Welcome, encode
-from protocol.sample import Sample
+from sentinel_protocol.wire.messages import Ack, Hello, Ping, Reject, RejectCode, Samples, Welcome, encode
+from sentinel_protocol.wire.sample import Sample
 from uploader.descriptors import connection_limits
 from uploader.limits import Limits
 

@@ -25,10 +25,11 @@ from collector.link import (
 )
 from collector.spill import SpillFile
 from collector.spill_head import SpillHead
-from protocol.addresses import parse_address
-from protocol.clock import SystemClock
-from protocol.dealer import Dealer
-from protocol.messages import (
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.dealer import Dealer
+from sentinel_protocol.transport import Router
+from sentinel_protocol.wire.messages import (
     MAX_SEQUENCE,
     Ack,
     CollectorMessage,
@@ -44,8 +45,7 @@ from protocol.messages import (
     decode_from_collector,
     encode,
 )
-from protocol.sample import encode_sample
-from protocol.transport import Router
+from sentinel_protocol.wire.sample import encode_sample
 
 FINISH = Finish(0, 3, "failed", 1.0)
 

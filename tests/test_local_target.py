@@ -10,9 +10,9 @@ import pytest
 from standins.scripted import SteppedClock
 from standins.spooling import Delivery, delivery, row_numbers
 
-from protocol.errors import UsageError
-from protocol.messages import Samples, encode
-from protocol.sample import Sample
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.wire.messages import Samples, encode
+from sentinel_protocol.wire.sample import Sample
 from uploader.batch import rows_of_body
 from uploader.failures import DeliveryError, Remedy
 from uploader.files import write_atomically

@@ -10,7 +10,7 @@ from standins.product import Home
 from standins.raw_collector import collectors_of
 from standins.spooling import finish, hello, samples
 
-from protocol.messages import Finished
+from sentinel_protocol.wire.messages import Finished
 from uploader.logs import set_up_logging
 
 log = logging.getLogger("uploader.test")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import BadMessageError
-from protocol.messages import (
+from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.wire.messages import (
     MAX_COLLECTOR_FRAME_BYTES,
     Ack,
     Finish,
@@ -25,7 +25,7 @@ from protocol.messages import (
     decode_from_uploader,
     encode,
 )
-from protocol.sample import COLUMNS, Sample, encode_sample
+from sentinel_protocol.wire.sample import COLUMNS, Sample, encode_sample
 
 GOLDEN = Path(__file__).parent / "golden" / "protocol-1"
 FULL = Sample(

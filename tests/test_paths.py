@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from protocol.addresses import MAX_UNIX_PATH_BYTES
-from protocol.agent import agent_environ, agent_place, default_target, spool_dirs
-from protocol.errors import UsageError
-from protocol.paths import data_home, make_private_dir, make_socket_dir, runtime_dir, state_home
+from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.local_uploader import agent_environ, agent_place, default_target, spool_dirs
+from sentinel_protocol.common.paths import data_home, make_private_dir, make_socket_dir, runtime_dir, state_home
 
 
 def test_places_follow_the_environment(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_place_is_absolute_without_a_home_too(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody without an entry")
 def test_a_user_id_without_an_entry_has_a_place_of_its_own() -> None:
-    code = "import os\nfrom protocol.paths import state_home\nos.setuid(54321)\nprint(state_home({}))"
+    code = "import os\nfrom sentinel_protocol.common.paths import state_home\nos.setuid(54321)\nprint(state_home({}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "/tmp/sentinel-stream-54321/.local/state/sentinel-stream\n"
 

@@ -17,7 +17,7 @@ from standins.burning import BURN
 from collector.sensors.children import children_by_parent
 from collector.sensors.process_tree import ProcessTree
 from collector.sensors.procfs import Descriptors
-from protocol.clock import SystemClock
+from sentinel_protocol.common.clock import SystemClock
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux' /proc")
 
@@ -355,7 +355,7 @@ def test_another_users_tree_is_read_as_far_as_allowed(start: Callable[..., subpr
     code = """
 import json, os, sys
 from collector.sensors.process_tree import ProcessTree
-from protocol.clock import SystemClock
+from sentinel_protocol.common.clock import SystemClock
 import collector.sensors.children, collector.sensors.pss
 os.setgid(65534)
 os.setuid(65534)

@@ -22,7 +22,7 @@ from standins.product import UPLOADER, Home, wait_until
 from standins.tap import Tap
 from standins.two_machines import CannotMakeError, TwoMachines
 
-from protocol.keys import KeyPair, LinkKeys, read_pair, server_key
+from sentinel_protocol.wire.curve_keys import KeyPair, LinkKeys, read_pair, server_key
 
 PORT, HTTP_PORT = 7740, 9740
 RUN_KEY = "alice-trains-in-secret"

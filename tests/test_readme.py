@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from collector.config import SETTINGS as COLLECTOR_SETTINGS
-from protocol.settings import Setting, markdown_table
+from sentinel_protocol.common.settings.model import Setting, markdown_table
 from uploader.config import SETTINGS as UPLOADER_SETTINGS
 from uploader.counters import REJECT_REASONS
 from uploader.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS

@@ -15,7 +15,7 @@ from standins.backend import Backend
 from standins.product import COLLECTOR, DEADLINE_S, Home, has_state, job_of, python, rows_of_file, wait_until
 from standins.recording import Recording
 
-from protocol.sample import COLUMNS
+from sentinel_protocol.wire.sample import COLUMNS
 from uploader.status import read_status
 
 TOLD = """

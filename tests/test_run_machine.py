@@ -17,8 +17,8 @@ from standins.spooling import T0, hello, row_numbers, samples
 from standins.strict_backend import Fate, StrictBackend
 from standins.turns import TurnedUploader
 
-from protocol.messages import Ack, Finish, Finished, Reject, RejectCode, UploaderMessage, Welcome, encode
-from protocol.sample import csv_rows
+from sentinel_protocol.wire.messages import Ack, Finish, Finished, Reject, RejectCode, UploaderMessage, Welcome, encode
+from sentinel_protocol.wire.sample import csv_rows
 from uploader import ended
 from uploader.batch import decode_frames, rows_of_body
 from uploader.records import Run, RunRecord

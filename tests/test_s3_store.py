@@ -16,8 +16,8 @@ from standins.rclone import RcloneS3
 from standins.s3 import S3Server
 from standins.tls import make_authority, server_context
 
-from protocol.clock import SystemClock
-from protocol.errors import UsageError
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
 from uploader.http import Answer, HttpClient, Origin
 from uploader.ports import Credentials
@@ -441,8 +441,8 @@ def test_wrong_region_and_wrong_clock_at_once(
 def test_without_botocore_the_extra_is_named() -> None:
     program = (
         "import sys; sys.modules['botocore'] = None\n"
-        "from protocol.clock import SystemClock\n"
-        "from protocol.errors import UsageError\n"
+        "from sentinel_protocol.common.clock import SystemClock\n"
+        "from sentinel_protocol.common.errors import UsageError\n"
         "from uploader.storage.s3 import S3Store\n"
         "try: S3Store(environ={}, clock=SystemClock())\n"
         "except UsageError as error: print(error)\n"

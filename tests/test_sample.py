@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.sample import (
+from sentinel_protocol.wire.sample import (
     COLUMNS,
     CSV_HEADER,
     Sample,

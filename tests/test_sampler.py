@@ -18,8 +18,8 @@ from collector.sampler import Sampler
 from collector.sensors import baseline
 from collector.sensors.gpu import GpuReading
 from collector.timeline import Timeline
-from protocol.clock import SystemClock
-from protocol.sample import COLUMNS, Sample
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.wire.sample import COLUMNS, Sample
 
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux' /proc")
 HERE = Path(__file__).parent

@@ -16,9 +16,9 @@ from collector.sampler import Sampler
 from collector.sensors import baseline
 from collector.sensors.cgroup_places import find_places
 from collector.sensors.container import ContainerView, is_contained, open_view
-from protocol.clock import SystemClock
-from protocol.messages import Finish, decode_from_collector, encode
-from protocol.sample import COLUMNS
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.wire.messages import Finish, decode_from_collector, encode
+from sentinel_protocol.wire.sample import COLUMNS
 
 MIB = 1 << 20
 needs_unshare = pytest.mark.skipif(

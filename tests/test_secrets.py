@@ -18,8 +18,8 @@ from standins.searching import Secret, files_with, held, processes_with
 from standins.spooling import finish, hello, samples
 from standins.watcher import Watcher
 
-from protocol.keys import certificate, read_pair, z85
-from protocol.messages import Ack, Welcome
+from sentinel_protocol.wire.curve_keys import certificate, read_pair, z85
+from sentinel_protocol.wire.messages import Ack, Welcome
 from uploader.key_store import KeyStore
 
 PLANTED = {

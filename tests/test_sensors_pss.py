@@ -14,7 +14,7 @@ from standins.product import Home, rows_of_file
 from collector.config import SETTINGS
 from collector.sensors.member import PAGE_KIB, Member
 from collector.sensors.pss import DEFAULT_SHARE, PssMeter
-from protocol.sample import COLUMNS
+from sentinel_protocol.wire.sample import COLUMNS
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from standins.processes import CostlyClock, MadeUp
 from collector.sensors.member import PAGE_KIB, Member
 from collector.sensors.process_tree import ProcessTree
 from collector.sensors.pss import PssMeter
-from protocol.clock import SystemClock
+from sentinel_protocol.common.clock import SystemClock
 
 
 @pytest.fixture

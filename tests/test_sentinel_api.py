@@ -15,9 +15,9 @@ from standins.offset_clock import OffsetClock
 from standins.sentinel_api import Behaviour, SentinelServer
 from standins.tls import make_authority, server_context
 
-from protocol.api_url import api_url_fault, shown_url
-from protocol.clock import SystemClock
-from protocol.errors import UsageError
+from sentinel_protocol.common.api_url import api_url_fault, shown_url
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
 from uploader.ports import Ending, RunDescription
 from uploader.sentinel.api import (

@@ -16,7 +16,7 @@ from standins.product import UPLOADER, Home, wait_until
 from standins.raw_collector import Collectors, RawCollector
 from standins.spooling import finish, hello, row_numbers, samples
 
-from protocol.messages import Ack, Finished, Ping, Reject, Welcome
+from sentinel_protocol.wire.messages import Ack, Finished, Ping, Reject, Welcome
 from uploader.batch import rows_of_body
 from uploader.cli import main
 from uploader.service import STOP_DRAIN_S

@@ -10,17 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import UsageError
-from protocol.setting_sources import (
-    SettingsFile,
-    add_arguments,
-    build_parser,
-    check_flags_and_environment,
-    merge_file,
-    merge_what_is_right,
-    resolve,
-)
-from protocol.settings import (
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.settings.model import (
     Setting,
     boolean,
     choice,
@@ -31,6 +22,15 @@ from protocol.settings import (
     seconds,
     size,
     text,
+)
+from sentinel_protocol.common.settings.sources import (
+    SettingsFile,
+    add_arguments,
+    build_parser,
+    check_flags_and_environment,
+    merge_file,
+    merge_what_is_right,
+    resolve,
 )
 
 TABLE = [
@@ -348,9 +348,16 @@ def test_the_documentation_is_made_from_the_table() -> None:
 
 def test_nothing_heavy_is_imported_with_it() -> None:
     script = (
-        "import sys, argparse; before = set(sys.modules); import protocol.setting_sources;"
+        "import sys, argparse; before = set(sys.modules); import sentinel_protocol.common.settings.sources;"
         "print(set(sys.modules)-before)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    ours = ["protocol", "protocol.errors", "protocol.setting_sources", "protocol.settings"]
+    ours = [
+        "sentinel_protocol",
+        "sentinel_protocol.common",
+        "sentinel_protocol.common.errors",
+        "sentinel_protocol.common.settings",
+        "sentinel_protocol.common.settings.model",
+        "sentinel_protocol.common.settings.sources",
+    ]
     assert sorted(eval(done.stdout)) == ["__future__", *ours]

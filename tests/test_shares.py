@@ -16,9 +16,9 @@ from standins.scripted import SteppedClock
 from standins.spooling import finish, frame, hello, open_spool_at, samples
 from standins.web import free_port
 
-from protocol.keys import LinkKeys, read_pair
-from protocol.messages import PROTOCOL_VERSION, Ack, Finish, Hello, Reject, RejectCode, Samples, Welcome
-from protocol.sample import Sample
+from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair
+from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Ack, Finish, Hello, Reject, RejectCode, Samples, Welcome
+from sentinel_protocol.wire.sample import Sample
 from uploader.config import SETTINGS
 from uploader.limits import Limits
 

@@ -16,7 +16,7 @@ from rows import numbers, row, timestamps
 
 from collector.spill import Position, SpillFile, SpillInUseError
 from collector.spill_head import SpillError, SpillHead
-from protocol.messages import Finish
+from sentinel_protocol.wire.messages import Finish
 
 HEAD = SpillHead(run_key="key", incarnation="one", destination="ipc:///nowhere", hello=b"hello")
 FINISH = Finish(0, 0, "finished", 1.0)

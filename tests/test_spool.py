@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from standins.scripted import SteppedClock
 from standins.spooling import finish, frame, hello, open_spool_at, row_numbers
 
-from protocol.messages import Finish
+from sentinel_protocol.wire.messages import Finish
 from uploader.batch import compress, csv_text, decode_frames, rows_of_body
 from uploader.database import MIN_SPOOL_BYTES, SpoolFullError
 from uploader.records import Run, decode_record

@@ -22,8 +22,8 @@ from standins.sync_log import SyncLog
 from collector.link import MAX_HELLO_WAIT_S
 from collector.spill_head import SpillHead
 from collector.state import open_run_file
-from protocol.messages import Ack, Finished, Hello, Reject, RejectCode, Welcome, encode
-from protocol.sample import csv_rows, decode_sample
+from sentinel_protocol.wire.messages import Ack, Finished, Hello, Reject, RejectCode, Welcome, encode
+from sentinel_protocol.wire.sample import csv_rows, decode_sample
 from uploader.database import PAGE_BYTES, SCHEMA_VERSION
 from uploader.status import read_status
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.sample import Sample
-from protocol.statistics import RunStatistics
+from sentinel_protocol.wire.run_statistics import RunStatistics
+from sentinel_protocol.wire.sample import Sample
 
 
 def test_means_are_weighted_by_each_row_s_interval_and_totals_are_sums() -> None:

@@ -12,9 +12,9 @@ from standins.product import UPLOADER, Home
 from standins.scripted import SteppedClock, away, failing, final
 from standins.spooling import Delivery, delivery, open_spool_at
 
-from protocol.agent import spools_home
-from protocol.clock import SystemClock
-from protocol.errors import UsageError
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.local_uploader import spools_home
 from uploader.database import SCHEMA_VERSION
 from uploader.ownership import SpoolLock
 from uploader.run import Event

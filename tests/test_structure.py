@@ -14,25 +14,25 @@ import pytest
 from standins.product import Home
 
 import collector
-import protocol
+import sentinel_protocol
 import uploader
 from collector import config as collector_config
-from protocol import messages
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.wire import messages
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"collector": collector, "protocol": protocol, "uploader": uploader}
+PACKAGES = {"collector": collector, "sentinel_protocol": sentinel_protocol, "uploader": uploader}
 STANDARD = sys.stdlib_module_names | {"_sha256", "_sha2"}
 """Its digests changed their name with Python 3.12."""
 FOREIGN = {
-    "protocol": {"msgspec", "zmq"},
+    "sentinel_protocol": {"msgspec", "zmq"},
     "collector": {"msgspec", "zmq", "psutil", "pynvml"},
     "uploader": {"msgspec", "zmq", "urllib3", "botocore", "prometheus_client"},
 }
 OURS = {
-    "protocol": {"protocol"},
-    "collector": {"protocol", "collector"},
-    "uploader": {"protocol", "uploader"},
+    "sentinel_protocol": {"sentinel_protocol"},
+    "collector": {"sentinel_protocol", "collector"},
+    "uploader": {"sentinel_protocol", "uploader"},
 }
 
 
@@ -60,7 +60,7 @@ def test_package_imports_only_what_it_may(package: str) -> None:
         assert not strangers, f"{name} imports {strangers}"
 
 
-@pytest.mark.parametrize("package", ["collector", "protocol"])
+@pytest.mark.parametrize("package", ["collector", "sentinel_protocol"])
 def test_the_collector_does_without_what_costs_a_short_job_milliseconds(package: str) -> None:
     heavy = {"dataclasses", "inspect", "logging", "shutil", "subprocess", "tempfile"}
     for name, path in modules(package):
@@ -120,9 +120,11 @@ def test_a_whole_short_run_loads_nothing_that_it_can_do_without(home: Home) -> N
         # what msgspec would take from it, `typing` has
         "typing_extensions", "inspect", "ast", "dis", "tokenize", "linecache",
         # for this user's own uploader, for the cloud's metadata service, for identities
-        "collector.agent", "protocol.agent", "collector.discovery.cloud", "socket", "selectors", "ipaddress",
+        "collector.agent", "sentinel_protocol.common.local_uploader", "collector.discovery.cloud",
+        "socket", "selectors", "ipaddress",
         # for keys, for settings in files, for other systems and GPUs, for the uploader
-        "protocol.keys", "tomllib", "psutil", "pynvml", "collector.sensors.gpu_thread", "protocol.door",
+        "sentinel_protocol.wire.curve_keys", "tomllib", "psutil", "pynvml", "collector.sensors.gpu_thread",
+        "sentinel_protocol.door",
         "asyncio", "dataclasses", "logging", "shlex", "shutil", "subprocess", "tempfile",
     }  # fmt: skip
     assert not heavy & loaded
@@ -155,7 +157,7 @@ def test_every_error_of_ours_has_the_one_root(package: str) -> None:
 def test_time_comes_from_the_clock(package: str) -> None:
     called = re.compile(r"\btime\.(time|monotonic|sleep|perf_counter)\(|\bdatetime\.now\(")
     for name, path in modules(package):
-        if name != "protocol.clock":
+        if name != "sentinel_protocol.common.clock":
             assert not called.search(path.read_text(encoding="utf-8")), name
 
 
@@ -168,12 +170,13 @@ def test_run_keys_that_the_collector_takes_are_those_of_the_protocol() -> None:
 
 
 def test_children_of_the_tests_use_the_package_that_the_tests_use() -> None:
-    code = "import collector, protocol, uploader\nprint(collector.__file__, protocol.__file__, uploader.__file__)"
+    names = ", ".join(PACKAGES)
+    code = f"import {names}\nprint(*(module.__file__ for module in ({names})))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    assert found.split() == [str(PACKAGES[name].__file__) for name in ("collector", "protocol", "uploader")]
+    assert found.split() == [str(package.__file__) for package in PACKAGES.values()]
 
 
 def test_version_is_the_same_everywhere() -> None:
     from importlib.metadata import version
 
-    assert version("sentinel-stream") == protocol.__version__
+    assert version("sentinel-stream") == sentinel_protocol.__version__

@@ -11,9 +11,9 @@ from collector.config import METADATA_NAMES
 from collector.metadata import run_metadata
 from collector.summary import summary_figures, summary_json, summary_lines
 from collector.voice import Level, Voice
-from protocol.messages import Finished, Hello
-from protocol.sample import Sample
-from protocol.statistics import RunStatistics
+from sentinel_protocol.wire.messages import Finished, Hello
+from sentinel_protocol.wire.run_statistics import RunStatistics
+from sentinel_protocol.wire.sample import Sample
 
 
 def figures(finished: Finished | None = None, *samples: Sample, **changes: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from standins.raw_collector import collectors_of
 from standins.scripted import SteppedClock
 from standins.spooling import finish, frame, hello, open_spool_at, samples
 
-from protocol.addresses import parse_address
-from protocol.messages import Ack, Finished, Reject, RejectCode, Welcome
-from protocol.transport import Router
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.transport import Router
+from sentinel_protocol.wire.messages import Ack, Finished, Reject, RejectCode, Welcome
 from uploader import tombstones
 from uploader.database import MIN_SPOOL_BYTES, SpoolFullError
 from uploader.run import Event

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import zmq
 
-from protocol.addresses import parse_address
-from protocol.clock import SystemClock
-from protocol.dealer import Dealer
-from protocol.errors import AddressError
-from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
-from protocol.transport import Arrival, Router
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.common.errors import AddressError
+from sentinel_protocol.dealer import Dealer
+from sentinel_protocol.transport import Arrival, Router
+from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
 
 PATIENCE_S = 20.0
 

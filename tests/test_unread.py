@@ -10,13 +10,13 @@ from standins.product import wait_until
 from standins.raw_collector import collectors_of
 from standins.spooling import hello
 
-from protocol.addresses import parse_address
-from protocol.clock import SystemClock
-from protocol.connections import Place
-from protocol.door import Limits
-from protocol.messages import MAX_COLLECTOR_FRAME_BYTES
-from protocol.transport import Router
-from protocol.unread import Unread
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.connections import Place
+from sentinel_protocol.door import Limits
+from sentinel_protocol.transport import Router
+from sentinel_protocol.unread import Unread
+from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
 from uploader.counters import Counters
 from uploader.door_report import DoorReport
 

@@ -13,9 +13,9 @@ from standins.product import UPLOADER, Home, wait_until
 from standins.scripted import SteppedClock
 from standins.spooling import finish, frame, hello, open_spool_at
 
-from protocol.addresses import MAX_UNIX_PATH_BYTES
-from protocol.agent import agent_place
-from protocol.paths import APPLICATION
+from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
+from sentinel_protocol.common.local_uploader import agent_place
+from sentinel_protocol.common.paths import APPLICATION
 from uploader.cli import main
 from uploader.run import Event
 

@@ -17,7 +17,7 @@ from standins.raw_collector import collectors_of
 from standins.spooling import hello, samples
 from standins.watcher import Watcher
 
-from protocol.messages import Ack, RejectCode, Welcome
+from sentinel_protocol.wire.messages import Ack, RejectCode, Welcome
 from uploader.counters import REJECT_REASONS
 
 ROOT = Path(__file__).parent.parent

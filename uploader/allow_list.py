@@ -9,9 +9,9 @@ import logging
 import os
 import threading
 
-from protocol.clock import Clock
-from protocol.errors import KeyFileError
-from protocol.keys import KeyPair, read_public
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import KeyFileError
+from sentinel_protocol.wire.curve_keys import KeyPair, read_public
 from uploader.key_store import KeyStore, name_of_file
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """What goes back to collectors: counted, and never waited for."""
 
-from protocol.messages import Reject, UploaderMessage, encode
-from protocol.transport import Router
+from sentinel_protocol.transport import Router
+from sentinel_protocol.wire.messages import Reject, UploaderMessage, encode
 from uploader.counters import Counters
 
 

@@ -3,9 +3,9 @@
 import gzip
 from collections.abc import Iterable, Sequence
 
-from protocol.errors import BadMessageError
-from protocol.messages import Samples, decode_from_collector
-from protocol.sample import CSV_HEADER, Sample, csv_rows
+from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.wire.messages import Samples, decode_from_collector
+from sentinel_protocol.wire.sample import CSV_HEADER, Sample, csv_rows
 
 _LEVEL = 6
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from protocol import __version__
-from protocol.agent import spool_dirs, spools_home
-from protocol.clock import Clock, SystemClock
-from protocol.errors import SentinelStreamError, UsageError
-from protocol.secrecy import keep_memory_out_of_core_files
-from protocol.setting_sources import (
+from sentinel_protocol import __version__
+from sentinel_protocol.common.clock import Clock, SystemClock
+from sentinel_protocol.common.core_dumps import keep_memory_out_of_core_files
+from sentinel_protocol.common.errors import SentinelStreamError, UsageError
+from sentinel_protocol.common.local_uploader import spool_dirs, spools_home
+from sentinel_protocol.common.settings.sources import (
     SettingsFile,
     build_parser,
     check_flags_and_environment,

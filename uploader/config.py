@@ -5,12 +5,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from protocol.addresses import parse_address, require_protection
-from protocol.agent import SENTINEL_TARGET, agent_place, default_target
-from protocol.clock import Clock
-from protocol.errors import UsageError
-from protocol.paths import make_socket_dir, state_home
-from protocol.settings import Setting, boolean, choice, path, seconds, size, text
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.endpoints import parse_address, require_protection
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, agent_place, default_target
+from sentinel_protocol.common.paths import make_socket_dir, state_home
+from sentinel_protocol.common.settings.model import Setting, boolean, choice, path, seconds, size, text
 from uploader.database import MIN_SPOOL_BYTES
 from uploader.key_store import KeyStore
 from uploader.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS

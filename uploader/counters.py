@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from protocol.messages import RejectCode
+from sentinel_protocol.wire.messages import RejectCode
 
 MAX_SERIES = 256
 """Label values may come from a server or a client: beyond so many combinations all others are one."""
@@ -25,7 +25,7 @@ REJECT_REASONS = (
     "bad",
     "malformed",
     "gap",
-    # Connections (`protocol/door.py`).
+    # Connections (`protocol/sentinel_protocol/door.py`).
     "silent",
     "key",
     "revoked",

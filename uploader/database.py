@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from protocol.errors import SentinelStreamError, UsageError
+from sentinel_protocol.common.errors import SentinelStreamError, UsageError
 
 SCHEMA_VERSION = 3
 PAGE_BYTES = 4096

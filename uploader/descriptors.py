@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 
-from protocol.door import Limits as DoorLimits
+from sentinel_protocol.door import Limits as DoorLimits
 from uploader.limits import Limits
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import logging
 import random
 import threading
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.agenda import Agenda
 from uploader.backoff import HURRY_S, Destination
 from uploader.counters import Counters

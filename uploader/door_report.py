@@ -2,7 +2,7 @@
 
 import logging
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.counters import Counters
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ Loops look at `DeliveryError.remedy` alone: never at a status code, never at a t
 
 from enum import Enum
 
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
 
 
 class Remedy(Enum):

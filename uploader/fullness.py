@@ -3,7 +3,7 @@
 import logging
 from typing import NamedTuple
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.counters import Counters
 from uploader.database import SpoolError, SpoolFullError
 

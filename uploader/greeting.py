@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from protocol.clock import Clock
-from protocol.messages import Ack, Hello, Reject, RejectCode, Welcome
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.wire.messages import Ack, Hello, Reject, RejectCode, Welcome
 from uploader.answers import Answers
 from uploader.counters import Counters
 from uploader.database import SpoolError

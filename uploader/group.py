@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from protocol.clock import Clock
-from protocol.messages import MAX_SEQUENCE, Finish, Reject, RejectCode, Samples, encode
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.wire.messages import MAX_SEQUENCE, Finish, Reject, RejectCode, Samples, encode
 from uploader.answers import Answers
 from uploader.counters import Counters
 from uploader.database import SpoolError, SpoolFullError

@@ -15,9 +15,9 @@ import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import parse_url
 
-from protocol import __version__
-from protocol.clock import Clock
-from protocol.errors import UsageError
+from sentinel_protocol import __version__
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
 from uploader.http_environment import Proxies, Proxy, certificate_authorities, tls_context
 from uploader.http_transport import Call, HttpPool, HttpsPool, carrying

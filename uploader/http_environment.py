@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from urllib3.exceptions import LocationParseError
 from urllib3.util import Url, make_headers, parse_url
 
-from protocol.errors import UsageError
+from sentinel_protocol.common.errors import UsageError
 
 
 class Proxy(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any, cast
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 _SEND_CHUNK_BYTES = 64 << 10
 

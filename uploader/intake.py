@@ -8,10 +8,10 @@ import queue
 import threading
 from collections.abc import Callable
 
-from protocol.clock import Clock
-from protocol.errors import BadMessageError
-from protocol.messages import Finish, Hello, Ping, Reject, RejectCode, Samples, decode_from_collector
-from protocol.transport import Arrival, Router
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.transport import Arrival, Router
+from sentinel_protocol.wire.messages import Finish, Hello, Ping, Reject, RejectCode, Samples, decode_from_collector
 from uploader.answers import Answers
 from uploader.counters import Counters
 from uploader.fullness import Fullness, Refusal

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import zmq
 
-from protocol.errors import KeyFileError, UsageError
-from protocol.keys import KeyPair, certificate, key_of_text, read_pair, read_public
-from protocol.paths import make_private_dir
+from sentinel_protocol.common.errors import KeyFileError, UsageError
+from sentinel_protocol.common.paths import make_private_dir
+from sentinel_protocol.wire.curve_keys import KeyPair, certificate, key_of_text, read_pair, read_public
 
 _PUBLIC = ".key"
 _SECRET = ".key_secret"  # noqa: S105 -- how the files are called

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-from protocol.setting_sources import add_arguments, resolve
+from sentinel_protocol.common.settings.sources import add_arguments, resolve
 from uploader.config import KEYS, key_store
 from uploader.key_store import ClientEntry, KeyStore
 from uploader.output import write_output

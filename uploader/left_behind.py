@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.records import RunRecord
 from uploader.run import RunState
 from uploader.spool import Spool

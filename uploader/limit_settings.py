@@ -1,7 +1,7 @@
 """The settings for what an uploader takes from its clients."""
 
-from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_RUN_KEY_CHARS
-from protocol.settings import Setting, integer, seconds, size
+from sentinel_protocol.common.settings.model import Setting, integer, seconds, size
+from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_RUN_KEY_CHARS
 from uploader.limits import Limits
 
 _DEFAULTS = Limits()

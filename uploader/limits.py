@@ -6,8 +6,15 @@ from typing import NamedTuple
 
 import msgspec
 
-from protocol.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_RUN_KEY_CHARS, Hello, Reject, RejectCode, Samples
-from protocol.transport import Arrival
+from sentinel_protocol.transport import Arrival
+from sentinel_protocol.wire.messages import (
+    MAX_COLLECTOR_FRAME_BYTES,
+    MAX_RUN_KEY_CHARS,
+    Hello,
+    Reject,
+    RejectCode,
+    Samples,
+)
 from uploader.counters import Counters
 
 HELLO_ROWS = 20

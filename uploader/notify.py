@@ -5,7 +5,7 @@ import os
 import socket
 from collections.abc import Mapping
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 import logging
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.database import SCHEMA_VERSION, Database, SpoolDamagedError
 from uploader.spool import Spool
 

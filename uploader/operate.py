@@ -4,8 +4,8 @@ import contextlib
 import sqlite3
 import threading
 
-from protocol.clock import Clock
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import SentinelStreamError
 from uploader.database import SpoolLockedError, connect, database_path
 from uploader.opening import open_spool
 from uploader.ownership import SpoolLock, owner_pid

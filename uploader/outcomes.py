@@ -4,7 +4,7 @@ import logging
 import random
 from collections.abc import Callable
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.backoff import CAP_S, Destination, backoff, slow_backoff
 from uploader.counters import Counters
 from uploader.database import SpoolError

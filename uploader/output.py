@@ -4,7 +4,7 @@ import os
 import sys
 from io import TextIOWrapper
 
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
 
 
 class OutputError(SentinelStreamError):

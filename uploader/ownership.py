@@ -5,9 +5,9 @@ import fcntl
 import os
 import threading
 
-from protocol.clock import Clock
-from protocol.errors import UsageError
-from protocol.paths import make_private_dir
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.paths import make_private_dir
 from uploader.database import SpoolLockedError
 
 _LOCK_NAME = "lock"

@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from protocol.messages import Finish, Hello
-from protocol.sample import CSV_HEADER
-from protocol.statistics import RunStatistics
+from sentinel_protocol.wire.messages import Finish, Hello
+from sentinel_protocol.wire.run_statistics import RunStatistics
+from sentinel_protocol.wire.sample import CSV_HEADER
 from uploader.ports import Credentials, Registration, RunDescription
 from uploader.run import ENDED_STATES, OPEN_STATES, Facts, RunState
 

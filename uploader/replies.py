@@ -2,7 +2,7 @@
 
 import msgspec
 
-from protocol.messages import Ack, Finished, encode
+from sentinel_protocol.wire.messages import Ack, Finished, encode
 from uploader.batch import object_uri
 from uploader.foreign_text import printable
 from uploader.records import Run, RunRecord

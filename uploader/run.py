@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
 
 
 class RunState(StrEnum):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from protocol.messages import (
+from sentinel_protocol.wire.messages import (
     MAX_SEQUENCE,
     PROTOCOL_VERSION,
     Finish,

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from protocol.addresses import Address
-from protocol.agent import announce
-from protocol.clock import Clock
-from protocol.errors import UsageError
-from protocol.transport import Router
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.endpoints import Address
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.local_uploader import announce
+from sentinel_protocol.transport import Router
 from uploader.allow_list import AllowList
 from uploader.counters import Counters
 from uploader.database import SpoolError

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from uploader.records import Run
 
 if TYPE_CHECKING:
-    from protocol.messages import Finish
+    from sentinel_protocol.wire.messages import Finish
 
 
 class Session:

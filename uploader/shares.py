@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.counters import UNNAMED, Counters
 from uploader.database import SpoolError
 from uploader.spool import Spool

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from protocol.clock import Clock
-from protocol.errors import BadMessageError
-from protocol.messages import Finish, Hello
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.wire.messages import Finish, Hello
 from uploader.batch import decode_frames
 from uploader.database import SCHEMA_VERSION, Database, SpoolDamagedError, SpoolFullError
 from uploader.ended import EndedRuns

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
 from uploader.records import Run, RunRecord
 from uploader.tombstones import Tombstone
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from protocol.errors import UsageError
+from sentinel_protocol.common.errors import UsageError
 from uploader.batch import object_uri
 from uploader.counters import UNNAMED
 from uploader.database import SCHEMA_VERSION, connect, database_path, set_aside_files

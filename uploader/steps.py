@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from protocol.clock import Clock
-from protocol.errors import BadMessageError
-from protocol.messages import Finish
-from protocol.sample import CSV_HEADER, Sample, csv_rows
-from protocol.statistics import RunStatistics
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.wire.messages import Finish
+from sentinel_protocol.wire.run_statistics import RunStatistics
+from sentinel_protocol.wire.sample import CSV_HEADER, Sample, csv_rows
 from uploader.batch import compress, csv_text, decode_frames, object_uri, rows_of_body
 from uploader.counters import Counters
 from uploader.failures import DeliveryError, Remedy

@@ -3,7 +3,7 @@
 import logging
 import math
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.backoff import Destination
 from uploader.database import SpoolError
 from uploader.plain import plain

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.counters import REJECT_REASONS, Counters
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from collector.discovery.dmi import DMI_DIR, hinted_vendor
 from collector.discovery.metadata_http import parse_base_url
 from collector.discovery.providers import PROVIDERS, Context
 from collector.discovery.race import Race, Target
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 PROVIDER_LIMIT_S = 1.0
 TOTAL_LIMIT_S = 2.0

@@ -11,7 +11,7 @@ import selectors
 import socket
 from typing import NamedTuple
 
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
 
 MAX_ANSWER_BYTES = 64 << 10
 """Head and body together; a longer answer is no answer."""

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from collector.discovery.answers import Fields
 from collector.discovery.metadata_http import Answer, Exchange, ExchangeError
 from collector.discovery.providers import Steps
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 
 class Target(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from collector.sensors.drm_clients import ENGINE_COUNT, DrmClient, DrmClients
 from collector.sensors.gpu_devices import DeviceFacts, DeviceReading, GpuFaultError
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 _AMD_VENDOR = "0x1002"
 _CARD = re.compile(r"card\d+")

@@ -7,7 +7,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from protocol.clock import Clock
+    from sentinel_protocol.common.clock import Clock
 
 _CHUNK_BYTES = 1 << 16
 

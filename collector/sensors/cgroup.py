@@ -23,7 +23,7 @@ import resource
 from collector.sensors.baseline import read_whole
 from collector.sensors.cgroup_cpu import CpuCounter
 from collector.sensors.cgroup_places import Place, find_places
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
 
 _PREFIX = "sentinel-stream"
 _LIMITS = ("cpu.max", "memory.max", "memory.high")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from collector.sensors.gpu import GpuReading
 from collector.sensors.gpu_devices import GpuSource, describe_devices, sum_devices
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 READ_BUDGET_S = 0.02
 """How long one reading may hold up its caller; most drivers answer within 5 ms for all their devices."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 if TYPE_CHECKING:
     from collector.sensors.amd import AmdCard

@@ -12,7 +12,7 @@ from typing import Any
 
 from collector.sensors.gpu_devices import DeviceFacts, DeviceReading, GpuFaultError, sum_or_unknown
 from collector.sensors.nvml_process_usage import ProcessUsage, UsageSample
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 REOPEN_AFTER_S = 30.0
 """How often NVML is started anew while readings fail: a GPU that was reset is not found again otherwise."""

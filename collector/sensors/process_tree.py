@@ -18,7 +18,7 @@ from collector.sensors.member import Member
 from collector.sensors.procfs import Descriptors, KeptFile
 from collector.sensors.pss import DEFAULT_SHARE, PssMeter
 from collector.sensors.readings import Reap, TreeReading
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 _SEARCHES_AFTER_CHANGE = 2
 """A process that is re-parented during a search can be missed by it, not by the next one too."""

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from collector.sensors.member import PAGE_KIB, Member, PssState
 from collector.sensors.pss_family import has_next_to_nothing, join
 from collector.sensors.pss_sum import grown_kib, shared_share_kib, tree_sum
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 
 DEFAULT_SHARE = 0.01
 _ROUTINE_PART = 0.03

@@ -12,7 +12,7 @@ from standins.product import rows_of_objects
 from standins.s3 import S3Server
 from standins.sentinel_api import Run, SentinelServer
 
-from protocol.sample import CSV_HEADER
+from sentinel_protocol.wire.sample import CSV_HEADER
 
 API_PORT = 8080
 S3_PORT = 8081

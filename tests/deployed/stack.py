@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from standins.product import rows_of_objects, wait_until
 
-from protocol.sample import CSV_HEADER
+from sentinel_protocol.wire.sample import CSV_HEADER
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = (ROOT / "docker-compose.yml", Path(__file__).parent / "compose.test.yml")

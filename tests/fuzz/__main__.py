@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from protocol.clock import SystemClock
+from sentinel_protocol.common.clock import SystemClock
 
 CORPUS = Path(__file__).parent / "corpus"
 _REPORT_FRAMES = 250_000
@@ -70,7 +70,7 @@ def _end(meter: Meter) -> int:
 def _with_atheris(directory: str, meter: Meter, found: Path) -> int:
     import atheris
 
-    with atheris.instrument_imports(include=["protocol", "uploader"]):
+    with atheris.instrument_imports(include=["sentinel_protocol", "uploader"]):
         from fuzz.play import CLIENTS, play
         from fuzz.site import Site
     site = Site(Path(directory), CLIENTS)

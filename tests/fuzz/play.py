@@ -6,8 +6,19 @@ from typing import TYPE_CHECKING
 from standins.spooling import T0, row_numbers, samples
 
 from fuzz.site import Site
-from protocol.messages import PROTOCOL_VERSION, Ack, Finish, Hello, Ping, Reject, RejectCode, Samples, Welcome, encode
-from protocol.sample import Sample
+from sentinel_protocol.wire.messages import (
+    PROTOCOL_VERSION,
+    Ack,
+    Finish,
+    Hello,
+    Ping,
+    Reject,
+    RejectCode,
+    Samples,
+    Welcome,
+    encode,
+)
+from sentinel_protocol.wire.sample import Sample
 from uploader.run import RunState
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from uploader.sentinel.payload import registration, utc_text
 from uploader.steps import Steps, Target, park
 
 if TYPE_CHECKING:
-    from protocol.transport import Router
+    from sentinel_protocol.transport import Router
 
 SPOOL_BYTES = 64 << 20
 STALE_AFTER_S = 900.0

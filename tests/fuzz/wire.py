@@ -3,12 +3,15 @@
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from protocol.messages import UploaderMessage, decode_from_uploader
-from protocol.transport import Arrival
+from sentinel_protocol.transport import Arrival
+from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader
 
 
 class Wire:
-    """Has the methods of `protocol.transport.Router` that the intake uses. An identity that was cut hears nothing."""
+    """Has the methods of `sentinel_protocol.transport.Router` that the intake uses.
+
+    An identity that was cut hears nothing.
+    """
 
     def __init__(self) -> None:
         self._coming: deque[Arrival] = deque()

@@ -22,11 +22,11 @@ from standins.web import free_port
 from collector.delivery import Delivery
 from collector.run_facts import RunFacts
 from collector.voice import Level, Voice
-from protocol.addresses import parse_address
-from protocol.clock import SystemClock
-from protocol.keys import LinkKeys, read_pair, server_key
-from protocol.messages import Finish
-from protocol.sample import Sample, encode_sample
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair, server_key
+from sentinel_protocol.wire.messages import Finish
+from sentinel_protocol.wire.sample import Sample, encode_sample
 
 SHARE_OF_A_CORE = 0.05
 PATIENCE_S = 180.0

@@ -17,7 +17,7 @@ from oracle.drama import SWEEP, Drama
 from oracle.record import End, Generation, Part
 from oracle.schedule import AWAY
 from oracle.witness import Place
-from protocol.sample import CSV_HEADER, csv_rows, decode_sample
+from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows, decode_sample
 
 
 @dataclass

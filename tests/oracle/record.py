@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from protocol.sample import CSV_HEADER
+from sentinel_protocol.wire.sample import CSV_HEADER
 
 
 @dataclass(frozen=True)

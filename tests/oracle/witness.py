@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from protocol.messages import (
+from sentinel_protocol.wire.messages import (
     Ack,
     Finish,
     Hello,
@@ -16,7 +16,7 @@ from protocol.messages import (
     decode_from_collector,
     decode_from_uploader,
 )
-from protocol.sample import csv_rows
+from sentinel_protocol.wire.sample import csv_rows
 
 _GREETING_BYTES = 64
 _LONG, _COMMAND = 2, 4

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from protocol.door import Door
+from sentinel_protocol.door import Door
 from uploader import cli
 from uploader.allow_list import AllowList
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from protocol.addresses import parse_address
-from protocol.clock import SystemClock
-from protocol.door import Limits
-from protocol.keys import LinkKeys, read_pair
-from protocol.transport import Router
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.door import Limits
+from sentinel_protocol.transport import Router
+from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair
 from standins.listening import Listening
 from standins.product import wait_until
 from standins.spooling import SPOOL_BYTES

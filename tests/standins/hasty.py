@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from protocol.addresses import parse_address
-from protocol.clock import SystemClock
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import parse_address
 from standins.product import DEADLINE_S
 from uploader.config import open_target
 from uploader.run import Policy

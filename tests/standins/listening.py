@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol.transport import Router
+from sentinel_protocol.transport import Router
 from standins.scripted import SteppedClock
 from standins.spooling import SPOOL_BYTES, open_spool_at
 from uploader.counters import Counters

@@ -1,6 +1,6 @@
 """The machine's clocks, set wrong on purpose."""
 
-from protocol.clock import SystemClock
+from sentinel_protocol.common.clock import SystemClock
 
 
 class OffsetClock(SystemClock):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from protocol.sample import CSV_HEADER
+from sentinel_protocol.wire.sample import CSV_HEADER
 
 BIN = Path(sys.executable).parent
 COLLECTOR = str(BIN / "sentinel-collector")

@@ -8,8 +8,8 @@ from typing import TypeVar
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from protocol.keys import LinkKeys
-from protocol.messages import UploaderMessage, decode_from_uploader, encode
+from sentinel_protocol.wire.curve_keys import LinkKeys
+from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader, encode
 
 PATIENCE_S = 20.0
 _M = TypeVar("_M", bound=UploaderMessage)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from protocol.messages import PROTOCOL_VERSION, Finish, Hello, Samples, encode
-from protocol.sample import Sample
-from protocol.transport import Router
+from sentinel_protocol.transport import Router
+from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Finish, Hello, Samples, encode
+from sentinel_protocol.wire.sample import Sample
 from standins.product import DEADLINE_S
 from standins.scripted import Gate, ScriptedAPI, ScriptedStore, SteppedClock
 from uploader.batch import rows_of_body

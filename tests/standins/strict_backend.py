@@ -9,8 +9,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from protocol.clock import Clock
-from protocol.sample import CSV_HEADER
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.wire.sample import CSV_HEADER
 from standins.spooling import row_numbers
 from uploader.batch import rows_of_body
 from uploader.failures import DeliveryError, Remedy

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol.messages import UploaderMessage, decode_from_uploader
-from protocol.transport import Arrival, Router
+from sentinel_protocol.transport import Arrival, Router
+from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader
 from standins.scripted import SteppedClock
 from standins.spooling import Delivery
 from standins.strict_backend import StrictAPI, StrictBackend, StrictStore

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.doctor.findings import Finding, Verdict
 from uploader.http import Answer, HttpClient
 

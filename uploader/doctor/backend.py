@@ -9,9 +9,9 @@ from contextlib import closing
 
 import msgspec
 
-from protocol.clock import Clock
-from protocol.errors import SentinelStreamError, UsageError
-from protocol.sample import CSV_HEADER
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import SentinelStreamError, UsageError
+from sentinel_protocol.wire.sample import CSV_HEADER
 from uploader.batch import compress, object_uri
 from uploader.doctor.asking import Place
 from uploader.doctor.findings import Finding, Verdict

@@ -4,9 +4,9 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from protocol.agent import SENTINEL_TARGET, default_target
-from protocol.clock import Clock
-from protocol.errors import UsageError
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target
 from uploader.config import key_store, spool_dir
 from uploader.doctor.findings import Finding, Verdict
 from uploader.doctor.machine import (

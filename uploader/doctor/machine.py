@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from protocol.errors import KeyFileError, UsageError
+from sentinel_protocol.common.errors import KeyFileError, UsageError
 from uploader.database import database_path
 from uploader.doctor.findings import Finding, Verdict
 from uploader.key_store import KeyStore

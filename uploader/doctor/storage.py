@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from protocol.errors import UsageError
+from sentinel_protocol.common.errors import UsageError
 from uploader.batch import object_uri
 from uploader.doctor.asking import Place
 from uploader.doctor.findings import Finding, Verdict

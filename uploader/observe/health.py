@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.database import SpoolError
 from uploader.intake import Intake
 from uploader.run import OPEN_STATES, RunState

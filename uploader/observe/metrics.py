@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 
-from protocol import __version__
+from sentinel_protocol import __version__
 from uploader.counters import UNNAMED, Counters
 from uploader.database import SpoolError
 from uploader.observe.health import Backlog

@@ -14,8 +14,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from protocol.clock import Clock
-from protocol.errors import UsageError
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import UsageError
 from uploader.observe.address import HttpAddress
 from uploader.pool import WorkerPool
 

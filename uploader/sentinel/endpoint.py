@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from protocol.api_url import API_URL_VARIABLE, shown_url
-from protocol.clock import Clock, SystemClock
-from protocol.errors import UsageError
+from sentinel_protocol.common.api_url import API_URL_VARIABLE, shown_url
+from sentinel_protocol.common.clock import Clock, SystemClock
+from sentinel_protocol.common.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
 from uploader.http import Answer, HttpClient, parse_origin
 from uploader.sentinel.answers import SentinelAPIError

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.http import HttpClient
 from uploader.ports import Credentials, Ending, Registration, RunDescription
 from uploader.sentinel.api import (

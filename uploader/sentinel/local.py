@@ -5,7 +5,7 @@ import os
 import time
 from typing import Any
 
-from protocol.errors import UsageError
+from sentinel_protocol.common.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
 from uploader.files import sync_directory, write_atomically
 from uploader.ports import Credentials, Ending, Registration, RunDescription

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from protocol.clock import Clock
+from sentinel_protocol.common.clock import Clock
 from uploader.foreign_text import printable
 from uploader.sentinel.payload import tags_list
 

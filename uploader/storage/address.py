@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote
 
-from protocol.errors import UsageError
+from sentinel_protocol.common.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
 from uploader.http import Origin, parse_origin
 

@@ -6,8 +6,8 @@ No SDK client: thousands of runs have credentials of their own, and a client for
 import threading
 from collections.abc import Callable, Mapping
 
-from protocol.clock import Clock
-from protocol.errors import UsageError
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import UsageError
 from uploader.failures import DeliveryError, Remedy
 from uploader.http import Answer, HttpClient
 from uploader.ports import Credentials

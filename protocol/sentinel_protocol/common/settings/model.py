@@ -1,6 +1,6 @@
 """What a command's settings are: each described once, in a table, with what its value may be.
 
-Where values come from: `protocol.setting_sources`.
+Where values come from: `sentinel_protocol.common.settings.sources`.
 
 Secrets are never settings: a wrong value is shown in the error, and flags are seen by everybody on the machine.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from protocol.errors import UsageError
+from sentinel_protocol.common.errors import UsageError
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:

@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 import zmq
 
-from protocol.addresses import Address
-from protocol.clock import Clock, SystemClock
-from protocol.door import EVENTS, ZAP_DOMAIN, Door, Guard, Limits, Watcher, number_from_anywhere
-from protocol.errors import AddressError
-from protocol.messages import MAX_COLLECTOR_FRAME_BYTES
-from protocol.monitor import monitor_of
-from protocol.sockets import ROUTER, Endpoint
+from sentinel_protocol.common.clock import Clock, SystemClock
+from sentinel_protocol.common.endpoints import Address
+from sentinel_protocol.common.errors import AddressError
+from sentinel_protocol.door import EVENTS, ZAP_DOMAIN, Door, Guard, Limits, Watcher, number_from_anywhere
+from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
+from sentinel_protocol.wire.zmq_monitor import monitor_of
+from sentinel_protocol.wire.zmq_options import ROUTER, Endpoint
 
 _MANY_SENDERS = 10_000
 

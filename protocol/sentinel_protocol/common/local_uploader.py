@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from protocol.addresses import MAX_UNIX_PATH_BYTES
-from protocol.digest import sha256
-from protocol.paths import data_home, runtime_dir, state_home
+from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
+from sentinel_protocol.common.hashing import sha256
+from sentinel_protocol.common.paths import data_home, runtime_dir, state_home
 
 TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN_FILE")
 TARGET_VARIABLE = "SENTINEL_TARGET"

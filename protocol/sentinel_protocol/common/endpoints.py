@@ -3,7 +3,7 @@
 import re
 from collections import namedtuple
 
-from protocol.errors import AddressError, ProtectionError
+from sentinel_protocol.common.errors import AddressError, ProtectionError
 
 TYPE_CHECKING = False  # `typing` and `ipaddress` would cost milliseconds of the job's start
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from protocol.errors import BadMessageError
-from protocol.sample import Sample
+from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.wire.sample import Sample
 
 _T = TypeVar("_T")
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from protocol.addresses import Address
-from protocol.errors import AddressError
-from protocol.monitor import FAILED, monitor_of, next_event
-from protocol.sockets import DEALER, Endpoint
+from sentinel_protocol.common.endpoints import Address
+from sentinel_protocol.common.errors import AddressError
+from sentinel_protocol.wire.zmq_monitor import FAILED, monitor_of, next_event
+from sentinel_protocol.wire.zmq_options import DEALER, Endpoint
 
 if TYPE_CHECKING:
-    from protocol.keys import LinkKeys
+    from sentinel_protocol.wire.curve_keys import LinkKeys
 
 _RECONNECT_MS = (500, 30_000)
 # A local uploader is back within a moment, and asking a Unix socket costs nothing.

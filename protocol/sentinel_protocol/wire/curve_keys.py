@@ -8,7 +8,7 @@ import os
 import re
 import stat
 
-from protocol.errors import KeyFileError
+from sentinel_protocol.common.errors import KeyFileError
 
 KEY_BYTES = 32
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"

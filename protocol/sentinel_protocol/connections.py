@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from protocol.borrowing import borrowed
-from protocol.unread import Unread
+from sentinel_protocol.borrowing import borrowed
+from sentinel_protocol.unread import Unread
 
 SILENT_S = 90.0
 """A connection that has not said a word for so long is cut; a collector greets at once."""

@@ -7,8 +7,8 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from protocol.addresses import MAX_UNIX_PATH_BYTES
-from protocol.errors import UsageError
+from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
+from sentinel_protocol.common.errors import UsageError
 
 APPLICATION = "sentinel-stream"
 _TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 -- what is below is looked at before it is used

@@ -14,7 +14,7 @@ import struct
 
 import zmq
 
-from protocol.errors import SentinelStreamError
+from sentinel_protocol.common.errors import SentinelStreamError
 
 _PATIENCE_MS = 5_000
 _CREDENTIALS = struct.Struct("=iii")

@@ -8,7 +8,7 @@ from typing import Self
 
 import zmq
 
-from protocol.messages import MAX_UPLOADER_FRAME_BYTES
+from sentinel_protocol.wire.messages import MAX_UPLOADER_FRAME_BYTES
 
 _COMMON: dict[zmq.SocketOption, int] = {
     zmq.HEARTBEAT_IVL: 10_000,

@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 import os
 
-from protocol.errors import UsageError
-from protocol.settings import boolean, shown
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.settings.model import boolean, shown
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, NoReturn
 
-    from protocol.settings import Setting
+    from sentinel_protocol.common.settings.model import Setting
 
 _HELP_COLUMNS = 100
 _MIN_HELP_COLUMNS = 50

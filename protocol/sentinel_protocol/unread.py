@@ -8,10 +8,10 @@ import socket
 import struct
 from typing import TYPE_CHECKING
 
-from protocol.borrowing import borrowed
+from sentinel_protocol.borrowing import borrowed
 
 if TYPE_CHECKING:
-    from protocol.connections import Place
+    from sentinel_protocol.connections import Place
 
 _BYTES_RECEIVED = struct.Struct("=128xQ")
 """`tcpi_bytes_received` of `struct tcp_info` (linux/tcp.h), Linux 4.1 and newer."""

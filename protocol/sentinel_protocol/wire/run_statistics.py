@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from protocol.sample import Sample
+from sentinel_protocol.wire.sample import Sample
 
 _MAX_INT = 2**63 - 1
 _GAUGES = (

@@ -15,11 +15,11 @@ from typing import NamedTuple, Protocol
 
 import zmq
 
-from protocol.clock import Clock
-from protocol.connections import Connections, Place, plain_host
-from protocol.keys import KEY_BYTES, KeyPair
-from protocol.monitor import SocketEvent, next_event
-from protocol.names import Names
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.connections import Connections, Place, plain_host
+from sentinel_protocol.names import Names
+from sentinel_protocol.wire.curve_keys import KEY_BYTES, KeyPair
+from sentinel_protocol.wire.zmq_monitor import SocketEvent, next_event
 
 ZAP_DOMAIN = b"sentinel-stream"
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"

@@ -1,0 +1,1 @@
+"""Settings: how one is declared, and where its value comes from."""

@@ -1,0 +1,1 @@
+"""What travels between collector and uploader: samples, messages, keys and the options of the sockets."""
