@@ -1,8 +1,8 @@
 """The collector's own parts from sensor to acknowledgement, a hundred thousand times as fast as they go.
 
-`python -m benchmarks.growth ADDRESS SAMPLES PID`: what `collector.session` does with each row, without its waiting:
-Sampler, RunStatistics, and Delivery (Backlog, Link, socket) to a live uploader. Only acknowledgements are waited for,
-as soon as a hundred rows are on their way. Prints resident memory at stages as JSON.
+`python -m benchmarks.growth ADDRESS SAMPLES PID`: what `sentinel_collector.session` does with each row, without its
+waiting: Sampler, RunStatistics, and Delivery (Backlog, Link, socket) to a live uploader. Only acknowledgements are
+waited for, as soon as a hundred rows are on their way. Prints resident memory at stages as JSON.
 """
 
 import json
@@ -11,11 +11,11 @@ import tempfile
 import time
 from resource import RUSAGE_SELF, getrusage
 
-from collector.delivery import Delivery
-from collector.run_facts import RunFacts
-from collector.sampler import Sampler
-from collector.sensors import baseline
-from collector.voice import Level, Voice
+from sentinel_collector.console import Level, Voice
+from sentinel_collector.delivery.delivery import Delivery
+from sentinel_collector.run_facts import RunFacts
+from sentinel_collector.sampling.sampler import Sampler
+from sentinel_collector.sensors import baseline
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.run_statistics import RunStatistics

@@ -83,8 +83,8 @@ class VirtualClock:
 
 def _move_time_by(virtual: VirtualTime) -> None:
     """Make the collector's waits pass at once, after the answer to what was sent has come."""
-    from collector.signals import Received, Signals
-    from sentinel_protocol.dealer import Dealer
+    from sentinel_collector.delivery.zmq_client import Dealer
+    from sentinel_collector.job.signals import Received, Signals
 
     wait, send, poll = Signals.wait, Dealer.send, Dealer.poll
     waiting_for: list[Dealer] = []

@@ -10,9 +10,9 @@ import resource
 import sys
 import time
 
-from collector.accounting import RunAccounting
-from collector.sampler import Sampler
-from collector.sensors import baseline
+from sentinel_collector.sampling.sampler import Sampler
+from sentinel_collector.sensors import baseline
+from sentinel_collector.sensors.cgroup.accounting import RunAccounting
 from sentinel_protocol.common.clock import SystemClock
 
 

@@ -15,10 +15,10 @@ import time
 
 import msgspec
 
-from collector.sampler import Sampler
-from collector.sensors import baseline
-from collector.sensors.pss import DEFAULT_SHARE
-from collector.sensors.subreaper import set_subreaper
+from sentinel_collector.sampling.sampler import Sampler
+from sentinel_collector.sensors import baseline
+from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE
+from sentinel_collector.sensors.process_tree.subreaper import set_subreaper
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.wire.sample import COLUMNS, Sample
 

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source_roots import SOURCE_PATH
 from standins.burning import BURN
 from standins.product import COLLECTOR, Home, busy, python, wait_until
 from standins.unprivileged import unprivileged
 
-from collector.accounting import RunAccounting
-from collector.config import early
-from collector.sensors.cgroup import CgroupRefusedError, enter_cgroup, remove_stale
-from collector.sensors.cgroup_places import Place, find_places
-from collector.tree_cpu import TreeCpu
-from collector.voice import Level, Voice
+from sentinel_collector.console import Level, Voice
+from sentinel_collector.sampling.cpu_source import TreeCpu
+from sentinel_collector.sensors.cgroup.accounting import RunAccounting
+from sentinel_collector.sensors.cgroup.hierarchy import Place, find_places
+from sentinel_collector.sensors.cgroup.run_cgroup import CgroupRefusedError, enter_cgroup, remove_stale
+from sentinel_collector.settings import early
 from sentinel_protocol.common.settings.sources import SettingsFile
 
 HERE = Path(__file__).parent
@@ -67,7 +68,7 @@ def accounted(proc: Path | str, code: str, *arguments: str) -> dict[str, Any]:
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, "PYTHONPATH": SOURCE_PATH},
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -384,13 +385,15 @@ def test_only_what_is_certainly_stale_is_removed(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
     code = (
-        "import argparse, signal, sys; before = set(sys.modules); import collector.accounting;"
-        "import collector.sensors.container; print(*sorted(set(sys.modules) - before))"
+        "import argparse, signal, sys; before = set(sys.modules); import sentinel_collector.sensors.cgroup.accounting;"
+        "import sentinel_collector.sensors.cgroup.container_view; print(*sorted(set(sys.modules) - before))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(HERE.parent)}
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": SOURCE_PATH}
     )
-    assert {name for name in done.stdout.split() if not name.startswith(("collector", "sentinel_protocol"))} <= {
+    assert {
+        name for name in done.stdout.split() if not name.startswith(("sentinel_collector", "sentinel_protocol"))
+    } <= {
         "__future__",
         "resource",
     }

@@ -8,10 +8,10 @@ import pytest
 from standins.nvml import GpuReader, HandClock, NvmlPlay, break_library, build_nvml_stub
 from standins.unprivileged import unprivileged
 
-from collector.sensors.amd import AmdGpus, find_amd_cards
-from collector.sensors.drm_clients import FORGET_AFTER_SCANS, DrmClient, parse_fdinfo
-from collector.sensors.gpu import GpuReading
-from collector.sensors.gpu_devices import DeviceFacts, DeviceReading, GpuFaultError, describe_devices
+from sentinel_collector.sensors.gpu.amd import AmdGpus, find_amd_cards
+from sentinel_collector.sensors.gpu.devices import DeviceFacts, DeviceReading, GpuFaultError, describe_devices
+from sentinel_collector.sensors.gpu.drm_clients import FORGET_AFTER_SCANS, DrmClient, parse_fdinfo
+from sentinel_collector.sensors.gpu.interface import GpuReading
 
 MIB = 1 << 20
 FIRST, SECOND = "0000:03:00.0", "0000:83:00.0"

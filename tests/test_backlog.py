@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from rows import FIRST_TIMESTAMP, numbers, row, timestamps
 
-import collector.backlog
-from collector.backlog import SPILL_AFTER_S, Backlog
-from collector.spill import SpillFile
-from collector.spill_head import SpillHead
-from collector.state import create_run_file, open_run_file
+from sentinel_collector.delivery import send_queue
+from sentinel_collector.delivery.overflow_file.file import SpillFile
+from sentinel_collector.delivery.overflow_file.header import SpillHead
+from sentinel_collector.delivery.send_queue import SPILL_AFTER_S, Backlog
+from sentinel_collector.delivery.state_dir import create_run_file, open_run_file
 from sentinel_protocol.wire.messages import Finish
 
 HEAD = SpillHead(run_key="key", incarnation="one", destination="ipc:///nowhere", hello=b"")
@@ -231,7 +231,7 @@ def test_a_new_file_never_takes_the_place_of_one_that_holds_rows(place: Place) -
 def test_without_room_the_oldest_unsent_rows_give_way_and_are_counted(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collector.backlog, "MAX_MEMORY_ROWS", 10)
+    monkeypatch.setattr(send_queue, "MAX_MEMORY_ROWS", 10)
     place.has_room = False
     backlog = place.backlog()
     filled(backlog, 1, 8)
@@ -254,7 +254,7 @@ def test_a_full_file_sends_what_follows_to_memory_and_takes_it_at_the_end(
     backlog = place.open()
     filled(backlog, 1, 20)
     assert backlog.spill(0.0)
-    monkeypatch.setattr(collector.backlog, "MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(send_queue, "MAX_FILE_BYTES", 100)
     filled(backlog, 21, 22)
     assert not backlog.spill(0.0)
     assert "has reached" in place.warnings[0]
@@ -346,8 +346,8 @@ class Delivering(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.limits = (collector.backlog.MAX_MEMORY_ROWS, collector.backlog.MAX_FILE_BYTES)
-        collector.backlog.MAX_MEMORY_ROWS = 12
+        self.limits = (send_queue.MAX_MEMORY_ROWS, send_queue.MAX_FILE_BYTES)
+        send_queue.MAX_MEMORY_ROWS = 12
         self.place = Place(tempfile.mkdtemp(prefix="ss-backlog-"))
         self.backlog = self.place.open()
         self.uploader = Uploader()
@@ -367,7 +367,7 @@ class Delivering(RuleBasedStateMachine):
         finally:
             self.backlog.close()
             shutil.rmtree(self.place.directory)
-            collector.backlog.MAX_MEMORY_ROWS, collector.backlog.MAX_FILE_BYTES = self.limits
+            send_queue.MAX_MEMORY_ROWS, send_queue.MAX_FILE_BYTES = self.limits
 
     def _end_well(self) -> None:
         self.lose_connection(are_answers_lost=True)
@@ -400,7 +400,7 @@ class Delivering(RuleBasedStateMachine):
 
     @rule(is_full=st.booleans())
     def disk(self, is_full: bool) -> None:
-        collector.backlog.MAX_FILE_BYTES = 0 if is_full else 1 << 30
+        send_queue.MAX_FILE_BYTES = 0 if is_full else 1 << 30
 
     @rule()
     def greet(self) -> None:
@@ -508,6 +508,6 @@ TestDelivering = Delivering.TestCase
 
 @pytest.fixture(autouse=True)
 def _limits_are_put_back() -> Iterator[None]:
-    limits = (collector.backlog.MAX_MEMORY_ROWS, collector.backlog.MAX_FILE_BYTES)
+    limits = (send_queue.MAX_MEMORY_ROWS, send_queue.MAX_FILE_BYTES)
     yield
-    assert limits == (collector.backlog.MAX_MEMORY_ROWS, collector.backlog.MAX_FILE_BYTES)
+    assert limits == (send_queue.MAX_MEMORY_ROWS, send_queue.MAX_FILE_BYTES)

@@ -32,10 +32,10 @@ from standins.metadata import (
     paths,
 )
 
-from collector.discovery.cloud import PROVIDER_LIMIT_S, TOTAL_LIMIT_S, CloudDiscovery
-from collector.discovery.dmi import hinted_vendor
-from collector.discovery.metadata_http import parse_base_url
-from collector.discovery.providers import PROVIDERS
+from sentinel_collector.discovery.cloud.discovery import PROVIDER_LIMIT_S, TOTAL_LIMIT_S, CloudDiscovery
+from sentinel_collector.discovery.cloud.dmi import hinted_vendor
+from sentinel_collector.discovery.cloud.http import parse_base_url
+from sentinel_collector.discovery.cloud.providers import PROVIDERS
 from sentinel_protocol.common.clock import Clock, SystemClock
 
 VENDORS = [provider.vendor_id for provider in PROVIDERS]
@@ -461,7 +461,7 @@ def test_stop_ends_a_discovery_that_hangs() -> None:
 def test_interpreter_does_not_wait_for_a_discovery_that_hangs() -> None:
     script = (
         "import sys\n"
-        "from collector.discovery.cloud import CloudDiscovery\n"
+        "from sentinel_collector.discovery.cloud.discovery import CloudDiscovery\n"
         "from sentinel_protocol.common.clock import SystemClock\n"
         "found = CloudDiscovery(clock=SystemClock(), share_identity=False, base_urls={'aws': sys.argv[1]},\n"
         "    dmi_dir='/nonexistent', provider_limit_s=3600, total_limit_s=3600)\n"

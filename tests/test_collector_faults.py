@@ -17,9 +17,9 @@ from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, DEADLINE_S, Home, busy, has_state, python, rows_of_file, timestamps, wait_until
 from standins.small_disk import SmallDisk
 
-from collector.delivery import Delivery
-from collector.run_facts import RunFacts
-from collector.voice import Level, Voice
+from sentinel_collector.console import Level, Voice
+from sentinel_collector.delivery.delivery import Delivery
+from sentinel_collector.run_facts import RunFacts
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows, decode_sample, encode_sample
 from uploader.status import read_status

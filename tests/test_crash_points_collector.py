@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 INTERVAL_S = 0.1
 ROWS = 5
 QUICKLY: Mapping[str, float] = {
-    "collector.backlog:SPILL_AFTER_S": 0.25,
-    "collector.session:DURABLE_WAIT_S": 0.5,
+    "sentinel_collector.delivery.send_queue:SPILL_AFTER_S": 0.25,
+    "sentinel_collector.session:DURABLE_WAIT_S": 0.5,
 }
 
 
@@ -40,29 +40,60 @@ class Scene(NamedTuple):
 
 
 SCENES: dict[str, Scene] = {
-    "after-sample": Scene(At("after", "collector.sampler:Sampler.sample", ROWS)),
-    "after-sample-recorded": Scene(At("after", "collector.output:CsvOutput.write", ROWS), memory_rows=1),
-    "before-ack-is-taken-in": Scene(At("before", "collector.link:Link._acknowledged", ROWS), memory_rows=1),
-    "after-ack-is-taken-in": Scene(At("after", "collector.link:Link._acknowledged", ROWS), memory_rows=1),
-    "after-first-record": Scene(At("after", "collector.spill:SpillFile.append_rows"), uploader="away"),
-    "after-spill": Scene(At("after", "collector.spill:SpillFile.append_rows", ROWS), uploader="away"),
+    "after-sample": Scene(At("after", "sentinel_collector.sampling.sampler:Sampler.sample", ROWS)),
+    "after-sample-recorded": Scene(
+        At("after", "sentinel_collector.reporting.csv_output:CsvOutput.write", ROWS), memory_rows=1
+    ),
+    "before-ack-is-taken-in": Scene(
+        At("before", "sentinel_collector.delivery.uploader_client:Link._acknowledged", ROWS), memory_rows=1
+    ),
+    "after-ack-is-taken-in": Scene(
+        At("after", "sentinel_collector.delivery.uploader_client:Link._acknowledged", ROWS), memory_rows=1
+    ),
+    "after-first-record": Scene(
+        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.append_rows"), uploader="away"
+    ),
+    "after-spill": Scene(
+        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.append_rows", ROWS), uploader="away"
+    ),
     "after-rows-are-numbered": Scene(
-        At("after", "collector.spill:SpillFile.write_base"), uploader="back", memory_rows=1
+        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.write_base"),
+        uploader="back",
+        memory_rows=1,
     ),
-    "before-file-is-emptied": Scene(At("before", "collector.spill:SpillFile.clear"), uploader="back", memory_rows=1),
-    "after-file-is-emptied": Scene(At("after", "collector.spill:SpillFile.clear"), uploader="back", memory_rows=1),
-    "before-finish": Scene(At("before", "collector.link:Link._send_finish"), is_told_to_end=True, memory_rows=2),
-    "after-finish": Scene(At("after", "collector.link:Link._send_finish"), is_told_to_end=True, memory_rows=2),
+    "before-file-is-emptied": Scene(
+        At("before", "sentinel_collector.delivery.overflow_file.file:SpillFile.clear"), uploader="back", memory_rows=1
+    ),
+    "after-file-is-emptied": Scene(
+        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.clear"), uploader="back", memory_rows=1
+    ),
+    "before-finish": Scene(
+        At("before", "sentinel_collector.delivery.uploader_client:Link._send_finish"),
+        is_told_to_end=True,
+        memory_rows=2,
+    ),
+    "after-finish": Scene(
+        At("after", "sentinel_collector.delivery.uploader_client:Link._send_finish"), is_told_to_end=True, memory_rows=2
+    ),
     "before-answer-to-finish": Scene(
-        At("before", "collector.link:Link._acknowledged", given="finish"), is_told_to_end=True
+        At("before", "sentinel_collector.delivery.uploader_client:Link._acknowledged", given="finish"),
+        is_told_to_end=True,
     ),
-    "before-run-is-over": Scene(At("before", "collector.link:Link._run_finished"), is_told_to_end=True),
-    "before-file-is-removed": Scene(At("before", "collector.backlog:Backlog.discard_file"), is_told_to_end=True),
+    "before-run-is-over": Scene(
+        At("before", "sentinel_collector.delivery.uploader_client:Link._run_finished"), is_told_to_end=True
+    ),
+    "before-file-is-removed": Scene(
+        At("before", "sentinel_collector.delivery.send_queue:Backlog.discard_file"), is_told_to_end=True
+    ),
     "before-end-is-kept": Scene(
-        At("before", "collector.spill:SpillFile.write_finish"), uploader="away", is_told_to_end=True
+        At("before", "sentinel_collector.delivery.overflow_file.file:SpillFile.write_finish"),
+        uploader="away",
+        is_told_to_end=True,
     ),
     "after-end-is-kept": Scene(
-        At("after", "collector.spill:SpillFile.write_finish"), uploader="away", is_told_to_end=True
+        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.write_finish"),
+        uploader="away",
+        is_told_to_end=True,
     ),
 }
 
@@ -89,7 +120,7 @@ class Collectors:
         ]
         return Victim(
             Plan(
-                command="collector.cli",
+                command="sentinel_collector.cli",
                 words=[*words, "--wait", str(wait_s), "--output", str(self.outputs[-1])],
                 environ=self._home.environ,
                 log=directory / f"collector-{number}.log",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from standins.product import UPLOADER, Home
 
-from collector.config import SETTINGS as COLLECTOR_SETTINGS
+from sentinel_collector.settings import SETTINGS as COLLECTOR_SETTINGS
 from sentinel_protocol import __version__
 from sentinel_protocol.common.local_uploader import TOKEN_VARIABLES
 from sentinel_protocol.common.settings.model import Setting

@@ -17,10 +17,10 @@ from standins.raw_collector import PATIENCE_S, Collectors, RawCollector, collect
 from standins.scripted import SteppedClock
 from standins.spooling import finish, hello, samples
 
+from sentinel_collector.delivery.zmq_client import Dealer
 from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.connections import SILENT_S
-from sentinel_protocol.dealer import Dealer
 from sentinel_protocol.door import Limits
 from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.curve_keys import KEY_BYTES, KeyPair, LinkKeys
@@ -440,7 +440,7 @@ def test_the_silent_make_room() -> None:
 
 _NUMBER_OF_A_CONNECTION = """
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.dealer import Dealer
+from sentinel_collector.delivery.zmq_client import Dealer
 from sentinel_protocol.transport import Router
 with Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
     with Dealer(parse_address(router.urls[0], bind=False)) as dealer:

@@ -15,14 +15,14 @@ from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, UPLOADER, Home, rows_of_file, wait_until
 from standins.web import free_port
 
-from collector.delivery import Delivery
-from collector.failover import PROBE_S, Failover
-from collector.identity import ranked_addresses
-from collector.run_facts import RunFacts
-from collector.voice import Level, Voice
+from sentinel_collector.console import Level, Voice
+from sentinel_collector.delivery.delivery import Delivery
+from sentinel_collector.delivery.failover import PROBE_S, Failover
+from sentinel_collector.delivery.zmq_client import Dealer
+from sentinel_collector.run_facts import RunFacts
+from sentinel_collector.run_key import ranked_addresses
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import Address, parse_address
-from sentinel_protocol.dealer import Dealer
 from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.messages import (
     CollectorMessage,

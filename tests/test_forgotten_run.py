@@ -36,13 +36,13 @@ def leave_a_file(home: Home, output: Path) -> Path:
 def collector(home: Home, name: str, *words: str, point: Point | None = None) -> Victim:
     return Victim(
         Plan(
-            command="collector.cli",
+            command="sentinel_collector.cli",
             words=list(words),
             environ=home.environ,
             log=home.directory / f"{name}.log",
             point=point,
             mark=home.directory / "mark",
-            constants={"collector.session:DURABLE_WAIT_S": 0.5},
+            constants={"sentinel_collector.session:DURABLE_WAIT_S": 0.5},
         )
     )
 
@@ -69,7 +69,7 @@ def test_file_that_is_delivered_again_after_many_other_runs_have_ended_is_not_a_
 
     home.start_uploader("--spool-max", SMALLEST, "--target", str(home.runs))
     # Another one delivers the file, and is killed when the acknowledgement of its end has come.
-    point = At("before", "collector.link:Link._acknowledged", given="finish")
+    point = At("before", "sentinel_collector.delivery.uploader_client:Link._acknowledged", given="finish")
     words = ("--connect", home.address, "--run-key", "deliverer", "--interval", "0.1")
     with collector(home, "deliverer", *words, point=point) as deliverer:
         deliverer.assert_killed_at_its_point()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.discovery.host import cpu_model, host_info
+from sentinel_collector.discovery.host import cpu_model, host_info
 
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux' /proc")
 
@@ -60,7 +60,7 @@ def test_a_machine_is_dedicated_unless_the_run_is_pinned_to_a_part_of_it() -> No
     found = {}
     for pinned in (False, True):
         affinity = f"os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}}); " if pinned else ""
-        look = "from collector.discovery.host import host_info; print(host_info()['host_server_allocation'])"
+        look = "from sentinel_collector.discovery.host import host_info; print(host_info()['host_server_allocation'])"
         words = [sys.executable, "-c", f"import os; {affinity}{look}"]
         found[pinned] = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
     whole = len(os.sched_getaffinity(0)) == os.cpu_count()

@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from collector.identity import next_run_key, ranked_addresses, run_key_of_host, run_key_of_process
+from sentinel_collector.run_key import next_run_key, ranked_addresses, run_key_of_host, run_key_of_process
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import MAX_RUN_KEY_CHARS
 

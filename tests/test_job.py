@@ -12,8 +12,8 @@ import pytest
 from standins.unprivileged import unprivileged
 from standins.wrapper import WRAPPER, Events, counting_job, wrapping
 
-from collector.job import Job, JobStartError
-from collector.signals import Signals
+from sentinel_collector.job.process import Job, JobStartError
+from sentinel_collector.job.signals import Signals
 from sentinel_protocol.common.errors import SentinelStreamError
 
 PATIENCE_S = 20.0
@@ -259,7 +259,7 @@ IMPORTED = """
 import sys
 import argparse, signal
 before = set(sys.modules)
-import collector.job, collector.signals
+import sentinel_collector.job.process, sentinel_collector.job.signals
 print(*sorted(set(sys.modules) - before))
 """
 
@@ -267,6 +267,7 @@ print(*sorted(set(sys.modules) - before))
 def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= {
-        "__future__", "collector", "collector.job", "collector.signals", "errno",
+        "__future__", "errno", "sentinel_collector", "sentinel_collector.job", "sentinel_collector.job.process",
+        "sentinel_collector.job.signals",
         "sentinel_protocol", "sentinel_protocol.common", "sentinel_protocol.common.errors"
     }  # fmt: skip

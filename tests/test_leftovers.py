@@ -18,14 +18,14 @@ from standins.offset_clock import OffsetClock
 from standins.product import COLLECTOR, DEADLINE_S, UPLOADER, Home, rows_of_file, wait_until
 from standins.web import free_port
 
-from collector.delivery import TOUCH_S, Delivery
-from collector.leftovers import Leftovers
-from collector.run_facts import RunFacts
-from collector.spill import SpillFile, SpillInUseError
-from collector.spill_head import SpillError, SpillHead
-from collector.spill_records import MAGIC
-from collector.state import keep_rows, open_run_file
-from collector.voice import Level, Voice
+from sentinel_collector.console import Level, Voice
+from sentinel_collector.delivery.delivery import TOUCH_S, Delivery
+from sentinel_collector.delivery.orphan_recovery import Leftovers
+from sentinel_collector.delivery.overflow_file.file import SpillFile, SpillInUseError
+from sentinel_collector.delivery.overflow_file.format import MAGIC
+from sentinel_collector.delivery.overflow_file.header import SpillError, SpillHead
+from sentinel_collector.delivery.state_dir import keep_rows, open_run_file
+from sentinel_collector.run_facts import RunFacts
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import Finish, Hello, encode

@@ -12,8 +12,10 @@ from rows import numbers, row
 from standins.offset_clock import OffsetClock
 from standins.turning_clock import TurningClock
 
-from collector.backlog import MAX_MEMORY_ROWS, Backlog
-from collector.link import (
+from sentinel_collector.delivery.overflow_file.file import SpillFile
+from sentinel_collector.delivery.overflow_file.header import SpillHead
+from sentinel_collector.delivery.send_queue import MAX_MEMORY_ROWS, Backlog
+from sentinel_collector.delivery.uploader_client import (
     AWAY_WARNING_S,
     CHUNK_ROWS,
     MAX_HELLO_WAIT_S,
@@ -23,11 +25,9 @@ from collector.link import (
     End,
     Link,
 )
-from collector.spill import SpillFile
-from collector.spill_head import SpillHead
+from sentinel_collector.delivery.zmq_client import Dealer
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.dealer import Dealer
 from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.messages import (
     MAX_SEQUENCE,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rows import row
 
-from collector.output import CsvOutput
+from sentinel_collector.reporting.csv_output import CsvOutput
 from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows, decode_sample
 
 
@@ -70,7 +70,7 @@ def test_a_continued_file_whose_end_is_no_row_of_ours_says_nothing_about_the_tim
 
 def test_a_full_disk_is_told_once_and_leaves_whole_lines(path: Path) -> None:
     script = (
-        "import resource, sys\nfrom collector.output import CsvOutput\n"
+        "import resource, sys\nfrom sentinel_collector.reporting.csv_output import CsvOutput\n"
         "from sentinel_protocol.wire.sample import csv_rows, decode_sample\nfrom rows import row\n"
         # Not before: a limit on every file would cut the compiled modules that the imports write.
         "limit = int(sys.argv[2])\nresource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
@@ -116,7 +116,7 @@ def test_a_file_that_another_run_writes_is_left_alone_until_that_has_ended(path:
 @pytest.mark.parametrize("mode", ["w", "a"])
 def test_a_file_that_a_standard_stream_goes_to_is_appended_to_with_it(path: Path, stream: str, mode: str) -> None:
     script = (
-        "import sys\nfrom collector.output import CsvOutput\n"
+        "import sys\nfrom sentinel_collector.reporting.csv_output import CsvOutput\n"
         "from sentinel_protocol.wire.sample import csv_rows, decode_sample\n"
         "from rows import row\n"
         "stream = getattr(sys, sys.argv[1])\n"

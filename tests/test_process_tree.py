@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source_roots import SOURCE_PATH
 from standins.burning import BURN
 
-from collector.sensors.children import children_by_parent
-from collector.sensors.process_tree import ProcessTree
-from collector.sensors.procfs import Descriptors
+from sentinel_collector.sensors.process_tree.children import children_by_parent
+from sentinel_collector.sensors.process_tree.tree import ProcessTree
+from sentinel_collector.sensors.procfs import Descriptors
 from sentinel_protocol.common.clock import SystemClock
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux' /proc")
@@ -49,7 +50,7 @@ def sampled(code: str, *arguments: str, adopt: bool = False, interval: float = 0
     command += ["--adopt"] if adopt else []
     command += ["--", sys.executable, "-S", "-c", BURN + code, *arguments]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(HERE.parent)}
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": SOURCE_PATH}
     )
     assert done.returncode == 0, done.stderr
     return Run(json.loads(done.stdout.splitlines()[-1]))
@@ -354,9 +355,9 @@ def test_another_users_tree_is_read_as_far_as_allowed(start: Callable[..., subpr
     job = start("child(time.sleep, 60)\nprint('ready', flush=True)\ntime.sleep(60)")
     code = """
 import json, os, sys
-from collector.sensors.process_tree import ProcessTree
+from sentinel_collector.sensors.process_tree.tree import ProcessTree
 from sentinel_protocol.common.clock import SystemClock
-import collector.sensors.children, collector.sensors.pss
+import sentinel_collector.sensors.process_tree.children, sentinel_collector.sensors.process_tree.pss_meter
 os.setgid(65534)
 os.setuid(65534)
 tree = ProcessTree(clock=SystemClock(), root_pid=int(sys.argv[1]), own_child=False, interval_s=1.0)
@@ -367,7 +368,7 @@ print(json.dumps(tree.read(forks=0, elapsed_s=1)))
         [sys.executable, "-c", code, str(job.pid)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        env={**os.environ, "PYTHONPATH": SOURCE_PATH},
     )
     assert (done.returncode, done.stderr) == (0, "")
     for line in done.stdout.splitlines():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.config import SETTINGS as COLLECTOR_SETTINGS
+from sentinel_collector.settings import SETTINGS as COLLECTOR_SETTINGS
 from sentinel_protocol.common.settings.model import Setting, markdown_table
 from uploader.config import SETTINGS as UPLOADER_SETTINGS
 from uploader.counters import REJECT_REASONS

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from standins.scripted import SteppedClock
 
-from collector.carry import CarriedBytes, CarriedCpu
-from collector.sampler import Sampler
-from collector.sensors import baseline
-from collector.sensors.gpu import GpuReading
-from collector.timeline import Timeline
+from sentinel_collector.sampling.carry_over import CarriedBytes, CarriedCpu
+from sentinel_collector.sampling.sampler import Sampler
+from sentinel_collector.sampling.timestamps import Timeline
+from sentinel_collector.sensors import baseline
+from sentinel_collector.sensors.gpu.interface import GpuReading
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.wire.sample import COLUMNS, Sample
 
@@ -295,12 +295,13 @@ def test_a_job_that_nobody_has_seen_alive_has_no_peak_rather_than_none_at_all() 
 def test_the_base_line_needs_nothing_heavy() -> None:
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); before = set(sys.modules);"
-        "import collector.sensors.baseline; print(sorted(set(sys.modules) - before))"
+        "import sentinel_collector.sensors.baseline; print(sorted(set(sys.modules) - before))"
     )
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code, str(HERE.parent)], capture_output=True, text=True, check=True
+        [sys.executable, "-S", "-c", code, str(HERE.parent / "collector")], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "['collector', 'collector.sensors', 'collector.sensors.baseline']"
+    loaded = ["sentinel_collector", "sentinel_collector.sensors", "sentinel_collector.sensors.baseline"]
+    assert done.stdout.strip() == str(loaded)
 
 
 def test_a_base_line_without_proc_is_empty(tmp_path: Path) -> None:

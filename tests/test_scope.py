@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from source_roots import SOURCE_PATH
 from standins.product import COLLECTOR, Home, python, rows_of_file
 
-from collector.discovery.host import host_info
-from collector.sampler import Sampler
-from collector.sensors import baseline
-from collector.sensors.cgroup_places import find_places
-from collector.sensors.container import ContainerView, is_contained, open_view
+from sentinel_collector.discovery.host import host_info
+from sentinel_collector.sampling.sampler import Sampler
+from sentinel_collector.sensors import baseline
+from sentinel_collector.sensors.cgroup.container_view import ContainerView, is_contained, open_view
+from sentinel_collector.sensors.cgroup.hierarchy import find_places
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.wire.messages import Finish, decode_from_collector, encode
 from sentinel_protocol.wire.sample import COLUMNS
@@ -380,9 +381,11 @@ def test_scope_is_checked(home: Home) -> None:
 
 @needs_unshare
 def test_a_real_cgroup_name_space_is_a_container() -> None:
-    code = "import os; from collector.sensors.container import is_contained; print(is_contained({}))"
+    code = (
+        "import os; from sentinel_collector.sensors.cgroup.container_view import is_contained; print(is_contained({}))"
+    )
     command = ["unshare", "-C", *python(code)]
-    env = {"PYTHONPATH": str(Path(__file__).parent.parent), "PATH": os.environ["PATH"]}
+    env = {"PYTHONPATH": SOURCE_PATH, "PATH": os.environ["PATH"]}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert (done.stdout, done.stderr) == ("True\n", "")
     assert json.loads(done.stdout.lower())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from collector.sensors.ledger import Account, Ledger
+from sentinel_collector.sensors.process_tree.cpu_ledger import Account, Ledger
 
 
 @dataclass

@@ -11,9 +11,9 @@ import pytest
 from standins.processes import CostlyClock, MadeUp
 from standins.product import Home, rows_of_file
 
-from collector.config import SETTINGS
-from collector.sensors.member import PAGE_KIB, Member
-from collector.sensors.pss import DEFAULT_SHARE, PssMeter
+from sentinel_collector.sensors.process_tree.process import PAGE_KIB, Member
+from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE, PssMeter
+from sentinel_collector.settings import SETTINGS
 from sentinel_protocol.wire.sample import COLUMNS
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from standins.processes import CostlyClock, MadeUp
 
-from collector.sensors.member import PAGE_KIB, Member
-from collector.sensors.process_tree import ProcessTree
-from collector.sensors.pss import PssMeter
+from sentinel_collector.sensors.process_tree.process import PAGE_KIB, Member
+from sentinel_collector.sensors.process_tree.pss_meter import PssMeter
+from sentinel_collector.sensors.process_tree.tree import ProcessTree
 from sentinel_protocol.common.clock import SystemClock
 
 

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from source_roots import SOURCE_PATH
 
-from collector.sensors.storage import Mount, StorageSensor, block_types, parse_mountinfo, real_mounts
+from sentinel_collector.sensors.linux.filesystems import Mount, StorageSensor, block_types, parse_mountinfo, real_mounts
 
 BLOCK = frozenset({"ext4", "xfs", "btrfs", "vfat", "squashfs", "iso9660"})
 
@@ -152,7 +153,7 @@ def test_a_mount_that_comes_or_goes_is_noticed(tmp_path: Path) -> None:
         pytest.skip("needs a mount name space of its own")
     code = """
 import os, subprocess, sys
-from collector.sensors.storage import StorageSensor
+from sentinel_collector.sensors.linux.filesystems import StorageSensor
 base = sys.argv[1]
 sensor = StorageSensor(proc="/proc")
 def total():
@@ -173,7 +174,7 @@ print(total())
         ["unshare", "-m", sys.executable, "-c", code, str(tmp_path)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env={**os.environ, "PYTHONPATH": SOURCE_PATH},
     )
     assert done.returncode == 0, done.stderr
     before, mounted, during, after = map(int, done.stdout.split())

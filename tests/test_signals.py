@@ -12,7 +12,7 @@ import pytest
 from standins.terminal import Terminal
 from standins.wrapper import WRAPPER, Events, counting_job, wrapping
 
-from collector.signals import FORWARDED, Action, Interrupts, Received, Signals
+from sentinel_collector.job.signals import FORWARDED, Action, Interrupts, Received, Signals
 
 PATIENCE_S = 20.0
 WAYS = [pytest.param({}, id="blocked"), pytest.param({"WRAPPER_HANDLERS": "1"}, id="handlers")]
@@ -249,7 +249,7 @@ def test_ctrl_z_stops_the_wrapper_and_it_goes_on(events: Events) -> None:
 PAUSED = """
 import sys
 import time
-from collector.signals import Signals
+from sentinel_collector.job.signals import Signals
 with Signals() as signals:
     for _ in range(3):
         print("waiting", flush=True)
@@ -274,7 +274,7 @@ def test_a_pause_longer_than_the_wait_is_no_signal() -> None:
 
 ALARMED = """
 import os, signal
-from collector.signals import Signals
+from sentinel_collector.job.signals import Signals
 with Signals() as signals:
     os.kill(os.getpid(), signal.SIGALRM)
     print(signals.wait(60), signal.getitimer(signal.ITIMER_REAL))

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import numbers, row, timestamps
 
-from collector.spill import Position, SpillFile, SpillInUseError
-from collector.spill_head import SpillError, SpillHead
+from sentinel_collector.delivery.overflow_file.file import Position, SpillFile, SpillInUseError
+from sentinel_collector.delivery.overflow_file.header import SpillError, SpillHead
 from sentinel_protocol.wire.messages import Finish
 
 HEAD = SpillHead(run_key="key", incarnation="one", destination="ipc:///nowhere", hello=b"hello")
@@ -124,8 +124,8 @@ def test_clearing_keeps_an_end_that_is_not_delivered(path: Path) -> None:
 
 CLEARS_AND_DIES = """
 import os, signal, sys
-from collector.spill import SpillFile
-from collector.spill_head import SpillHead
+from sentinel_collector.delivery.overflow_file.file import SpillFile
+from sentinel_collector.delivery.overflow_file.header import SpillHead
 _, path, call, when, run_key = sys.argv
 spill = SpillFile.open(path)
 real = getattr(os, call)
@@ -176,7 +176,7 @@ def test_a_file_that_another_takes_the_place_of_stays_in_use(path: Path) -> None
 def test_a_file_in_use_is_refused_to_another_process(path: Path) -> None:
     spill = SpillFile.open(str(path), create=True)
     script = (
-        "import sys\nfrom collector.spill import SpillFile, SpillInUseError\n"
+        "import sys\nfrom sentinel_collector.delivery.overflow_file.file import SpillFile, SpillInUseError\n"
         "try: SpillFile.open(sys.argv[1])\nexcept SpillInUseError: print('in use')\n"
     )
     refused = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
@@ -201,7 +201,7 @@ def _limited(size: int) -> Callable[[], None]:
 def test_a_full_disk_leaves_the_file_intact(path: Path) -> None:
     """A process whose files may not grow beyond 3000 bytes writes until it fails, then once more."""
     script = (
-        "import sys\nfrom collector.spill import SpillFile\nfrom rows import row\n"
+        "import sys\nfrom sentinel_collector.delivery.overflow_file.file import SpillFile\nfrom rows import row\n"
         "spill = SpillFile.open(sys.argv[1], create=True)\n"
         "for attempt in range(2):\n"
         "    try:\n"
@@ -230,7 +230,10 @@ def test_a_full_disk_leaves_the_file_intact(path: Path) -> None:
 
 @pytest.mark.parametrize("room", [0, 5])
 def test_a_full_disk_leaves_no_file_that_could_not_be_begun(path: Path, room: int) -> None:
-    script = "import sys; from collector.spill import SpillFile; SpillFile.open(sys.argv[1], create=True)"
+    script = (
+        "import sys; from sentinel_collector.delivery.overflow_file.file import SpillFile;"
+        "SpillFile.open(sys.argv[1], create=True)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],
         capture_output=True,

@@ -19,9 +19,9 @@ from standins.small_disk import SmallDisk
 from standins.spooling import finish, hello, row_numbers, samples
 from standins.sync_log import SyncLog
 
-from collector.link import MAX_HELLO_WAIT_S
-from collector.spill_head import SpillHead
-from collector.state import open_run_file
+from sentinel_collector.delivery.overflow_file.header import SpillHead
+from sentinel_collector.delivery.state_dir import open_run_file
+from sentinel_collector.delivery.uploader_client import MAX_HELLO_WAIT_S
 from sentinel_protocol.wire.messages import Ack, Finished, Hello, Reject, RejectCode, Welcome, encode
 from sentinel_protocol.wire.sample import csv_rows, decode_sample
 from uploader.database import PAGE_BYTES, SCHEMA_VERSION

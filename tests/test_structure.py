@@ -13,25 +13,25 @@ from pathlib import Path
 import pytest
 from standins.product import Home
 
-import collector
+import sentinel_collector
 import sentinel_protocol
 import uploader
-from collector import config as collector_config
+from sentinel_collector import settings as collector_config
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire import messages
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"collector": collector, "sentinel_protocol": sentinel_protocol, "uploader": uploader}
+PACKAGES = {"sentinel_collector": sentinel_collector, "sentinel_protocol": sentinel_protocol, "uploader": uploader}
 STANDARD = sys.stdlib_module_names | {"_sha256", "_sha2"}
 """Its digests changed their name with Python 3.12."""
 FOREIGN = {
     "sentinel_protocol": {"msgspec", "zmq"},
-    "collector": {"msgspec", "zmq", "psutil", "pynvml"},
+    "sentinel_collector": {"msgspec", "zmq", "psutil", "pynvml"},
     "uploader": {"msgspec", "zmq", "urllib3", "botocore", "prometheus_client"},
 }
 OURS = {
     "sentinel_protocol": {"sentinel_protocol"},
-    "collector": {"sentinel_protocol", "collector"},
+    "sentinel_collector": {"sentinel_protocol", "sentinel_collector"},
     "uploader": {"sentinel_protocol", "uploader"},
 }
 
@@ -60,7 +60,7 @@ def test_package_imports_only_what_it_may(package: str) -> None:
         assert not strangers, f"{name} imports {strangers}"
 
 
-@pytest.mark.parametrize("package", ["collector", "sentinel_protocol"])
+@pytest.mark.parametrize("package", ["sentinel_collector", "sentinel_protocol"])
 def test_the_collector_does_without_what_costs_a_short_job_milliseconds(package: str) -> None:
     heavy = {"dataclasses", "inspect", "logging", "shutil", "subprocess", "tempfile"}
     for name, path in modules(package):
@@ -68,11 +68,11 @@ def test_the_collector_does_without_what_costs_a_short_job_milliseconds(package:
 
 
 def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
-    code = "import sys, collector.cli\nprint(*sys.modules)"
+    code = "import sys, sentinel_collector.cli\nprint(*sys.modules)"
     loaded = set(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
-    assert "collector.job" in loaded
+    assert "sentinel_collector.job.process" in loaded
     heavy = {
         "zmq",
         "msgspec",
@@ -101,7 +101,7 @@ def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
 _WHOLE_RUN = """
 import sys
 before = set(sys.modules)
-from collector.cli import main
+from sentinel_collector.cli import main
 exit_code = main(sys.argv[1:])
 print(*sorted(set(sys.modules) - before))
 sys.exit(exit_code)
@@ -113,17 +113,18 @@ def test_a_whole_short_run_loads_nothing_that_it_can_do_without(home: Home) -> N
     done = home.run(sys.executable, "-c", _WHOLE_RUN, "--connect", home.address, "--", "true")
     assert done.returncode == 0, done.stderr
     loaded = set(done.stdout.split())
-    assert {"collector.session", "collector.sensors.linux", "msgspec", "zmq"} <= loaded
+    assert {"sentinel_collector.session", "sentinel_collector.sensors.linux.system", "msgspec", "zmq"} <= loaded
     heavy = {
         # OpenSSL
         "hashlib", "_hashlib",
         # what msgspec would take from it, `typing` has
         "typing_extensions", "inspect", "ast", "dis", "tokenize", "linecache",
         # for this user's own uploader, for the cloud's metadata service, for identities
-        "collector.agent", "sentinel_protocol.common.local_uploader", "collector.discovery.cloud",
+        "sentinel_collector.delivery.local_uploader", "sentinel_protocol.common.local_uploader",
+        "sentinel_collector.discovery.cloud.discovery",
         "socket", "selectors", "ipaddress",
         # for keys, for settings in files, for other systems and GPUs, for the uploader
-        "sentinel_protocol.wire.curve_keys", "tomllib", "psutil", "pynvml", "collector.sensors.gpu_thread",
+        "sentinel_protocol.wire.curve_keys", "tomllib", "psutil", "pynvml", "sentinel_collector.sensors.gpu.worker",
         "sentinel_protocol.door",
         "asyncio", "dataclasses", "logging", "shlex", "shutil", "subprocess", "tempfile",
     }  # fmt: skip
@@ -132,7 +133,7 @@ def test_a_whole_short_run_loads_nothing_that_it_can_do_without(home: Home) -> N
 
 def test_what_is_kept_from_msgspec_is_there_for_everybody_else() -> None:
     code = (
-        "import gc, sys; from collector.loading import load_session; load_session();"
+        "import gc, sys; from sentinel_collector.deferred_imports import load_session; load_session();"
         "assert gc.isenabled() and gc.get_freeze_count() > 10_000;"
         "assert 'msgspec' in sys.modules and 'typing_extensions' not in sys.modules;"
         "import typing_extensions; load_session(); assert sys.modules['typing_extensions'] is typing_extensions"

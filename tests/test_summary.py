@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from collector.config import METADATA_NAMES
-from collector.metadata import run_metadata
-from collector.summary import summary_figures, summary_json, summary_lines
-from collector.voice import Level, Voice
+from sentinel_collector.console import Level, Voice
+from sentinel_collector.reporting.summary import summary_figures, summary_json, summary_lines
+from sentinel_collector.run_description import run_metadata
+from sentinel_collector.settings import METADATA_NAMES
 from sentinel_protocol.wire.messages import Finished, Hello
 from sentinel_protocol.wire.run_statistics import RunStatistics
 from sentinel_protocol.wire.sample import Sample

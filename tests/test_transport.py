@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import zmq
 
+from sentinel_collector.delivery.zmq_client import Dealer
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.common.errors import AddressError
-from sentinel_protocol.dealer import Dealer
 from sentinel_protocol.transport import Arrival, Router
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
 

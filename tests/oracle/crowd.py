@@ -19,9 +19,9 @@ import psutil
 from standins.product import UPLOADER, Home, wait_until
 from standins.web import free_port
 
-from collector.delivery import Delivery
-from collector.run_facts import RunFacts
-from collector.voice import Level, Voice
+from sentinel_collector.console import Level, Voice
+from sentinel_collector.delivery.delivery import Delivery
+from sentinel_collector.run_facts import RunFacts
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair, server_key

@@ -12,11 +12,11 @@ from standins.faults import Recorded
 from standins.product import rows_of_file, rows_of_objects
 from standins.sentinel_api import Run
 
-from collector.spill import SpillFile
 from oracle.drama import SWEEP, Drama
 from oracle.record import End, Generation, Part
 from oracle.schedule import AWAY
 from oracle.witness import Place
+from sentinel_collector.delivery.overflow_file.file import SpillFile
 from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows, decode_sample
 
 

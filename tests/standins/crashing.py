@@ -26,9 +26,9 @@ from uploader import database
 _SENT_S = 0.05
 _FORKS = multiprocessing.get_context("forkserver")
 _PRELOADED = [
-    "collector.cli",
-    "collector.session",
-    "collector.wrapping",
+    "sentinel_collector.cli",
+    "sentinel_collector.session",
+    "sentinel_collector.run_job",
     "standins.crashing",
     "uploader.cli",
     "uploader.sentinel.http_api",

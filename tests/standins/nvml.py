@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from collector.sensors.gpu import GpuReading
+from sentinel_collector.sensors.gpu.interface import GpuReading
 
 STUB_SOURCE = Path(__file__).parent.parent / "stubs" / "nvml_stub.c"
 LIBRARY = "libnvidia-ml.so.1"
@@ -160,7 +160,7 @@ class HandClock:
 
 
 def _answer_questions(sysfs: str, proc: str, questions: Iterable[str]) -> None:
-    from collector.sensors.gpus import open_gpu_sensor
+    from sentinel_collector.sensors.gpu.factory import open_gpu_sensor
 
     clock = HandClock()
     warnings: list[str] = []

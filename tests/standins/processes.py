@@ -3,9 +3,9 @@
 import threading
 from pathlib import Path
 
-from collector.sensors.ledger import Ledger
-from collector.sensors.member import PAGE_KIB, Member
-from collector.sensors.procfs import Descriptors
+from sentinel_collector.sensors.process_tree.cpu_ledger import Ledger
+from sentinel_collector.sensors.process_tree.process import PAGE_KIB, Member
+from sentinel_collector.sensors.procfs import Descriptors
 
 
 class CostlyClock:

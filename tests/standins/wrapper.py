@@ -12,8 +12,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 
-from collector.job import SIGNAL_BASE, Job, JobStartError
-from collector.signals import Action, Interrupts, Received, Signals
+from sentinel_collector.job.process import SIGNAL_BASE, Job, JobStartError
+from sentinel_collector.job.signals import Action, Interrupts, Received, Signals
 
 PATIENCE_S = 20.0
 """Far longer than anything takes; what runs into it has failed."""

@@ -1,0 +1,7 @@
+"""`python -m sentinel_collector`."""
+
+import sys
+
+from sentinel_collector.cli import main
+
+sys.exit(main())

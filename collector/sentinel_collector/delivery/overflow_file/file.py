@@ -1,0 +1,381 @@
+"""The file in which a collector keeps what no uploader has acknowledged yet.
+
+Records (`spill_records`) are only ever appended; what was true before a kill is read again from their order. A record
+that is cut short ends the file: whatever was killed while it wrote has lost at most that record. The file is locked
+(`flock`) by the collector that owns it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from itertools import takewhile
+from typing import NamedTuple
+
+import msgspec
+
+from sentinel_collector.delivery.overflow_file.format import (
+    ANEW,
+    BASE,
+    FINISH,
+    HEAD,
+    MAGIC,
+    ROWS,
+    Record,
+    packed,
+    payload_of,
+    records,
+    rows_of,
+)
+from sentinel_collector.delivery.overflow_file.header import SpillError, SpillHead
+from sentinel_protocol.wire.messages import Finish
+from sentinel_protocol.wire.sample import decode_sample, shift_sample
+
+_SHIFT = struct.Struct("<q")
+_MAX_TORN_BYTES = 64 << 10
+"""More than any record that a collector writes: a longer end that cannot be read was damaged, not cut short."""
+_MOST_SET_ASIDE = 100
+_NEW = ".new"
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class SpillInUseError(SpillError):
+    """The file belongs to a collector that is running."""
+
+
+class Position(NamedTuple):
+    """A row's place: the offset of a record and how many rows of it lie before."""
+
+    offset: int
+    skip: int
+
+
+class _Shift(NamedTuple):
+    """Rows of the records from `start` to `end` are stamped `shift_ms` later than they were written."""
+
+    start: int
+    end: int
+    shift_ms: int
+
+
+class SpillFile:
+    """Append-only rows on disk; rows are addressed by `Position` and counted, never indexed in memory.
+
+    `start`, `first_seq`, `numbered_rows`, `unnumbered_rows` and `last_row` say what was there when it was opened.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
+        self._fd = fd
+        self.path = path
+        self._size = os.fstat(fd).st_size
+        self._shifts: list[_Shift] = []
+        self.head: SpillHead | None = None
+        self.finish: Finish | None = None
+        self.start = Position(len(MAGIC), 0)
+        self.first_seq = 0
+        """Sequence number of the first numbered row, 0 when there is none."""
+        self.numbered_rows = 0
+        self.unnumbered_rows = 0
+        """Rows behind the numbered ones that were never sent."""
+        self.last_row: bytes | None = None
+        self.set_aside: str | None = None
+        """Where a damaged end of the file was put."""
+
+    @classmethod
+    def open(cls, path: str, *, create: bool = False) -> "SpillFile":
+        """Open and lock the file and read what it holds; with `create` it must not exist yet.
+
+        Raises `SpillInUseError` when another process holds it, `SpillError` when it is not such a file and
+        `OSError` when the file system refuses.
+        """
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        fd = os.open(path, flags, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SpillInUseError(f"{path} is in use by another collector") from error
+            # Its last owner may have removed it between our open and our lock.
+            if os.fstat(fd).st_nlink == 0:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            spill = cls(fd, path)
+            try:
+                spill._recover()
+            except OSError:
+                if create:
+                    # The disk is full: a file of nobody's run is not left there.
+                    os.unlink(path)
+                raise
+        except BaseException:
+            os.close(fd)
+            raise
+        return spill
+
+    @classmethod
+    def tells_end(cls, path: str) -> bool:
+        """Whether the run of a file has ended; only reads it, whoever holds it. Raises `OSError`."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            spill = cls(fd, path)
+            is_ours = os.pread(fd, len(MAGIC), 0) == MAGIC
+            return is_ours and any(record.kind == FINISH for record in spill._records(len(MAGIC)))
+        finally:
+            os.close(fd)
+
+    def write_head(self, head: SpillHead) -> None:
+        """Write whose rows follow; the last head of a file counts."""
+        self._append(HEAD, _encode(head))
+        self.head = head
+
+    def append_rows(self, rows: list[bytes], first_seq: int) -> None:
+        """Append encoded samples; `first_seq` 0 means that they have no numbers yet."""
+        payload = _encode([msgspec.Raw(row) for row in rows])
+        self._append(ROWS, payload, rows=len(rows), first_seq=first_seq)
+
+    def write_base(self, first_seq: int, *, start: Position, shift_ms: int = 0) -> None:
+        """Give the rows from `start` on, which have none, their numbers, and stamp them `shift_ms` later.
+
+        It is on disk when this returns: before the first of them is sent.
+        """
+        offset = self._append(BASE, _SHIFT.pack(shift_ms), first_seq=first_seq, is_synced=True)
+        self._note_shift(start.offset, offset, shift_ms)
+
+    def write_anew(self, head: SpillHead, start: Position) -> None:
+        """From now on the rows held are those from `start` on, they belong to `head` and have no numbers."""
+        self._append(ANEW, _encode(head), rows=start.skip, first_seq=start.offset, is_synced=True)
+        self.head = head
+
+    def write_finish(self, finish: Finish) -> None:
+        """Record that the run is over and make the whole file durable."""
+        self._append(FINISH, _encode(finish), is_synced=True)
+        self.finish = finish
+
+    def rows_from(self, position: Position) -> Iterator[tuple[bytes, Position]]:
+        """Yield encoded samples from there on, each with the position after it; raises `OSError`, `SpillError`."""
+        for record in self._records(position.offset):
+            if record.kind != ROWS:
+                continue
+            skip = position.skip if record.offset == position.offset else 0
+            rows = rows_of(record, payload_of(self._fd, record))
+            if rows is None:
+                raise SpillError(f"{self.path}: damaged at byte {record.offset}")
+            shift_ms = sum(shift.shift_ms for shift in self._shifts if shift.start <= record.offset < shift.end)
+            for index in range(skip, len(rows)):
+                after = Position(record.end, 0) if index + 1 == len(rows) else Position(record.offset, index + 1)
+                yield shift_sample(rows[index], shift_ms) if shift_ms else rows[index], after
+
+    def advance(self, position: Position, count: int) -> Position:
+        """Return the position `count` rows further on; reads headers only."""
+        if not count:
+            return position
+        left = count + position.skip
+        for record in self._records(position.offset):
+            if record.kind != ROWS:
+                continue
+            if left < record.rows:
+                return Position(record.offset, left)
+            left -= record.rows
+            if not left:
+                return Position(record.end, 0)
+        raise SpillError(f"{self.path}: {left} rows are missing")
+
+    def clear(self, head: SpillHead) -> None:
+        """Forget all rows: they are delivered. While an end waits for its own delivery everything stays.
+
+        Whoever is killed here leaves a file that says whose it is: with the rows, or without them. Raises `OSError`.
+        """
+        if self.finish is not None:
+            return
+        payload = _encode(head)
+        first = next(self._records(len(MAGIC)), None)
+        if first is not None and first.kind == HEAD and payload_of(self._fd, first) == payload:
+            os.ftruncate(self._fd, first.end)
+            self._size = first.end
+        else:
+            self._replace(MAGIC + packed(HEAD, payload, rows=0, first_seq=0))
+        self._shifts.clear()
+        self.head = head
+
+    def sync(self) -> None:
+        """Make what was appended durable."""
+        os.fsync(self._fd)
+
+    @property
+    def is_nameless(self) -> bool:
+        """Whether it says nothing at all, not even whose it is."""
+        return self._size <= len(MAGIC) and self.set_aside is None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return self._size
+
+    @property
+    def end(self) -> Position:
+        """Where the next row will be."""
+        return Position(self._size, 0)
+
+    @property
+    def modified_at(self) -> float:
+        """When it was last written, UNIX seconds."""
+        return os.fstat(self._fd).st_mtime
+
+    def touch(self) -> None:
+        """Set the time of the last writing to now. Raises `OSError`."""
+        os.utime(self._fd)
+
+    def unlink(self) -> None:
+        """Delete the file; it stays open. Raises `OSError`."""
+        os.unlink(self.path)
+
+    def close(self) -> None:
+        """Close and unlock."""
+        os.close(self._fd)
+
+    def _append(self, kind: int, payload: bytes, *, rows: int = 0, first_seq: int = 0, is_synced: bool = False) -> int:
+        """Append a record, all of it or nothing, and return its offset."""
+        record = packed(kind, payload, rows=rows, first_seq=first_seq)
+        offset = self._size
+        try:
+            written = os.pwrite(self._fd, record, offset)
+            if written != len(record):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            if is_synced:
+                os.fsync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, offset)
+            raise
+        self._size += len(record)
+        return offset
+
+    def _replace(self, content: bytes) -> None:
+        """Put a locked file of this content in the place of this one."""
+        aside = self.path + _NEW
+        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.write(fd, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), aside)
+            os.fsync(fd)
+            os.rename(aside, self.path)
+        except OSError:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
+        # Whoever has opened the old one meanwhile finds that it has no name any more.
+        os.close(self._fd)
+        self._fd, self._size = fd, len(content)
+
+    def _records(self, offset: int) -> Iterator[Record]:
+        return records(self._fd, offset, self._size)
+
+    def _note_shift(self, start: int, end: int, shift_ms: int) -> None:
+        if shift_ms:
+            self._shifts.append(_Shift(start, end, shift_ms))
+
+    def _recover(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            # Of an owner that was killed while it emptied the file.
+            os.unlink(self.path + _NEW)
+        magic = os.pread(self._fd, len(MAGIC), 0)
+        if not MAGIC.startswith(magic):
+            raise SpillError(f"{self.path} is not a file of undelivered samples of this version")
+        if magic != MAGIC:
+            if os.pwrite(self._fd, MAGIC, 0) != len(MAGIC):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
+            self._size = len(MAGIC)
+            return
+        intact = len(MAGIC)
+        is_damaged = False
+        for record in self._records(intact):
+            payload = payload_of(self._fd, record)
+            is_damaged = not record.is_intact(payload) or not self._take(record, payload)
+            if is_damaged:
+                break
+            intact = record.end
+        if intact < self._size:
+            self._cut(intact, is_damaged=is_damaged)
+
+    def _cut(self, intact: int, *, is_damaged: bool) -> None:
+        """Take off what cannot be read; more than a record that was being written is put into a file beside."""
+        if is_damaged or self._size - intact > _MAX_TORN_BYTES:
+            self.set_aside = self._copy_aside(intact)
+        os.ftruncate(self._fd, intact)
+        self._size = intact
+
+    def _copy_aside(self, offset: int) -> str:
+        for number in range(1, _MOST_SET_ASIDE):
+            path = f"{self.path}.damaged-{number}"
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileExistsError:
+                continue
+            with open(fd, "wb") as file:
+                while block := os.pread(self._fd, 1 << 20, offset):
+                    file.write(block)
+                    offset += len(block)
+            return path
+        raise SpillError(f"{self.path} is damaged again and again")
+
+    def _take(self, record: Record, payload: bytes) -> bool:
+        """Count one recovered record; False when it is damaged."""
+        try:
+            if record.kind == ROWS:
+                return self._take_rows(record, payload)
+            if record.kind == HEAD:
+                self.head = msgspec.msgpack.decode(payload, type=SpillHead)
+            elif record.kind == BASE:
+                self._take_base(record, *_SHIFT.unpack(payload))
+            elif record.kind == FINISH:
+                self.finish = msgspec.msgpack.decode(payload, type=Finish)
+            elif record.kind == ANEW:
+                self._take_anew(record, msgspec.msgpack.decode(payload, type=SpillHead))
+            else:
+                return False
+        except (msgspec.DecodeError, struct.error, SpillError):
+            return False
+        return True
+
+    def _take_rows(self, record: Record, payload: bytes) -> bool:
+        rows = rows_of(record, payload)
+        if rows is None:
+            return False
+        decode_sample(rows[-1])
+        self.last_row = rows[-1]
+        if not record.first_seq or self.unnumbered_rows:
+            self.unnumbered_rows += record.rows
+        elif self.numbered_rows and record.first_seq == self.first_seq + self.numbered_rows:
+            self.numbered_rows += record.rows
+        else:
+            # Numbered rows follow one another; where they do not, those before were durable already.
+            self.start = Position(record.offset, 0)
+            self.first_seq = record.first_seq
+            self.numbered_rows = record.rows
+        return True
+
+    def _take_base(self, record: Record, shift_ms: int) -> None:
+        unnumbered = self.advance(self.start, self.numbered_rows)
+        if record.first_seq != self.first_seq + self.numbered_rows:
+            # The rows before were durable already when these numbers were given.
+            self.start = unnumbered
+            self.numbered_rows = 0
+        if not self.numbered_rows:
+            self.first_seq = record.first_seq
+        self.numbered_rows += self.unnumbered_rows
+        self.unnumbered_rows = 0
+        self._note_shift(unnumbered.offset, record.offset, shift_ms)
+        if shift_ms and self.last_row is not None:
+            self.last_row = shift_sample(self.last_row, shift_ms)
+
+    def _take_anew(self, record: Record, head: SpillHead) -> None:
+        start = Position(record.first_seq, record.rows)
+        before = takewhile(lambda other: other.offset < record.offset, self._records(start.offset))
+        held = sum(other.rows for other in before if other.kind == ROWS)
+        self.head = head
+        self.start = start
+        self.first_seq = self.numbered_rows = 0
+        self.unnumbered_rows = held - start.skip

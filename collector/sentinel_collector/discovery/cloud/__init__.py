@@ -1,0 +1,1 @@
+"""Which cloud a machine belongs to: DMI, then the metadata services."""

@@ -1,0 +1,120 @@
+"""Which cloud this machine belongs to: the providers' metadata services are asked all at once, in the background.
+
+One daemon thread drives all conversations. A provider has one second, all together two. Where the firmware names a
+provider, only that one is asked.
+"""
+
+import selectors
+import signal
+import threading
+from collections.abc import Mapping
+
+from sentinel_collector.discovery.cloud.dmi import DMI_DIR, hinted_vendor
+from sentinel_collector.discovery.cloud.http import parse_base_url
+from sentinel_collector.discovery.cloud.providers import PROVIDERS, Context
+from sentinel_collector.discovery.cloud.race import Race, Target
+from sentinel_collector.discovery.cloud.responses import ACCOUNT_FIELD, Fields
+from sentinel_protocol.common.clock import Clock
+
+PROVIDER_LIMIT_S = 1.0
+TOTAL_LIMIT_S = 2.0
+
+
+class CloudDiscovery:
+    """Finds `cloud_*` fields of the contract; sends nothing before `start`, never raises after it.
+
+    `base_urls` (vendor id → `http://IPV4-ADDRESS[:PORT]`) replaces the table of providers: only those that it names
+    are asked, and only there. `ValueError` for an unknown vendor or a URL of another form.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        share_identity: bool,
+        base_urls: Mapping[str, str] | None = None,
+        dmi_dir: str = DMI_DIR,
+        provider_limit_s: float = PROVIDER_LIMIT_S,
+        total_limit_s: float = TOTAL_LIMIT_S,
+    ) -> None:
+        self._clock = clock
+        self._share_identity = share_identity
+        self._targets = _targets(base_urls)
+        self._dmi_dir = dmi_dir
+        self._provider_limit_s = provider_limit_s
+        self._total_limit_s = total_limit_s
+        self._started = False
+        self._stopped = False
+        self._ended = threading.Event()
+        self._result: Fields = {}
+
+    def start(self) -> None:
+        """Begin in the background; returns at once. Does nothing a second time or after `stop`."""
+        if self._started or self._stopped:
+            return
+        self._started = True
+        try:
+            threading.Thread(target=self._run, name="cloud-discovery", daemon=True).start()
+        except RuntimeError:
+            # no further thread is to be had (a pids limit): the job matters, the cloud does not
+            self._ended.set()
+
+    def stop(self) -> None:
+        """Ask for the end; what was found stays. Returns at once: the thread notices within its time limits."""
+        self._stopped = True
+        if not self._started:
+            self._ended.set()
+
+    def done(self) -> bool:
+        """Whether `result` is final; false before `start`, true after `stop` without it."""
+        return self._ended.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until `done`, for at most `timeout_s` seconds; returns `done()`."""
+        return self._clock.wait(self._ended, timeout_s)
+
+    def result(self) -> Fields:
+        """What has been found: empty, or at least `cloud_vendor_id`; `cloud_account_id` only with consent."""
+        return dict(self._result)
+
+    def _run(self) -> None:
+        try:
+            # signals are for the main thread: one that this thread took would not interrupt a wait there
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            self._discover()
+        except OSError:
+            # no descriptor for the selector: nothing can be found
+            self._result = {}
+        finally:
+            self._ended.set()
+
+    def _discover(self) -> None:
+        hint = hinted_vendor(self._dmi_dir)
+        hinted = [target for target in self._targets if target.vendor_id == hint]
+        context = Context(hint, self._share_identity)
+        now = self._clock.monotonic()
+        with selectors.DefaultSelector() as selector:
+            race = Race(selector, self._clock, self._provider_limit_s)
+            try:
+                for target in hinted or self._targets:
+                    race.begin(target, PROVIDERS[target.rank].steps(context), now)
+                while not self._stopped and race.winner() is None and race.wait(now + self._total_limit_s):
+                    pass
+            finally:
+                race.close()
+        fields = race.winner() or {}
+        if not self._share_identity:
+            fields.pop(ACCOUNT_FIELD, None)
+        self._result = fields
+
+
+def _targets(base_urls: Mapping[str, str] | None) -> list[Target]:
+    if base_urls is not None:
+        unknown = set(base_urls) - {provider.vendor_id for provider in PROVIDERS}
+        if unknown:
+            raise ValueError(f"unknown cloud vendors: {sorted(unknown)}")
+    return [
+        Target(rank, provider.vendor_id, parse_base_url(url))
+        for rank, provider in enumerate(PROVIDERS)
+        if (url := provider.base_url if base_urls is None else base_urls.get(provider.vendor_id)) is not None
+    ]

@@ -1,0 +1,253 @@
+"""The metadata services of thirteen providers: what to ask, and by what their answers are recognised.
+
+Each provider is a generator: it yields a `Request`, is sent the `Answer` (`None` when there was no plain 200 in
+time), and returns the fields that it found, or `None`. Values come from whoever answers on a link-local address, so
+`cloud_fields` lets pass only short plain words; each provider demands something that no imitation shows.
+
+Vendor ids are those of the Spare Cores navigator where it has the vendor (aws, gcp, azure, hcloud, upcloud, ovh,
+alicloud, vultr), else the vendor's short name. Addresses are numeric everywhere: a name lookup would block.
+"""
+
+import re
+from collections.abc import Callable, Generator
+from typing import NamedTuple
+
+from sentinel_collector.discovery.cloud.http import Answer, Request
+from sentinel_collector.discovery.cloud.responses import (
+    Fields,
+    as_object,
+    as_text,
+    as_token,
+    cloud_fields,
+    last_part,
+    plain,
+    string_at,
+)
+
+_LINK_LOCAL = "http://169.254.169.254"
+_TOKEN_LIMIT_SHARE = 0.5
+"""A container one hop too far away never gets IMDSv2's token: the rest of the time is for asking without."""
+
+
+class Context(NamedTuple):
+    """What a provider may take into account: the firmware's own account of the vendor, and the user's consent."""
+
+    hinted_vendor: str | None
+    share_identity: bool
+
+
+Steps = Generator[Request, Answer | None, Fields | None]
+
+
+class Provider(NamedTuple):
+    """A metadata service."""
+
+    vendor_id: str
+    base_url: str
+    steps: Callable[[Context], Steps]
+
+
+def _aws(_context: Context) -> Steps:
+    """Amazon EC2 user guide, "Instance identity documents", "Use the Instance Metadata Service" (v2, then v1).
+
+    Many serve `/latest/meta-data`, and some a token; only EC2 has a document with a 12-digit account, an instance
+    `i-…`, and a zone of a region that is named as Amazon names its own.
+    """
+    token = as_token((yield _token_request("/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds")))
+    headers = (("X-aws-ec2-metadata-token", token),) if token else ()
+    document = as_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
+    region, zone, account = (string_at(document, key) for key in ("region", "availabilityZone", "accountId"))
+    if not (
+        re.fullmatch(r"\d{12}", account)
+        and re.fullmatch(r"i-[0-9a-f]{8,17}", string_at(document, "instanceId"))
+        and re.fullmatch(r"[a-z]{2,4}(-[a-z]+)+-\d", region)
+        and zone.startswith(region)
+    ):
+        return None
+    return cloud_fields("aws", region, zone, string_at(document, "instanceType"), account)
+
+
+def _gcp(context: Context) -> Steps:
+    """Compute Engine, "About VM metadata", "Predefined metadata keys": every answer says `Metadata-Flavor: Google`.
+
+    Key by key: a recursive answer would carry SSH keys and start-up scripts.
+    """
+    headers = (("Metadata-Flavor", "Google"),)
+    zone_answer = yield Request("/computeMetadata/v1/instance/zone", headers)
+    zone = last_part(zone_answer)
+    if not _is_google(zone_answer) or not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
+        return None
+    machine_type = last_part((yield Request("/computeMetadata/v1/instance/machine-type", headers)))
+    account = ""
+    if context.share_identity:
+        account = last_part((yield Request("/computeMetadata/v1/project/project-id", headers)))
+    return cloud_fields("gcp", zone.rpartition("-")[0], zone, machine_type, account)
+
+
+def _azure(_context: Context) -> Steps:
+    """Azure, "Azure Instance Metadata Service": `Metadata: true`, `azEnvironment` in capitals of several kinds."""
+    path = "/metadata/instance/compute?api-version=2021-02-01&format=json"
+    compute = as_object((yield Request(path, (("Metadata", "true"),))))
+    if not string_at(compute, "azEnvironment").lower().startswith("azure") or not string_at(compute, "location"):
+        return None
+    return cloud_fields(
+        "azure",
+        string_at(compute, "location"),
+        string_at(compute, "zone"),
+        string_at(compute, "vmSize"),
+        string_at(compute, "subscriptionId"),
+    )
+
+
+def _hcloud(_context: Context) -> Steps:
+    """Hetzner Cloud API, "Server Metadata": lines `key: value`; the server's type is not among them."""
+    answer = yield Request("/hetzner/v1/metadata")
+    lines = (line.partition(":") for line in as_text(answer).splitlines() if not line.startswith((" ", "-")))
+    values = {key: value.strip() for key, _, value in lines}
+    if not values.get("instance-id", "").isdecimal() or not values.get("region"):
+        return None
+    return cloud_fields("hcloud", values["region"], values.get("availability-zone", ""))
+
+
+def _upcloud(_context: Context) -> Steps:
+    """UpCloud, "Metadata service": names itself (DigitalOcean serves the same path); the plan is not there."""
+    document = as_object((yield Request("/metadata/v1.json")))
+    if string_at(document, "cloud_name") != "upcloud":
+        return None
+    return cloud_fields("upcloud", string_at(document, "region"))
+
+
+def _digitalocean(_context: Context) -> Steps:
+    """DigitalOcean, "Droplet Metadata API": a numeric `droplet_id`; the size is not there."""
+    document = as_object((yield Request("/metadata/v1.json")))
+    if not isinstance(document.get("droplet_id"), int) or not re.fullmatch(
+        r"[a-z]{3}\d", string_at(document, "region")
+    ):
+        return None
+    return cloud_fields("digitalocean", string_at(document, "region"))
+
+
+def _vultr(_context: Context) -> Steps:
+    """Vultr, "Instance metadata" (`/v1.json`): `instance-v2-id`; the API's region ids are the code in lower case."""
+    document = as_object((yield Request("/v1.json")))
+    region = string_at(document, "region", "regioncode")
+    if not re.fullmatch(r"[0-9a-f-]{36}", string_at(document, "instance-v2-id")) or not region:
+        return None
+    return cloud_fields("vultr", region.lower())
+
+
+def _oracle(_context: Context) -> Steps:
+    """Oracle Cloud Infrastructure, "Getting Instance Metadata" (v2): `Authorization: Bearer Oracle`, OCIDs."""
+    document = as_object((yield Request("/opc/v2/instance/", (("Authorization", "Bearer Oracle"),))))
+    if not string_at(document, "id").startswith("ocid1.instance."):
+        return None
+    return cloud_fields(
+        "oracle",
+        string_at(document, "canonicalRegionName"),
+        string_at(document, "availabilityDomain"),
+        string_at(document, "shape"),
+        string_at(document, "tenantId"),
+    )
+
+
+def _linode(_context: Context) -> Steps:
+    """Akamai Cloud Computing, "Use the Metadata service API": a token first, JSON on request."""
+    token = as_token((yield _token_request("/v1/token", "Metadata-Token-Expiry-Seconds")))
+    if not token:
+        return None
+    headers = (("Metadata-Token", token), ("Accept", "application/json"))
+    document = as_object((yield Request("/v1/instance", headers)))
+    account = string_at(document, "account_euuid")
+    if not isinstance(document.get("id"), int) or not account or not string_at(document, "host_uuid"):
+        return None
+    return cloud_fields("linode", string_at(document, "region"), "", string_at(document, "type"), account)
+
+
+def _alicloud(_context: Context) -> Steps:
+    """Alibaba Cloud ECS, "Instance metadata", "Instance identities": EC2's paths, other headers and names."""
+    token = as_token((yield _token_request("/latest/api/token", "X-aliyun-ecs-metadata-token-ttl-seconds")))
+    headers = (("X-aliyun-ecs-metadata-token", token),) if token else ()
+    document = as_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
+    region, account = string_at(document, "region-id"), string_at(document, "owner-account-id")
+    if not region or not account or not string_at(document, "instance-type").startswith("ecs."):
+        return None
+    return cloud_fields(
+        "alicloud", region, string_at(document, "zone-id"), string_at(document, "instance-type"), account
+    )
+
+
+def _scaleway(_context: Context) -> Steps:
+    """Scaleway, "Using the Instance metadata API"; older answers have the zone under `location`."""
+    document = as_object((yield Request("/conf?format=json")))
+    zone = string_at(document, "zone") or string_at(document, "location", "zone_id")
+    instance_type = string_at(document, "commercial_type")
+    if not zone or not instance_type or not re.fullmatch(r"[0-9a-f-]{36}", string_at(document, "id")):
+        return None
+    region = zone.rpartition("-")[0] if re.fullmatch(r"[a-z]{2}-[a-z]{3}-\d", zone) else ""
+    return cloud_fields("scaleway", region, zone, instance_type, string_at(document, "organization"))
+
+
+_OVH_RESOLVER = "213.186.33.99"
+
+
+def _ovh(_context: Context) -> Steps:
+    """OpenStack Nova, "Metadata"; OVHcloud guide "Changing DNS servers of a Public Cloud instance" (the resolver).
+
+    Nothing in OpenStack's answers names the provider: OVH is told by the resolver that it gives to its instances.
+    Only regions of three zones name their zone (`eu-west-par-a`); elsewhere it is `nova`, which says nothing.
+    """
+    network = as_object((yield Request("/openstack/latest/network_data.json")))
+    services = network.get("services")
+    if not isinstance(services, list) or not any(string_at(item, "address") == _OVH_RESOLVER for item in services):
+        return None
+    document = as_object((yield Request("/openstack/latest/meta_data.json")))
+    zone = string_at(document, "availability_zone")
+    zone = "" if zone == "nova" else zone
+    region = zone.rpartition("-")[0] if re.fullmatch(r"[a-z]{2}(-[a-z]+)+-[a-z]", zone) else zone
+    instance_type = as_text((yield Request("/latest/meta-data/instance-type")))
+    return cloud_fields("ovh", region, zone, instance_type, string_at(document, "project_id"))
+
+
+_EXOSCALE_ZONES = frozenset(
+    {"ch-gva-2", "ch-dk-2", "de-fra-1", "de-muc-1", "at-vie-1", "at-vie-2", "bg-sof-1", "hr-zag-1"}
+)
+
+
+def _exoscale(context: Context) -> Steps:
+    """Exoscale, "Compute: cloud-init" and egoscale's package `metadata`; zones as in its list of data centres.
+
+    Every CloudStack serves these paths: it is Exoscale when the zone is one of its own or the firmware says so.
+    """
+    zone = as_text((yield Request("/latest/meta-data/availability-zone")))
+    if zone not in _EXOSCALE_ZONES and context.hinted_vendor != "exoscale":
+        return None
+    offering = as_text((yield Request("/latest/meta-data/service-offering")))
+    if not plain(zone) or not plain(offering):
+        return None
+    return cloud_fields("exoscale", zone, zone, offering)
+
+
+PROVIDERS = (
+    Provider("gcp", _LINK_LOCAL, _gcp),
+    Provider("azure", _LINK_LOCAL, _azure),
+    Provider("hcloud", _LINK_LOCAL, _hcloud),
+    Provider("upcloud", _LINK_LOCAL, _upcloud),
+    Provider("digitalocean", _LINK_LOCAL, _digitalocean),
+    Provider("vultr", _LINK_LOCAL, _vultr),
+    Provider("oracle", _LINK_LOCAL, _oracle),
+    Provider("linode", _LINK_LOCAL, _linode),
+    Provider("alicloud", "http://100.100.100.200", _alicloud),
+    Provider("scaleway", "http://169.254.42.42", _scaleway),
+    Provider("aws", _LINK_LOCAL, _aws),
+    Provider("ovh", _LINK_LOCAL, _ovh),
+    Provider("exoscale", _LINK_LOCAL, _exoscale),
+)
+"""Of two that recognise the same service the earlier one is right: paths of one's own before those others imitate."""
+
+
+def _token_request(path: str, lifetime_header: str) -> Request:
+    return Request(path, ((lifetime_header, "60"),), "PUT", _TOKEN_LIMIT_SHARE)
+
+
+def _is_google(answer: Answer | None) -> bool:
+    return answer is not None and answer.headers.get("metadata-flavor") == "Google"

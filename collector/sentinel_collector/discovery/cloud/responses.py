@@ -1,0 +1,67 @@
+"""From a metadata service's answers to the contract's fields; whoever answers there may be hostile."""
+
+import re
+from typing import Any
+
+import msgspec
+
+from sentinel_collector.discovery.cloud.http import Answer
+
+Fields = dict[str, str]
+ACCOUNT_FIELD = "cloud_account_id"
+
+_PLAIN = re.compile(r"[A-Za-z0-9._/:+-]+")
+_MAX_CHARS = 64
+_MAX_ACCOUNT_CHARS = 128
+"""An OCID is some 80 characters long."""
+_TOKEN = re.compile(r"[\x21-\x7e]{1,2048}")
+
+
+def cloud_fields(vendor_id: str, region: str, zone: str = "", instance_type: str = "", account: str = "") -> Fields:
+    """Name the values as the contract does; what is empty or not a short plain word is left out."""
+    fields = {
+        "cloud_vendor_id": vendor_id,
+        "cloud_region_id": plain(region),
+        "cloud_zone_id": plain(zone),
+        "cloud_instance_type": plain(instance_type),
+        ACCOUNT_FIELD: plain(account, _MAX_ACCOUNT_CHARS),
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
+def plain(value: str, max_chars: int = _MAX_CHARS) -> str:
+    """Return the value without surrounding space; empty when it is too long or holds other characters."""
+    stripped = value.strip()
+    return stripped if len(stripped) <= max_chars and _PLAIN.fullmatch(stripped) else ""
+
+
+def as_text(answer: Answer | None) -> str:
+    """Return the body without surrounding space, empty without an answer."""
+    return answer.body.decode("ascii", "replace").strip() if answer else ""
+
+
+def as_token(answer: Answer | None) -> str:
+    """Return the body as a token; empty when it could not stand in a header line."""
+    token = as_text(answer)
+    return token if _TOKEN.fullmatch(token) else ""
+
+
+def as_object(answer: Answer | None) -> dict[str, Any]:
+    """Return the body's JSON object, empty when it is none."""
+    try:
+        value = msgspec.json.decode(answer.body) if answer else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def last_part(answer: Answer | None) -> str:
+    """`projects/123/zones/europe-west1-b` → `europe-west1-b`."""
+    return as_text(answer).rpartition("/")[2]
+
+
+def string_at(document: object, *keys: str) -> str:
+    """Return the string at the path of keys, empty when it is missing or something else."""
+    for key in keys:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document if isinstance(document, str) else ""

@@ -1,0 +1,1 @@
+"""The wrapped job: its start, its signals and the wait for its end."""

@@ -1,0 +1,181 @@
+"""The wrapped job: started first and as it would be without us, sent what is meant for it, waited for last.
+
+Nothing is imported here that the interpreter, `argparse` and `signal` have not loaded: the job waits for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+from sentinel_protocol.common.errors import SentinelStreamError
+
+TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from resource import struct_rusage
+
+    from sentinel_collector.job.signals import Signals
+
+NOT_FOUND = 127
+NOT_EXECUTABLE = 126
+SIGNAL_BASE = 128
+"""Exit code of a job that signal N killed: 128 + N, as shells have it."""
+
+_HARMLESS_BEFORE_START = (signal.SIGCHLD, signal.SIGWINCH)
+
+
+class JobStartError(SentinelStreamError):
+    """The job could not be started; `exit_code` is what a shell would end with: 127 not found, 126 not executable.
+
+    128 + N when signal N came before the job was there to get it.
+    """
+
+    def __init__(self, text: str, *, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class Job:
+    """A direct child of ours. It stays a zombie, and its pid therefore its own, until `reap`.
+
+    `exit_code` is `None` until then.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.exit_code: int | None = None
+        self._usage: struct_rusage | None = None
+
+    @classmethod
+    def spawn(cls, argv: Sequence[str], environ: Mapping[str, str], signals: Signals) -> Job:
+        """Start `argv`, looked up in our own `PATH`; it may have run and ended by the time this returns.
+
+        It gets our process group, standard streams and every descriptor that was handed to us, the signal mask and
+        the ignored signals that we were started with (SIGPIPE and SIGCHLD: the default). Raises `JobStartError`.
+        """
+        # The terminal sent these to a group that the job was not in yet: the job would never hear of them.
+        early = [one.signum for one in signals.wait(0) if one.signum not in _HARMLESS_BEFORE_START]
+        if early:
+            name = signal.Signals(early[0]).name
+            raise JobStartError(f"{argv[0]}: not started, {name} came first", exit_code=SIGNAL_BASE + early[0])
+        if not argv[0]:  # Python itself refuses an empty name, in other words
+            raise JobStartError("'': command not found", exit_code=NOT_FOUND)
+        job_environ = _as_inherited(environ)
+        try:
+            return cls(_spawn(argv[0], argv, job_environ, signals))
+        except OSError as error:
+            script = _script_without_interpreter(argv[0]) if error.errno == errno.ENOEXEC else None
+            if script is None:
+                raise _start_error(argv[0], error) from error
+        return cls(_spawn("/bin/sh", ["/bin/sh", script, *argv[1:]], job_environ, signals))
+
+    def contains(self, pid: int) -> bool:
+        """Whether `pid` is the job or descends from it; False for what is gone and where there is no `/proc`.
+
+        Read from the parents upwards until they reach us, as orphans of the job do too once they are adopted.
+        """
+        own_pid = os.getpid()
+        while pid > 1 and pid != own_pid:
+            parent_pid = _parent(pid)
+            if pid == self.pid or parent_pid == own_pid:
+                return True
+            pid = parent_pid
+        return False
+
+    def forward(self, signum: int) -> bool:
+        """Send the signal to the job; False when it was reaped already or belongs to somebody else now (`sudo`)."""
+        if self._usage is not None:  # the pid may be another process by now
+            return False
+        try:
+            os.kill(self.pid, signum)
+        except (ProcessLookupError, PermissionError):
+            return False
+        return True
+
+    def has_ended(self) -> bool:
+        """Whether the job has ended; a stopped one has not. It is left as a zombie, so `/proc` still has its times.
+
+        Where there is no `waitid` (macOS before Python 3.13) this already reaps it.
+        """
+        if self._usage is not None:
+            return True
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        return self._wait(os.WNOHANG)
+
+    def reap(self) -> struct_rusage:
+        """Wait for the job's end, set `exit_code` and return its and its waited-for children's resource usage."""
+        while self._usage is None:
+            self._wait(0)
+        return self._usage
+
+    def _wait(self, options: int) -> bool:
+        pid, status, usage = os.wait4(self.pid, options)
+        if pid == 0:
+            return False
+        code = os.waitstatus_to_exitcode(status)
+        self.exit_code = code if code >= 0 else SIGNAL_BASE - code
+        self._usage = usage
+        return True
+
+
+def _spawn(path: str, argv: Sequence[str], environ: Mapping[str, str], signals: Signals) -> int:
+    mask, defaults = signals.original_mask, signals.reset_in_children
+    return os.posix_spawnp(path, tuple(argv), environ, setsigmask=mask, setsigdef=defaults)
+
+
+def _as_inherited(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """Take out the `LC_CTYPE` that the interpreter adds to its own environment in the C locale (PEP 538)."""
+    if environ.get("LC_CTYPE") not in {"C.UTF-8", "C.utf8", "UTF-8"}:
+        return environ
+    try:
+        with open("/proc/self/environ", "rb") as file:
+            inherited = b"\0" + file.read()
+    except OSError:
+        return environ
+    if b"\0LC_CTYPE=" in inherited:
+        return environ
+    return {name: value for name, value in environ.items() if name != "LC_CTYPE"}
+
+
+def _found(name: str) -> str | None:
+    """The file that `name` stands for, executable or not."""
+    if "/" in name:
+        return name if os.path.lexists(name) else None
+    candidates = (os.path.join(directory or ".", name) for directory in os.get_exec_path())
+    return next((path for path in candidates if os.path.lexists(path)), None)
+
+
+def _script_without_interpreter(name: str) -> str | None:
+    """A text file without `#!` is for `/bin/sh`, as for every program that uses execvp(3); a binary is not."""
+    path = _found(name)
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return None if b"\0" in file.read(256) else path
+    except OSError:
+        return None
+
+
+def _start_error(name: str, error: OSError) -> JobStartError:
+    path = _found(name)
+    # EACCES may also come from a directory of PATH that we may not search.
+    if path is None and error.errno in {errno.ENOENT, errno.EACCES}:
+        reason = "No such file or directory" if "/" in name else "command not found"
+        return JobStartError(f"{name}: {reason}", exit_code=NOT_FOUND)
+    if error.errno == errno.ENOENT:
+        return JobStartError(f"{name}: its interpreter or loader was not found", exit_code=NOT_FOUND)
+    reason = "Is a directory" if path is not None and os.path.isdir(path) else os.strerror(error.errno or 0)
+    return JobStartError(f"{name}: {reason}", exit_code=NOT_EXECUTABLE)
+
+
+def _parent(pid: int) -> int:
+    """Field 4 of `/proc/PID/stat` (proc(5)); 0 when the process is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError):
+        return 0

@@ -1,0 +1,1 @@
+"""What is told of a run: the rows as CSV and the summary."""

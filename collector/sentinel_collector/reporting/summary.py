@@ -1,0 +1,128 @@
+"""What the run used, for the person who started it: two lines on stderr, or a JSON file."""
+
+import json
+from typing import Any
+
+from sentinel_collector.console import counted
+from sentinel_protocol.wire.messages import Finished
+from sentinel_protocol.wire.run_statistics import RunStatistics
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def summary_lines(figures: dict[str, Any], *, is_remote: bool = False) -> list[str]:
+    """Return the figures of `summary_figures` as text; `is_remote`: the uploader may be on another machine."""
+    lines = [f"run {figures['run_id'] or figures['run_key']}: {_outcome(figures)}; {_usage(figures)}"]
+    if figures["location"]:
+        lines.append(f"{counted(figures['rows'], 'sample')} delivered to {figures['location']}")
+    elif figures["durable"] and not figures["delivered"] and not figures["parked"]:
+        if figures["trouble"]:
+            lines.append(f"not delivered yet: {figures['trouble']}")
+        lines.append(f"the uploader holds everything and delivers it; {_show(figures, is_remote)} says how far it is")
+    return lines
+
+
+def parked_line(figures: dict[str, Any], *, is_remote: bool = False) -> str | None:
+    """Return what is to be known of a run that the uploader has set aside, `None` for any other."""
+    if not figures["parked"]:
+        return None
+    show = _show(figures, is_remote)
+    return f"the uploader keeps the run until somebody has looked at it ({show}): {figures['trouble']}"
+
+
+def _show(figures: dict[str, Any], is_remote: bool) -> str:
+    name = figures["run_id"] or figures["run_key"]
+    if not name.replace("-", "").isalnum() or not name.isascii():
+        import shlex
+
+        name = shlex.quote(name)
+    return f"`sentinel-uploader show {name}`" + (" on the uploader's machine" if is_remote else "")
+
+
+def summary_figures(
+    *,
+    run_key: str,
+    run_id: str,
+    status: str,
+    exit_code: int | None,
+    statistics: RunStatistics,
+    peak_memory_mib: float | None,
+    accounting: str,
+    is_durable: bool,
+    undelivered_rows: int,
+    finished: Finished | None,
+    trouble: str,
+    is_parked: bool,
+) -> dict[str, Any]:
+    """Return the run's figures; `statistics` are those of `run.json` (`RunStatistics.summary`)."""
+    return {
+        "run_id": run_id,
+        "run_key": run_key,
+        "status": status,
+        "exit_code": exit_code,
+        "rows": statistics.rows,
+        "statistics": statistics.summary(),
+        "peak_memory_mib": peak_memory_mib,
+        "accounting": accounting,
+        "durable": is_durable,
+        "delivered": finished is not None,
+        "parked": is_parked and finished is None,
+        "trouble": "" if finished is not None else trouble,
+        "undelivered_rows": undelivered_rows,
+        "location": "" if finished is None else _readable(finished.location),
+        "objects": [] if finished is None else [_readable(uri) for uri in finished.objects],
+        "response": {} if finished is None else finished.response,
+    }
+
+
+def summary_json(figures: dict[str, Any]) -> bytes:
+    """Return the figures as JSON text."""
+    return (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def _outcome(figures: dict[str, Any]) -> str:
+    code = figures["exit_code"]
+    return str(figures["status"]) if code is None else f"{figures['status']} with exit code {code}"
+
+
+def _usage(figures: dict[str, Any]) -> str:
+    statistics = figures["statistics"]
+    scope = "process" if "process_cpu_usage" in statistics else "system"
+    memory = statistics.get("process_memory_mib" if scope == "process" else "system_memory_used_mib", {"max": 0.0})
+    peak = max(memory["max"], figures["peak_memory_mib"] or 0.0)
+    cpu = statistics.get(f"{scope}_cpu_usage", {"mean": 0.0, "max": 0.0})
+    seconds = sum(statistics.get(f"{scope}_{kind}", {"total": 0.0})["total"] for kind in ("utime", "stime"))
+    parts = [
+        f"{statistics['duration_seconds']:.1f} s",
+        f"CPU {seconds:.2f} s ({cpu['mean']:.2f} cores on average, {cpu['max']:.2f} at most)",
+    ]
+    if peak:
+        # A job that was gone before anybody could look has left no figure.
+        parts.append(f"memory {peak:.0f} MiB at most")
+    disk = [statistics.get(f"{scope}_disk_{kind}_bytes", {"total": 0})["total"] for kind in ("read", "write")]
+    if any(disk):
+        parts.append(f"disk {_size(disk[0])} read, {_size(disk[1])} written")
+    gpu = statistics.get(f"{scope}_gpu_usage")
+    if gpu is not None and gpu["max"] > 0:
+        parts.append(f"GPU {gpu['mean']:.2f} on average, {gpu['max']:.2f} at most")
+    return ", ".join(parts)
+
+
+def _size(size: float) -> str:
+    for unit in _UNITS:
+        if size < 1000 or unit == _UNITS[-1]:
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def _readable(uri: str) -> str:
+    """A directory as a person would write it; other addresses as they are."""
+    if not uri.startswith("file://"):
+        return uri
+    path = uri.removeprefix("file://")
+    if "%" not in path:
+        return path
+    from urllib.parse import unquote
+
+    return unquote(path)

@@ -1,0 +1,45 @@
+"""Which of two counts of the tree's CPU time a row shows: the exact counter's, or the ledger's."""
+
+from sentinel_collector.sensors.interfaces import Accounting
+
+_DOUBT_US = 20_000
+_DOUBT_PART = 128
+
+
+class TreeCpu:
+    """Growth from `accounting` while it can be trusted, then from the ledger for good.
+
+    The ledger never counts too much: it misses what nobody was told of, and cuts whole ticks off. So when it finds more
+    than the counter, processes have left the counter (a job may move itself into another cgroup), and the
+    row makes up for what was missed until then.
+    """
+
+    def __init__(self, accounting: Accounting | None) -> None:
+        self._accounting = accounting
+        self._ledger_us = (0, 0)
+        self._shown_us = (0, 0)
+
+    @property
+    def source(self) -> str:
+        """`proc` (the ledger), or the name of what stands in for it."""
+        return self._accounting.name if self._accounting is not None else "proc"
+
+    def growth_us(self, ledger_us: tuple[int, int]) -> tuple[int, int]:
+        """Return user and system microseconds for the row, given what the ledger grew by.
+
+        Reads the counter after the ledger was read, hence never sees less than it for that reason.
+        """
+        if self._accounting is None:
+            return ledger_us
+        exact_us = self._accounting.growth_us()
+        if exact_us is None:
+            self._accounting = None
+            return ledger_us
+        ledger = self._ledger_us = (self._ledger_us[0] + ledger_us[0], self._ledger_us[1] + ledger_us[1])
+        shown = self._shown_us
+        self._shown_us = (shown[0] + exact_us[0], shown[1] + exact_us[1])
+        missed_us = sum(ledger) - sum(self._shown_us)
+        if missed_us <= _DOUBT_US + sum(ledger) // _DOUBT_PART:
+            return exact_us
+        self._accounting = None
+        return ledger[0] - shown[0], ledger[1] - shown[1]

@@ -1,0 +1,1 @@
+"""Control groups: the run's own, and the container's limits."""

@@ -1,0 +1,299 @@
+"""The container that we are in, as its cgroups show it: processors, memory, CPU time and processes.
+
+A limit may stand in our own cgroup or in any above it that can be seen; the tightest one counts, and what is used is
+read where that limit stands. Without a limit it is read from the topmost cgroup that can be seen when only a part of
+the tree is mounted (that part is the container), else from our own. Files: kernel's
+`Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/{memory,cpuacct,cpusets}.rst`, `scheduler/sched-bwc.rst`.
+
+Read before the job starts: the first row's growth is measured against what is read then. Imports `os` alone.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sentinel_collector.sensors.baseline import read_whole
+from sentinel_collector.sensors.cgroup.cpu import CpuCounter
+from sentinel_collector.sensors.cgroup.hierarchy import Place, find_places
+
+TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+AUTO = "auto"
+HOST = "host"
+CONTAINER = "container"
+
+_INITIAL_NAMESPACES = {"cgroup": "cgroup:[4026531835]", "pid": "pid:[4026531836]"}
+"""`PROC_CGROUP_INIT_INO` and `PROC_PID_INIT_INO`, constants of the kernel."""
+_MARKS = (".dockerenv", "run/.containerenv")
+_MARKING_VARIABLES = ("KUBERNETES_SERVICE_HOST", "container")
+_MEMORY_STAT = (
+    b"inactive_file",
+    b"active_file",
+    b"inactive_anon",
+    b"active_anon",
+    b"file",
+    b"slab_reclaimable",
+)
+_MEMORY_STAT_V1 = (
+    b"total_inactive_file",
+    b"total_active_file",
+    b"total_inactive_anon",
+    b"total_active_anon",
+    b"total_cache",
+    b"",
+)
+
+
+class ContainerMemory:
+    """Memory in KiB; `used` is what docker and kubectl show, the working set: all but the inactive file cache.
+
+    `free` is what is left of the limit, `None` without one; `cached` includes reclaimable slab where it is told (v2).
+    """
+
+    __slots__ = ("active", "cached", "free", "inactive", "used")
+
+    def __init__(self, *, free: int | None, used: int, cached: int, active: int, inactive: int) -> None:
+        self.free = free
+        self.used = used
+        self.cached = cached
+        self.active = active
+        self.inactive = inactive
+
+
+class ContainerView:
+    """The limits, and what is used of them.
+
+    `vcpus` is the quota, rounded up, or the number of processors in the cpuset where that is less; `memory_mib` is the
+    limit (`None`: none). `limited` says whether there is a quota or a memory limit.
+    """
+
+    def __init__(self, *, proc: str = "/proc") -> None:
+        places = find_places(proc)
+        memory, quota = _place(places, "memory"), _place(places, "cpu")
+        host_bytes = _host_memory_bytes(proc)
+        limit_bytes, memory_level = _tightest(memory, _memory_limit)
+        if limit_bytes >= host_bytes:
+            # v1 says "none" with a number beyond every machine.
+            limit_bytes, memory_level = 0, ""
+        self._limit_bytes = int(limit_bytes)
+        cores, quota_level = _tightest(quota, _quota_cores)
+        self.limited = bool(self._limit_bytes or cores)
+        self.memory_mib = round(self._limit_bytes / (1 << 20), 3) if self._limit_bytes else None
+        processors = _processors(_place(places, "cpuset"))
+        self.vcpus = max(1, min(processors, -int(-cores // 1))) if cores else processors
+        self._memory_is_v2 = memory is not None and memory.is_v2
+        self._memory_level = memory_level or _own_level(memory)
+        if _integer(self._memory_file()) is None:
+            self._memory_level = ""
+        self._cpu = _cpu_counter(_place(places, "cpuacct"), quota, quota_level)
+        self._last_us = self._cpu_times()
+        self._count_level = ""
+        if _link(f"{proc}/self/ns/pid") == _INITIAL_NAMESPACES["pid"]:
+            # In a name space of its own, /proc lists the container's processes and no others.
+            self._count_level = self._memory_level or quota_level
+
+    @property
+    def has_cpu(self) -> bool:
+        """Whether the container's CPU time is counted."""
+        return self._cpu is not None
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the container's memory is counted."""
+        return bool(self._memory_level)
+
+    def cpu_growth_us(self) -> tuple[int, int] | None:
+        """User and system microseconds since the last call, or since this was made; `None` when it cannot be read."""
+        last, self._last_us = self._last_us, self._cpu_times()
+        if last is None or self._last_us is None:
+            return None
+        return self._last_us[0] - last[0], self._last_us[1] - last[1]
+
+    def memory(self) -> ContainerMemory | None:
+        """Read the levels now; `None` when they cannot be read."""
+        current = _integer(self._memory_file())
+        words = read_whole(f"{self._memory_level}/memory.stat").split()
+        if current is None or not words:
+            return None
+        values = dict(zip(words[::2], words[1::2], strict=False))
+        names = _MEMORY_STAT if self._memory_is_v2 else _MEMORY_STAT_V1
+        inactive_file, active_file, inactive_anon, active_anon, cached, slab = (
+            int(values.get(name, b"0")) for name in names
+        )
+        return ContainerMemory(
+            free=max(0, self._limit_bytes - current) // 1024 if self._limit_bytes else None,
+            used=max(0, current - inactive_file) // 1024,
+            cached=(cached + slab) // 1024,
+            active=(active_file + active_anon) // 1024,
+            inactive=(inactive_file + inactive_anon) // 1024,
+        )
+
+    def processes(self) -> int | None:
+        """Processes in the cgroup and below; `None` where `/proc` lists these and no others.
+
+        `pids.current` is not used: it counts threads.
+        """
+        return _count_processes(self._count_level) if self._count_level else None
+
+    def close(self) -> None:
+        """Give descriptors back."""
+        if self._cpu is not None:
+            self._cpu.close()
+
+    def _memory_file(self) -> str:
+        return f"{self._memory_level}/{'memory.current' if self._memory_is_v2 else 'memory.usage_in_bytes'}"
+
+    def _cpu_times(self) -> tuple[int, int] | None:
+        try:
+            return None if self._cpu is None else self._cpu.times_us()
+        except (OSError, ValueError):
+            return None
+
+
+def open_view(
+    scope: str,
+    environ: Mapping[str, str],
+    *,
+    records_host: bool = False,
+    proc: str = "/proc",
+    root: str = "/",
+) -> ContainerView | None:
+    """Return the container's view, `None` for the host's; never raises.
+
+    `container` asks for it wherever there are cgroups with counters; `auto` takes it in a container that has a CPU
+    quota or a memory limit, for without one the container may use all of the host, unless it is there to record that.
+    """
+    if scope == HOST or (scope == AUTO and records_host):
+        return None
+    if scope == AUTO and not is_contained(environ, proc=proc, root=root):
+        return None
+    try:
+        view = ContainerView(proc=proc)
+    except (OSError, ValueError, IndexError):
+        return None
+    if (view.has_cpu or view.has_memory) and (view.limited or scope == CONTAINER):
+        return view
+    view.close()
+    return None
+
+
+def is_contained(environ: Mapping[str, str], *, proc: str = "/proc", root: str = "/") -> bool:
+    """Whether this is a container: another cgroup or pid name space than the machine's, or what an engine leaves.
+
+    That is a file (Docker, Podman) or a variable (Kubernetes; `container` by systemd's container interface).
+    """
+    for name, initial in _INITIAL_NAMESPACES.items():
+        if _link(f"{proc}/self/ns/{name}") not in {"", initial}:
+            return True
+    if any(environ.get(name) for name in _MARKING_VARIABLES):
+        return True
+    return any(os.path.exists(os.path.join(root, mark)) for mark in _MARKS)
+
+
+def _place(places: list[Place], controller: str) -> Place | None:
+    """The hierarchy that has the controller: v1 where it is there, else v2."""
+    for place in places:
+        if controller in place.controllers:
+            return place
+    return next((place for place in places if place.is_v2), None)
+
+
+def _tightest(place: Place | None, limit_of: _LimitOf) -> tuple[float, str]:
+    """The smallest limit and the nearest cgroup that has it; 0 and nothing without a limit."""
+    found, level = 0.0, ""
+    for directory in place.levels() if place is not None else ():
+        limit = limit_of(directory)
+        if limit and (not found or limit < found):
+            found, level = limit, directory
+    return found, level
+
+
+def _own_level(place: Place | None) -> str:
+    if place is None:
+        return ""
+    levels = place.levels()
+    return next(iter(levels if place.shows_root else levels[::-1]), "")
+
+
+def _memory_limit(directory: str) -> float:
+    return _integer(f"{directory}/memory.max") or _integer(f"{directory}/memory.limit_in_bytes") or 0
+
+
+def _quota_cores(directory: str) -> float:
+    words = read_whole(f"{directory}/cpu.max").split() or [
+        read_whole(f"{directory}/cpu.cfs_quota_us").strip(),
+        read_whole(f"{directory}/cpu.cfs_period_us").strip(),
+    ]
+    if len(words) != 2 or not words[0].isdigit() or not words[1].isdigit():
+        return 0.0
+    return int(words[0]) / int(words[1]) if int(words[1]) else 0.0
+
+
+def _processors(place: Place | None) -> int:
+    if place is not None:
+        for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+            if listed := read_whole(f"{place.directory}/{name}").strip():
+                return _list_length(listed)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _list_length(text: bytes) -> int:
+    """How many numbers `0-3,7` names."""
+    count = 0
+    for part in text.split(b","):
+        first, _, last = part.partition(b"-")
+        count += int(last or first) - int(first) + 1
+    return count
+
+
+def _cpu_counter(place: Place | None, quota: Place | None, quota_level: str) -> CpuCounter | None:
+    """The counter of the cgroup that has the quota, by its name where `cpuacct` is mounted apart from `cpu`."""
+    if place is None:
+        return None
+    candidates = [_own_level(place)]
+    if quota is not None and quota_level:
+        candidates.insert(0, place.mount + quota_level[len(quota.mount) :])
+    for directory in candidates:
+        try:
+            return CpuCounter(directory, is_v2=place.is_v2) if directory else None
+        except OSError:
+            continue
+    return None
+
+
+def _count_processes(directory: str) -> int:
+    count = read_whole(f"{directory}/cgroup.procs").count(b"\n")
+    try:
+        # A cgroup's link count tells whether it has children, so that it needs not be listed.
+        if os.stat(directory).st_nlink <= 2:
+            return count
+        with os.scandir(directory) as entries:
+            children = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return count
+    return count + sum(map(_count_processes, children))
+
+
+def _host_memory_bytes(proc: str) -> int:
+    words = read_whole(f"{proc}/meminfo").split(None, 2)
+    return int(words[1]) * 1024
+
+
+def _integer(path: str) -> int | None:
+    text = read_whole(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _LimitOf = Callable[[str], float]

@@ -1,0 +1,97 @@
+"""Where this process stands in each cgroup hierarchy (`cgroups(7)`; `/proc/PID/mountinfo` is in `proc(5)`).
+
+Imports `os` alone: the job waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+
+from sentinel_collector.sensors.baseline import read_whole
+
+
+class Place:
+    """One hierarchy as it is mounted here.
+
+    `controllers` are those of a v1 hierarchy, empty for v2. `directory` is our own cgroup, `mount` the topmost that
+    can be seen: the whole tree's root, or a container's own cgroup.
+    """
+
+    __slots__ = ("controllers", "directory", "is_v2", "mount")
+
+    def __init__(self, *, controllers: frozenset[str], is_v2: bool, mount: str, directory: str) -> None:
+        self.controllers = controllers
+        self.is_v2 = is_v2
+        self.mount = mount
+        self.directory = directory
+
+    def levels(self) -> list[str]:
+        """Our own cgroup and those above it, nearest first; the whole tree's root, which has no limits, is left out."""
+        levels = [self.directory]
+        while levels[-1] != self.mount:
+            levels.append(os.path.dirname(levels[-1]))
+        if self.shows_root:
+            levels.pop()
+        return levels
+
+    @property
+    def shows_root(self) -> bool:
+        """Whether `mount` is the whole tree's root: the one cgroup without a type (v2) or with a release agent (v1)."""
+        if self.is_v2:
+            return not os.path.exists(f"{self.mount}/cgroup.type")
+        return os.path.exists(f"{self.mount}/release_agent")
+
+
+def find_places(proc: str = "/proc") -> list[Place]:
+    """Return every mounted hierarchy in which our own cgroup can be seen; never raises."""
+    paths: dict[bytes, bytes] = {}
+    for line in read_whole(f"{proc}/self/cgroup").splitlines():
+        _number, names, path = (*line.split(b":", 2), b"", b"")[:3]
+        paths[names] = path
+    places: list[Place] = []
+    for line in read_whole(f"{proc}/self/mountinfo").splitlines():
+        head, _, tail = line.partition(b" - ")
+        # Most mounts are something else.
+        if tail.startswith(b"cgroup") and (place := _place(head.split(), tail.split(), paths)) is not None:
+            places.append(place)
+    return places
+
+
+def _place(head: list[bytes], tail: list[bytes], paths: dict[bytes, bytes]) -> Place | None:
+    is_v2 = tail[0] == b"cgroup2"
+    names = b""
+    if not is_v2:
+        mounted = set(tail[-1].split(b","))
+        names = next((names for names in paths if names and mounted.issuperset(names.split(b","))), b"")
+        if not names:
+            return None
+    if names not in paths or len(head) < 5:
+        return None
+    below = _below(paths[names], _plain(head[3]))
+    mount = os.fsdecode(_plain(head[4]))
+    directory = mount + os.fsdecode(below or b"")
+    if below is None or not os.path.isdir(directory):
+        return None
+    # Of several mounts of one hierarchy the first one does.
+    del paths[names]
+    controllers = frozenset(name.decode() for name in names.split(b",") if name)
+    return Place(controllers=controllers, is_v2=is_v2, mount=mount, directory=directory)
+
+
+def _below(path: bytes, root: bytes) -> bytes | None:
+    """`path` as seen from `root`, the part of the hierarchy that is mounted; None when it is not in that part."""
+    if b"/.." in path or b"/.." in root:
+        return None
+    root = root.rstrip(b"/")
+    if path.rstrip(b"/") == root:
+        return b""
+    return path[len(root) :].rstrip(b"/") if path.startswith(root + b"/") else None
+
+
+def _plain(text: bytes) -> bytes:
+    """Undo the kernel's octal escapes of blanks and backslashes."""
+    if b"\\" not in text:
+        return text
+    for code in (b"\\040", b"\\011", b"\\012", b"\\134"):
+        text = text.replace(code, bytes([int(code[1:], 8)]))
+    return text

@@ -1,0 +1,1 @@
+"""GPUs: NVML, amdgpu, and the thread that talks to the drivers."""

@@ -1,0 +1,92 @@
+"""GPUs of several vendors, one figure each, and their sums."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
+
+from sentinel_collector.sensors.gpu.interface import GpuReading
+from sentinel_protocol.common.errors import SentinelStreamError
+
+
+class GpuFaultError(SentinelStreamError):
+    """A GPU that was there cannot be read: lost, fallen off the bus, or its driver is broken."""
+
+
+class DeviceReading(NamedTuple):
+    """One GPU: `usage` 0..1 of the device, memory in MiB (2^20); `process_*` is the tracked tree's share.
+
+    `None` is unknown: the device, its mode or the permissions do not give the figure. When no process is tracked the
+    share is zero.
+    """
+
+    usage: float | None
+    vram_mib: float | None
+    process_usage: float | None
+    process_vram_mib: float | None
+
+
+class DeviceFacts(NamedTuple):
+    """What a GPU is; `None` where it does not say."""
+
+    model: str | None
+    memory_mib: float | None
+
+
+class GpuSource(Protocol):
+    """All GPUs of one vendor. Both methods may block for as long as the driver likes."""
+
+    def devices(self, pids: Collection[int]) -> list[DeviceReading]:
+        """Read every device now. Raises `GpuFaultError`."""
+
+    def facts(self) -> list[DeviceFacts]:
+        """Return what each device is; does not raise for a device that cannot be asked."""
+
+
+def sum_devices(devices: Sequence[DeviceReading]) -> GpuReading:
+    """Return the columns' figures; one unknown figure makes its sum unknown, since a part is no sum.
+
+    "Utilized" counts devices whose utilisation is above zero, for the system and for the tree alike: a process that
+    merely holds memory does not use the GPU.
+    """
+    usage = [device.usage for device in devices]
+    process_usage = [device.process_usage for device in devices]
+    return GpuReading(
+        system_usage=sum_or_unknown(usage),
+        system_vram_mib=sum_or_unknown([device.vram_mib for device in devices]),
+        system_utilized=_count_above_zero(usage),
+        process_usage=sum_or_unknown(process_usage),
+        process_vram_mib=sum_or_unknown([device.process_vram_mib for device in devices]),
+        process_utilized=_count_above_zero(process_usage),
+    )
+
+
+def describe_devices(devices: Sequence[DeviceFacts]) -> dict[str, str | int | float]:
+    """Return the contract's `host_gpu_*` fields; what is unknown is left out.
+
+    The model is the most frequent one (of several equally frequent ones the first), the memory that of all GPUs
+    together, in MiB: the Python client says the same under both names.
+    """
+    described: dict[str, str | int | float] = {"host_gpu_count": len(devices)}
+    models = Counter(device.model for device in devices if device.model)
+    if models:
+        described["host_gpu_model"] = models.most_common(1)[0][0]
+    memory_mib = sum_or_unknown([device.memory_mib for device in devices])
+    if devices and memory_mib is not None:
+        described["host_gpu_memory_mib"] = round(memory_mib)
+    return described
+
+
+def sum_or_unknown(figures: Sequence[float | None]) -> float | None:
+    """Return the sum, `None` when a part of it is unknown."""
+    known = [figure for figure in figures if figure is not None]
+    return math.fsum(known) if len(known) == len(figures) else None
+
+
+def _count_above_zero(figures: Sequence[float | None]) -> int | None:
+    count = 0
+    for figure in figures:
+        if figure is None:
+            return None
+        count += figure > 0
+    return count

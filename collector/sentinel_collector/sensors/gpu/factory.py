@@ -1,0 +1,83 @@
+"""Finds the GPUs of the machine, of whatever vendors, and makes one sensor of them.
+
+Where there is no GPU nothing beyond this module and `ctypes` is imported.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sentinel_protocol.common.clock import Clock
+
+if TYPE_CHECKING:
+    from sentinel_collector.sensors.gpu.amd import AmdCard
+    from sentinel_collector.sensors.gpu.devices import GpuSource
+    from sentinel_collector.sensors.gpu.worker import GpuThread, Opened
+
+START_WAIT_S = 0.5
+"""How long opening may wait for a driver; without persistence mode NVML takes seconds, and reports later."""
+
+
+def open_gpu_sensor(
+    *, clock: Clock, warn: Callable[[str], None], sysfs: str = "/sys", proc: str = "/proc"
+) -> "GpuThread | None":
+    """Return a `GpuSensor` for all GPUs, `None` where there are none (the columns are zero then).
+
+    A driver that is installed but does not start counts as no GPU and is told through `warn`, once. One that takes
+    longer than `START_WAIT_S` to start yields a sensor that knows nothing until it has.
+    """
+    with_nvidia = nvml_loads()
+    cards = _amd_cards(sysfs)
+    if not with_nvidia and not cards:
+        return None
+    from sentinel_collector.sensors.gpu.worker import GpuThread
+
+    open_sources = partial(_open_sources, with_nvidia=with_nvidia, cards=cards, clock=clock, proc=proc)
+    sensor = GpuThread(open_sources, clock=clock, warn=warn)
+    if sensor.wait_until_open(START_WAIT_S) and not sensor.has_devices():
+        sensor.close()
+        return None
+    return sensor
+
+
+def nvml_loads() -> bool:
+    """Say whether the NVIDIA driver's library is there and loads: importing pynvml to find out costs 13 MiB."""
+    import ctypes
+
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _amd_cards(sysfs: str) -> "list[AmdCard]":
+    if not os.path.isdir(f"{sysfs}/class/drm"):
+        return []
+    from sentinel_collector.sensors.gpu.amd import find_amd_cards
+
+    return find_amd_cards(sysfs)
+
+
+def _open_sources(*, with_nvidia: bool, cards: "list[AmdCard]", clock: Clock, proc: str) -> "Opened":
+    from sentinel_collector.sensors.gpu.devices import GpuFaultError
+    from sentinel_collector.sensors.gpu.worker import Opened
+
+    sources: list[GpuSource] = []
+    warnings: list[str] = []
+    if with_nvidia:
+        from sentinel_collector.sensors.gpu.nvidia import NvidiaGpus
+
+        try:
+            nvidia = NvidiaGpus(clock=clock, proc=proc)
+        except GpuFaultError as fault:
+            warnings.append(str(fault))
+        else:
+            if nvidia.facts():
+                sources.append(nvidia)
+    if cards:
+        from sentinel_collector.sensors.gpu.amd import AmdGpus
+
+        sources.append(AmdGpus(cards, clock=clock, proc=proc))
+    return Opened(sources, warnings)

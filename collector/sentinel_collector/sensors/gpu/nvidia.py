@@ -1,0 +1,233 @@
+"""NVIDIA GPUs through NVML (the driver's `libnvidia-ml.so.1`, called by way of pynvml), never `nvidia-smi`.
+
+pynvml is imported when the first `NvidiaGpus` is made.
+
+MIG: the utilisation of a GPU in MIG mode is not to be had from the calls used here, neither for the GPU nor for its
+instances, so usage and "utilized" are unknown there; memory is the sum over the instances this process may see.
+"""
+
+import os
+from collections.abc import Collection
+from typing import Any
+
+from sentinel_collector.sensors.gpu.devices import DeviceFacts, DeviceReading, GpuFaultError, sum_or_unknown
+from sentinel_collector.sensors.gpu.nvml_process_usage import ProcessUsage, UsageSample
+from sentinel_protocol.common.clock import Clock
+
+REOPEN_AFTER_S = 30.0
+"""How often NVML is started anew while readings fail: a GPU that was reset is not found again otherwise."""
+IDLE_VRAM_MIB = 64.0
+"""More than the driver itself leaves on an idle GPU: somebody is there."""
+
+_MIB = 1 << 20
+_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of the kernel's proc_ns.h
+
+_PROCESS_LISTS = (
+    ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"),
+    ("nvmlDeviceGetGraphicsRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v2"),
+    ("nvmlDeviceGetMPSComputeRunningProcesses_v3", "nvmlDeviceGetMPSComputeRunningProcesses_v2"),
+)
+"""Newest first: drivers before release 510 do not have the third version."""
+
+
+class NvidiaGpus:
+    """Every GPU that NVML shows, read by one thread. Raises `GpuFaultError` when NVML cannot be started."""
+
+    def __init__(self, *, clock: Clock, proc: str) -> None:
+        import pynvml
+
+        self._nvml: Any = pynvml
+        self._clock = clock
+        self._proc = proc
+        self._is_nested = not _in_initial_pid_namespace(proc)
+        self._unanswered = frozenset(
+            {
+                pynvml.NVML_ERROR_INVALID_ARGUMENT,
+                pynvml.NVML_ERROR_NOT_SUPPORTED,
+                pynvml.NVML_ERROR_NO_PERMISSION,
+                pynvml.NVML_ERROR_NO_DATA,
+                pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+                pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+                pynvml.NVML_ERROR_INSUFFICIENT_SIZE,  # a list that grew between NVML's two calls
+            }
+        )
+        self._failing = False
+        self._open()
+        self._count_at_start = len(self._usage)
+
+    def devices(self, pids: Collection[int]) -> list[DeviceReading]:
+        """Read every device; the first one that is lost raises `GpuFaultError`, and so does the next call after it."""
+        if self._failing and self._clock.monotonic() - self._opened_at >= REOPEN_AFTER_S:
+            self._reopen()
+        self._failing = True
+        if len(self._usage) < self._count_at_start:
+            raise GpuFaultError(f"NVML: {len(self._usage)} of {self._count_at_start} GPUs are left")
+        readings = [self._read(index, pids) for index in range(len(self._usage))]
+        self._failing = False
+        return readings
+
+    def facts(self) -> list[DeviceFacts]:
+        """Return name and memory of every device, nothing known for a lost one."""
+        return [self._facts(index) for index in range(len(self._usage))]
+
+    def _open(self) -> None:
+        self._opened_at = self._clock.monotonic()
+        try:
+            self._nvml.nvmlInit()
+            count = self._nvml.nvmlDeviceGetCount()
+        except self._nvml.NVMLError as error:
+            raise GpuFaultError(f"NVML: {error}") from error
+        self._handles: dict[int, Any] = {}
+        self._usage = [ProcessUsage() for _ in range(count)]
+
+    def _reopen(self) -> None:
+        try:
+            self._nvml.nvmlShutdown()
+        except self._nvml.NVMLError as error:
+            if error.value != self._nvml.NVML_ERROR_UNINITIALIZED:
+                raise GpuFaultError(f"NVML: {error}") from error
+        self._open()
+
+    def _handle(self, index: int) -> Any:
+        handle = self._handles.get(index)
+        if handle is None:
+            handle = self._handles[index] = self._nvml.nvmlDeviceGetHandleByIndex(index)
+        return handle
+
+    def _read(self, index: int, pids: Collection[int]) -> DeviceReading:
+        try:
+            handle = self._handle(index)
+            parts = self._mig_instances(handle)
+            if parts is None:
+                return self._read_whole(handle, self._usage[index], pids)
+            return self._read_parts(parts, pids)
+        except self._nvml.NVMLError as error:
+            raise GpuFaultError(f"NVIDIA GPU {index}: {error}") from error
+
+    def _read_whole(self, handle: Any, usage: ProcessUsage, pids: Collection[int]) -> DeviceReading:
+        rates = self._ask("nvmlDeviceGetUtilizationRates", handle)
+        memory = self._memory(handle)
+        reading = DeviceReading(
+            usage=None if rates is None else rates.gpu / 100,
+            vram_mib=None if memory is None else memory.used / _MIB,
+            process_usage=0.0,
+            process_vram_mib=0.0,
+        )
+        if not pids:
+            return reading
+        listed = self._memory_by_pid(handle)
+        if listed is not None and self._pids_are_foreign(listed, reading):
+            return reading._replace(process_usage=None, process_vram_mib=None)
+        return reading._replace(
+            process_usage=self._process_usage(handle, usage, pids),
+            process_vram_mib=_vram_of(listed, pids),
+        )
+
+    def _read_parts(self, parts: list[Any], pids: Collection[int]) -> DeviceReading:
+        used = [self._memory(part) for part in parts]
+        used_mib = [None if memory is None else memory.used / _MIB for memory in used]
+        own_mib: list[float | None] = []
+        for part, vram_mib in zip(parts, used_mib, strict=True) if pids else ():
+            listed = self._memory_by_pid(part)
+            foreign = listed is not None and self._pids_are_foreign(listed, DeviceReading(None, vram_mib, None, None))
+            own_mib.append(None if foreign else _vram_of(listed, pids))
+        return DeviceReading(None, sum_or_unknown(used_mib), None if pids else 0.0, sum_or_unknown(own_mib))
+
+    def _mig_instances(self, handle: Any) -> list[Any] | None:
+        """Return the handles of the GPU's MIG instances, `None` when it is not in MIG mode."""
+        mode = self._ask("nvmlDeviceGetMigMode", handle)
+        if mode is None or mode[0] != self._nvml.NVML_DEVICE_MIG_ENABLE:
+            return None
+        parts = []
+        for index in range(self._ask("nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+            try:
+                part = self._ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, index)
+            except self._nvml.NVMLError_NotFound:
+                continue  # an index without an instance, or one that is another container's
+            if part is not None:
+                parts.append(part)
+        return parts
+
+    def _memory(self, handle: Any) -> Any:
+        """Return total and used bytes; by the second version, whose `used` leaves out what the driver reserves."""
+        memory = self._ask("nvmlDeviceGetMemoryInfo", handle, self._nvml.nvmlMemory_v2)
+        return memory if memory is not None else self._ask("nvmlDeviceGetMemoryInfo", handle)
+
+    def _memory_by_pid(self, handle: Any) -> dict[int, int | None] | None:
+        """Return bytes per process (`None`: not available); one in several lists counts once, with the most."""
+        by_pid: dict[int, int | None] = {}
+        answered = False
+        for versions in _PROCESS_LISTS:
+            processes = next((found for name in versions if (found := self._ask(name, handle)) is not None), None)
+            if processes is None:
+                continue
+            answered = True
+            for process in processes:
+                known = by_pid.get(process.pid)
+                if known is None or (process.usedGpuMemory or 0) > known:
+                    by_pid[process.pid] = process.usedGpuMemory
+        return by_pid if answered else None
+
+    def _process_usage(self, handle: Any, usage: ProcessUsage, pids: Collection[int]) -> float | None:
+        now = self._clock.monotonic()
+        since_us = usage.since_us(now_us=int(self._clock.now() * 1e6), monotonic=now)
+        try:
+            found = self._ask("nvmlDeviceGetProcessUtilization", handle, since_us)
+        except self._nvml.NVMLError as error:
+            # pynvml raises "success" when NVML has nothing to return.
+            if error.value not in {self._nvml.NVML_ERROR_NOT_FOUND, self._nvml.NVML_SUCCESS}:
+                raise
+            found = []
+        if found is None:
+            return None
+        usage.update((UsageSample(one.pid, one.timeStamp, one.smUtil) for one in found), monotonic=now)
+        return usage.of(pids)
+
+    def _pids_are_foreign(self, listed: Collection[int], device: DeviceReading) -> bool:
+        """Say whether NVML's process ids mean nothing here, as happens in a container.
+
+        Some drivers list the host's ids there, which may by chance be those of other processes here; some list
+        nobody at all. Ids that `/proc` does not know give the first away, a busy GPU without processes the second.
+        """
+        if not self._is_nested:
+            return False
+        if listed:
+            return not all(os.path.exists(f"{self._proc}/{pid}") for pid in listed)
+        return (device.usage or 0) > 0 or (device.vram_mib or 0) > IDLE_VRAM_MIB
+
+    def _facts(self, index: int) -> DeviceFacts:
+        try:
+            handle = self._handle(index)
+            memory = self._memory(handle)
+            model = self._ask("nvmlDeviceGetName", handle)
+        except self._nvml.NVMLError:
+            return DeviceFacts(None, None)
+        return DeviceFacts(model, None if memory is None else memory.total / _MIB)
+
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        """Call NVML; `None` for what this device, mode, driver or user does not get; other errors are raised."""
+        try:
+            return getattr(self._nvml, function)(*arguments)
+        except self._nvml.NVMLError as error:
+            if error.value in self._unanswered:
+                return None
+            raise
+
+
+def _vram_of(listed: dict[int, int | None] | None, pids: Collection[int]) -> float | None:
+    if listed is None:
+        return None
+    total = 0
+    for pid in pids:
+        used = listed.get(pid, 0)
+        if used is None:
+            return None
+        total += used
+    return total / _MIB
+
+
+def _in_initial_pid_namespace(proc: str) -> bool:
+    try:
+        return os.readlink(f"{proc}/self/ns/pid") == _INITIAL_PID_NAMESPACE
+    except OSError:
+        return False

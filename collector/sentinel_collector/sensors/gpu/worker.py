@@ -1,0 +1,155 @@
+"""Reads the GPUs in a thread of their own: a driver that hangs holds up nobody but that thread."""
+
+import threading
+from collections.abc import Callable, Collection
+from typing import NamedTuple
+
+from sentinel_collector.sensors.gpu.devices import GpuSource, describe_devices, sum_devices
+from sentinel_collector.sensors.gpu.interface import GpuReading
+from sentinel_protocol.common.clock import Clock
+
+READ_BUDGET_S = 0.02
+"""How long one reading may hold up its caller; most drivers answer within 5 ms for all their devices."""
+HUNG_AFTER_S = 1.0
+MAX_AGE_INTERVALS = 2.5
+"""A reading that is two intervals old may still stand; the half is for the ticks' jitter."""
+
+UNKNOWN = GpuReading(None, None, None, None, None, None)
+
+
+class Opened(NamedTuple):
+    """What there is to read, and what went wrong on the way to it (in words for people)."""
+
+    sources: list[GpuSource]
+    warnings: list[str]
+
+
+class _Finished(NamedTuple):
+    """A reading, the monotonic time at which it was asked for, and why it is unknown if it failed."""
+
+    asked_at: float
+    reading: GpuReading
+    fault: str | None
+
+
+class GpuThread:
+    """The `GpuSensor` of a machine with GPUs: one daemon thread opens the sources and answers one request at a time.
+
+    While a call hangs no further one is made, callers are not held up at all, and all figures are unknown; when it
+    returns everything goes on by itself. Each kind of trouble is told once, through `warn`, from the caller's thread.
+    """
+
+    def __init__(self, open_sources: Callable[[], Opened], *, clock: Clock, warn: Callable[[str], None]) -> None:
+        self._clock = clock
+        self._warn = warn
+        self._open_sources = open_sources
+        self._told: set[str] = set()
+        self._last_read_at: float | None = None
+        self._facts: dict[str, str | int | float] = {}
+        self._asked = threading.Event()
+        self._answered = threading.Event()
+        self._lock = threading.Lock()  # covers what follows: the thread and its callers both write it
+        self._busy_since: float | None = clock.monotonic()
+        self._opened: Opened | None = None
+        self._pids: Collection[int] = ()
+        self._finished: _Finished | None = None
+        self._is_closed = False
+        threading.Thread(target=self._serve, name="gpu", daemon=True).start()
+
+    def wait_until_open(self, timeout_s: float) -> bool:
+        """Wait until it is known what there is; False when the driver takes longer."""
+        opened = self._clock.wait(self._answered, timeout_s)
+        self._tell_what_happened()
+        return opened
+
+    def has_devices(self) -> bool:
+        """Say whether there is anything to read, as far as it is known by now."""
+        return bool(self._opened and self._opened.sources)
+
+    def gpu_info(self) -> dict[str, str | int | float]:
+        """Return `host_gpu_model`, `host_gpu_count` and `host_gpu_memory_mib` (all GPUs together) as far as known."""
+        return dict(self._facts)
+
+    def read(self, pids: Collection[int]) -> GpuReading:
+        """Return the figures of now, or of at most two intervals ago when the driver is slow; else nothing is known.
+
+        Holds the caller for `READ_BUDGET_S` at most, and not at all while an earlier call has not returned.
+        """
+        now = self._clock.monotonic()
+        interval_s = None if self._last_read_at is None else now - self._last_read_at
+        self._last_read_at = now
+        if self._ask(frozenset(pids), now):
+            self._clock.wait(self._answered, READ_BUDGET_S)
+        with self._lock:
+            finished, busy_since = self._finished, self._busy_since
+        self._tell_what_happened()
+        if busy_since is not None and self._clock.monotonic() - busy_since >= HUNG_AFTER_S:
+            self._tell("GPU: a call to the driver does not return; the GPU fields stay empty until it does")
+            return UNKNOWN
+        if finished is None:
+            return UNKNOWN
+        if finished.fault is not None:
+            self._tell(f"GPU: {finished.fault}; the GPU fields stay empty until it can be read again")
+        age_s = now - finished.asked_at
+        if age_s > 0 and (interval_s is None or age_s > MAX_AGE_INTERVALS * interval_s):
+            return UNKNOWN
+        return finished.reading
+
+    def close(self) -> None:
+        """Let the thread end as soon as no call is under way; it never keeps the process alive."""
+        with self._lock:
+            self._is_closed = True
+        self._asked.set()
+
+    def _ask(self, pids: Collection[int], now: float) -> bool:
+        with self._lock:
+            if self._busy_since is not None or self._is_closed:
+                return False
+            self._busy_since = now
+            self._pids = pids
+            self._answered.clear()
+        self._asked.set()
+        return True
+
+    def _serve(self) -> None:
+        try:
+            opened = self._open_sources()
+            facts = describe_devices([fact for source in opened.sources for fact in source.facts()])
+        except Exception as error:  # noqa: BLE001 - whatever a broken driver makes of a call must end as a warning
+            opened, facts = Opened([], [f"{type(error).__name__}: {error}"]), {}
+        with self._lock:
+            self._opened, self._facts, self._busy_since = opened, facts, None
+            self._answered.set()
+        while (request := self._next_request()) is not None:
+            finished = _read(opened.sources, *request)
+            with self._lock:
+                self._finished, self._busy_since = finished, None
+                self._answered.set()
+
+    def _next_request(self) -> tuple[Collection[int], float] | None:
+        """Wait for one: the processes, and when it was made; `None` when there will be none."""
+        while True:
+            self._clock.wait(self._asked, None)
+            self._asked.clear()
+            with self._lock:
+                if self._is_closed:
+                    return None
+                if self._busy_since is not None:
+                    return self._pids, self._busy_since
+
+    def _tell_what_happened(self) -> None:
+        for warning in self._opened.warnings if self._opened else ():
+            self._tell(f"GPU: {warning}; it is not measured")
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._warn(text)
+
+
+def _read(sources: list[GpuSource], pids: Collection[int], asked_at: float) -> _Finished:
+    try:
+        devices = [device for source in sources for device in source.devices(pids)]
+    except Exception as error:  # noqa: BLE001 - whatever a broken driver makes of a call must end as a warning
+        return _Finished(asked_at, UNKNOWN, str(error) or type(error).__name__)
+    return _Finished(asked_at, sum_devices(devices), None)

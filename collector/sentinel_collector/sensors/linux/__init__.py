@@ -1,0 +1,1 @@
+"""The whole system as Linux shows it in /proc and /sys."""

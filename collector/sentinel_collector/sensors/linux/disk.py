@@ -1,0 +1,70 @@
+"""Bytes read from and written to whole disks, from `/proc/diskstats` (the kernel's `iostats.rst`).
+
+A whole disk is a device of `/sys/block` (so no partition) that is not made of other disks: no `slaves` (device mapper,
+md, bcache), none of the drivers that put a disk on a file, on memory or on another disk, and not hidden (one path of
+a multipath NVMe name space, whose head is counted). Each byte is thus counted once, at the disk that stores it.
+"""
+
+import os
+from collections.abc import Iterator
+
+from sentinel_collector.sensors.linux.byte_counters import CounterFile, counter_pair
+from sentinel_collector.sensors.procfs import read_file
+
+SECTOR_BYTES = 512
+"""The unit of `/proc/diskstats`, whatever the disk's own sector size."""
+
+_COMPOSED = ("loop", "ram", "zram", "dm-", "md", "zd", "drbd", "bcache")
+
+
+class DiskSensor:
+    """Growth of all whole disks' counters; the first reading is measured against `baseline`."""
+
+    def __init__(self, *, proc: str, sys: str, baseline: bytes) -> None:
+        self._sys = sys
+        self._whole: dict[bytes, bool] = {}
+        self._file = CounterFile(f"{proc}/diskstats", baseline=baseline, parse=self._parse)
+
+    def read(self) -> tuple[int | None, int | None]:
+        """Bytes read and written since the previous reading; `None` when there is no `/proc/diskstats`."""
+        sectors = self._file.growth()
+        return (None, None) if sectors is None else (sectors[0] * SECTOR_BYTES, sectors[1] * SECTOR_BYTES)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._file.close()
+
+    def _parse(self, data: bytes) -> Iterator[tuple[bytes, int, int]]:
+        whole = self._whole
+        for line in data.splitlines():
+            head = line.split(None, 3)
+            if len(head) < 4:
+                continue
+            name = head[2]
+            known = whole.get(name)
+            if known is None:
+                known = whole[name] = is_whole_disk(name.decode(errors="replace"), sys=self._sys)
+            if not known:
+                continue
+            fields = head[3].split(None, 7)
+            if len(fields) >= 7 and (pair := counter_pair(fields[2], fields[6])) is not None:
+                yield name, *pair
+
+
+def is_whole_disk(name: str, *, sys: str = "/sys") -> bool:
+    """Say whether a device of `/proc/diskstats` is a disk of its own; see the module's text."""
+    if name.startswith(_COMPOSED):
+        return False
+    # The kernel writes a slash in a device's name (cciss/c0d0) as an exclamation mark.
+    directory = f"{sys}/block/{name.replace('/', '!')}"
+    try:
+        if not os.path.isdir(directory):
+            return False
+        if read_file(f"{directory}/hidden").strip() == b"1":
+            return False
+    except OSError:
+        pass
+    try:
+        return not os.listdir(f"{directory}/slaves")
+    except OSError:
+        return True

@@ -1,0 +1,170 @@
+"""Space on the mounted real file systems, each counted once, from `/proc/self/mountinfo` (`proc(5)`) and `statvfs`.
+
+Real is what lies on a block device of this machine, ZFS, and the root whatever it is made of (overlay in a container).
+Left out are pseudo and network file systems (a dead server would stall the sensor, and an elastic one has 8 EB),
+read-only images, and file systems inside a file of another. A file system is named by the device number of its
+super block, the same for bind mounts, further mounts and btrfs subvolumes. Data sets of a ZFS pool share its free
+space. An overlay is left out where the file system that it stands on is counted.
+"""
+
+import os
+import re
+import select
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sentinel_collector.sensors.procfs import read_file
+
+_IMAGES = frozenset({"squashfs", "iso9660", "erofs", "cramfs", "romfs", "udf"})
+_NEVER_ROOT = frozenset({"proc", "sysfs", "devtmpfs", "cgroup", "cgroup2", "devpts"})
+_MOUNTS_BYTES = 1 << 20
+_ESCAPE = re.compile(rb"\\((?!000)[0-3][0-7]{2})")
+
+
+class Space(NamedTuple):
+    """Bytes; `free` is what an unprivileged user can still take (`f_bavail`), as `df` shows it."""
+
+    total: int
+    used: int
+    free: int
+
+
+class Mount(NamedTuple):
+    """One line of mountinfo: device number `major:minor`, where it is mounted, type and source."""
+
+    device: str
+    point: str
+    kind: str
+    source: str
+
+
+class StorageSensor:
+    """Sums over the mounted real file systems; the list is made again only when the kernel says that it changed."""
+
+    def __init__(self, *, proc: str) -> None:
+        self._proc = proc
+        self._pools: list[list[str]] = []
+        self._overlays: list[str] = []
+        self._poll = select.poll() if hasattr(select, "poll") else None
+        self._fd = -1
+        self._open()
+        self._choose()
+
+    def read(self) -> Space | None:
+        """Sum of all file systems now; `None` when none is known."""
+        if self._poll is not None and self._fd >= 0 and self._poll.poll(0):
+            self._choose()
+        spaces = [space for points in self._pools if (space := _pool_space(points)) is not None]
+        totals = {space.total for space in spaces}
+        for point in self._overlays:
+            space = _space(point)
+            if space is not None and space.total not in totals:
+                totals.add(space.total)
+                spaces.append(space)
+        return Space(*map(sum, zip(*spaces, strict=True))) if spaces else None
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> None:
+        try:
+            self._fd = os.open(f"{self._proc}/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return
+        if self._poll is not None:
+            # A file that cannot be polled (a made-up tree) is always "ready" for POLLIN, never for POLLPRI.
+            self._poll.register(self._fd, select.POLLPRI)
+
+    def _choose(self) -> None:
+        pools: dict[str, list[str]] = {}
+        self._overlays = []
+        for mount in real_mounts(self._read_mounts(), block_types=block_types(self._proc)):
+            if mount.kind == "overlay":
+                self._overlays.append(mount.point)
+            elif mount.kind == "zfs":
+                pools.setdefault("zfs " + mount.source.partition("/")[0], []).append(mount.point)
+            elif mount.device not in pools and _is_on_top(mount):
+                pools[mount.device] = [mount.point]
+        self._pools = list(pools.values())
+
+    def _read_mounts(self) -> list[Mount]:
+        if self._fd < 0:
+            return []
+        data = b""
+        try:
+            while chunk := os.pread(self._fd, _MOUNTS_BYTES, len(data)):
+                data += chunk
+        except OSError:
+            return []
+        return list(parse_mountinfo(data))
+
+
+def parse_mountinfo(data: bytes) -> Iterator[Mount]:
+    """Yield the lines of `/proc/PID/mountinfo`; lines that are none are left out."""
+    for line in data.splitlines():
+        head, separator, tail = line.partition(b" - ")
+        fields, kinds = head.split(), tail.split()
+        if separator and len(fields) >= 5 and len(kinds) >= 2:
+            yield Mount(os.fsdecode(fields[2]), _unescape(fields[4]), os.fsdecode(kinds[0]), _unescape(kinds[1]))
+
+
+def real_mounts(mounts: list[Mount], *, block_types: frozenset[str]) -> list[Mount]:
+    """Choose the mounts of real file systems, by the rule in the module's text, in the order of `mounts`."""
+    chosen = []
+    for mount in mounts:
+        at_root = mount.point == "/"
+        if mount.kind in _IMAGES or mount.kind in _NEVER_ROOT:
+            continue
+        if mount.source.startswith("/dev/loop") and not at_root:
+            continue
+        if mount.kind in block_types or mount.kind in {"zfs", "overlay"} or (at_root and mount.kind != "rootfs"):
+            chosen.append(mount)
+    return chosen
+
+
+def block_types(proc: str) -> frozenset[str]:
+    """Types of `/proc/filesystems` that need a block device (not `nodev`)."""
+    try:
+        lines = read_file(f"{proc}/filesystems").decode().splitlines()
+    except OSError:
+        return frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "vfat", "f2fs"})
+    return frozenset(line.strip() for line in lines if not line.startswith("nodev"))
+
+
+def _unescape(text: bytes) -> str:
+    r"""Undo the kernel's octal escapes of blanks and backslashes in paths (`\040`)."""
+    return os.fsdecode(_ESCAPE.sub(lambda found: bytes([int(found[1], 8)]), text))
+
+
+def _is_on_top(mount: Mount) -> bool:
+    """Whether the path still leads to this mount, or another one was put over it (then it shows another's space)."""
+    try:
+        device = os.stat(mount.point).st_dev
+    except OSError:
+        return False
+    # Each btrfs subvolume has a number of its own, so that the path's and the super block's differ.
+    return mount.kind == "btrfs" or f"{os.major(device)}:{os.minor(device)}" == mount.device
+
+
+def _pool_space(points: list[str]) -> Space | None:
+    spaces = [space for point in points if (space := _space(point)) is not None]
+    if not spaces:
+        return None
+    if len(spaces) == 1:
+        return spaces[0]
+    used, free = sum(space.used for space in spaces), max(space.free for space in spaces)
+    return Space(used + free, used, free)
+
+
+def _space(point: str) -> Space | None:
+    try:
+        found = os.statvfs(point)
+    except OSError:
+        return None
+    if found.f_blocks == 0:
+        return None
+    unit = found.f_frsize
+    return Space(found.f_blocks * unit, (found.f_blocks - found.f_bfree) * unit, found.f_bavail * unit)

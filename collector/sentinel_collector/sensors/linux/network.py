@@ -1,0 +1,81 @@
+"""Bytes received and sent by the machine, from `/proc/net/dev` (`proc(5)`).
+
+Loopback never counts, and each byte counts once. Where the network name space has hardware (an interface with a
+`device` link in `/sys/class/net`), the hardware counts and nothing else: bridges, bonds, VLANs, tunnels and the host's
+ends of containers' links carry what the hardware carries, or what never leaves the machine. Hardware below other
+hardware (a virtual function under its synthetic twin) counts through the upper one. Without hardware, as inside
+a container, every interface counts that is not stacked on another (`lower_*`) and no bridge, bond, tunnel or dummy.
+"""
+
+import os
+from collections.abc import Iterator
+
+from sentinel_collector.sensors.linux.byte_counters import CounterFile, counter_pair
+from sentinel_collector.sensors.procfs import link_target
+
+_UNCOUNTED_FILES = ("bridge", "bonding", "tun_flags", "brport")
+_UNCOUNTED_NAMES = ("dummy", "ifb", "tunl", "sit", "gre", "erspan", "ip6tnl", "ip_vti", "teql")
+
+
+class NetworkSensor:
+    """Growth of the counted interfaces' counters; the first reading is measured against `baseline`."""
+
+    def __init__(self, *, proc: str, sys: str, baseline: bytes) -> None:
+        self._sys = f"{sys}/class/net"
+        self._counted: dict[bytes, bool] = {}
+        self._file = CounterFile(f"{proc}/net/dev", baseline=baseline, parse=self._parse)
+
+    def read(self) -> tuple[int | None, int | None]:
+        """Bytes received and sent since the previous reading; `None` when there is no `/proc/net/dev`."""
+        return self._file.growth() or (None, None)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._file.close()
+
+    def _parse(self, data: bytes) -> Iterator[tuple[bytes, int, int]]:
+        counted = self._counted
+        lines = [line.rpartition(b":") for line in data.splitlines()[2:]]
+        for padded_name, separator, values in lines:
+            name = padded_name.strip()
+            if not separator:
+                continue
+            if name not in counted:
+                self._classify([other.strip() for other, _, _ in lines])
+            if counted[name]:
+                fields = values.split(None, 9)
+                if len(fields) >= 9 and (pair := counter_pair(fields[0], fields[8])) is not None:
+                    yield name, *pair
+
+    def _classify(self, names: list[bytes]) -> None:
+        """Decide about names not seen before; what was decided stays, or a whole counter would seem to be growth."""
+        text = {name: name.decode(errors="replace") for name in names}
+        counted = counted_interfaces(sys_net=self._sys, names=list(text.values()))
+        for name in names:
+            self._counted.setdefault(name, text[name] in counted)
+
+
+def counted_interfaces(*, sys_net: str, names: list[str]) -> set[str]:
+    """Return those of `names` whose bytes count, by the rule in the module's text; `sys_net` is `/sys/class/net`."""
+    try:
+        present = os.listdir(sys_net)
+    except OSError:
+        present = []
+    hardware = {name for name in present if name in names and os.path.exists(f"{sys_net}/{name}/device")}
+    if hardware:
+        return {
+            name
+            for name in names
+            if name in hardware and os.path.basename(link_target(f"{sys_net}/{name}/master")) not in hardware
+        }
+    return {name for name in names if name != "lo" and not _is_stacked(sys_net, name)}
+
+
+def _is_stacked(sys_net: str, name: str) -> bool:
+    if name.startswith(_UNCOUNTED_NAMES):
+        return True
+    try:
+        files = os.listdir(f"{sys_net}/{name}")
+    except OSError:
+        return False
+    return any(file in _UNCOUNTED_FILES or file.startswith("lower_") for file in files)

@@ -1,0 +1,86 @@
+"""The whole machine on Linux, or the container: every sensor of `/proc`, read next to each other."""
+
+from sentinel_collector.sensors.baseline import Baseline, network_proc
+from sentinel_collector.sensors.cgroup.container_view import ContainerView
+from sentinel_collector.sensors.interfaces import MemoryReading, SystemReading
+from sentinel_collector.sensors.linux.cpu import CpuSensor
+from sentinel_collector.sensors.linux.disk import DiskSensor
+from sentinel_collector.sensors.linux.filesystems import StorageSensor
+from sentinel_collector.sensors.linux.memory import MemorySensor
+from sentinel_collector.sensors.linux.network import NetworkSensor
+from sentinel_collector.sensors.linux.process_count import PopulationSensor
+
+
+class LinuxSystem:
+    """`SystemSensors` from `/proc` and `/sys`.
+
+    With `container`, CPU time, memory and processes are the container's; the network is that of our name space
+    in any case, and the disks and file systems are those that can be seen. In a container that has the machine's root
+    directory mounted at `host_root`, all is read below it, and the network is the machine's.
+    """
+
+    def __init__(
+        self,
+        *,
+        baseline: Baseline,
+        container: ContainerView | None = None,
+        host_root: str = "",
+        proc: str = "/proc",
+        sys: str = "/sys",
+    ) -> None:
+        self._container = container
+        network = network_proc(proc, host_root)
+        proc, sys = f"{host_root}{proc}", f"{host_root}{sys}"
+        self._cpu = CpuSensor(proc=proc, baseline=baseline.stat)
+        self._memory = MemorySensor(proc=proc)
+        self._disk = DiskSensor(proc=proc, sys=sys, baseline=baseline.diskstats)
+        self._storage = StorageSensor(proc=proc)
+        self._network = NetworkSensor(proc=network, sys=sys, baseline=baseline.net_dev)
+        self._population = PopulationSensor(proc=proc)
+
+    def read(self) -> SystemReading:
+        """Read all; the CPU's time last, next to the tree's, which is read after it."""
+        memory = self._read_memory()
+        disk_read, disk_written = self._disk.read()
+        space = self._storage.read()
+        received, sent = self._network.read()
+        processes = self._container.processes() if self._container is not None else None
+        if processes is None:
+            processes = self._population.read()
+        cpu = self._cpu.read()
+        user_us, system_us = cpu.user_us, cpu.system_us
+        if self._container is not None and self._container.has_cpu:
+            user_us, system_us = self._container.cpu_growth_us() or (None, None)
+        return SystemReading(
+            cpu.cpus,
+            cpu.forks,
+            user_us,
+            system_us,
+            processes,
+            memory,
+            disk_read,
+            disk_written,
+            space.total if space else None,
+            space.used if space else None,
+            space.free if space else None,
+            received,
+            sent,
+        )
+
+    def _read_memory(self) -> MemoryReading:
+        host = self._memory.read()
+        if self._container is None or not self._container.has_memory:
+            return host
+        found = self._container.memory()
+        if found is None:
+            return MemoryReading()
+        # Without a limit of its own the container gets what the host has left. No cgroup tells of buffers.
+        free = host.free if found.free is None else found.free
+        return MemoryReading(free, found.used, None, found.cached, found.active, found.inactive)
+
+    def close(self) -> None:
+        """Give descriptors back."""
+        for sensor in (self._cpu, self._memory, self._disk, self._storage, self._network):
+            sensor.close()
+        if self._container is not None:
+            self._container.close()

@@ -1,0 +1,1 @@
+"""The tracked process tree: CPU, memory and bytes of all its members."""

@@ -1,0 +1,252 @@
+"""One process of the tree: its files, and what they last said."""
+
+import os
+from typing import TYPE_CHECKING
+
+from sentinel_collector.sensors.linux.byte_counters import counter_pair
+from sentinel_collector.sensors.linux.cpu import TICK_US
+from sentinel_collector.sensors.process_tree.cpu_ledger import Account, Ledger
+from sentinel_collector.sensors.procfs import Descriptors, KeptFile, stat_fields
+
+if TYPE_CHECKING:
+    from sentinel_collector.sensors.process_tree.fork_groups import Family
+
+PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+
+_STAT_FIELDS = 22
+"""Up to the resident set, field 24 of `proc(5)`."""
+
+
+class Member:
+    """A process by pid and start time. All reading ends quietly when it is gone."""
+
+    __slots__ = (
+        "_children_files",
+        "_descriptors",
+        "_directory",
+        "_io_file",
+        "_last_io",
+        "_last_stat",
+        "_stat_file",
+        "account",
+        "faults",
+        "io_readable",
+        "is_zombie",
+        "parent_pid",
+        "pid",
+        "pss",
+        "rss_kib",
+        "start",
+        "threads",
+    )
+
+    def __init__(self, pid: int, *, proc: str, descriptors: Descriptors, parent: Account | None) -> None:
+        self.pid = pid
+        self.start = b""
+        """Ticks after boot, as the kernel writes them; empty until the first reading."""
+        self.parent_pid = 0
+        self.threads = 1
+        self.is_zombie = False
+        self.rss_kib = 0
+        self.faults = 0
+        """Minor page faults so far."""
+        self.io_readable: bool | None = None
+        self.account = Account(parent)
+        self.pss = PssState()
+        self._descriptors = descriptors
+        self._directory = f"{proc}/{pid}"
+        self._stat_file = KeptFile(f"{self._directory}/stat", descriptors)
+        self._io_file = KeptFile(f"{self._directory}/io", descriptors)
+        self._children_files: dict[str, KeptFile] = {}
+        self._last_stat = b""
+        self._last_io = b""
+
+    def read(self, ledger: Ledger) -> bool:
+        """Read times and bytes into the ledger; False when the process is gone or its pid is somebody else's."""
+        try:
+            data = self._stat_file.read()
+        except (ProcessLookupError, FileNotFoundError):
+            return False
+        except OSError:
+            # Out of descriptors or memory: that says nothing about the process.
+            return True
+        # An idle process' line stays the same to the byte: nothing to split.
+        if data != self._last_stat and not self._take(data, ledger):
+            return False
+        if self.io_readable is not False:
+            self._read_io(ledger)
+        return True
+
+    def is_alive(self) -> bool:
+        """Look whether the process still runs, without counting anything."""
+        try:
+            fields = stat_fields(self._stat_file.read(), _STAT_FIELDS)
+        except (ProcessLookupError, FileNotFoundError):
+            return False
+        except (OSError, ValueError):
+            return True
+        return not _is_zombie(fields) and (not self.start or fields[19] == self.start)
+
+    def children(self) -> list[int]:
+        """Children of all its threads (`/proc/PID/task/TID/children`)."""
+        names = [str(self.pid)]
+        if self.threads > 1:
+            try:
+                names = os.listdir(f"{self._directory}/task")
+            except OSError:
+                return []
+        files = self._children_files
+        if len(files) > len(names):
+            for gone in files.keys() - set(names):
+                files.pop(gone).close()
+        found: list[int] = []
+        for name in names:
+            file = files.get(name)
+            if file is None:
+                file = files[name] = KeptFile(f"{self._directory}/task/{name}/children", self._descriptors)
+            try:
+                data = file.read_list()
+            except OSError:
+                files.pop(name).close()
+                continue
+            if data:
+                found.extend(int(word) for word in data.split() if word.isdigit())
+        return found
+
+    def read_file(self, name: str) -> bytes:
+        """Read a file of the process that is opened each time (an `exec` replaces what it shows); raises `OSError`."""
+        file = KeptFile(f"{self._directory}/{name}")
+        try:
+            return file.read()
+        finally:
+            file.close()
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        self._stat_file.close()
+        self._io_file.close()
+        for file in self._children_files.values():
+            file.close()
+        self._children_files.clear()
+
+    def _take(self, data: bytes, ledger: Ledger) -> bool:
+        try:
+            fields = stat_fields(data, _STAT_FIELDS)
+            times = [int(field) * TICK_US for field in fields[11:15]]
+            parent_pid, faults, threads, rss = int(fields[1]), int(fields[7]), int(fields[17]), int(fields[21])
+        except ValueError:
+            return bool(self.start)
+        if self.start and fields[19] != self.start:
+            return False
+        self.start = fields[19]
+        self.is_zombie = _is_zombie(fields)
+        self.parent_pid, self.faults, self.threads, self.rss_kib = parent_pid, faults, threads, rss * PAGE_KIB
+        ledger.count_cpu(self.account, (times[0], times[1]), (times[2], times[3]))
+        self._last_stat = data
+        return True
+
+    def _read_io(self, ledger: Ledger) -> None:
+        try:
+            data = self._io_file.read()
+        except PermissionError:
+            self.io_readable = False
+            self._io_file.close()
+            return
+        except OSError:
+            # Gone since its stat was read: the next reading finds out. Or a kernel without I/O accounting.
+            return
+        self.io_readable = True
+        if data != self._last_io:
+            self._last_io = data
+            try:
+                words = data.split()
+                place = words.index(b"read_bytes:")
+                io = counter_pair(words[place + 1], words[place + 3])
+            except (ValueError, IndexError):
+                return
+            if io is not None:
+                ledger.count_io(self.account, io)
+
+
+def _is_zombie(fields: list[bytes]) -> bool:
+    """Whether a process has ended and waits to be reaped; one whose main thread alone has ended says Z too."""
+    return fields[0] in b"ZXx" and fields[17] in {b"0", b"1"}
+
+
+class PssState:
+    """What is known about a process' proportional set size; `kib` is -1 until it was read."""
+
+    __slots__ = (
+        "anon_kib",
+        "anon_pss_kib",
+        "borrowed_kib",
+        "common_kib",
+        "cost_s",
+        "denied",
+        "epoch",
+        "family",
+        "faults",
+        "has_forked",
+        "is_new",
+        "is_settled",
+        "is_stranger",
+        "kib",
+        "others_kib",
+        "private_kib",
+        "read_anon_kib",
+        "read_at_s",
+        "read_shared_kib",
+        "rss_kib",
+        "rss_now_kib",
+        "shared_kib",
+        "sharing",
+        "sole_kib",
+        "split_at_rss_kib",
+    )
+
+    def __init__(self) -> None:
+        self.kib = -1
+        self.anon_pss_kib = 0
+        """The anonymous part of `kib`; the rest is its share of files and shared memory."""
+        self.private_kib = 0
+        """Its anonymous pages that nobody else had then, or fewer."""
+        self.common_kib = 0
+        """Its other anonymous pages then."""
+        self.sole_kib = 0
+        """Its pages of files and shared memory that nobody else had then, or fewer."""
+        self.sharing = 0
+        """Readings with the same number were made while hardly a shared page was touched: their shares add up."""
+        self.others_kib = 0
+        """The others' share of its files and shared memory then."""
+        self.rss_kib = 0
+        """Resident set when PSS was read, and its parts:"""
+        self.read_anon_kib = 0
+        self.read_shared_kib = 0
+        self.anon_kib = 0
+        """Resident anonymous pages now."""
+        self.shared_kib = 0
+        """Resident pages of files and shared memory now."""
+        self.rss_now_kib = 0
+        """Resident set that `anon_kib` and `shared_kib` were last brought up to."""
+        self.split_at_rss_kib = 0
+        """Resident set when they were last read."""
+        self.is_settled = False
+        """They are known, and belong to that resident set."""
+        self.faults = 0
+        """Minor page faults when PSS was read."""
+        self.epoch = 0
+        self.read_at_s = -1.0
+        """When a reading was last tried, on the meter's own clock, which begins at 0."""
+        self.cost_s = 0.0
+        """CPU time of the last reading."""
+        self.denied = False
+        self.has_forked = False
+        """A child with many of its pages appeared since: what was its own is shared now."""
+        self.family: Family | None = None
+        """With whom it shares anonymous pages, if it was forked or has forked."""
+        self.is_new = False
+        """Forked, and in its first row."""
+        self.borrowed_kib = 0
+        """As much of its anonymous memory, at most, may be that of the process which forked it."""
+        self.is_stranger = False
+        """Nobody has seen who forked it."""

@@ -1,0 +1,1 @@
+"""The system and the tree through psutil, where there is no /proc."""
