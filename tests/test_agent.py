@@ -191,7 +191,7 @@ def test_two_collectors_at_once_share_one_agent(home: Home, place: AgentPlace) -
 
 
 def test_what_lies_in_the_job_s_directory_is_not_taken_for_the_agent(home: Home) -> None:
-    for name in ("uploader", "sentinel_protocol", "sentinel_collector"):
+    for name in ("sentinel_uploader", "sentinel_protocol", "sentinel_collector"):
         (home.directory / name).mkdir()
         (home.directory / name / "__init__.py").write_text("raise SystemExit('taken')")
         (home.directory / name / "__main__.py").write_text("raise SystemExit('taken')")

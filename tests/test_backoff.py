@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uploader.backoff import BASE_S, CAP_S, FLOOR_S, HURRY_S, SLOW_BASE_S, Destination, backoff, slow_backoff
+from sentinel_uploader.delivery.circuit_breaker import (
+    BASE_S,
+    CAP_S,
+    FLOOR_S,
+    HURRY_S,
+    SLOW_BASE_S,
+    Destination,
+    backoff,
+    slow_backoff,
+)
 
 seeds = st.integers(0, 2**32).map(random.Random)
 

@@ -14,10 +14,10 @@ from standins.spooling import finish, hello, row_numbers, sample, samples
 
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Samples, encode
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
-from uploader.batch import compress, csv_text, decode_frames, object_uri, rows_of_body
-from uploader.limits import Limits
-from uploader.records import Run, new_record
-from uploader.screening import complaint, sound_finish, sound_timestamps
+from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, object_uri, rows_of_body
+from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.intake.validation import complaint, sound_finish, sound_timestamps
+from sentinel_uploader.spool.run_record import Run, new_record
 
 
 def test_body_is_one_gzip_member_without_a_time_and_depends_on_the_rows_alone() -> None:

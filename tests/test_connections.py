@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sentinel_protocol.connections import Connections, Place
+from sentinel_uploader.server.connections import Connections, Place
 
 NEAR, OTHER = 0, 1
 

@@ -4,7 +4,16 @@ import threading
 
 import pytest
 
-from uploader.counters import MAX_CLIENTS, MAX_SERIES, OTHER, UNNAMED, Clients, Count, Counters, Times
+from sentinel_uploader.telemetry.counters import (
+    MAX_CLIENTS,
+    MAX_SERIES,
+    OTHER,
+    UNNAMED,
+    Clients,
+    Count,
+    Counters,
+    Times,
+)
 
 T0 = 1_700_000_000.0
 

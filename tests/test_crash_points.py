@@ -15,8 +15,8 @@ from standins.spooling import finish, hello, row_numbers, samples
 from standins.web import WebServer
 
 from sentinel_protocol.wire.messages import Ack, Finished, Samples, UploaderMessage, Welcome
-from uploader.batch import rows_of_body
-from uploader.status import read_status
+from sentinel_uploader.admin.status import read_status
+from sentinel_uploader.delivery.csv_batch import rows_of_body
 
 LONG, SHORT = 7_300, 300
 """Rows: two whole batches and the rest, in whose cutting the clock has no part; and what goes inline."""
@@ -122,7 +122,7 @@ class Stage:
         log = self._home.directory / f"uploader-{self._starts}.log"
         victim = Victim(
             Plan(
-                command="uploader.cli",
+                command="sentinel_uploader.cli.main",
                 words=[*words, "--upload-interval", "86400", *self._target.words],
                 environ=self._home.environ | dict(self._target.environ),
                 log=log,
@@ -197,54 +197,54 @@ def _frames(first: int, last: int) -> list[Samples]:
     return [samples(start, min(start + FRAME_ROWS - 1, last)) for start in range(first, last + 1, FRAME_ROWS)]
 
 
-_API = "uploader.sentinel.http_api:HttpSentinelAPI"
-_STORE = "uploader.storage.s3:S3Store"
+_API = "sentinel_uploader.backends.sentinel.backend:HttpSentinelAPI"
+_STORE = "sentinel_uploader.backends.objectstore.s3.store:S3Store"
 IN_ANY_RUN: dict[str, Point | Held] = {
     "after-insert-before-commit": BeforeCommit("INSERT INTO frames"),
-    "after-commit-before-ack": At("after", "uploader.spool:Spool.store"),
+    "after-commit-before-ack": At("after", "sentinel_uploader.spool.store:Spool.store"),
     "before-register": At("before", f"{_API}.register"),
     "during-register": Held("register"),
     "during-register-done": Held("register", after_effect=True),
     "after-register": At("after", f"{_API}.register"),
     "after-register-before-commit": BeforeCommit("UPDATE runs SET state = 'registered'"),
-    "after-register-recorded": At("after", "uploader.steps:Steps._registered"),
+    "after-register-recorded": At("after", "sentinel_uploader.delivery.executor:Steps._registered"),
     "after-end-before-commit": BeforeCommit("UPDATE runs SET state = 'finishing'"),
     "before-finish": At("before", f"{_API}.finish"),
     "during-finish": Held("finish"),
     "during-finish-done": Held("finish", after_effect=True),
     "after-finish": At("after", f"{_API}.finish"),
     "after-finish-before-commit": BeforeCommit("UPDATE runs SET state = 'finished'"),
-    "after-finish-recorded": At("after", "uploader.spool:Spool.end"),
+    "after-finish-recorded": At("after", "sentinel_uploader.spool.store:Spool.end"),
 }
 WITH_STORAGE: dict[str, Point | Held] = {
     "after-second-insert-before-commit": BeforeCommit("INSERT INTO frames", 2),
-    "after-second-commit-before-ack": At("after", "uploader.spool:Spool.store", 2),
+    "after-second-commit-before-ack": At("after", "sentinel_uploader.spool.store:Spool.store", 2),
     "after-freeze-before-commit": BeforeCommit("INSERT INTO batches"),
-    "after-freeze": At("after", "uploader.spool:Spool.freeze"),
-    "after-last-freeze": At("after", "uploader.spool:Spool.freeze", 3),
+    "after-freeze": At("after", "sentinel_uploader.spool.store:Spool.freeze"),
+    "after-last-freeze": At("after", "sentinel_uploader.spool.store:Spool.freeze", 3),
     "before-put": At("before", f"{_STORE}.put"),
     "during-put": Held("put"),
     "during-put-stored": Held("put", after_effect=True),
     "during-last-put-stored": Held("put", 3, after_effect=True),
     "after-put": At("after", f"{_STORE}.put", 2),
     "after-delete-before-commit": BeforeCommit("DELETE FROM batches"),
-    "after-delete": At("after", "uploader.spool:Spool.delivered"),
-    "after-last-delete": At("after", "uploader.spool:Spool.delivered", 3),
+    "after-delete": At("after", "sentinel_uploader.spool.store:Spool.delivered"),
+    "after-last-delete": At("after", "sentinel_uploader.spool.store:Spool.delivered", 3),
 }
 REGISTERED_TWICE = {"during-register-done", "after-register", "after-register-before-commit"}
-_LOCAL_API = "uploader.sentinel.local:LocalSentinelAPI"
-_LOCAL_STORE = "uploader.storage.directory:DirectoryStore"
+_LOCAL_API = "sentinel_uploader.backends.local.run_files:LocalSentinelAPI"
+_LOCAL_STORE = "sentinel_uploader.backends.objectstore.local:DirectoryStore"
 TO_A_DIRECTORY: dict[str, Point] = {
     "before-register": At("before", f"{_LOCAL_API}.register"),
-    "during-register": At("before", "uploader.files:os.replace"),
+    "during-register": At("before", "sentinel_protocol.common.atomic_file:os.replace"),
     "after-register": At("after", f"{_LOCAL_API}.register"),
     "before-put": At("before", f"{_LOCAL_STORE}.put"),
-    "during-put": At("before", "uploader.files:os.replace", 2),
-    "during-put-renamed": At("after", "uploader.files:os.replace", 2),
+    "during-put": At("before", "sentinel_protocol.common.atomic_file:os.replace", 2),
+    "during-put-renamed": At("after", "sentinel_protocol.common.atomic_file:os.replace", 2),
     "after-put": At("after", f"{_LOCAL_STORE}.put", 2),
     "before-finish": At("before", f"{_LOCAL_API}.finish"),
-    "during-finish": At("before", "uploader.files:os.replace", 5),
-    "during-finish-renamed": At("after", "uploader.files:os.replace", 5),
+    "during-finish": At("before", "sentinel_protocol.common.atomic_file:os.replace", 5),
+    "during-finish-renamed": At("after", "sentinel_protocol.common.atomic_file:os.replace", 5),
     "after-finish": At("after", f"{_LOCAL_API}.finish"),
 }
 

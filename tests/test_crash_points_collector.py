@@ -8,8 +8,8 @@ from standins.crashing import At, Plan, Point, Victim, fork_server
 from standins.product import Home, rows_of_file, rows_of_objects, wait_until
 
 from sentinel_protocol.wire.sample import CSV_HEADER
-from uploader.batch import compress
-from uploader.status import read_status
+from sentinel_uploader.admin.status import read_status
+from sentinel_uploader.delivery.csv_batch import compress
 
 if TYPE_CHECKING:
     from pathlib import Path

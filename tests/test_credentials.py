@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uploader.ports import Credentials
-from uploader.sentinel.credentials import (
+from sentinel_uploader.backends.sentinel.credentials import (
     REFRESH_WITH_LEFT_S,
     is_refresh_due,
     parse_credentials,
     parse_expiry,
     refresh_due_at,
 )
+from sentinel_uploader.runs.ports import Credentials
 
 KEYS = {"access_key": "a", "secret_key": "planted-secret", "session_token": "planted-session"}
 

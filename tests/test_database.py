@@ -15,8 +15,8 @@ from standins.spooling import finish, frame, hello, open_spool_at
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
-from uploader import database, tombstones
-from uploader.database import (
+from sentinel_uploader.spool import database, tombstones
+from sentinel_uploader.spool.database import (
     MIN_SPOOL_BYTES,
     PAGE_BYTES,
     Database,
@@ -24,10 +24,10 @@ from uploader.database import (
     SpoolFullError,
     SpoolLockedError,
 )
-from uploader.opening import open_spool
-from uploader.ownership import SpoolLock, owner_pid
-from uploader.records import Run
-from uploader.spool import Spool
+from sentinel_uploader.spool.lock import SpoolLock, owner_pid
+from sentinel_uploader.spool.opening import open_spool
+from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.store import Spool
 
 CLOCK = SteppedClock()
 
@@ -238,7 +238,8 @@ def test_command_that_looks_at_the_lock_does_not_keep_an_uploader_from_starting(
 
 def test_lock_of_a_killed_owner_is_free(directory: Path) -> None:
     code = (
-        "import sys; from uploader.ownership import SpoolLock; from sentinel_protocol.common.clock import SystemClock;"
+        "import sys; from sentinel_uploader.spool.lock import SpoolLock;"
+        "from sentinel_protocol.common.clock import SystemClock;"
         "lock = SpoolLock(sys.argv[1], clock=SystemClock()); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

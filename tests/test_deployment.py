@@ -17,7 +17,7 @@ from sentinel_collector.settings import SETTINGS as COLLECTOR_SETTINGS
 from sentinel_protocol import __version__
 from sentinel_protocol.common.local_uploader import TOKEN_VARIABLES
 from sentinel_protocol.common.settings.model import Setting
-from uploader.config import SETTINGS as UPLOADER_SETTINGS
+from sentinel_uploader.app.settings import SETTINGS as UPLOADER_SETTINGS
 
 ROOT = Path(__file__).parent.parent
 DEPLOYMENT = ROOT / "docs" / "deployment"
@@ -131,8 +131,8 @@ _SIGNED = """
 import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event in {"open", "os.listdir"} else None)
-from uploader.ports import Credentials
-from uploader.storage.signing import signed_headers
+from sentinel_uploader.runs.ports import Credentials
+from sentinel_uploader.backends.objectstore.s3.sigv4 import signed_headers
 given = Credentials(access_key="A", secret_key="B", session_token="C", obtained_at=0.0)
 url = "https://bucket.example/key"
 told = {"Host": "bucket.example"}
@@ -217,7 +217,9 @@ def test_collectors_in_the_cluster_know_every_uploader() -> None:
 def test_probes_ask_what_is_served() -> None:
     (container,) = the("StatefulSet")["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    served = re.findall(r'"(/\w+)": ', (ROOT / "uploader/observe/front.py").read_text(encoding="utf-8"))
+    served = re.findall(
+        r'"(/\w+)": ', (ROOT / "uploader/sentinel_uploader/telemetry/routes.py").read_text(encoding="utf-8")
+    )
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         request = container[probe]["httpGet"]
         assert request["path"] in served

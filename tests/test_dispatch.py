@@ -10,13 +10,13 @@ from standins.scripted import Gate, SteppedClock, away, expired, failing, final,
 from standins.spooling import Delivery, delivery, finish, frame, hello
 
 from sentinel_protocol.wire.messages import Ping, encode
-from uploader.backoff import CAP_S, HURRY_S, SLOW_BASE_S
-from uploader.database import SpoolError
-from uploader.failures import DeliveryError
-from uploader.queues import MAX_CALLS_PER_DESTINATION
-from uploader.requests import discard_run, retry_run
-from uploader.run import Policy, RunState
-from uploader.spooled import SupersededError
+from sentinel_uploader.admin.requests import discard_run, retry_run
+from sentinel_uploader.delivery.circuit_breaker import CAP_S, HURRY_S, SLOW_BASE_S
+from sentinel_uploader.delivery.wait_queues import MAX_CALLS_PER_DESTINATION
+from sentinel_uploader.runs.delivery_error import DeliveryError
+from sentinel_uploader.runs.lifecycle import Policy, RunState
+from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.spool.types import SupersededError
 
 
 @pytest.fixture

@@ -15,14 +15,20 @@ from standins.spooling import frame, hello, open_spool_at
 from standins.tls import make_authority, server_context
 
 from sentinel_protocol.common.clock import SystemClock
-from uploader.batch import rows_of_body
-from uploader.doctor.asking import Place
-from uploader.doctor.backend import JOB_NAME, check_backend
-from uploader.doctor.findings import Finding, Verdict, exit_code, report
-from uploader.doctor.machine import check_descriptors, check_directory_target, check_disk, check_keys, check_spool
-from uploader.doctor.storage import OpenRun, check_storage
-from uploader.key_store import KeyStore
-from uploader.run import Event
+from sentinel_uploader.delivery.csv_batch import rows_of_body
+from sentinel_uploader.doctor.api_checks import JOB_NAME, check_backend
+from sentinel_uploader.doctor.findings import Finding, Verdict, exit_code, report
+from sentinel_uploader.doctor.machine_checks import (
+    check_descriptors,
+    check_directory_target,
+    check_disk,
+    check_keys,
+    check_spool,
+)
+from sentinel_uploader.doctor.probe import Place
+from sentinel_uploader.doctor.storage_checks import OpenRun, check_storage
+from sentinel_uploader.runs.lifecycle import Event
+from sentinel_uploader.server.key_store import KeyStore
 
 GIB = 1 << 30
 

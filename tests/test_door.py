@@ -20,14 +20,14 @@ from standins.spooling import finish, hello, samples
 from sentinel_collector.delivery.zmq_client import Dealer
 from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.connections import SILENT_S
-from sentinel_protocol.door import Limits
-from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.curve_keys import KEY_BYTES, KeyPair, LinkKeys
 from sentinel_protocol.wire.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
-from uploader.counters import Counters
-from uploader.door_report import DoorReport
-from uploader.key_store import KeyStore
+from sentinel_uploader.server.connection_guard import Limits
+from sentinel_uploader.server.connections import SILENT_S
+from sentinel_uploader.server.key_store import KeyStore
+from sentinel_uploader.server.rejection_log import DoorReport
+from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.telemetry.counters import Counters
 
 UNHEARD_S = 0.7
 """What is turned away has been turned away several times by then."""
@@ -441,7 +441,7 @@ def test_the_silent_make_room() -> None:
 _NUMBER_OF_A_CONNECTION = """
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_collector.delivery.zmq_client import Dealer
-from sentinel_protocol.transport import Router
+from sentinel_uploader.server.zmq_server import Router
 with Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
     with Dealer(parse_address(router.urls[0], bind=False)) as dealer:
         while not dealer.send(b"x"):

@@ -23,7 +23,6 @@ from sentinel_collector.run_facts import RunFacts
 from sentinel_collector.run_key import ranked_addresses
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import Address, parse_address
-from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.messages import (
     CollectorMessage,
     Hello,
@@ -35,6 +34,7 @@ from sentinel_protocol.wire.messages import (
     decode_from_collector,
     encode,
 )
+from sentinel_uploader.server.zmq_server import Router
 
 RUN_KEY = "moving"
 _M = TypeVar("_M", bound=CollectorMessage)

@@ -18,8 +18,8 @@ from standins.spooling import finish, hello, samples
 from standins.watcher import Watcher
 
 from sentinel_protocol.wire.messages import Ack, Finished, Reject, Welcome
-from uploader.observe.address import HttpAddress, http_address
-from uploader.observe.server import ANSWER_S, MAX_CONNECTIONS, MAX_HEAD_BYTES
+from sentinel_uploader.telemetry.http_server import ANSWER_S, MAX_CONNECTIONS, MAX_HEAD_BYTES
+from sentinel_uploader.telemetry.listen_address import HttpAddress, http_address
 
 
 @pytest.fixture
@@ -237,7 +237,8 @@ def test_address_in_use_is_named_and_leaves_nothing_behind(home: Home) -> None:
 
 def test_without_the_library_the_option_says_what_to_install_and_nothing_else_needs_it(home: Home) -> None:
     code = (
-        "import sys, uploader.cli; sys.modules['prometheus_client'] = None; sys.exit(uploader.cli.main(sys.argv[1:]))"
+        "import sys; from sentinel_uploader.cli.main import main;"
+        "sys.modules['prometheus_client'] = None; sys.exit(main(sys.argv[1:]))"
     )
     words = ["--bind", home.address, "--spool", str(home.directory / "spool")]
     done = home.run(sys.executable, "-c", code, *words, "--http", "0")

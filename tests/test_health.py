@@ -7,11 +7,11 @@ import pytest
 from standins.scripted import away
 from standins.spooling import Delivery, delivery, open_spool_at
 
-from uploader.database import MIN_SPOOL_BYTES
-from uploader.observe.health import LIVE_S, WRITTEN_S, Health
-from uploader.requests import retry_run
-from uploader.run import Event
-from uploader.spool import Spool
+from sentinel_uploader.admin.requests import retry_run
+from sentinel_uploader.runs.lifecycle import Event
+from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
+from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.telemetry.health import LIVE_S, WRITTEN_S, Health
 
 UNHEALTHY_AFTER_S = 100.0
 

@@ -12,8 +12,8 @@ from standins.web import Reply, WebServer
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
-from uploader.failures import DeliveryError, Remedy
-from uploader.http import Answer, HttpClient, Origin, parse_origin, parse_retry_after
+from sentinel_uploader.backends.http.client import Answer, HttpClient, Origin, parse_origin, parse_retry_after
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
 
 
 class Echo(WebServer):

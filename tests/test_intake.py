@@ -16,7 +16,6 @@ from standins.scripted import SteppedClock
 from standins.spooling import SPOOL_BYTES, T0, finish, hello, open_spool_at, samples
 
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.messages import (
     MAX_COLLECTOR_FRAME_BYTES,
     Ack,
@@ -29,13 +28,14 @@ from sentinel_protocol.wire.messages import (
     encode,
 )
 from sentinel_protocol.wire.sample import Sample
-from uploader.counters import Counters
-from uploader.database import MIN_SPOOL_BYTES
-from uploader.intake import GROUP_FRAMES, LATE_S, Intake
-from uploader.limits import Limits
-from uploader.records import Run
-from uploader.run import Event, Policy, RunState
-from uploader.spool import Spool
+from sentinel_uploader.intake.loop import GROUP_FRAMES, LATE_S, Intake
+from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.runs.lifecycle import Event, Policy, RunState
+from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
+from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.telemetry.counters import Counters
 
 MOST_ROWS = Limits().rows_of_message
 

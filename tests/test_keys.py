@@ -25,8 +25,8 @@ from sentinel_protocol.wire.curve_keys import (
     server_key,
     z85,
 )
-from uploader.allow_list import REFRESH_S, AllowList
-from uploader.key_store import KeyStore
+from sentinel_uploader.server.allow_list import REFRESH_S, AllowList
+from sentinel_uploader.server.key_store import KeyStore
 
 
 @pytest.fixture

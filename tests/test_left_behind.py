@@ -5,8 +5,8 @@ from pathlib import Path
 from standins.scripted import SteppedClock
 from standins.spooling import finish, hello, open_spool_at
 
-from uploader.left_behind import LeftBehind
-from uploader.run import Event
+from sentinel_uploader.intake.left_behind import LeftBehind
+from sentinel_uploader.runs.lifecycle import Event
 
 
 def test_only_what_has_ended_some_time_ago_counts_and_only_for_its_owner(tmp_path: Path) -> None:

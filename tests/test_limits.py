@@ -16,8 +16,8 @@ from standins.spooling import hello, samples
 
 from sentinel_protocol.wire.messages import Ack, Hello, Ping, Reject, RejectCode, Samples, Welcome, encode
 from sentinel_protocol.wire.sample import Sample
-from uploader.descriptors import connection_limits
-from uploader.limits import Limits
+from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.server.fd_limits import connection_limits
 
 
 @contextmanager

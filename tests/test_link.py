@@ -28,7 +28,6 @@ from sentinel_collector.delivery.uploader_client import (
 from sentinel_collector.delivery.zmq_client import Dealer
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.messages import (
     MAX_SEQUENCE,
     Ack,
@@ -46,6 +45,7 @@ from sentinel_protocol.wire.messages import (
     encode,
 )
 from sentinel_protocol.wire.sample import encode_sample
+from sentinel_uploader.server.zmq_server import Router
 
 FINISH = Finish(0, 3, "failed", 1.0)
 

@@ -10,17 +10,17 @@ import pytest
 from standins.scripted import SteppedClock
 from standins.spooling import Delivery, delivery, row_numbers
 
+from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.wire.messages import Samples, encode
 from sentinel_protocol.wire.sample import Sample
-from uploader.batch import rows_of_body
-from uploader.failures import DeliveryError, Remedy
-from uploader.files import write_atomically
-from uploader.ports import Ending, RunDescription
-from uploader.sentinel.local import LocalSentinelAPI
-from uploader.spooled import StoredFrame
-from uploader.steps import Target
-from uploader.storage.directory import DirectoryStore, path_of_uri, uri_of_path
+from sentinel_uploader.backends.local.run_files import LocalSentinelAPI
+from sentinel_uploader.backends.objectstore.local import DirectoryStore, path_of_uri, uri_of_path
+from sentinel_uploader.delivery.csv_batch import rows_of_body
+from sentinel_uploader.delivery.executor import Target
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.ports import Ending, RunDescription
+from sentinel_uploader.spool.types import StoredFrame
 
 RUN = RunDescription(
     uid="0123456789abcdef",

@@ -11,7 +11,7 @@ from standins.raw_collector import collectors_of
 from standins.spooling import finish, hello, samples
 
 from sentinel_protocol.wire.messages import Finished
-from uploader.logs import set_up_logging
+from sentinel_uploader.telemetry.logging_setup import set_up_logging
 
 log = logging.getLogger("uploader.test")
 

@@ -10,7 +10,7 @@ import pytest
 from standins.product import Home, wait_until
 from standins.turning_clock import TurningClock
 
-from uploader.notify import Notifier
+from sentinel_uploader.telemetry.sd_notify import Notifier
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from standins.product import wait_until
 from standins.scripted import Gate
 
-from uploader.pool import WorkerPool
+from sentinel_uploader.util.daemon_pool import WorkerPool
 
 
 def test_no_more_tasks_run_at_once_than_there_are_places() -> None:

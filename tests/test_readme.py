@@ -7,9 +7,9 @@ import pytest
 
 from sentinel_collector.settings import SETTINGS as COLLECTOR_SETTINGS
 from sentinel_protocol.common.settings.model import Setting, markdown_table
-from uploader.config import SETTINGS as UPLOADER_SETTINGS
-from uploader.counters import REJECT_REASONS
-from uploader.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS
+from sentinel_uploader.app.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS
+from sentinel_uploader.app.settings import SETTINGS as UPLOADER_SETTINGS
+from sentinel_uploader.telemetry.counters import REJECT_REASONS
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from uploader.run import (
+from sentinel_uploader.runs.lifecycle import (
     ENDED_STATES,
     OPEN_STATES,
     Event,

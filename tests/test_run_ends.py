@@ -16,7 +16,7 @@ from standins.product import COLLECTOR, DEADLINE_S, Home, has_state, job_of, pyt
 from standins.recording import Recording
 
 from sentinel_protocol.wire.sample import COLUMNS
-from uploader.status import read_status
+from sentinel_uploader.admin.status import read_status
 
 TOLD = """
 import os, signal, sys, time

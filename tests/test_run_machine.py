@@ -19,12 +19,12 @@ from standins.turns import TurnedUploader
 
 from sentinel_protocol.wire.messages import Ack, Finish, Finished, Reject, RejectCode, UploaderMessage, Welcome, encode
 from sentinel_protocol.wire.sample import csv_rows
-from uploader import ended
-from uploader.batch import decode_frames, rows_of_body
-from uploader.records import Run, RunRecord
-from uploader.requests import DONE, discard_run, retry_run
-from uploader.run import Policy, RunState
-from uploader.tombstones import Tombstone
+from sentinel_uploader.admin.requests import DONE, discard_run, retry_run
+from sentinel_uploader.delivery.csv_batch import decode_frames, rows_of_body
+from sentinel_uploader.runs.lifecycle import Policy, RunState
+from sentinel_uploader.spool import ended_runs as spool_ended_runs
+from sentinel_uploader.spool.run_record import Run, RunRecord
+from sentinel_uploader.spool.tombstones import Tombstone
 
 NAMES = ("a", "b")
 CALLS = ("register", "refresh", "put", "finish")
@@ -93,8 +93,8 @@ class RunMachine(RuleBasedStateMachine):
         self._is_sound = False
         self.deaths = 0
         self._defects = Defects()
-        self._ended_runs = ended.MAX_ENDED_RUNS
-        logging.getLogger("uploader").addHandler(self._defects)
+        self._ended_runs = spool_ended_runs.MAX_ENDED_RUNS
+        logging.getLogger("sentinel_uploader").addHandler(self._defects)
         self.clock = SteppedClock()
         self.collectors: dict[str, Collector] = {}
         self.current: dict[str, Collector] = {}
@@ -103,11 +103,11 @@ class RunMachine(RuleBasedStateMachine):
     @initialize(
         inline_limit=st.sampled_from([0, 20_000, 5 << 20]),
         lifetime_s=st.sampled_from([90.0, 3600.0]),
-        ended_runs=st.sampled_from([1, ended.MAX_ENDED_RUNS]),
+        ended_runs=st.sampled_from([1, spool_ended_runs.MAX_ENDED_RUNS]),
     )
     def begin(self, inline_limit: int, lifetime_s: float, ended_runs: int) -> None:
         """Of all but so many of the runs that have ended the details are forgotten."""
-        ended.MAX_ENDED_RUNS = ended_runs
+        spool_ended_runs.MAX_ENDED_RUNS = ended_runs
         self.backend = StrictBackend(self.clock, moment=self._moment, lifetime_s=lifetime_s)
         self.policy = Policy(stale_after_s=STALE_AFTER_S, max_batch_rows=20, inline_limit_bytes=inline_limit)
         self.up = self._uploader(Path(self._directory.name) / "spool-0")
@@ -294,8 +294,8 @@ class RunMachine(RuleBasedStateMachine):
                 self.everything_calms_down()
                 self.every_promise_is_kept()
         finally:
-            logging.getLogger("uploader").removeHandler(self._defects)
-            ended.MAX_ENDED_RUNS = self._ended_runs
+            logging.getLogger("sentinel_uploader").removeHandler(self._defects)
+            spool_ended_runs.MAX_ENDED_RUNS = self._ended_runs
             if self.collectors:
                 self.up.close()
             self._directory.cleanup()

@@ -18,12 +18,17 @@ from standins.tls import make_authority, server_context
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
-from uploader.failures import DeliveryError, Remedy
-from uploader.http import Answer, HttpClient, Origin
-from uploader.ports import Credentials
-from uploader.storage.address import ObjectAddress, configured_endpoint, object_location, parse_uri
-from uploader.storage.s3 import S3Store
-from uploader.storage.s3_answers import read_fault
+from sentinel_uploader.backends.http.client import Answer, HttpClient, Origin
+from sentinel_uploader.backends.objectstore.s3.address import (
+    ObjectAddress,
+    configured_endpoint,
+    object_location,
+    parse_uri,
+)
+from sentinel_uploader.backends.objectstore.s3.errors import read_fault
+from sentinel_uploader.backends.objectstore.s3.store import S3Store
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.ports import Credentials
 
 PREFIX = "s3://bucket/runs/run-1"
 URI = f"{PREFIX}/0001.csv.gz"
@@ -443,7 +448,7 @@ def test_without_botocore_the_extra_is_named() -> None:
         "import sys; sys.modules['botocore'] = None\n"
         "from sentinel_protocol.common.clock import SystemClock\n"
         "from sentinel_protocol.common.errors import UsageError\n"
-        "from uploader.storage.s3 import S3Store\n"
+        "from sentinel_uploader.backends.objectstore.s3.store import S3Store\n"
         "try: S3Store(environ={}, clock=SystemClock())\n"
         "except UsageError as error: print(error)\n"
     )
@@ -453,5 +458,5 @@ def test_without_botocore_the_extra_is_named() -> None:
 
 
 def test_botocore_is_not_imported_before_it_is_needed() -> None:
-    program = "import sys, uploader.storage.s3; sys.exit('botocore' in sys.modules)"
+    program = "import sys, sentinel_uploader.backends.objectstore.s3.store; sys.exit('botocore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=30).returncode == 0

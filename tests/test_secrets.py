@@ -20,7 +20,7 @@ from standins.watcher import Watcher
 
 from sentinel_protocol.wire.curve_keys import certificate, read_pair, z85
 from sentinel_protocol.wire.messages import Ack, Welcome
-from uploader.key_store import KeyStore
+from sentinel_uploader.server.key_store import KeyStore
 
 PLANTED = {
     "AWS_SECRET_ACCESS_KEY": "planted/aws+secret-4c1a",

@@ -18,9 +18,7 @@ from standins.tls import make_authority, server_context
 from sentinel_protocol.common.api_url import api_url_fault, shown_url
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
-from uploader.failures import DeliveryError, Remedy
-from uploader.ports import Ending, RunDescription
-from uploader.sentinel.api import (
+from sentinel_uploader.backends.sentinel.api import (
     DataSource,
     RunStatus,
     SentinelAPIError,
@@ -29,9 +27,11 @@ from uploader.sentinel.api import (
     refresh_credentials,
     register_run,
 )
-from uploader.sentinel.http_api import HttpSentinelAPI
-from uploader.sentinel.payload import command_text, registration, tags_object
-from uploader.sentinel.token import TokenError, token_source
+from sentinel_uploader.backends.sentinel.backend import HttpSentinelAPI
+from sentinel_uploader.backends.sentinel.payload import command_text, registration, tags_object
+from sentinel_uploader.backends.sentinel.token import TokenError, token_source
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.ports import Ending, RunDescription
 
 TOKEN = "planted-token"
 CSV = f"{COLUMNS}\n1.5{',' * 31}\n2.5{',' * 31}\n"

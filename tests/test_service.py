@@ -17,10 +17,10 @@ from standins.raw_collector import Collectors, RawCollector
 from standins.spooling import finish, hello, row_numbers, samples
 
 from sentinel_protocol.wire.messages import Ack, Finished, Ping, Reject, Welcome
-from uploader.batch import rows_of_body
-from uploader.cli import main
-from uploader.service import STOP_DRAIN_S
-from uploader.status import read_status
+from sentinel_uploader.admin.status import read_status
+from sentinel_uploader.app.service import STOP_DRAIN_S
+from sentinel_uploader.cli.main import main
+from sentinel_uploader.delivery.csv_batch import rows_of_body
 
 STOP_LIMIT_S = 20.0
 """Eight seconds of delivering, and what a loaded machine may take beside; a stop that hangs takes for ever."""

@@ -19,8 +19,8 @@ from standins.web import free_port
 from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair
 from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Ack, Finish, Hello, Reject, RejectCode, Samples, Welcome
 from sentinel_protocol.wire.sample import Sample
-from uploader.config import SETTINGS
-from uploader.limits import Limits
+from sentinel_uploader.app.settings import SETTINGS
+from sentinel_uploader.intake.rate_limiter import Limits
 
 SPOOL = 4 << 20
 CHUNK = 100

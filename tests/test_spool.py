@@ -20,12 +20,12 @@ from standins.scripted import SteppedClock
 from standins.spooling import finish, frame, hello, open_spool_at, row_numbers
 
 from sentinel_protocol.wire.messages import Finish
-from uploader.batch import compress, csv_text, decode_frames, rows_of_body
-from uploader.database import MIN_SPOOL_BYTES, SpoolFullError
-from uploader.records import Run, decode_record
-from uploader.run import Event, RunState, TransitionError
-from uploader.spool import Spool
-from uploader.spooled import Batch, OpenFrames, RunClosedError, SupersededError
+from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, rows_of_body
+from sentinel_uploader.runs.lifecycle import Event, RunState, TransitionError
+from sentinel_uploader.spool.database import MIN_SPOOL_BYTES, SpoolFullError
+from sentinel_uploader.spool.run_record import Run, decode_record
+from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.spool.types import Batch, OpenFrames, RunClosedError, SupersededError
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from standins.spooling import Delivery, delivery, open_spool_at
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import spools_home
-from uploader.database import SCHEMA_VERSION
-from uploader.ownership import SpoolLock
-from uploader.run import Event
-from uploader.status import describe_run, has_something_left, matches, read_status, status_text
+from sentinel_uploader.admin.status import describe_run, has_something_left, matches, read_status, status_text
+from sentinel_uploader.runs.lifecycle import Event
+from sentinel_uploader.spool.database import SCHEMA_VERSION
+from sentinel_uploader.spool.lock import SpoolLock
 
 
 @pytest.fixture

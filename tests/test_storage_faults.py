@@ -19,7 +19,7 @@ from standins.s3 import S3Server
 from standins.sentinel_api import SentinelServer
 from standins.tls import make_authority, server_context
 
-from uploader.backoff import FLOOR_S
+from sentinel_uploader.delivery.circuit_breaker import FLOOR_S
 
 UPLOADS = ("--upload-interval", "0.2")
 HOUR_S = 3600.0

@@ -15,24 +15,28 @@ from standins.product import Home
 
 import sentinel_collector
 import sentinel_protocol
-import uploader
+import sentinel_uploader
 from sentinel_collector import settings as collector_config
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire import messages
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = {"sentinel_collector": sentinel_collector, "sentinel_protocol": sentinel_protocol, "uploader": uploader}
+PACKAGES = {
+    "sentinel_collector": sentinel_collector,
+    "sentinel_protocol": sentinel_protocol,
+    "sentinel_uploader": sentinel_uploader,
+}
 STANDARD = sys.stdlib_module_names | {"_sha256", "_sha2"}
 """Its digests changed their name with Python 3.12."""
 FOREIGN = {
     "sentinel_protocol": {"msgspec", "zmq"},
     "sentinel_collector": {"msgspec", "zmq", "psutil", "pynvml"},
-    "uploader": {"msgspec", "zmq", "urllib3", "botocore", "prometheus_client"},
+    "sentinel_uploader": {"msgspec", "zmq", "urllib3", "botocore", "prometheus_client"},
 }
 OURS = {
     "sentinel_protocol": {"sentinel_protocol"},
     "sentinel_collector": {"sentinel_protocol", "sentinel_collector"},
-    "uploader": {"sentinel_protocol", "uploader"},
+    "sentinel_uploader": {"sentinel_protocol", "sentinel_uploader"},
 }
 
 
@@ -125,7 +129,7 @@ def test_a_whole_short_run_loads_nothing_that_it_can_do_without(home: Home) -> N
         "socket", "selectors", "ipaddress",
         # for keys, for settings in files, for other systems and GPUs, for the uploader
         "sentinel_protocol.wire.curve_keys", "tomllib", "psutil", "pynvml", "sentinel_collector.sensors.gpu.worker",
-        "sentinel_protocol.door",
+        "sentinel_uploader.server.connection_guard",
         "asyncio", "dataclasses", "logging", "shlex", "shutil", "subprocess", "tempfile",
     }  # fmt: skip
     assert not heavy & loaded

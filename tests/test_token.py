@@ -2,8 +2,8 @@ import os
 
 import pytest
 
-from uploader.failures import Remedy
-from uploader.sentinel.token import TokenError, check_token, token_source
+from sentinel_uploader.backends.sentinel.token import TokenError, check_token, token_source
+from sentinel_uploader.runs.delivery_error import Remedy
 
 
 def test_no_token_is_configured() -> None:

@@ -11,14 +11,14 @@ from standins.scripted import SteppedClock
 from standins.spooling import finish, frame, hello, open_spool_at, samples
 
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.messages import Ack, Finished, Reject, RejectCode, Welcome
-from uploader import tombstones
-from uploader.database import MIN_SPOOL_BYTES, SpoolFullError
-from uploader.run import Event
-from uploader.spool import Spool
-from uploader.spooled import RunClosedError
-from uploader.tombstones import BYTES_EACH, LEAST, MOST
+from sentinel_uploader.runs.lifecycle import Event
+from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.spool import tombstones
+from sentinel_uploader.spool.database import MIN_SPOOL_BYTES, SpoolFullError
+from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.spool.tombstones import BYTES_EACH, LEAST, MOST
+from sentinel_uploader.spool.types import RunClosedError
 
 RUN_ID = "6f6a9d8a-4a39-4d2f-9a0e-3f9f0c1f8f57"
 DETAILS = {"job_name": "x" * 1500}

@@ -14,8 +14,8 @@ from sentinel_collector.delivery.zmq_client import Dealer
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.common.errors import AddressError
-from sentinel_protocol.transport import Arrival, Router
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
+from sentinel_uploader.server.zmq_server import Arrival, Router
 
 PATIENCE_S = 20.0
 

@@ -11,7 +11,7 @@ from standins.spooling import Delivery, delivery
 
 @pytest.fixture
 def up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Delivery]:
-    caplog.set_level(logging.INFO, logger="uploader.trouble")
+    caplog.set_level(logging.INFO, logger="sentinel_uploader.delivery.failure_log")
     with delivery(tmp_path / "spool") as made:
         yield made
 

@@ -12,13 +12,13 @@ from standins.spooling import hello
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.connections import Place
-from sentinel_protocol.door import Limits
-from sentinel_protocol.transport import Router
-from sentinel_protocol.unread import Unread
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
-from uploader.counters import Counters
-from uploader.door_report import DoorReport
+from sentinel_uploader.server.connection_guard import Limits
+from sentinel_uploader.server.connections import Place
+from sentinel_uploader.server.rejection_log import DoorReport
+from sentinel_uploader.server.unread import Unread
+from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.telemetry.counters import Counters
 
 FRAME_BYTES = 1 << 18
 LIMITS = Limits(100, 100, unread_bytes=4 << 20, surplus_frames=5_000)

@@ -16,8 +16,8 @@ from standins.spooling import finish, frame, hello, open_spool_at
 from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
 from sentinel_protocol.common.local_uploader import agent_place
 from sentinel_protocol.common.paths import APPLICATION
-from uploader.cli import main
-from uploader.run import Event
+from sentinel_uploader.cli.main import main
+from sentinel_uploader.runs.lifecycle import Event
 
 
 @pytest.fixture(autouse=True)

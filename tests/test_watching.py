@@ -18,7 +18,7 @@ from standins.spooling import hello, samples
 from standins.watcher import Watcher
 
 from sentinel_protocol.wire.messages import Ack, RejectCode, Welcome
-from uploader.counters import REJECT_REASONS
+from sentinel_uploader.telemetry.counters import REJECT_REASONS
 
 ROOT = Path(__file__).parent.parent
 ALERTS = ROOT / "docs/deployment/prometheus/alerts.yml"

@@ -70,7 +70,7 @@ def _end(meter: Meter) -> int:
 def _with_atheris(directory: str, meter: Meter, found: Path) -> int:
     import atheris
 
-    with atheris.instrument_imports(include=["sentinel_protocol", "uploader"]):
+    with atheris.instrument_imports(include=["sentinel_protocol", "sentinel_uploader"]):
         from fuzz.play import CLIENTS, play
         from fuzz.site import Site
     site = Site(Path(directory), CLIENTS)

@@ -19,7 +19,7 @@ from sentinel_protocol.wire.messages import (
     encode,
 )
 from sentinel_protocol.wire.sample import Sample
-from uploader.run import RunState
+from sentinel_uploader.runs.lifecycle import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,18 +9,18 @@ from standins.scripted import SteppedClock
 from standins.spooling import open_spool_at
 
 from fuzz.wire import Wire
-from uploader.batch import object_uri, rows_of_body
-from uploader.counters import Counters
-from uploader.failures import DeliveryError, Remedy
-from uploader.intake import Intake
-from uploader.ports import Credentials, Ending, Registration, RunDescription
-from uploader.records import Run
-from uploader.run import Event, Policy, RunState, Step, next_step
-from uploader.sentinel.payload import registration, utc_text
-from uploader.steps import Steps, Target, park
+from sentinel_uploader.backends.sentinel.payload import registration, utc_text
+from sentinel_uploader.delivery.csv_batch import object_uri, rows_of_body
+from sentinel_uploader.delivery.executor import Steps, Target, park
+from sentinel_uploader.intake.loop import Intake
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.lifecycle import Event, Policy, RunState, Step, next_step
+from sentinel_uploader.runs.ports import Credentials, Ending, Registration, RunDescription
+from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.telemetry.counters import Counters
 
 if TYPE_CHECKING:
-    from sentinel_protocol.transport import Router
+    from sentinel_uploader.server.zmq_server import Router
 
 SPOOL_BYTES = 64 << 20
 STALE_AFTER_S = 900.0

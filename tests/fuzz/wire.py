@@ -3,12 +3,12 @@
 from collections import defaultdict, deque
 from collections.abc import Sequence
 
-from sentinel_protocol.transport import Arrival
 from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader
+from sentinel_uploader.server.zmq_server import Arrival
 
 
 class Wire:
-    """Has the methods of `sentinel_protocol.transport.Router` that the intake uses.
+    """Has the methods of `sentinel_uploader.server.zmq_server.Router` that the intake uses.
 
     An identity that was cut hears nothing.
     """

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
-from uploader.records import decode_record
+from sentinel_uploader.spool.run_record import decode_record
 
 _FILES = ("spool.db", "spool.db-wal")
 

@@ -20,8 +20,8 @@ from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sentinel_uploader.spool import database
 from standins.product import DEADLINE_S
-from uploader import database
 
 _SENT_S = 0.05
 _FORKS = multiprocessing.get_context("forkserver")
@@ -30,12 +30,12 @@ _PRELOADED = [
     "sentinel_collector.session",
     "sentinel_collector.run_job",
     "standins.crashing",
-    "uploader.cli",
-    "uploader.sentinel.http_api",
-    "uploader.service",
-    "uploader.storage.directory",
-    "uploader.storage.s3",
-    "uploader.storage.signing",
+    "sentinel_uploader.cli.main",
+    "sentinel_uploader.backends.sentinel.backend",
+    "sentinel_uploader.app.service",
+    "sentinel_uploader.backends.objectstore.local",
+    "sentinel_uploader.backends.objectstore.s3.store",
+    "sentinel_uploader.backends.objectstore.s3.sigv4",
 ]
 
 

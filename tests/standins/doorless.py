@@ -7,9 +7,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from sentinel_protocol.door import Door
-from uploader import cli
-from uploader.allow_list import AllowList
+from sentinel_uploader.cli import main
+from sentinel_uploader.server.allow_list import AllowList
+from sentinel_uploader.server.connection_guard import Door
 
 _doors: list[Door] = []
 _open = Door.open
@@ -36,4 +36,4 @@ def _obey() -> None:
 if __name__ == "__main__":
     Door.open = _open_and_note  # type: ignore[method-assign,assignment]  # to get hold of it
     threading.Thread(target=_obey, daemon=True).start()
-    sys.exit(cli.main(sys.argv[2:]))
+    sys.exit(main.main(sys.argv[2:]))

@@ -4,19 +4,19 @@ from pathlib import Path
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.door import Limits
-from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair
+from sentinel_uploader.intake.rate_limiter import Limits as ClientLimits
+from sentinel_uploader.server.allow_list import AllowList
+from sentinel_uploader.server.connection_guard import Limits
+from sentinel_uploader.server.fd_limits import connection_limits
+from sentinel_uploader.server.key_store import KeyStore
+from sentinel_uploader.server.rejection_log import DoorReport
+from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.telemetry.counters import Counters
 from standins.listening import Listening
 from standins.product import wait_until
 from standins.spooling import SPOOL_BYTES
-from uploader.allow_list import AllowList
-from uploader.counters import Counters
-from uploader.descriptors import connection_limits
-from uploader.door_report import DoorReport
-from uploader.key_store import KeyStore
-from uploader.limits import Limits as ClientLimits
-from uploader.records import Run
 
 ANY_PORT = "tcp://127.0.0.1:*"
 

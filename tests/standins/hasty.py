@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
+from sentinel_uploader.app.service import Service, ServiceConfig
+from sentinel_uploader.app.settings import open_target
+from sentinel_uploader.runs.lifecycle import Policy
 from standins.product import DEADLINE_S
-from uploader.config import open_target
-from uploader.run import Policy
-from uploader.service import Service, ServiceConfig
 
 
 class HastyClock(SystemClock):

@@ -4,14 +4,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from sentinel_protocol.transport import Router
+from sentinel_uploader.intake.loop import Intake
+from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.telemetry.counters import Counters
 from standins.scripted import SteppedClock
 from standins.spooling import SPOOL_BYTES, open_spool_at
-from uploader.counters import Counters
-from uploader.intake import Intake
-from uploader.limits import Limits
-from uploader.records import Run
-from uploader.run import Policy
 
 
 class Listening:

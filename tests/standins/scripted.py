@@ -5,8 +5,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from uploader.failures import DeliveryError, Remedy
-from uploader.ports import Credentials, Ending, Registration, RunDescription
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.ports import Credentials, Ending, Registration, RunDescription
 
 GATE_S = 30.0
 
@@ -109,7 +109,7 @@ class Scripted:
 
 
 class ScriptedAPI(Scripted):
-    """Implements `uploader.ports.SentinelAPI`."""
+    """Implements `sentinel_uploader.runs.ports.SentinelAPI`."""
 
     destination = "https://api.test"
 
@@ -153,7 +153,7 @@ class ScriptedAPI(Scripted):
 
 
 class ScriptedStore(Scripted):
-    """Implements `uploader.ports.ObjectStore`; `objects` maps uris to every body that was put there."""
+    """Implements `sentinel_uploader.runs.ports.ObjectStore`; `objects` maps uris to every body that was put there."""
 
     def __init__(self, clock: SteppedClock) -> None:
         super().__init__(clock)

@@ -7,21 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sentinel_protocol.transport import Router
 from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Finish, Hello, Samples, encode
 from sentinel_protocol.wire.sample import Sample
+from sentinel_uploader.delivery.csv_batch import rows_of_body
+from sentinel_uploader.delivery.executor import Steps, Target
+from sentinel_uploader.delivery.scheduler import Dispatcher
+from sentinel_uploader.intake.loop import Intake
+from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.spool.database import Database
+from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.spool.types import StoredFrame
+from sentinel_uploader.telemetry.counters import Counters
 from standins.product import DEADLINE_S
 from standins.scripted import Gate, ScriptedAPI, ScriptedStore, SteppedClock
-from uploader.batch import rows_of_body
-from uploader.counters import Counters
-from uploader.database import Database
-from uploader.dispatch import Dispatcher
-from uploader.intake import Intake
-from uploader.records import Run
-from uploader.run import Policy
-from uploader.spool import Spool
-from uploader.spooled import StoredFrame
-from uploader.steps import Steps, Target
 
 SPOOL_BYTES = 8 << 20
 T0 = 1_700_000_000.0

@@ -11,10 +11,10 @@ from typing import Any
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.sample import CSV_HEADER
+from sentinel_uploader.delivery.csv_batch import rows_of_body
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.ports import Credentials, Ending, Registration, RunDescription
 from standins.spooling import row_numbers
-from uploader.batch import rows_of_body
-from uploader.failures import DeliveryError, Remedy
-from uploader.ports import Credentials, Ending, Registration, RunDescription
 
 _ROOT = "s3://bucket/runs"
 
@@ -109,7 +109,7 @@ class StrictBackend:
 
 
 class StrictAPI:
-    """Implements `uploader.ports.SentinelAPI`."""
+    """Implements `sentinel_uploader.runs.ports.SentinelAPI`."""
 
     destination = "https://api.test"
 
@@ -162,7 +162,7 @@ class StrictAPI:
 
 
 class StrictStore:
-    """Implements `uploader.ports.ObjectStore`."""
+    """Implements `sentinel_uploader.runs.ports.ObjectStore`."""
 
     def __init__(self, backend: StrictBackend) -> None:
         self._backend = backend

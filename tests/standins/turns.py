@@ -8,14 +8,14 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from sentinel_protocol.transport import Arrival, Router
 from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader
+from sentinel_uploader.delivery.executor import Target
+from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.server.zmq_server import Arrival, Router
+from sentinel_uploader.spool.database import database_path
 from standins.scripted import SteppedClock
 from standins.spooling import Delivery
 from standins.strict_backend import StrictAPI, StrictBackend, StrictStore
-from uploader.database import database_path
-from uploader.run import Policy
-from uploader.steps import Target
 
 MOST_TURNS = 400
 """Far more than a few runs need at one instant: what takes longer goes round in circles."""

@@ -110,7 +110,16 @@ class AgentStarter:
                 self._log_begin = os.fstat(log).st_size
             place = ["--bind", self._place.url, "--spool", self._place.spool_dir]
             # -P: what lies in a directory that we happen to be in must not be taken for our packages.
-            words = [sys.executable, "-P", "-m", "uploader", "serve", *place, "--exit-when-idle", f"{IDLE_S:g}"]
+            words = [
+                sys.executable,
+                "-P",
+                "-m",
+                "sentinel_uploader",
+                "serve",
+                *place,
+                "--exit-when-idle",
+                f"{IDLE_S:g}",
+            ]
             pid = os.posix_spawn(
                 _SHELL,
                 [_SHELL, "-c", _FROM_THE_ROOT, _SHELL, *words],

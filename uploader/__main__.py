@@ -1,7 +1,0 @@
-"""`python -m uploader`."""
-
-import sys
-
-from uploader.cli import main
-
-sys.exit(main())

@@ -1,0 +1,1 @@
+"""The uploader put together: its settings, and the service that runs it."""

@@ -1,0 +1,369 @@
+"""The uploader as a process: its parts put together, its loop, its end."""
+
+import contextlib
+import logging
+import os
+import random
+import socket
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.endpoints import Address
+from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.local_uploader import announce
+from sentinel_uploader.admin.requests import answer_requests
+from sentinel_uploader.delivery.executor import Steps, Target
+from sentinel_uploader.delivery.scheduler import Dispatcher
+from sentinel_uploader.intake.loop import Intake
+from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.server.allow_list import AllowList
+from sentinel_uploader.server.fd_limits import connection_limits, raise_descriptor_limit
+from sentinel_uploader.server.key_store import KeyStore
+from sentinel_uploader.server.rejection_log import DoorReport
+from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.spool.lock import SpoolLock
+from sentinel_uploader.spool.opening import open_spool
+from sentinel_uploader.spool.run_record import open_runs
+from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.telemetry.counters import Counters
+from sentinel_uploader.telemetry.health import Health
+from sentinel_uploader.telemetry.listen_address import HttpAddress
+from sentinel_uploader.telemetry.rejections_file import NOTE_INTERVAL_S, TurnedAwayFile
+from sentinel_uploader.telemetry.sd_notify import Notifier
+
+if TYPE_CHECKING:
+    from sentinel_uploader.telemetry.http_server import HttpServer
+
+log = logging.getLogger(__name__)
+
+STOP_DRAIN_S = 8.0
+ENDING_COLLECTORS_S = 2.0
+"""How long a stop waits for collectors that are told to stop at the same moment to say how their jobs ended."""
+_TICK_S = 0.5
+_MAINTENANCE_S = 10.0
+
+
+class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How an uploader runs."""
+
+    addresses: Sequence[Address]
+    keys: KeyStore | None = None
+    """Whom TCP addresses let in; `None`: they have no keys."""
+    limits: Limits = Limits()
+    spool_dir: str
+    spool_max_bytes: int
+    policy: Policy
+    exit_when_idle_s: float | None = None
+    http: HttpAddress | None = None
+    unhealthy_after_s: float = 600.0
+
+
+class Service:
+    """One uploader process. `stop` may be called from another thread: once to drain, twice to leave at once.
+
+    Not from a signal handler: it sets an event, whose lock the interrupted thread may hold.
+    """
+
+    def __init__(
+        self, config: ServiceConfig, *, target: Target, clock: Clock, notifier: Notifier | None = None
+    ) -> None:
+        """Take the spool and start to listen; raises `UsageError` or `SpoolError`."""
+        self._config = config
+        self._notifier = notifier or Notifier({}, clock=clock)
+        self._clock = clock
+        self._target = target
+        self._stops = 0
+        self._counters = Counters()
+        self._drain_until: float | None = None
+        self._active_at = clock.monotonic()
+        self._allow_list = None if config.keys is None else AllowList(config.keys, clock=clock)
+        self._lock = SpoolLock(config.spool_dir, clock=clock)
+        self._front: HttpServer | None = None
+        try:
+            raise_descriptor_limit()
+            # The spool last: whoever cannot listen leaves no empty one behind.
+            self._front = self._bind_front()
+            self._router = self._listen()
+            self._spool = self._open_spool()
+        except BaseException:
+            if self._front is not None:
+                self._front.close()
+            self._lock.undo()
+            raise
+        self._announce()
+        self._turned_away = TurnedAwayFile(config.spool_dir, self._counters, clock)
+        policy = config.policy
+        self._intake = Intake(
+            router=self._router,
+            spool=self._spool,
+            clock=clock,
+            wake_run=self._wake_run,
+            policy=policy,
+            counters=self._counters,
+            name_of=self._name_of,
+            limits=config.limits,
+            known_clients=self._known_clients,
+        )
+        steps = Steps(spool=self._spool, target=target, policy=policy, clock=clock, counters=self._counters)
+        self._dispatcher = Dispatcher(
+            spool=self._spool,
+            steps=steps,
+            intake=self._intake,
+            policy=policy,
+            clock=clock,
+            rng=random.Random(),  # noqa: S311 -- spreads load, guards nothing
+            counters=self._counters,
+        )
+        self._intake_stop = threading.Event()
+        self._turned_at = clock.monotonic()
+        self._health = self._watch()
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it listens, with the ports that were chosen."""
+        return self._router.urls
+
+    def stop(self) -> None:
+        """Drain and end; a second call skips the drain."""
+        self._stops += 1
+        self._dispatcher.changed.set()
+
+    def drain(self, timeout_s: float) -> None:
+        """Deliver what is there, for at most so long, then end."""
+        self._drain_until = self._clock.monotonic() + timeout_s
+        self._health.is_stopping = True
+        self._dispatcher.flush()
+        self._dispatcher.retry_all_now()
+
+    def run(self) -> int:
+        """Serve until told to stop, or idle for long enough; return how many runs still have something to deliver."""
+        intake = threading.Thread(target=self._intake.run, args=(self._intake_stop,), name="intake", daemon=True)
+        intake.start()
+        self._start_front()
+        self._notifier.ready(f"listening at {', '.join(self.urls)}")
+        clients = "none" if self._allow_list is None else self._known_clients()
+        log.info(
+            "uploader ready listening=%s spool=%s clients_with_keys=%s",
+            ",".join(self.urls),
+            self._config.spool_dir,
+            clients,
+        )
+        try:
+            self._serve()
+            self._notifier.stopping("delivering what is there")
+            if self._stops:
+                self._drain_at_stop()
+        finally:
+            left = self._close(intake)
+        return left
+
+    def _listen(self) -> Router:
+        for address in self._config.addresses:
+            _refuse_socket_in_use(address)
+        return Router(
+            self._config.addresses,
+            guard=self._allow_list,
+            limits=connection_limits(self._config.limits),
+            # What is a little too big is answered; what is twice too big costs its sender the connection.
+            max_frame_bytes=2 * self._config.limits.message_bytes,
+            watcher=DoorReport(self._counters, self._clock),
+            clock=self._clock,
+        )
+
+    def _announce(self) -> None:
+        for url in self.urls:
+            if url.startswith("ipc://"):
+                # A help for collectors that would look elsewhere: a full disk must not keep us from delivering.
+                with contextlib.suppress(OSError):
+                    announce(self._config.spool_dir, url.removeprefix("ipc://"))
+                return
+
+    def _open_spool(self) -> Spool:
+        config = self._config
+        try:
+            return open_spool(config.spool_dir, max_bytes=config.spool_max_bytes, clock=self._clock)
+        except BaseException:
+            self._router.close()
+            raise
+
+    def _watch(self) -> Health:
+        return Health(
+            spool=self._spool,
+            directory=self._config.spool_dir,
+            intake=self._intake,
+            turned_at=lambda: self._turned_at,
+            # Rows wait for the upload interval anyway.
+            unhealthy_after_s=self._config.unhealthy_after_s + self._config.policy.upload_interval_s,
+            clock=self._clock,
+        )
+
+    def _bind_front(self) -> "HttpServer | None":
+        if self._config.http is None:
+            return None
+        try:
+            # 3 MiB and 40 ms, for those who want it; the library comes with the extra.
+            from sentinel_uploader.telemetry import http_server, prometheus  # noqa: F401 -- missing is said now
+        except ImportError as error:
+            raise UsageError(
+                f"--http needs more than the base package ({error.name} is missing): "
+                "pip install 'sentinel-stream[uploader]'"
+            ) from error
+        return http_server.HttpServer(self._config.http, clock=self._clock)
+
+    def _start_front(self) -> None:
+        if self._front is None or self._config.http is None:
+            return
+        from sentinel_uploader.telemetry.routes import pages_of
+
+        pages = pages_of(
+            health=self._health,
+            spool=self._spool,
+            counters=self._counters,
+            failing_destinations=self._dispatcher.failing_destinations,
+            connections=lambda: self._router.connections,
+        )
+        self._front.start(pages)
+        log.info("health and metrics ready url=%s", self._front.url)
+        if not self._config.http.is_loopback:
+            log.warning("health and metrics can be read beyond this machine url=%s", self._front.url)
+
+    def _name_of(self, key: bytes) -> str | None:
+        return None if self._allow_list is None else self._allow_list.name_of(key)
+
+    def _known_clients(self) -> int:
+        return 0 if self._allow_list is None else len(self._allow_list)
+
+    def _wake_run(self, run: object) -> None:
+        self._dispatcher.wake(run)  # type: ignore[arg-type]  # the intake is made before the dispatcher
+
+    def _serve(self) -> None:
+        next_maintenance = self._clock.monotonic() + _MAINTENANCE_S
+        next_note = self._clock.monotonic()
+        seen = -1
+        while not self._stops:
+            due = self._dispatcher.step_due()
+            now = self._turned_at = self._clock.monotonic()
+            seen = self._answer(seen)
+            if self._target.api.has_changed():
+                log.info("the token was changed, trying again")
+                self._dispatcher.retry_now(self._target.api.destination)
+            if now >= next_note:
+                next_note = now + NOTE_INTERVAL_S
+                self._turned_away.note()
+            if now >= next_maintenance:
+                next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)
+            if self._is_idle(now) or self._is_drained(now):
+                return
+            if not self._health.not_live():
+                # A watchdog that is fed although the intake hangs would guard nothing.
+                self._notifier.alive()
+            self._wait(min(due - now, _TICK_S))
+
+    def _drain_at_stop(self) -> None:
+        log.info("stopping, delivering what is there")
+        self._health.is_stopping = True
+        self._dispatcher.flush()
+        self._dispatcher.retry_all_now()
+        began = self._clock.monotonic()
+        while self._stops == 1:
+            due = self._dispatcher.step_due()
+            now = self._turned_at = self._clock.monotonic()
+            ending = self._intake.has_sessions() and now - began < ENDING_COLLECTORS_S
+            if now - began >= STOP_DRAIN_S:
+                return
+            if not ending and self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way:
+                return
+            self._notifier.alive()
+            self._wait(min(due - now, 0.1))
+
+    def _wait(self, timeout_s: float) -> None:
+        if timeout_s > 0:
+            self._clock.wait(self._dispatcher.changed, timeout_s)
+        self._dispatcher.changed.clear()
+
+    def _answer(self, seen: int) -> int:
+        try:
+            with self._spool.lock:
+                version = self._spool.database.changed_elsewhere()
+            if version != seen:
+                over = self._dispatcher.run_is_over
+                answer_requests(self._spool, wake=self._dispatcher.wake, over=over, drain=self.drain)
+        except SpoolError as error:
+            log.warning("cannot answer a request error=%s", error)
+            return seen
+        return version
+
+    def _maintain(self) -> bool:
+        """Keep the spool's files small; True when there is more to do."""
+        try:
+            with self._spool.lock:
+                return self._spool.database.shrink()
+        except SpoolError as error:
+            log.warning("spool maintenance failed error=%s", error)
+            return False
+
+    def _is_idle(self, now: float) -> bool:
+        limit = self._config.exit_when_idle_s
+        if limit is None:
+            return False
+        with self._spool.lock:
+            has_open_runs = bool(open_runs(self._spool.runs.values()))
+        if has_open_runs or self._dispatcher.steps_under_way:
+            # Counted from the last delivery: its collector is to hear of it.
+            self._active_at = now
+        return now - max(self._active_at, self._intake.heard_at) >= limit
+
+    def _is_drained(self, now: float) -> bool:
+        if self._drain_until is None:
+            return False
+        return now >= self._drain_until or (self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way)
+
+    def _close(self, intake: threading.Thread) -> int:
+        if self._front is not None:
+            self._front.close()
+        self._intake_stop.set()
+        self._router.wake()
+        intake.join()
+        # Steps that hang are left behind.
+        self._dispatcher.abandon()
+        with self._spool.lock:
+            left = self._dispatcher.undelivered()
+            rows = sum(run.open_rows for run in self._spool.runs.values())
+            batches = sum(run.waiting_batches for run in self._spool.runs.values())
+            self._maintain()
+            self._spool.close()
+        self._router.close()
+        self._turned_away.note()
+        self._target.api.close()
+        self._target.store.close()
+        log.info("uploader stopped runs_left=%d rows_left=%d objects_left=%d", left, rows, batches)
+        self._lock.release()
+        return left
+
+
+def _refuse_socket_in_use(address: Address) -> None:
+    """ZeroMQ takes a Unix socket's path away from whoever listens there: ask first."""
+    if not address.url.startswith("ipc://"):
+        return
+    path = address.url.removeprefix("ipc://")
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        raise UsageError(f"cannot listen at {address.url}: {directory} is not a directory")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # One whose queue of connections is full is in use as well, and must not make us wait.
+        probe.settimeout(0)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise UsageError(f"cannot listen at {address.url}: {error.strerror}") from None
+    raise UsageError(f"cannot listen at {address.url}: another uploader does already")

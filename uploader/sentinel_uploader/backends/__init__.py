@@ -1,0 +1,1 @@
+"""Where runs are delivered: the Sentinel API, object stores, and the machine itself."""

@@ -1,0 +1,298 @@
+"""HTTP as the API and storage both need it: one bounded attempt at a time, over pooled connections.
+
+Bounded means: our own timeouts, a deadline for the whole exchange, a limit on the answer's size. No retries and no
+redirects: what to do next is decided elsewhere, from `DeliveryError.remedy`.
+"""
+
+import email.utils
+import math
+import ssl
+import threading
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import urllib3
+from urllib3.exceptions import HTTPError, LocationParseError
+from urllib3.util import parse_url
+
+from sentinel_protocol import __version__
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import UsageError
+from sentinel_uploader.backends.http.deadlines import Call, HttpPool, HttpsPool, carrying
+from sentinel_uploader.backends.http.proxies import Proxies, Proxy, certificate_authorities, tls_context
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 30.0
+TOTAL_TIMEOUT_S = 120.0
+MAX_ANSWER_BYTES = 1 << 20
+MAX_RETRY_AFTER_S = 3600.0
+SLOWEST_UPLINK_BYTES_PER_S = 16 << 10
+"""What a body may need on top of `TOTAL_TIMEOUT_S`: a big object on a slow line must be able to arrive."""
+
+_USER_AGENT = f"sentinel-stream/{__version__}"
+_READ_CHUNK_BYTES = 64 << 10
+_IDLE_CONNECTIONS_PER_HOST = 16
+
+
+class Origin(NamedTuple):
+    """Scheme, host (IPv6 in brackets) and port of a server."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def netloc(self) -> str:
+        """`host`, with the port where it is not the scheme's own: what a `Host` header says."""
+        return self.host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """`scheme://host[:port]`."""
+        return f"{self.scheme}://{self.netloc}"
+
+
+class Headers(Protocol):
+    """Header fields; names are matched without regard to case."""
+
+    def get(self, name: str, /) -> str | None:
+        """Return the field's value or `None`."""
+
+
+class Answer(NamedTuple):
+    """A complete HTTP answer; of an error answer beyond the size limit only the beginning."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Any 2xx."""
+        return 200 <= self.status < 300
+
+    def server_time(self) -> float | None:
+        """UNIX seconds of the `Date` header, `None` where there is no readable one."""
+        return _parse_http_date(self.headers.get("Date") or "")
+
+    def retry_after_s(self, now: float) -> float | None:
+        """Seconds that the server asks to wait; a date is measured by the server's own clock where it gives it."""
+        server_now = self.server_time()
+        return parse_retry_after(self.headers.get("Retry-After"), now if server_now is None else server_now)
+
+
+def parse_origin(url: str) -> tuple[Origin, str]:
+    """Split `http[s]://HOST[:PORT][/PREFIX]` into origin and prefix (`""` or `/…` without a slash at the end).
+
+    Raises `UsageError` for anything else (user information, query and fragment included).
+    """
+    try:
+        parts = parse_url(url)
+    except LocationParseError:
+        raise UsageError("not an address (expected https://HOST[:PORT][/PREFIX])") from None
+    if parts.scheme not in {"http", "https"} or not parts.host:
+        raise UsageError("not an http:// or https:// address (expected https://HOST[:PORT][/PREFIX])")
+    if parts.auth or parts.query or parts.fragment:
+        raise UsageError(f"the address of {parts.host} must not hold a user name, a query or a fragment")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return Origin(parts.scheme, parts.host, port), (parts.path or "").rstrip("/")
+
+
+def parse_retry_after(value: str | None, now: float) -> float | None:
+    """Return the seconds of a `Retry-After` header (RFC 9110, 10.2.3), at most an hour; `None` for rubbish."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        at = _parse_http_date(value)
+        if at is None:
+            return None
+        seconds = at - now
+        return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
+    return min(seconds, MAX_RETRY_AFTER_S) if seconds >= 0 and math.isfinite(seconds) else None
+
+
+class HttpClient:
+    """Pooled connections to any number of servers; may be used from several threads at once.
+
+    `authority_variables` are the environment variables that may name a file of certificate authorities, the first
+    that is set wins. Raises `UsageError` for a proxy or an authority file that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        environ: Mapping[str, str],
+        clock: Clock,
+        authority_variables: Sequence[str] = ("SSL_CERT_FILE",),
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        total_timeout_s: float = TOTAL_TIMEOUT_S,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ) -> None:
+        self._clock = clock
+        self._proxies = Proxies(environ)
+        self._authorities = certificate_authorities(environ, authority_variables)
+        self._connect_timeout_s = connect_timeout_s
+        self._read_timeout_s = read_timeout_s
+        self._total_timeout_s = total_timeout_s
+        self._max_answer_bytes = max_answer_bytes
+        self._lock = threading.Lock()
+        self._managers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
+        self._calls: set[Call] = set()
+        self._is_closed = False
+
+    def request(
+        self, name: str, method: str, origin: Origin, path: str, *, headers: Mapping[str, str], body: bytes = b""
+    ) -> Answer:
+        """Make one attempt and return the complete answer, whatever its status.
+
+        `path` (with a leading slash, already escaped) goes out byte for byte. Raises `DeliveryError` with
+        `Remedy.RETRY` when there is no complete answer, or when a successful one is beyond the size limit; its text
+        begins with `name`.
+        """
+        proxy = self._proxies.choose(origin.scheme, origin.host, origin.port)
+        is_forwarded = proxy is not None and origin.scheme == "http"
+        target = origin.url + path if is_forwarded else path
+        total_s = self._total_timeout_s + len(body) / SLOWEST_UPLINK_BYTES_PER_S
+        call = Call(self._clock, target=target, total_s=total_s, read_timeout_s=self._read_timeout_s)
+        self._register(call, name)
+        headers = {"User-Agent": _USER_AGENT, **headers, "Host": origin.netloc, "Content-Length": str(len(body))}
+        try:
+            with carrying(call):
+                return self._exchange(name, method, self._pool(origin, proxy), call, headers, body)
+        except (HTTPError, OSError, ValueError) as error:
+            via = f" through the proxy {proxy.url}" if proxy else ""
+            text = f"{name}: {origin.netloc}{via}: {explain(error)}"
+            raise DeliveryError(text, remedy=Remedy.RETRY) from None
+        finally:
+            with self._lock:
+                self._calls.discard(call)
+
+    def close(self) -> None:
+        """Close all connections; requests under way fail at once."""
+        with self._lock:
+            self._is_closed = True
+            calls, managers = list(self._calls), list(self._managers.values())
+        for call in calls:
+            call.abort()
+        for manager in managers:
+            manager.clear()
+
+    def _register(self, call: Call, name: str) -> None:
+        with self._lock:
+            if self._is_closed:
+                raise DeliveryError(f"{name}: the HTTP client was closed", remedy=Remedy.RETRY)
+            self._calls.add(call)
+
+    def _exchange(
+        self,
+        name: str,
+        method: str,
+        pool: urllib3.HTTPConnectionPool,
+        call: Call,
+        headers: Mapping[str, str],
+        body: bytes,
+    ) -> Answer:
+        response = pool.urlopen(
+            method,
+            call.target,
+            body=call.body_chunks(body) if body else None,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            timeout=urllib3.Timeout(connect=self._connect_timeout_s, read=self._read_timeout_s),
+            preload_content=False,
+            decode_content=False,
+        )
+        try:
+            received = self._read(response)
+        except BaseException:
+            # Not released: what is left of the answer must not become the beginning of the next one.
+            response.close()
+            raise
+        if len(received) > self._max_answer_bytes:
+            response.close()
+            if response.status < 400:
+                raise DeliveryError(
+                    f"{name}: HTTP {response.status} with an answer of more than {self._max_answer_bytes} bytes",
+                    remedy=Remedy.RETRY,
+                    status_code=response.status,
+                )
+        response.release_conn()
+        return Answer(response.status, response.headers, received[: self._max_answer_bytes])
+
+    def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
+        """Return the answer's body, or its beginning and one byte more than the limit."""
+        limit = self._max_answer_bytes + 1
+        received = bytearray()
+        while len(received) < limit:
+            chunk = response.read(min(_READ_CHUNK_BYTES, limit - len(received)), decode_content=False)
+            if not chunk:
+                break
+            received += chunk
+        return bytes(received)
+
+    def _pool(self, origin: Origin, proxy: Proxy | None) -> urllib3.HTTPConnectionPool:
+        needs_tls = origin.scheme == "https" or (proxy is not None and proxy.url.startswith("https:"))
+        key = (proxy.url if proxy else None, needs_tls)
+        with self._lock:
+            manager = self._managers.get(key)
+            if manager is None:
+                manager = self._managers[key] = self._manager(
+                    proxy, tls_context(self._authorities) if needs_tls else None
+                )
+        return manager.connection_from_host(origin.host, origin.port, scheme=origin.scheme)
+
+    def _manager(self, proxy: Proxy | None, context: ssl.SSLContext | None) -> urllib3.PoolManager:
+        manager = (
+            urllib3.PoolManager(32, maxsize=_IDLE_CONNECTIONS_PER_HOST, ssl_context=context)
+            if proxy is None
+            else urllib3.ProxyManager(
+                proxy.url,
+                32,
+                proxy_headers=proxy.headers,
+                proxy_ssl_context=context,
+                maxsize=_IDLE_CONNECTIONS_PER_HOST,
+                ssl_context=context,
+            )
+        )
+        manager.pool_classes_by_scheme = {"http": HttpPool, "https": HttpsPool}
+        return manager
+
+
+def explain(error: BaseException) -> str:
+    """Say in a few words why there was no answer.
+
+    Never the text of a `ValueError`: `http.client` quotes the header that it refuses, and that may be the token.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, ssl.SSLCertVerificationError):
+            return f"certificate not trusted: {seen.verify_message}"
+        if isinstance(seen, ssl.SSLError):
+            return f"TLS failed: {seen.reason or 'connection closed'}"
+        if isinstance(seen, TimeoutError):
+            return str(seen) or "timed out"
+        if isinstance(seen, OSError):
+            return seen.strerror or str(seen) or type(seen).__name__
+        if isinstance(seen, ValueError) and not isinstance(seen, HTTPError):
+            return "the request cannot be sent: a header or the address holds characters that HTTP does not allow"
+        seen = _inner(seen)
+    return f"no complete HTTP answer ({type(error).__name__})"
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    if error.__cause__ is not None:
+        return error.__cause__
+    return next((argument for argument in error.args if isinstance(argument, BaseException)), None)
+
+
+def _parse_http_date(value: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
+        return None

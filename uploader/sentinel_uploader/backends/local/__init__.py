@@ -1,0 +1,1 @@
+"""Runs that stay on this machine."""

@@ -1,0 +1,96 @@
+"""The Sentinel API's part for runs that stay on this machine: a directory a run, described by its `run.json`."""
+
+import json
+import os
+import time
+from typing import Any
+
+from sentinel_protocol.common.atomic_file import sync_directory, write_atomically
+from sentinel_protocol.common.errors import UsageError
+from sentinel_uploader.backends.objectstore.local import path_of_uri, uri_of_path
+from sentinel_uploader.backends.sentinel.payload import utc_text
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.ports import Credentials, Ending, Registration, RunDescription
+
+RUN_FILE = "run.json"
+
+
+class LocalSentinelAPI:
+    """A `SentinelAPI` that keeps runs in `DIR/RUN_ID/`; the same run registered again gets the same directory."""
+
+    inline_limit_bytes = 0
+
+    def __init__(self, directory: str) -> None:
+        """Runs go below `directory`; raises `UsageError` when it cannot be made."""
+        self._directory = os.path.abspath(directory)
+        try:
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot create the target directory {directory}: {error.strerror}") from error
+        if not os.access(self._directory, os.W_OK | os.X_OK):
+            raise UsageError(f"cannot write in the target directory {directory}")
+        self.destination = uri_of_path(self._directory)
+
+    def register(self, run: RunDescription) -> Registration:
+        """Make the run's directory and its first `run.json`."""
+        run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(run.created_at))}-{run.uid[:8]}"
+        path = os.path.join(self._directory, run_id)
+        _write(path, _described(run, run_id) | {"state": "running"})
+        return Registration(run_id=run_id, uri_prefix=uri_of_path(path), credentials=None)
+
+    def refresh(self, run_id: str) -> Credentials | None:  # noqa: ARG002 -- the port's
+        """Files need no credentials."""
+        return None
+
+    def finish(self, ending: Ending) -> dict[str, Any]:
+        """Write the final `run.json`."""
+        path = os.path.join(self._directory, ending.run_id)
+        objects = [os.path.basename(path_of_uri(uri)) for uri in ending.data_uris or []]
+        description = _described(ending.run, ending.run_id) | {
+            # The uploader may have heard of the run long after it began.
+            "started_at": utc_text(min(ending.run.created_at, ending.finished_at - _duration_s(ending))),
+            "status": ending.status,
+            "exit_code": ending.exit_code,
+            "finished_at": utc_text(ending.finished_at),
+            "objects": objects,
+        }
+        _write(path, description | ending.facts)
+        return {"run": {"run_id": ending.run_id, "run_status": ending.status}, "directory": path}
+
+    def has_changed(self) -> bool:
+        """Nobody is refused here."""
+        return False
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _duration_s(ending: Ending) -> float:
+    """Length of all rows' intervals, 0 where nothing is known of them."""
+    statistics = ending.facts.get("statistics")
+    seconds = statistics.get("duration_seconds") if isinstance(statistics, dict) else None
+    return float(seconds or 0.0)
+
+
+def _described(run: RunDescription, run_id: str) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "run_key": run.run_key,
+        "started_at": utc_text(run.created_at),
+        "interval_seconds": run.interval_s,
+        "metadata": run.metadata,
+        "host": run.host,
+        "cloud": run.cloud,
+    }
+
+
+def _write(directory: str, description: dict[str, Any]) -> None:
+    path = os.path.join(directory, RUN_FILE)
+    # What a client sent was made plain when it came in: NaN here would be a defect.
+    text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        sync_directory(os.path.dirname(directory))
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise DeliveryError(f"cannot write {path}: {error.strerror}", remedy=Remedy.RETRY) from error

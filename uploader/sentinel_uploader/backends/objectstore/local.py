@@ -1,0 +1,41 @@
+"""Objects as files below a local directory."""
+
+import os
+from urllib.parse import quote, unquote_to_bytes
+
+from sentinel_protocol.common.atomic_file import write_atomically
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.ports import Credentials
+
+_SCHEME = "file://"
+
+
+class DirectoryStore:
+    """An `ObjectStore` for `file://` uris; a directory is one destination."""
+
+    def destination(self, uri: str) -> str:
+        """Return the uri of the directory that all runs share: an object is `DIR/RUN_ID/NAME`."""
+        return uri.rsplit("/", 2)[0]
+
+    def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:  # noqa: ARG002 -- the port's
+        """Write the file atomically and durably."""
+        path = path_of_uri(uri)
+        try:
+            # Somebody may have removed the run's directory: the run goes on to its end all the same.
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            write_atomically(path, body)
+        except OSError as error:
+            raise DeliveryError(f"cannot write {path}: {error.strerror}", remedy=Remedy.RETRY) from error
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def uri_of_path(path: str) -> str:
+    """Return the `file://` uri of an absolute path."""
+    return _SCHEME + quote(os.fsencode(os.path.abspath(path)))
+
+
+def path_of_uri(uri: str) -> str:
+    """Return the path of a `file://` uri."""
+    return os.fsdecode(unquote_to_bytes(uri.removeprefix(_SCHEME)))

@@ -1,0 +1,51 @@
+"""AWS Signature Version 4 with a time of our own choosing.
+
+Imports botocore, which takes 50 ms and 6 MiB: import this module when the first object is stored.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import ReadOnlyCredentials
+
+from sentinel_uploader.runs.ports import Credentials
+
+
+class _SignerAt(S3SigV4Auth):
+    """botocore's signer reads the clock itself; a clock that is wrong has to be corrected by what storage says."""
+
+    def __init__(self, credentials: ReadOnlyCredentials, region: str, now: float) -> None:
+        super().__init__(credentials, "s3", region)
+        self._now = now
+
+    def add_auth(self, request: AWSRequest) -> None:
+        request.context["timestamp"] = datetime.fromtimestamp(self._now, UTC).strftime("%Y%m%dT%H%M%SZ")
+        # The two methods are botocore's own steps of `add_auth`.
+        self._modify_request_before_signing(request)  # type: ignore[attr-defined]  # missing in the stubs
+        text = self.string_to_sign(request, self.canonical_request(request))
+        self._inject_signature_to_request(  # type: ignore[attr-defined]  # missing in the stubs
+            request, self.signature(text, request)
+        )
+
+
+def signed_headers(
+    method: str,
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    body: bytes,
+    credentials: Credentials,
+    region: str,
+    now: float,
+) -> dict[str, str]:
+    """Return the headers to send: the given ones (all signed, `Host` must be there) and the signature's own.
+
+    The payload's SHA-256 is signed, over TLS too: then nothing on the way needs a checksum trailer. `now` is UNIX
+    seconds by storage's clock.
+    """
+    request = AWSRequest(method=method, url=url, headers=dict(headers), data=body)
+    keys = ReadOnlyCredentials(credentials.access_key, credentials.secret_key, credentials.session_token)
+    _SignerAt(keys, region, now).add_auth(request)
+    return dict(request.headers.items())

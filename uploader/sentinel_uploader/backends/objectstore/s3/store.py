@@ -1,0 +1,139 @@
+"""S3 and what speaks its language: one signed PUT for each object, with the credentials that belong to its run.
+
+No SDK client: thousands of runs have credentials of their own, and a client for each would cost 10 ms and 0.3 MiB.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import UsageError
+from sentinel_uploader.backends.http.client import Answer, HttpClient
+from sentinel_uploader.backends.objectstore.s3.address import (
+    ObjectAddress,
+    bucket_location,
+    configured_endpoint,
+    is_region,
+    object_location,
+    parse_uri,
+)
+from sentinel_uploader.backends.objectstore.s3.errors import Fault, error_of, read_fault
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.ports import Credentials
+
+FALLBACK_REGION = "us-east-1"
+AUTHORITY_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
+
+
+class S3Store:
+    """Implements `sentinel_uploader.runs.ports.ObjectStore` for `s3://BUCKET/KEY`; safe for several threads.
+
+    `AWS_ENDPOINT_URL_S3` (else `AWS_ENDPOINT_URL`) names a server other than AWS. Raises `UsageError` for addresses,
+    proxies and files of the environment that cannot be used, and where botocore is not installed.
+    """
+
+    def __init__(self, *, environ: Mapping[str, str], clock: Clock, client: HttpClient | None = None) -> None:
+        self._clock = clock
+        self._endpoint = configured_endpoint(environ)
+        self._default_region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or ""
+        self._client = client or HttpClient(environ=environ, clock=clock, authority_variables=AUTHORITY_VARIABLES)
+        self._lock = threading.Lock()
+        self._bucket_regions: dict[str, str] = {}
+        self._ahead_s: dict[str, float] = {}
+        self._signed_headers = _import_signer()
+
+    def destination(self, uri: str) -> str:
+        """Return `s3://BUCKET`: buckets fail, throttle and lie in regions of their own."""
+        return f"s3://{parse_uri(uri).bucket}"
+
+    def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:
+        """Store the object; idempotent; raises `DeliveryError`.
+
+        One attempt, and within it one more each for a wrong region and for a clock that is off: storage tells the
+        right ones.
+        """
+        address = parse_uri(uri)
+        call = f"PUT {uri}"
+        if credentials is None:
+            raise DeliveryError(f"{call}: there are no credentials for the bucket", remedy=Remedy.REFRESH)
+        region = self._region(address.bucket, credentials)
+        may_learn_region = may_learn_time = True
+        while True:
+            answer = self._attempt(call, address, region, body, credentials)
+            if answer.is_success:
+                return
+            fault = read_fault(answer)
+            if may_learn_region and _is_elsewhere(fault, region):
+                may_learn_region = False
+                region = fault.region
+                with self._lock:
+                    self._bucket_regions[address.bucket] = region
+            elif may_learn_time and self._learn_time(address.bucket, fault, answer):
+                may_learn_time = False
+            else:
+                secrets = (credentials.secret_key, credentials.session_token, credentials.access_key)
+                raise error_of(call, answer, fault, secrets=secrets, now=self._clock.now())
+
+    def close(self) -> None:
+        """Close the connections; calls under way fail."""
+        self._client.close()
+
+    def _attempt(self, call: str, address: ObjectAddress, region: str, body: bytes, credentials: Credentials) -> Answer:
+        origin, path = object_location(address, region, self._endpoint)
+        with self._lock:
+            ahead_s = self._ahead_s.get(address.bucket, 0.0)
+        headers = self._signed_headers(
+            "PUT",
+            origin.url + path,
+            headers={"Host": origin.netloc, "Content-Type": "application/gzip"},
+            body=body,
+            credentials=credentials,
+            region=region,
+            now=self._clock.now() + ahead_s,
+        )
+        return self._client.request(call, "PUT", origin, path, headers=headers, body=body)
+
+    def _region(self, bucket: str, credentials: Credentials) -> str:
+        """Return what storage itself has told, else the API, else the configuration, else what a HEAD tells."""
+        with self._lock:
+            learnt = self._bucket_regions.get(bucket)
+        region = learnt or credentials.region or self._default_region
+        if not region:
+            region = FALLBACK_REGION if self._endpoint else self._ask_region(bucket)
+        if not is_region(region):
+            raise DeliveryError(f"s3://{bucket}: {region!r} is not a region", remedy=Remedy.RETRY_SLOWLY)
+        return region
+
+    def _ask_region(self, bucket: str) -> str:
+        origin, path = bucket_location(bucket)
+        answer = self._client.request(f"HEAD s3://{bucket}", "HEAD", origin, path, headers={})
+        region = answer.headers.get("x-amz-bucket-region") or ""
+        if not is_region(region):
+            # Not remembered: the PUT that follows says more than this answer did.
+            return FALLBACK_REGION
+        with self._lock:
+            self._bucket_regions[bucket] = region
+        return region
+
+    def _learn_time(self, bucket: str, fault: Fault, answer: Answer) -> bool:
+        server_now = answer.server_time()
+        if fault.code != "RequestTimeTooSkewed" or server_now is None:
+            return False
+        with self._lock:
+            self._ahead_s[bucket] = server_now - self._clock.now()
+        return True
+
+
+def _is_elsewhere(fault: Fault, region: str) -> bool:
+    is_wrong_region = fault.code in {"AuthorizationHeaderMalformed", "PermanentRedirect"} or fault.status == 301
+    return is_wrong_region and fault.region != region and is_region(fault.region)
+
+
+def _import_signer() -> Callable[..., dict[str, str]]:
+    try:
+        from sentinel_uploader.backends.objectstore.s3.sigv4 import signed_headers
+    except ImportError as error:
+        raise UsageError(
+            f"storing objects in S3 needs {error.name}: install it with pip install 'sentinel-stream[uploader]'"
+        ) from error
+    return signed_headers

@@ -1,0 +1,169 @@
+"""The three calls of the Sentinel API as a library: one attempt each, answers as the server sent them.
+
+Whatever is not success raises `SentinelAPIError`, also when there is no connection (`status_code` is `None` then);
+nothing is retried here. Without an `endpoint` the environment says where the API is (`SENTINEL_API_URL`,
+proxies, `SSL_CERT_FILE`).
+"""
+
+import gzip
+import logging
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from sentinel_uploader.backends.http.client import Answer
+from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, Endpoint, default_endpoint, run_path
+from sentinel_uploader.backends.sentinel.payload import registration, utc_text
+from sentinel_uploader.backends.sentinel.responses import (
+    SentinelAPIError,
+    processing_complaint,
+    read_object,
+    require_credentials,
+    require_text,
+)
+
+__all__ = [
+    "DEFAULT_BASE_URL",
+    "DataSource",
+    "Endpoint",
+    "RunStatus",
+    "SentinelAPIError",
+    "finish_run",
+    "processing_complaint",
+    "refresh_credentials",
+    "register_run",
+]
+
+_log = logging.getLogger(__name__)
+
+_MAX_TRIES_IN_A_CALL = 6
+_OPTIONAL_AT_FINISH = frozenset({"finished_at"})
+
+
+class RunStatus(StrEnum):
+    """How a run ended."""
+
+    finished = "finished"
+    failed = "failed"
+
+
+class DataSource(StrEnum):
+    """Where `finish` says the run's rows are."""
+
+    s3 = "s3"
+    inline = "inline"
+
+
+def register_run(
+    token: str,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    host_info: Mapping[str, Any] | None = None,
+    cloud_info: Mapping[str, Any] | None = None,
+    endpoint: Endpoint | None = None,
+) -> dict[str, Any]:
+    """Register a run and return the answer: `run_id`, `upload_uri_prefix`, `upload_credentials` are in it.
+
+    A field that the server refuses (422) is left out with a warning, tags after a try as a list; what was refused is
+    remembered for an hour.
+    """
+    endpoint = endpoint or default_endpoint()
+    body = endpoint.refusals.adapt(registration(metadata, host_info, cloud_info))
+    for _ in range(_MAX_TRIES_IN_A_CALL):
+        answer = endpoint.post("register", "/runs", token, _encode(body))
+        adapted = endpoint.refusals.learn(body, answer.body) if answer.status == 422 else None
+        if adapted is None:
+            break
+        body = adapted
+    response = _read("register", answer, token, endpoint)
+    require_text("register", answer.status, response, "run_id", "upload_uri_prefix")
+    require_credentials("register", answer.status, response)
+    return response
+
+
+def refresh_credentials(token: str, run_id: str, *, endpoint: Endpoint | None = None) -> dict[str, Any]:
+    """Ask for new storage credentials and return the answer: `upload_credentials` is in it."""
+    endpoint = endpoint or default_endpoint()
+    answer = endpoint.post("refresh", run_path("refresh", run_id, "refresh-credentials"), token, b"")
+    response = _read("refresh", answer, token, endpoint)
+    require_credentials("refresh", answer.status, response)
+    return response
+
+
+def finish_run(
+    token: str,
+    run_id: str,
+    *,
+    exit_code: int | None = 0,
+    run_status: RunStatus = RunStatus.finished,
+    data_source: DataSource = DataSource.s3,
+    data_uris: Sequence[str] | None = None,
+    data_csv: str | bytes | None = None,
+    finished_at: float | None = None,
+    endpoint: Endpoint | None = None,
+) -> dict[str, Any]:
+    """Close a run and return the answer, `{}` when it is empty.
+
+    `data_uris` are all objects in order, for `s3`; `data_csv` is header and all rows, for `inline`. An `exit_code` of
+    `None` is unknown and left out. `finished_at` is UNIX seconds. Raises `ValueError`, before anything is sent, when
+    the data is missing or of the wrong kind.
+    """
+    body: dict[str, Any] = {"exit_code": exit_code, "run_status": RunStatus(run_status).value}
+    body["finished_at"] = None if finished_at is None else utc_text(finished_at)
+    body |= _data_fields(DataSource(data_source), data_uris, data_csv)
+    endpoint = endpoint or default_endpoint()
+    body = {key: value for key, value in body.items() if value is not None}
+    answer = _post_finish(endpoint, run_path("finish", run_id, "finish"), token, body)
+    return _read("finish", answer, token, endpoint)
+
+
+def _data_fields(source: DataSource, data_uris: Sequence[str] | None, data_csv: str | bytes | None) -> dict[str, Any]:
+    if source is DataSource.s3:
+        if data_csv is not None:
+            raise ValueError("data_csv is for data_source=inline; data_source=s3 takes data_uris")
+        if isinstance(data_uris, str) or not data_uris or not all(isinstance(uri, str) and uri for uri in data_uris):
+            raise ValueError("data_source=s3 needs data_uris, a list of at least one address")
+        return {"data_source": source.value, "data_uris": list(data_uris)}
+    if data_uris is not None:
+        raise ValueError("data_uris is for data_source=s3; data_source=inline takes data_csv")
+    if not isinstance(data_csv, str | bytes) or not data_csv:
+        raise ValueError("data_source=inline needs data_csv, a text with at least the header line")
+    text = data_csv if isinstance(data_csv, str) else data_csv.decode()
+    return {"data_source": source.value, "data_csv": text}
+
+
+def _post_finish(endpoint: Endpoint, path: str, token: str, body: dict[str, Any]) -> Answer:
+    """Send the body, inline gzipped first; plain once, and without optional fields, where the server wants that."""
+    refusals = endpoint.refusals
+    body = {key: value for key, value in body.items() if key not in _OPTIONAL_AT_FINISH or not refusals.is_refused(key)}
+    gzipped = "data_csv" in body and not refusals.is_refused("Content-Encoding", "gzip")
+    plain_is_trial = False
+    while True:
+        encoded = _encode(body)
+        if gzipped:
+            # Level 1 and no time stamp: a run's last words need not be small, and repeat byte for byte.
+            answer = endpoint.post("finish", path, token, gzip.compress(encoded, 1, mtime=0), encoding="gzip")
+        else:
+            answer = endpoint.post("finish", path, token, encoded)
+        if answer.is_success and plain_is_trial:
+            refusals.remember("Content-Encoding", "gzip")
+        refused = refusals.named(answer.body) & body.keys() & _OPTIONAL_AT_FINISH if answer.status == 422 else set()
+        if refused:
+            for field in refused:
+                refusals.remember(field)
+            _log.warning("finish fields refused, sending without them: fields=%s", ",".join(sorted(refused)))
+            body = {key: value for key, value in body.items() if key not in refused}
+        elif gzipped and answer.status in {400, 415, 422}:
+            gzipped, plain_is_trial = False, True
+        else:
+            return answer
+
+
+def _read(call: str, answer: Answer, token: str, endpoint: Endpoint) -> dict[str, Any]:
+    return read_object(call, answer, token=token, now=endpoint.clock.now())
+
+
+def _encode(body: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode(body)

@@ -1,0 +1,104 @@
+"""What a server refused with 422, remembered for an hour, so that a thousand runs do not each try twice."""
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sentinel_protocol.common.clock import Clock
+from sentinel_uploader.backends.sentinel.payload import tags_list
+from sentinel_uploader.util.untrusted_text import printable
+
+REMEMBERED_S = 3600.0
+MAX_REMEMBERED = 1000
+
+_log = logging.getLogger(__name__)
+
+
+class Refusals:
+    """The fields that one base URL does not take; safe for several threads.
+
+    A field that the server does not know, or wants in another form, is refused for every run. A field whose value it
+    does not like is refused with that value only: another run's may be fine.
+    """
+
+    def __init__(self, base_url: str, clock: Clock) -> None:
+        self._base_url = base_url
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._until_s: dict[tuple[str, str], float] = {}
+
+    def remember(self, field: str, form: str = "") -> None:
+        """Remember that the field is refused, in this form only when one is given."""
+        now_s = self._clock.monotonic()
+        with self._lock:
+            if len(self._until_s) >= MAX_REMEMBERED:
+                self._until_s = {key: until_s for key, until_s in self._until_s.items() if until_s > now_s}
+                while len(self._until_s) >= MAX_REMEMBERED:
+                    del self._until_s[next(iter(self._until_s))]
+            self._until_s[field, form] = now_s + REMEMBERED_S
+
+    def is_refused(self, field: str, form: str = "") -> bool:
+        """Say whether the field was refused within the last hour, altogether or in this form."""
+        now_s = self._clock.monotonic()
+        with self._lock:
+            return any(self._until_s.get((field, one), now_s) > now_s for one in ("", form))
+
+    def adapt(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the body without what was refused; tags become a list before they are left out."""
+        adapted = {}
+        for field, value in body.items():
+            for form in _forms(field, value):
+                if not self.is_refused(field, _form_key(field, form)):
+                    adapted[field] = form
+                    break
+        return adapted
+
+    def learn(self, body: Mapping[str, Any], answer_body: bytes) -> dict[str, Any] | None:
+        """Remember what a 422 names and return the body adapted to it, `None` when that changes nothing."""
+        offences = {field: (kind, message) for field, kind, message in _offences(answer_body) if field in body}
+        for field, (kind, message) in offences.items():
+            value = body[field]
+            whole_field = field != "tags" and "extra" in kind
+            self.remember(field, "" if whole_field else _form_key(field, value))
+            _log.warning(
+                "the server refused a field, sending without it: field=%s form=%s base_url=%s answer=%s",
+                field, type(value).__name__, self._base_url, printable(message, 200),
+            )  # fmt: skip
+        adapted = self.adapt(body)
+        return adapted if adapted != body else None
+
+    @staticmethod
+    def named(answer_body: bytes) -> set[str]:
+        """Return the fields that a 422 names, without remembering them."""
+        return {field for field, _, _ in _offences(answer_body)}
+
+
+def _forms(field: str, value: Any) -> list[Any]:
+    return [value, tags_list(value)] if field == "tags" and isinstance(value, dict) else [value]
+
+
+def _form_key(field: str, value: Any) -> str:
+    # For tags the form is the kind of container: which of the two a server wants does not depend on the run.
+    return type(value).__name__ if field == "tags" else msgspec.json.encode(value).decode()
+
+
+def _offences(answer_body: bytes) -> list[tuple[str, str, str]]:
+    """Return (field, kind, message) of each entry of a FastAPI-style 422 body; nothing for another text."""
+    try:
+        detail = msgspec.json.decode(answer_body).get("detail")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):
+        return []
+    found = []
+    for entry in detail if isinstance(detail, list) else []:
+        location = entry.get("loc") if isinstance(entry, dict) else None
+        if not isinstance(location, list):
+            continue
+        path = [part for part in location if isinstance(part, str)]
+        if path[:1] == ["body"]:
+            path = path[1:]
+        if path:
+            found.append((path[0], str(entry.get("type", "")), str(entry.get("msg", ""))))
+    return found

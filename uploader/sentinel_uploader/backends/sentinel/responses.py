@@ -1,0 +1,123 @@
+"""Reading the Sentinel API's answers: errors classified once, objects checked."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sentinel_uploader.backends.sentinel.credentials import REQUIRED_KEYS
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.util.untrusted_text import printable, without_secrets
+
+if TYPE_CHECKING:
+    # Not at run time: the local target has no use for urllib3, which it would bring along.
+    from sentinel_uploader.backends.http.client import Answer
+
+MAX_BODY_CHARS = 4096
+_SHOWN_CHARS = 200
+
+
+class SentinelAPIError(DeliveryError):
+    """A call to the Sentinel API did not succeed.
+
+    `status_code` is `None` when there was no complete answer, or nothing could be sent. `body` is the beginning of the
+    answer's text, without our token. `reason` takes the body's place in the error's text: an answer that should have
+    held credentials is not quoted.
+    """
+
+    def __init__(
+        self,
+        status_code: int | None,
+        body: str = "",
+        *,
+        call: str = "",
+        reason: str = "",
+        remedy: Remedy | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        self.body = body[:MAX_BODY_CHARS]
+        status = "" if status_code is None else f"HTTP {status_code}"
+        detail = reason or printable(self.body, _SHOWN_CHARS)
+        super().__init__(
+            ": ".join(filter(None, (call, status, detail))),
+            remedy=remedy or (Remedy.RETRY if status_code is None else remedy_of(status_code)),
+            status_code=status_code,
+            retry_after_s=retry_after_s,
+        )
+
+
+def remedy_of(status: int) -> Remedy:
+    """Classify a status that is not success, by the contract."""
+    if status in {408, 425, 429} or status >= 500 or status < 300:
+        return Remedy.RETRY
+    if status in {401, 403} or status < 400:
+        # A redirect is not followed: the token is for the address that was configured, which somebody has to correct.
+        return Remedy.RETRY_SLOWLY
+    return Remedy.GIVE_UP
+
+
+def read_object(call: str, answer: "Answer", *, token: str, now: float) -> dict[str, Any]:
+    """Return the answer's JSON object, `{}` for an empty body; raises `SentinelAPIError` for anything else."""
+    if not answer.is_success:
+        raise error_of(call, answer, token=token, now=now)
+    if not answer.body.strip():
+        return {}
+    try:
+        value = msgspec.json.decode(answer.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        reason = f"the answer of {len(answer.body)} bytes is not JSON"
+        raise SentinelAPIError(answer.status, call=call, reason=reason, remedy=Remedy.RETRY) from None
+    if not isinstance(value, dict):
+        reason = f"the answer is not a JSON object but {type(value).__name__}"
+        raise SentinelAPIError(answer.status, call=call, reason=reason, remedy=Remedy.RETRY)
+    return value
+
+
+def error_of(call: str, answer: "Answer", *, token: str, now: float) -> SentinelAPIError:
+    """Return the error for an answer that is not success."""
+    text = answer.body[: 4 * MAX_BODY_CHARS].decode("utf-8", "replace")
+    reason = ""
+    if 300 <= answer.status < 400:
+        location = printable(answer.headers.get("Location") or "nowhere", _SHOWN_CHARS)
+        reason = f"redirects to {location}, which is not followed: correct the API's address"
+    return SentinelAPIError(
+        answer.status, without_secrets(text, token), call=call, reason=reason, retry_after_s=answer.retry_after_s(now)
+    )
+
+
+def require_text(call: str, status: int, fields: Mapping[str, Any], *keys: str) -> None:
+    """Raise `SentinelAPIError` naming the first of the keys that does not hold a string."""
+    for key in keys:
+        value = fields.get(key)
+        if not isinstance(value, str) or not value:
+            raise _incomplete(call, status, key, value)
+
+
+def require_credentials(call: str, status: int, fields: Mapping[str, Any]) -> None:
+    """Raise `SentinelAPIError` when `upload_credentials` or one of its required keys is missing."""
+    credentials = fields.get("upload_credentials")
+    if not isinstance(credentials, dict):
+        raise _incomplete(call, status, "upload_credentials", credentials)
+    for key in REQUIRED_KEYS:
+        value = credentials.get(key)
+        if not isinstance(value, str) or not value:
+            raise _incomplete(call, status, f"upload_credentials.{key}", value)
+
+
+def processing_complaint(response: Mapping[str, Any], rows_sent: int) -> str | None:
+    """Return what the server says went wrong with the data it was sent at `finish`, `None` when all is well."""
+    processing = response.get("processing")
+    if not isinstance(processing, dict):
+        return None
+    if processing.get("error"):
+        return f"the server could not process the data: {printable(str(processing['error']), _SHOWN_CHARS)}"
+    rows = processing.get("rows")
+    if isinstance(rows, int) and not isinstance(rows, bool) and rows != rows_sent:
+        return f"the server counted {rows} rows, {rows_sent} were sent"
+    return None
+
+
+def _incomplete(call: str, status: int, key: str, value: Any) -> SentinelAPIError:
+    fault = "lacks the key" if value is None else "holds no usable value for"
+    # Repeating at once would leave a run behind at the server with every try; somebody has to correct the server.
+    return SentinelAPIError(status, call=call, reason=f"the answer {fault} {key!r}", remedy=Remedy.RETRY_SLOWLY)

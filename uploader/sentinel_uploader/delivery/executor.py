@@ -1,0 +1,300 @@
+"""What each step of a run does to the outside, and what it then writes down.
+
+A new state, and the fact that something is about to be tried, are committed before the effect; a repetition of any
+step after a crash does the same again.
+"""
+
+import hashlib
+import logging
+from typing import NamedTuple
+
+import msgspec
+
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.wire.messages import Finish
+from sentinel_protocol.wire.run_statistics import RunStatistics
+from sentinel_protocol.wire.sample import CSV_HEADER, Sample, csv_rows
+from sentinel_uploader.backends.sentinel.credentials import is_refresh_due
+from sentinel_uploader.backends.sentinel.responses import processing_complaint
+from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, object_uri, rows_of_body
+from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.lifecycle import Event, Policy, RunState, Step, goes_inline, stale_at
+from sentinel_uploader.runs.ports import Credentials, Ending, ObjectStore, SentinelAPI
+from sentinel_uploader.spool.run_record import Run, RunRecord
+from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.spool.types import Batch, OpenFrames
+from sentinel_uploader.telemetry.counters import Counters
+from sentinel_uploader.util.json_safe import plain
+
+log = logging.getLogger(__name__)
+
+_MAX_KEPT_RESPONSE_BYTES = 16 << 10
+_TOO_LARGE = 413
+_SHORTEST_USE_S = 1.0
+
+
+class Target(NamedTuple):
+    """Where runs are delivered: the API and the store that belongs to it."""
+
+    api: SentinelAPI
+    store: ObjectStore
+    needs_credentials: bool
+
+
+class Steps:
+    """Performs one step of one run at a time; steps of one run are serialised by the dispatcher."""
+
+    def __init__(self, *, spool: Spool, target: Target, policy: Policy, clock: Clock, counters: Counters) -> None:
+        self._spool = spool
+        self._target = target
+        self._policy = policy
+        self._clock = clock
+        self._counters = counters
+
+    def destination(self, run: Run, step: Step) -> str | None:
+        """Name what the step talks to; `None` for a step that stays inside.
+
+        Raises `DeliveryError` when the run has an address that leads nowhere.
+        """
+        if step in {Step.CUT, Step.CLOSE_STALE}:
+            return None
+        if step is Step.PUT:
+            return self._target.store.destination(object_uri(run.record.uri_prefix, 1))
+        return self._target.api.destination
+
+    def needs_credentials(self, run: Run) -> bool:
+        """Whether nothing can be put without asking for credentials first."""
+        if not self._target.needs_credentials:
+            return False
+        credentials = run.credentials
+        return credentials is None or self._has_expired(credentials)
+
+    def wants_refresh(self, run: Run) -> bool:
+        """Whether the credentials are good for a little while only."""
+        credentials = run.credentials
+        now = self._clock.now()
+        if credentials is None or abs(now - credentials.obtained_at) < _SHORTEST_USE_S:
+            return False
+        return is_refresh_due(credentials, now)
+
+    def perform(self, run: Run, step: Step) -> None:
+        """Do one step; raises `DeliveryError` or `SpoolError`, and the same step is due again."""
+        match step:
+            case Step.REGISTER:
+                self._register(run)
+            case Step.CUT:
+                self._cut(run)
+            case Step.PUT:
+                self._put(run)
+            case Step.REFRESH:
+                run.credentials = self._target.api.refresh(run.record.run_id)
+                self._counters.refreshes.add()
+            case Step.FINISH:
+                self._finish(run)
+            case Step.CLOSE_STALE:
+                self._close_stale(run)
+
+    def _register(self, run: Run) -> None:
+        if run.record.run_id:
+            self._registered(run)
+            return
+        if run.registration is None:
+            run.registration = self._target.api.register(run.record.describe())
+        answer = run.registration
+        run.credentials = answer.credentials
+        # A crash between here and the commit leaves an empty run at the server: it cannot be undone.
+        self._registered(run, run_id=answer.run_id, uri_prefix=answer.uri_prefix)
+        run.registration = None
+        self._counters.registered.add()
+        log.info("run registered run=%s key=%s", answer.run_id, run.record.key, extra=run.record.log_fields)
+
+    def _registered(self, run: Run, **changes: str) -> None:
+        # The run's end may come while the API is being asked: it is looked at when the state changes, not before.
+        with self._spool.lock:
+            events = [Event.REGISTERED, *([Event.ENDED] if run.record.has_ended else [])]
+            self._spool.update(run, *events, last_error="", next_try_at=0.0, **changes)
+
+    def _cut(self, run: Run) -> None:
+        frames = self._spool.read_open(run, max_rows=self._policy.max_batch_rows)
+        if frames is None:
+            return
+        samples = _samples_of(frames)
+        csv = csv_text(samples)
+        body = compress(csv)
+        record = run.record
+        statistics = record.statistics.copy()
+        statistics.add(samples)
+        batch = Batch(
+            number=record.batches + 1,
+            first_seq=frames.first_seq,
+            last_seq=frames.last_seq,
+            rows=len(samples),
+            body=body,
+            sha256=hashlib.sha256(body).digest(),
+        )
+        self._spool.freeze(
+            run,
+            frames,
+            batch,
+            batches=batch.number,
+            rows=record.rows + batch.rows,
+            csv_bytes=record.csv_bytes + len(csv),
+            statistics=statistics,
+            cut_at=self._clock.now(),
+        )
+
+    def _put(self, run: Run) -> None:
+        batch = self._spool.oldest_batch(run)
+        if batch is None:
+            return
+        body = _body_of(batch)
+        if not run.record.put_tried:
+            self._spool.update(run, put_tried=True)
+        began_at = self._clock.monotonic()
+        self._target.store.put(object_uri(run.record.uri_prefix, batch.number), body, run.credentials)
+        self._counters.put_s.add(self._clock.monotonic() - began_at)
+        run.credentials_refused = 0
+        self._spool.delivered(run, batch)
+        self._counters.objects_delivered.add()
+        self._counters.object_bytes_delivered.add(len(batch.body))
+        self._counters.rows_delivered.add(batch.rows)
+        name, fields = run.record.run_id, run.record.log_fields
+        log.debug("object stored run=%s number=%d rows=%d", name, batch.number, batch.rows, extra=fields)
+
+    def _close_stale(self, run: Run) -> None:
+        with self._spool.lock:
+            # It was decided some time ago: the collector may have spoken, or ended the run, meanwhile.
+            gone_at = stale_at(self._policy, silent_since=run.heard_at, interval_s=run.record.interval_s)
+            if run.record.has_ended or self._clock.monotonic() < gone_at:
+                return
+            finish = Finish(last_seq=run.acked_seq, exit_code=None, status="failed", time=self._clock.now())
+            self._spool.update(run, Event.ENDED, finish=finish, closed_as_stale=True)
+        self._counters.closed_as_stale.add()
+        name, fields = run.record.run_id, run.record.log_fields
+        log.warning("run closed, its collector is silent run=%s key=%s", name, run.record.key, extra=fields)
+
+    def _finish(self, run: Run) -> None:
+        record = run.record
+        finish = record.finish
+        assert finish is not None
+        facts = run.facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
+        inline = goes_inline(facts, self._policy)
+        csv, rows, statistics = self._inline_data(run) if inline else (None, record.rows, record.statistics)
+        uris = None if inline else [object_uri(record.uri_prefix, n) for n in range(1, record.batches + 1)]
+        again = record.finish_tried
+        if not again:
+            self._spool.update(run, finish_tried=True)
+        ending = Ending(
+            run=record.describe(),
+            run_id=record.run_id,
+            exit_code=finish.exit_code,
+            status=finish.status,
+            finished_at=finish.time,
+            data_uris=uris,
+            data_csv=csv,
+            facts=_facts_of_run(msgspec.structs.replace(record, rows=rows, statistics=statistics)),
+        )
+        if run.response is None:
+            try:
+                run.response = self._target.api.finish(ending)
+            except DeliveryError as error:
+                self._finish_failed(run, error, inline=inline and rows > 0, again=again)
+                return
+        response = run.response
+        complaint = processing_complaint(response, rows)
+        if complaint is not None:
+            text = "the server reports trouble with the run's data run=%s complaint=%s"
+            log.warning(text, record.run_id, complaint, extra=record.log_fields)
+        self._spool.end(
+            run,
+            Event.CLOSED_STALE if record.closed_as_stale else Event.ACCEPTED,
+            response=_bounded(plain(response)),
+            rows=rows,
+            delivered_rows=rows,
+            statistics=statistics,
+        )
+        self._counters.rows_delivered.add(rows - record.delivered_rows)
+        log.info(
+            "run finished run=%s status=%s rows=%d objects=%d",
+            record.run_id,
+            finish.status,
+            rows,
+            record.batches,
+            extra=record.log_fields,
+        )
+
+    def _finish_failed(self, run: Run, error: DeliveryError, *, inline: bool, again: bool) -> None:
+        if inline and error.status_code == _TOO_LARGE:
+            # The server takes less inline than the contract says: the rows go through storage instead.
+            self._spool.update(run, put_tried=True, finish_tried=False)
+            return
+        if again and error.remedy is Remedy.GIVE_UP:
+            raise DeliveryError(
+                f"an earlier finish got no answer and may have been accepted; the repetition got: {error}",
+                remedy=Remedy.GIVE_UP,
+                status_code=error.status_code,
+            ) from error
+        raise error
+
+    def _inline_data(self, run: Run) -> tuple[bytes, int, RunStatistics]:
+        """Return header and all rows, how many, and the statistics over them."""
+        parts = [CSV_HEADER, *(rows_of_body(_body_of(batch)) for batch in self._spool.waiting_bodies(run))]
+        frames = self._spool.read_open(run, max_rows=2**62)
+        samples = _samples_of(frames) if frames is not None else []
+        statistics = run.record.statistics.copy()
+        statistics.add(samples)
+        return b"".join([*parts, csv_rows(samples)]), run.record.rows + len(samples), statistics
+
+    def _has_expired(self, credentials: Credentials) -> bool:
+        now = self._clock.now()
+        expires_at, obtained_at = credentials.expires_at, credentials.obtained_at
+        # Credentials that had expired before they came tell of clocks that disagree, and any are good for one try:
+        # otherwise a refresh would follow upon a refresh.
+        if expires_at is None or expires_at <= obtained_at or abs(now - obtained_at) < _SHORTEST_USE_S:
+            return False
+        return expires_at <= now
+
+
+def park(spool: Spool, run: Run, error: Exception) -> None:
+    """Put a run aside for a person; its data stays."""
+    spool.update(run, Event.REFUSED, last_error=plain(str(error)), next_try_at=0.0)
+    name, fields = run.record.run_id, run.record.log_fields
+    log.error("run parked, see `sentinel-uploader status` run=%s error=%s", name, error, extra=fields)
+
+
+def _samples_of(frames: OpenFrames) -> list[Sample]:
+    """Decode rows; raises `DeliveryError` where the disk has damaged them: no repetition makes them whole."""
+    try:
+        return decode_frames(frames.payloads)
+    except BadMessageError as error:
+        text = f"rows {frames.first_seq} to {frames.last_seq} are damaged in the spool: {error}"
+        raise DeliveryError(text, remedy=Remedy.GIVE_UP) from error
+
+
+def _body_of(batch: Batch) -> bytes:
+    """Return an object's bytes as they were frozen; raises `DeliveryError` where the disk has damaged them."""
+    if hashlib.sha256(batch.body).digest() != batch.sha256:
+        raise DeliveryError(f"object {batch.number:04d} is damaged in the spool", remedy=Remedy.GIVE_UP)
+    return batch.body
+
+
+def _facts_of_run(record: RunRecord) -> dict[str, object]:
+    finish = record.finish
+    return {
+        "rows": record.rows,
+        "missing_rows": record.missing_rows,
+        "closed_as_stale": record.closed_as_stale,
+        "peak_memory_mib": None if finish is None else finish.peak_memory_mib,
+        "accounting": "" if finish is None else finish.accounting,
+        "scope": "" if finish is None else finish.scope,
+        "statistics": plain(record.statistics.summary()),
+        "state": str(RunState.FAILED if record.closed_as_stale else RunState.FINISHED),
+    }
+
+
+def _bounded(response: dict[str, object]) -> dict[str, object]:
+    size = len(msgspec.json.encode(response))
+    if size <= _MAX_KEPT_RESPONSE_BYTES:
+        return response
+    return {"note": f"the answer had {size} bytes and was not kept"}

@@ -1,0 +1,195 @@
+"""What the uploader needs of its machine: the spool, its disk, descriptors, key files. Nothing stays changed."""
+
+import os
+import resource
+import stat
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from sentinel_protocol.common.errors import KeyFileError, UsageError
+from sentinel_uploader.admin.status import NoSpoolError, read_status
+from sentinel_uploader.doctor.findings import Finding, Verdict
+from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.server.key_store import KeyStore
+from sentinel_uploader.spool.database import database_path
+from sentinel_uploader.spool.lock import owner_pid
+from sentinel_uploader.telemetry.health import MIN_FREE_BYTES, free_bytes
+
+FEW_DESCRIPTORS = 1024
+_AT_THE_API = frozenset({RunState.REGISTERED, RunState.FINISHING})
+_NEARLY_ALL = 0.9
+_MIB = 1 << 20
+_GIVE = "give it to the user who runs this"
+_SECRET_SUFFIX = "_secret"  # noqa: S105 -- how such files are named
+
+
+def check_spool(directory: str) -> Iterator[Finding]:
+    """Look at the spool's directory, and through the file into its runs and what they wait for."""
+    if not os.path.isdir(directory):
+        yield _to_be_made("spool", directory)
+        return
+    if (fault := write_fault(directory)) is not None:
+        yield Finding(Verdict.FAILED, "spool", f"{directory} cannot be written: {fault}", _GIVE)
+        return
+    if stat.S_IMODE(os.stat(directory).st_mode) & 0o077:
+        text = f"others can look into {directory}, where samples are kept"
+        yield Finding(Verdict.WARNING, "spool", text, f"chmod 700 {directory}")
+    if not os.path.isfile(database_path(directory)):
+        yield Finding(Verdict.OK, "spool", f"{directory}, empty so far")
+        return
+    try:
+        status = read_status(directory)
+    except NoSpoolError as error:
+        yield Finding(Verdict.OK, "spool", str(error))
+        return
+    except UsageError as error:
+        remedy = "upgrade, or let `serve` set it aside; nothing in it is deleted"
+        yield Finding(Verdict.FAILED, "spool", str(error), remedy)
+        return
+    pid = status["uploader_pid"]
+    waiting = sum(run["rows_waiting"] for run in status["runs"])
+    owner = "no uploader runs" if pid is None else f"uploader {pid} runs"
+    yield Finding(Verdict.OK, "spool", f"{directory}: {len(status['runs'])} runs, {waiting} rows wait, {owner}")
+    yield from _trouble(status)
+
+
+def open_run(directory: str) -> tuple[str, str] | None:
+    """Return id and `s3://` address of the newest run in the spool that is open and has both."""
+    try:
+        runs = read_status(directory)["runs"]
+    except UsageError:
+        # There is none, or none that can be read, which `check_spool` tells.
+        return None
+    kept = [run for run in runs if run["state"] in _AT_THE_API and run["location"].startswith("s3://")]
+    newest = max(kept, key=lambda run: float(run["created_at"]), default=None)
+    return None if newest is None else (newest["run_id"], newest["location"])
+
+
+def check_disk(directory: str, spool_max_bytes: int) -> Finding:
+    """Look at the room that the spool has on its disk."""
+    place = _nearest(directory)
+    try:
+        free = free_bytes(place)
+        used = os.path.getsize(database_path(directory)) if os.path.isfile(database_path(directory)) else 0
+    except OSError as error:
+        return Finding(Verdict.FAILED, "disk", f"{place} cannot be looked at: {error.strerror}", "name another --spool")
+    if free < MIN_FREE_BYTES:
+        return Finding(Verdict.FAILED, "disk", f"the disk of {place} has no room", "make room, or name another --spool")
+    text = f"{free // _MIB} MiB free for the spool"
+    if free < spool_max_bytes - used:
+        text += f", which may grow to {spool_max_bytes // _MIB} MiB"
+        return Finding(Verdict.WARNING, "disk", text, "make room, or lower --spool-max")
+    return Finding(Verdict.OK, "disk", text)
+
+
+def check_descriptors(directory: str) -> Finding:
+    """Look at how many connections there may be: those of the running uploader, else those that one would have."""
+    pid = owner_pid(directory) if os.path.isdir(directory) else None
+    remedy = "raise `ulimit -n`, or LimitNOFILE of the service"
+    if pid:
+        try:
+            used, limit = len(os.listdir(f"/proc/{pid}/fd")), _open_files_limit(pid)
+        except OSError as error:
+            text = f"those of uploader {pid} cannot be looked at: {error.strerror}"
+            return Finding(Verdict.SKIPPED, "descriptors", text)
+        text = f"uploader {pid} uses {used} of {limit}"
+        if used > _NEARLY_ALL * limit:
+            return Finding(Verdict.FAILED, "descriptors", text, remedy)
+    else:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        text = f"{limit} at most"
+    if limit < FEW_DESCRIPTORS:
+        return Finding(Verdict.WARNING, "descriptors", f"{text}, one for each collector", remedy)
+    return Finding(Verdict.OK, "descriptors", text)
+
+
+def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
+    """Look at the keys, and at who may read and change their files; `named`: somebody said that there are some."""
+    if not store.exists:
+        text = f"there is no server key in {store.directory}"
+        if named:
+            yield Finding(Verdict.FAILED, "keys", text, "sentinel-uploader keys init")
+        else:
+            yield Finding(Verdict.SKIPPED, "keys", f"{text}: collectors of this machine only")
+        return
+    faults = list(_key_faults(store))
+    yield from (Finding(Verdict.FAILED, "keys", text, remedy) for text, remedy in faults)
+    if not faults:
+        clients = sum(not entry.is_revoked for entry in store.clients())
+        text = f"{store.directory}: a server key and {clients} clients"
+        if clients:
+            yield Finding(Verdict.OK, "keys", text)
+        else:
+            yield Finding(Verdict.WARNING, "keys", f"{text}: nobody comes in", "sentinel-uploader keys add NAME")
+
+
+def check_directory_target(directory: str) -> Finding:
+    """Look at the directory that runs are delivered to."""
+    if not os.path.isdir(directory):
+        return _to_be_made("target", directory)
+    if (fault := write_fault(directory)) is not None:
+        return Finding(Verdict.FAILED, "target", f"{directory} cannot be written: {fault}", _GIVE)
+    return Finding(Verdict.OK, "target", f"runs are delivered to {directory}")
+
+
+def write_fault(directory: str) -> str | None:
+    """Return why no file can be made there, `None` when it can: one is tried, and is gone again."""
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _trouble(status: dict[str, Any]) -> Iterator[Finding]:
+    for entry in status["destinations"]:
+        text = f"{entry['name']} has failed {entry['attempts']} times, the last time with: {entry['error']}"
+        yield Finding(Verdict.WARNING, "deliveries", text)
+    parked = [run["run_id"] or run["key"] for run in status["runs"] if run["state"] == RunState.PARKED]
+    if parked:
+        remedy = "see `sentinel-uploader status`, then retry or discard"
+        yield Finding(Verdict.WARNING, "runs", f"{len(parked)} parked, {parked[0]} is one", remedy)
+
+
+def _to_be_made(subject: str, directory: str) -> Finding:
+    place = _nearest(directory)
+    fault = write_fault(place)
+    if fault is not None:
+        return Finding(
+            Verdict.FAILED, subject, f"{directory} cannot be made in {place}: {fault}", f"make it, and {_GIVE}"
+        )
+    return Finding(Verdict.OK, subject, f"{directory} will be made")
+
+
+def _nearest(path: str) -> str:
+    """Return the path itself, or the nearest one above it that is there."""
+    path = os.path.abspath(path)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _key_faults(store: KeyStore) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with keys, and what to do."""
+    for directory in (store.directory, store.clients_dir):
+        if os.path.isdir(directory) and stat.S_IMODE(os.stat(directory).st_mode) & 0o022:
+            yield f"others can put keys into {directory}", f"chmod 700 {directory}"
+    try:
+        store.server_pair()
+    except KeyFileError as error:
+        yield str(error), "put it right, and make new keys if a secret one may have been read"
+    for entry in store.clients():
+        if entry.trouble and not entry.is_revoked:
+            yield entry.trouble, "put it right: this client is not let in"
+    for name in sorted(os.listdir(store.clients_dir)) if os.path.isdir(store.clients_dir) else ():
+        path = os.path.join(store.clients_dir, name)
+        if name.endswith(_SECRET_SUFFIX) and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+            yield f"others can read {path}", "delete it where its client has it, and give that one a new key"
+
+
+def _open_files_limit(pid: int) -> int:
+    """Return the soft limit of `Max open files` (proc(5), `/proc/pid/limits`)."""
+    with open(f"/proc/{pid}/limits", encoding="ascii") as file:
+        (line,) = [line for line in file if line.startswith("Max open files")]
+    return int(line.split()[3])

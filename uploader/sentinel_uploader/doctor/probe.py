@@ -1,0 +1,48 @@
+"""How the doctor asks a server: as the uploader would, but not for long; and what the answer says of the clocks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from sentinel_protocol.common.clock import Clock
+from sentinel_uploader.backends.http.client import Answer, HttpClient
+from sentinel_uploader.doctor.findings import Finding, Verdict
+
+AGREEING_S = 5.0
+"""The `Date` header has whole seconds, and the answer took a while."""
+WRONG_S = 60.0
+PATIENCE_S = 15.0
+
+
+class Place(NamedTuple):
+    """Where the uploader would run: its environment and its clock."""
+
+    environ: Mapping[str, str]
+    clock: Clock
+
+    @contextmanager
+    def client(self, authority_variables: Sequence[str]) -> Iterator[HttpClient]:
+        """Give a client of this environment; raises `UsageError` for a proxy or authorities that cannot be used."""
+        client = HttpClient(
+            environ=self.environ,
+            clock=self.clock,
+            authority_variables=authority_variables,
+            read_timeout_s=PATIENCE_S,
+            total_timeout_s=PATIENCE_S,
+        )
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def clock_finding(self, url: str, answer: Answer, sent_at: float) -> Finding:
+        """Compare this machine's clock with the `Date` of an answer that has just come; `sent_at` in UNIX seconds."""
+        server = answer.server_time()
+        if server is None:
+            return Finding(Verdict.SKIPPED, "clock", f"{url} does not tell the time")
+        ahead_s = (sent_at + self.clock.now()) / 2 - server
+        if abs(ahead_s) <= AGREEING_S:
+            return Finding(Verdict.OK, "clock", f"agrees with that of {url}")
+        text = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {url}"
+        verdict = Verdict.WARNING if abs(ahead_s) <= WRONG_S else Verdict.FAILED
+        return Finding(verdict, "clock", text, "set this machine's clock; rows carry its time")

@@ -1,0 +1,1 @@
+"""What collectors send: validated, written to the spool and acknowledged."""

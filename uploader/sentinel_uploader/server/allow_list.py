@@ -1,0 +1,111 @@
+"""The allow list as a running uploader sees it: names by key, never older than a quarter of a second.
+
+A key file that cannot be read keeps its own client out and concerns nobody else; a directory that cannot be read keeps
+everybody out.
+"""
+
+import errno
+import logging
+import os
+import threading
+
+from sentinel_protocol.common.clock import Clock
+from sentinel_protocol.common.errors import KeyFileError
+from sentinel_protocol.wire.curve_keys import KeyPair, read_public
+from sentinel_uploader.server.key_store import KeyStore, name_of_file
+
+log = logging.getLogger(__name__)
+
+REFRESH_S = 0.25
+_MISS_REFRESH_S = 0.05
+_RACY_S = 2.0
+"""What was changed so shortly before it was read may have been changed again in the same tick of the file clock."""
+_WHOLE_S = 10.0
+"""A file that was overwritten in its place does not change its directory: all are looked at once in a while."""
+
+
+class AllowList:
+    """Who may come in. Safe for several threads."""
+
+    def __init__(self, store: KeyStore, *, clock: Clock) -> None:
+        """Read the server's pair and the list; raises `KeyFileError` without a usable pair."""
+        self.pair: KeyPair = store.server_pair()
+        self._directory = store.clients_dir
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._names: dict[bytes, str] = {}
+        self._seen: tuple[int, int] | None = None
+        self._read_at = 0.0
+        self._looked_at: float | None = None
+        self._complaints: dict[str, str] = {}
+        self._look(0.0)
+
+    def admits(self, key: bytes) -> bool:
+        """Whether this public key may come in, and stay."""
+        return self.name_of(key) is not None
+
+    def name_of(self, key: bytes) -> str | None:
+        """Return the name of the client with this public key; `None` when it is not on the list (any more)."""
+        self._look(REFRESH_S)
+        name = self._names.get(key)
+        if name is None:
+            # It may have been added this moment.
+            self._look(_MISS_REFRESH_S)
+            name = self._names.get(key)
+        return name
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def names(self) -> list[str]:
+        """Return all names on the list."""
+        return sorted(self._names.values())
+
+    def _look(self, least_age_s: float) -> None:
+        now = self._clock.monotonic()
+        with self._lock:
+            if self._looked_at is not None and now - self._looked_at < least_age_s:
+                return
+            seen = None
+            try:
+                facts = os.stat(self._directory)
+                seen = (facts.st_mtime_ns, facts.st_ino)
+                is_racy = abs(self._clock.now() - facts.st_mtime) < _RACY_S
+                if is_racy or seen != self._seen or now - self._read_at >= _WHOLE_S:
+                    self._names = self._read()
+                    self._seen, self._read_at = seen, now
+                self._complain(self._directory, "")
+            except OSError as error:
+                if error.errno in {errno.EMFILE, errno.ENFILE} and seen == self._seen:
+                    # There is no descriptor to read it with, but nothing in it has changed.
+                    self._looked_at = now
+                    return
+                self._names = {}
+                self._seen = None
+                self._complain(self._directory, f"nobody is let in, the list cannot be read: {error.strerror}")
+            self._looked_at = now
+
+    def _read(self) -> dict[bytes, str]:
+        names: dict[bytes, str] = {}
+        for file in sorted(os.listdir(self._directory)):
+            name = name_of_file(file)
+            if name is None:
+                continue
+            path = os.path.join(self._directory, file)
+            try:
+                key = read_public(path)
+                complaint = f"the same key as that of {names[key]}" if key in names else ""
+                names.setdefault(key, name)
+            except KeyFileError as error:
+                complaint = str(error)
+            self._complain(path, complaint and f"client {name} is not let in: {complaint}")
+        return names
+
+    def _complain(self, path: str, text: str) -> None:
+        """Say what is wrong once, until it is something else."""
+        if text and self._complaints.get(path) != text:
+            log.error("allow list: %s", text)
+        if text:
+            self._complaints[path] = text
+        else:
+            self._complaints.pop(path, None)

@@ -1,0 +1,53 @@
+"""Descriptors: how many there are, and how many of them connections may take.
+
+At the limit a ROUTER accepts nobody, silently, and tries again without a pause: connections are turned away before.
+"""
+
+import logging
+import os
+import resource
+
+from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.server.connection_guard import Limits as DoorLimits
+
+log = logging.getLogger(__name__)
+
+_RESERVED = 72
+"""For 32 calls under way, the spool, ZeroMQ's own, health and metrics, and newcomers that are turned away."""
+_FEWEST = 8
+_MOST = 100_000
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def connection_limits(limits: Limits) -> DoorLimits:
+    """Return what is wished of connections, as many of them as the descriptors allow."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    possible = max(_FEWEST, min(soft - _open_now() - _RESERVED, _MOST))
+    wished = limits.connections
+    if wished is not None and wished > possible:
+        log.warning(
+            "the descriptor limit allows fewer connections than --max-connections; raise it (ulimit -n, LimitNOFILE=) "
+            "descriptors=%d connections=%d",
+            soft,
+            possible,
+        )
+    connections = possible if wished is None else min(wished, possible)
+    return DoorLimits(
+        connections,
+        limits.connections_of_client or max(1, connections * 3 // 4),
+        unread_bytes=limits.unread_bytes,
+        surplus_frames=limits.surplus_frames,
+    )
+
+
+def _open_now() -> int:
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return _FEWEST

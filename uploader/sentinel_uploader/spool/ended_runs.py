@@ -1,0 +1,85 @@
+"""The runs that are over: remembered for `status` and for collectors that have not heard, in a bounded space.
+
+Of the newest everything is kept; of many more what it takes to recognise them (`tombstones.py`).
+"""
+
+import logging
+import sqlite3
+from typing import NamedTuple
+
+import msgspec
+
+from sentinel_uploader.spool.database import Database
+from sentinel_uploader.spool.run_record import RunRecord, decode_record
+from sentinel_uploader.spool.tombstones import Tombstone, Tombstones
+
+log = logging.getLogger(__name__)
+
+MAX_ENDED_RUNS = 10_000
+_SHARE = 16
+"""Their records take at most this fraction of the spool."""
+
+
+class Remembered(NamedTuple):
+    """How many runs, the bytes of their records, and the pages of the tombstones of those before."""
+
+    runs: int
+    total_bytes: int
+    tombstone_pages: int
+
+
+class EndedRuns:
+    """Keeps count of them; guarded by the spool's lock."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._most_bytes = database.max_bytes // _SHARE
+        self._tombstones = Tombstones(database)
+        ((count, total),) = database.query(
+            "SELECT count(*), coalesce(sum(length(record)), 0) FROM runs "
+            "WHERE state IN ('finished', 'failed', 'discarded')"
+        )
+        self.committed(Remembered(count, total, self._tombstones.pages))
+
+    def committed(self, now: Remembered) -> None:
+        """What `room_for` has returned is on disk."""
+        self._now = now
+        self._database.exempt_pages = now.tombstone_pages
+
+    def find(self, name: str) -> RunRecord | Tombstone | None:
+        """Return what is known of a run that has ended: all about it, as long as that is kept; raises `SpoolError`."""
+        found = self._database.query(
+            "SELECT record FROM runs WHERE key = ? AND state IN ('finished', 'failed', 'discarded')", (name,)
+        )
+        return _read(name, found[0][0]) if found else self._tombstones.find(name)
+
+    def room_for(self, connection: sqlite3.Connection, record_bytes: int) -> Remembered:
+        """Forget the oldest records, within the transaction, so that one more fits; `committed` has to follow it."""
+        count, total = self._now.runs + 1, self._now.total_bytes + record_bytes
+        pages = self._now.tombstone_pages
+        while count > 1 and (count > MAX_ENDED_RUNS or total > self._most_bytes):
+            oldest = connection.execute(
+                "SELECT id, key, record FROM runs WHERE state IN ('finished', 'failed', 'discarded') "
+                "ORDER BY ended_at LIMIT 1"
+            ).fetchone()
+            if oldest is None:
+                break
+            number, name, blob = oldest
+            connection.execute("DELETE FROM runs WHERE id = ?", (number,))
+            pages = self._tombstones.put(connection, name, _tombstone_of(name, blob), pages=pages)
+            count, total = count - 1, total - len(blob)
+        return Remembered(count, total, pages)
+
+
+def _read(name: str, blob: bytes) -> RunRecord | Tombstone:
+    try:
+        return decode_record(blob)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        # No row of it is known: whatever is sent for it is kept aside, neither lost nor doubled.
+        log.error("record of an ended run cannot be read key=%s error=%s", name, error)  # noqa: TRY400 -- no defect
+        return Tombstone(0, 0, None, "")
+
+
+def _tombstone_of(name: str, blob: bytes) -> Tombstone:
+    ended = _read(name, blob)
+    return ended if isinstance(ended, Tombstone) else Tombstone.of(ended)

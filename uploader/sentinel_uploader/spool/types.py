@@ -1,0 +1,74 @@
+"""What goes into the spool and comes out of it, and why it may not."""
+
+from typing import NamedTuple
+
+from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_uploader.spool.run_record import Run, RunRecord
+from sentinel_uploader.spool.tombstones import Tombstone
+
+
+class RunClosedError(SentinelStreamError):
+    """The run has ended; `seq` is its last row here, `ended` what is known of it once it is over."""
+
+    def __init__(self, seq: int, ended: RunRecord | Tombstone | None = None) -> None:
+        super().__init__("this run has ended")
+        self.seq = seq
+        self.ended = ended
+
+
+class SupersededError(SentinelStreamError):
+    """A newer collector has taken the run over; `seq` is the last row before that (0: not known)."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__("a newer collector has taken this run over")
+        self.seq = seq
+
+
+class TooManyRunsError(SentinelStreamError):
+    """The client has as many open runs as it may."""
+
+
+class ShareUsedUpError(SentinelStreamError):
+    """The client has as much of the spool as it may while others use it too."""
+
+    def __init__(self) -> None:
+        super().__init__("this client has its share of the uploader's spool; more is taken when some is delivered")
+
+
+class StoredFrame(NamedTuple):
+    """A validated frame as it goes to disk."""
+
+    run: Run
+    first_seq: int
+    rows: int
+    payload: bytes
+    last_timestamp: float
+
+
+class OpenFrames(NamedTuple):
+    """Rows that are not in a batch yet: the range they cover and their frames' payloads."""
+
+    first_seq: int
+    last_seq: int
+    payloads: list[bytes]
+
+
+class Batch(NamedTuple):
+    """A frozen batch: its range and its bytes will never change."""
+
+    number: int
+    first_seq: int
+    last_seq: int
+    rows: int
+    body: bytes
+    sha256: bytes
+
+
+class Request(NamedTuple):
+    """What a person asked for through another process."""
+
+    id: int
+    kind: str
+    run: int | None
+    timeout_s: float | None
+    """Of a drain, seconds."""

@@ -1,0 +1,219 @@
+"""What has happened in this process, counted: without any library, and safe for several threads.
+
+Each number is described once, here; `prometheus.py` shows all of them to Prometheus under
+`sentinel_uploader_NAME` and `docs/operation.md` lists them. A new one is one line in `Counters`.
+"""
+
+import threading
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from sentinel_protocol.wire.messages import RejectCode
+
+MAX_SERIES = 256
+"""Label values may come from a server or a client: beyond so many combinations all others are one."""
+MAX_CLIENTS = 256
+OTHER = "other"
+UNNAMED = "unnamed"
+"""The client on links without keys."""
+COMMIT_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+PUT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+_OFFSET_WINDOW_S = 60.0
+REJECT_REASONS = (
+    "bad",
+    "malformed",
+    "gap",
+    # Connections (`uploader/sentinel_uploader/server/connection_guard.py`).
+    "silent",
+    "key",
+    "revoked",
+    "connections",
+    "connections-of-client",
+    "descriptors",
+    "unread",
+    "frames",
+    # Messages (`intake/rate_limiter.py`) and greetings (`intake/validation.py`).
+    "message-size",
+    "message-rows",
+    "rate",
+    "flood",
+    "runs-of-client",
+    "spool-share",
+    "version",
+    "run-key",
+    "incarnation",
+    "interval",
+    "sequence",
+    "metadata-size",
+    "metadata-names",
+)
+"""Why a connection or a message is not taken, beside the codes that its sender is told."""
+
+
+class Count:
+    """A number that only grows, one for each combination of the labels' values."""
+
+    __slots__ = ("_lock", "_values", "help", "labels", "name")
+
+    def __init__(self, name: str, text: str, *labels: str) -> None:
+        self.name = name
+        self.help = text
+        self.labels = labels
+        self._lock = threading.Lock()
+        self._values: dict[tuple[str, ...], float] = {} if labels else {(): 0}
+
+    def add(self, amount: float = 1, *values: str) -> None:
+        """Add to the number with these label values."""
+        with self._lock:
+            if values not in self._values and len(self._values) >= MAX_SERIES:
+                values = (OTHER,) * len(self.labels)
+            self._values[values] = self._values.get(values, 0) + amount
+
+    def value(self, *values: str) -> float:
+        """Return the number with these label values."""
+        with self._lock:
+            return self._values.get(values, 0)
+
+    def all(self) -> dict[tuple[str, ...], float]:
+        """Return a copy of all numbers by label values."""
+        with self._lock:
+            return dict(self._values)
+
+
+class Times:
+    """How long something took: a histogram with cumulative buckets."""
+
+    __slots__ = ("_counts", "_lock", "_total_s", "bounds_s", "help", "name")
+
+    def __init__(self, name: str, text: str, bounds_s: Sequence[float]) -> None:
+        self.name = name
+        self.help = text
+        self.bounds_s = bounds_s
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(bounds_s) + 1)
+        self._total_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one that took so long."""
+        with self._lock:
+            self._counts[bisect_left(self.bounds_s, seconds)] += 1
+            self._total_s += seconds
+
+    def all(self) -> tuple[list[int], float]:
+        """Return how many took at most each bound, with all of them last, and the seconds of all together."""
+        with self._lock:
+            counts, total_s = list(self._counts), self._total_s
+        for index in range(1, len(counts)):
+            counts[index] += counts[index - 1]
+        return counts, total_s
+
+
+class Client(NamedTuple):
+    """What is known of one client: UNIX seconds, and how far its clock is ahead of ours (`None`: no row yet)."""
+
+    name: str
+    seen_at: float
+    clock_offset_s: float | None
+
+
+class _Heard:
+    __slots__ = ("best_s", "earlier_s", "seen_at", "window_at")
+
+    def __init__(self) -> None:
+        self.seen_at = 0.0
+        self.window_at = 0.0
+        self.best_s: float | None = None
+        self.earlier_s: float | None = None
+
+    @property
+    def offset_s(self) -> float | None:
+        return max((value for value in (self.best_s, self.earlier_s) if value is not None), default=None)
+
+
+class Clients:
+    """When each client was heard last, and by whose clock; those heard longest ago make room for others."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._heard: OrderedDict[str, _Heard] = OrderedDict()
+
+    def saw(self, name: str, now: float, row_time: float | None = None) -> None:
+        """A message has come; `row_time` is the time stamp of its newest row, `now` UNIX seconds by our clock.
+
+        A row is never sent before it was taken, but may be sent long after: the offset is the largest difference of the
+        last one to two minutes.
+        """
+        with self._lock:
+            heard = self._heard.get(name or UNNAMED)
+            if heard is None:
+                heard = self._heard[name or UNNAMED] = _Heard()
+                if len(self._heard) > MAX_CLIENTS:
+                    self._heard.popitem(last=False)
+            self._heard.move_to_end(name or UNNAMED)
+            heard.seen_at = now
+            if row_time is None:
+                return
+            # Also when our own clock was set back.
+            if not 0 <= now - heard.window_at < _OFFSET_WINDOW_S:
+                heard.window_at, heard.earlier_s, heard.best_s = now, heard.best_s, None
+            offset_s = row_time - now
+            heard.best_s = offset_s if heard.best_s is None else max(heard.best_s, offset_s)
+
+    def all(self) -> list[Client]:
+        """Return all clients that are remembered."""
+        with self._lock:
+            return [Client(name, heard.seen_at, heard.offset_s) for name, heard in self._heard.items()]
+
+
+class Counters:
+    """Everything that is counted."""
+
+    def __init__(self) -> None:
+        self.messages = Count("messages_received", "Messages from collectors, whatever was in them")
+        self.rows_received = Count("rows_received", "Rows in sound messages, repeated ones included")
+        self.rows_duplicate = Count("rows_duplicate", "Rows that came again and were dropped")
+        self.rows_acknowledged = Count("rows_acknowledged", "Rows that were made durable")
+        self.rows_delivered = Count("rows_delivered", "Rows that storage, or the API inline, has confirmed")
+        self.rejected = Count("rejected", "Messages that were not taken", "reason")
+        self.client_rejected = Count(
+            "client_rejected", "Messages of a client that a limit did not let through", "client", "reason"
+        )
+        self.answers_lost = Count("answers_lost", "Answers to collectors that were gone or did not read")
+        self.spool_failures = Count("spool_failures", "Groups of messages that the spool did not take", "reason")
+        self.commit_s = Times("commit_seconds", "Time to make a group of messages durable", COMMIT_BOUNDS_S)
+        self.objects_delivered = Count("objects_delivered", "Objects that storage has confirmed")
+        self.object_bytes_delivered = Count("object_bytes_delivered", "Bytes of these objects")
+        self.put_s = Times("put_seconds", "Time of a confirmed PUT", PUT_BOUNDS_S)
+        self.refreshes = Count("refreshes", "Refreshed storage credentials")
+        self.retries = Count("retries", "Failed steps that are tried again", "kind", "code")
+        self.parked = Count("runs_parked", "Runs that were put aside for a person", "kind", "code")
+        self.registered = Count("runs_registered", "Runs that the API has registered")
+        self.closed_as_stale = Count("runs_closed_as_stale", "Runs that were closed because their collector was silent")
+        self.ended = Count("runs_ended", "Runs that have ended", "state")
+        self.clients = Clients()
+        self._begin_at_zero()
+
+    def turn_down(self, client: str, reason: str) -> None:
+        """A limit did not let a client's message through."""
+        self.rejected.add(1, reason)
+        self.client_rejected.add(1, client or UNNAMED, reason)
+
+    def counts(self) -> Iterator[Count]:
+        """All that only grow."""
+        return (value for value in vars(self).values() if isinstance(value, Count))
+
+    def times(self) -> Iterator[Times]:
+        """All histograms."""
+        return (value for value in vars(self).values() if isinstance(value, Times))
+
+    def _begin_at_zero(self) -> None:
+        """What an alert looks at is there from the start: of a number that begins at 1, Prometheus sees no increase."""
+        for reason in (*RejectCode, *REJECT_REASONS):
+            self.rejected.add(0, reason)
+        for reason in ("full", "unusable"):
+            self.spool_failures.add(0, reason)
+        for kind in ("register", "refresh", "finish"):
+            for code in ("401", "403"):
+                self.retries.add(0, kind, code)

@@ -1,0 +1,119 @@
+"""Is the uploader alive, can it take rows, do rows reach their destination: each answered with what is wrong."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sentinel_protocol.common.clock import Clock
+from sentinel_uploader.intake.loop import Intake
+from sentinel_uploader.runs.lifecycle import OPEN_STATES, RunState
+from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.spool.store import Spool
+
+LIVE_S = 120.0
+"""A loop that has not turned for so long hangs: both turn every second."""
+WRITTEN_S = 10.0
+"""The spool is written to for the sake of an answer when that was longer ago."""
+MIN_FREE_BYTES = 1 << 20
+
+
+class Backlog(NamedTuple):
+    """What waits in the spool."""
+
+    runs: Counter[RunState]
+    stale_runs: int
+    """Open runs whose collector was silent for too long, and whose end is not accepted yet."""
+    rows: int
+    parked_rows: int
+    """Those of them that wait for a person."""
+    objects: int
+    oldest_s: float
+    """Age of the oldest row that waits, those of parked runs apart; 0: none does."""
+
+
+class Health:
+    """Looks at a running uploader; every method may be called from any thread and returns what is wrong."""
+
+    def __init__(
+        self,
+        *,
+        spool: Spool,
+        directory: str,
+        intake: Intake,
+        turned_at: Callable[[], float],
+        unhealthy_after_s: float,
+        clock: Clock,
+    ) -> None:
+        self._spool = spool
+        self._directory = directory
+        self._intake = intake
+        self._turned_at = turned_at
+        self._unhealthy_after_s = unhealthy_after_s
+        self._clock = clock
+        self._written_at = clock.monotonic()
+        self.is_stopping = False
+
+    def not_live(self) -> str:
+        """Why the process should be replaced, empty when it works; takes no lock."""
+        now = self._clock.monotonic()
+        loops = (("intake", self._intake.looped_at), ("dispatcher", self._turned_at()))
+        return "; ".join(f"the {name} has hung for {now - at:.0f} s" for name, at in loops if now - at > LIVE_S)
+
+    def not_ready(self) -> str:
+        """Why no rows can be taken now, empty when they can."""
+        if self.is_stopping:
+            return "the uploader is stopping"
+        try:
+            free = free_bytes(self._directory)
+            if free < MIN_FREE_BYTES:
+                return f"the disk of the spool {self._directory} has {free} bytes left"
+            self._require_writable()
+        except SpoolError as error:
+            return str(error)
+        except OSError as error:
+            return f"the spool {self._directory} cannot be looked at: {error.strerror}"
+        return ""
+
+    def not_healthy(self) -> str:
+        """Why rows do not reach their destination, empty when they do or there are none."""
+        oldest_s = self.backlog().oldest_s
+        if oldest_s <= self._unhealthy_after_s:
+            return ""
+        return f"the oldest row that is not delivered has waited for {oldest_s:.0f} s; see `sentinel-uploader status`"
+
+    def backlog(self) -> Backlog:
+        """Count what waits."""
+        now = self._clock.now()
+        states: Counter[RunState] = Counter()
+        stale = rows = parked_rows = objects = 0
+        oldest_at = now
+        with self._spool.lock:
+            for run in self._spool.runs.values():
+                record = run.record
+                states[record.state] += 1
+                stale += record.closed_as_stale
+                rows += run.waiting_rows
+                objects += run.waiting_batches
+                if record.state not in OPEN_STATES:
+                    parked_rows += run.waiting_rows
+                elif (since := run.waiting_since) is not None:
+                    oldest_at = min(oldest_at, since)
+        return Backlog(states, stale, rows, parked_rows, objects, now - oldest_at)
+
+    def _require_writable(self) -> None:
+        now = self._clock.monotonic()
+        refusal = self._intake.refusal
+        if refusal is not None and now - refusal.at < WRITTEN_S:
+            raise SpoolError(refusal.text)
+        if now - self._written_at < WRITTEN_S:
+            self._spool.require_room()
+            return
+        self._spool.require_writable()
+        self._written_at = self._clock.monotonic()
+
+
+def free_bytes(directory: str) -> int:
+    """Return what this user may still write there, 0 where the file system is read-only; raises `OSError`."""
+    found = os.statvfs(directory)
+    return 0 if found.f_flag & os.ST_RDONLY else found.f_bavail * found.f_frsize

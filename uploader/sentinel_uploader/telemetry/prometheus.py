@@ -1,0 +1,143 @@
+"""The uploader's numbers as Prometheus reads them; the only module that imports `prometheus_client`."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, cast
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+
+from sentinel_protocol import __version__
+from sentinel_uploader.runs.lifecycle import OPEN_STATES, RunState
+from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.telemetry.counters import UNNAMED, Counters
+from sentinel_uploader.telemetry.health import Backlog
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "sentinel_uploader_"
+_SHOWN_STATES = [*sorted(OPEN_STATES), RunState.PARKED]
+
+
+class Metrics:
+    """Renders everything that is counted, and what the spool holds at the moment."""
+
+    def __init__(
+        self,
+        *,
+        counters: Counters,
+        spool: Spool,
+        backlog: Callable[[], Backlog],
+        failing_destinations: Callable[[], int],
+        connections: Callable[[], int],
+    ) -> None:
+        self._registry = CollectorRegistry()
+        uploader = _Uploader(counters, spool, backlog, failing_destinations, connections)
+        self._registry.register(cast("Collector", uploader))
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """Return the exposition text."""
+        return generate_latest(self._registry)
+
+
+class _Uploader:
+    """Implements `prometheus_client.registry.Collector`."""
+
+    def __init__(
+        self,
+        counters: Counters,
+        spool: Spool,
+        backlog: Callable[[], Backlog],
+        failing_destinations: Callable[[], int],
+        connections: Callable[[], int],
+    ) -> None:
+        self._counters = counters
+        self._spool = spool
+        self._backlog = backlog
+        self._failing_destinations = failing_destinations
+        self._connections = connections
+
+    def describe(self) -> Iterable[Metric]:
+        # Registering must not collect: nothing is there yet.
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily(f"{PREFIX}build", "What is running", {"version": __version__})
+        yield from self._counted()
+        yield from self._waiting()
+        yield from self._kept()
+        yield from self._clients()
+
+    def _counted(self) -> Iterator[Metric]:
+        for count in self._counters.counts():
+            family = CounterMetricFamily(PREFIX + count.name, count.help, labels=count.labels)
+            for values, number in sorted(count.all().items()):
+                family.add_metric(values, number)
+            yield family
+        for times in self._counters.times():
+            counts, total_s = times.all()
+            bounds = [*(repr(bound) for bound in times.bounds_s), "+Inf"]
+            yield HistogramMetricFamily(
+                PREFIX + times.name, times.help, buckets=list(zip(bounds, counts, strict=True)), sum_value=total_s
+            )
+
+    def _waiting(self) -> Iterator[Metric]:
+        yield _gauge("connections", "Connections of collectors", self._connections())
+        backlog = self._backlog()
+        runs = GaugeMetricFamily(f"{PREFIX}runs", "Runs that are not over", labels=["state"])
+        for state in _SHOWN_STATES:
+            runs.add_metric([state], backlog.runs[state])
+        yield runs
+        yield _gauge("runs_stale", "Runs closed as stale whose end is not accepted yet", backlog.stale_runs)
+        yield _gauge("rows_waiting", "Rows that are not delivered", backlog.rows)
+        yield _gauge("rows_waiting_parked", "Those of them that belong to parked runs", backlog.parked_rows)
+        yield _gauge("objects_waiting", "Objects that are not delivered", backlog.objects)
+        text = "Age of the oldest row that is not delivered, parked runs apart; 0: none waits"
+        yield _gauge("oldest_waiting_seconds", text, backlog.oldest_s)
+        text = "APIs and buckets that fail and are waited for"
+        yield _gauge("destinations_failing", text, self._failing_destinations())
+
+    def _kept(self) -> Iterator[Metric]:
+        try:
+            with self._spool.lock:
+                database = self._spool.database
+                used, limit, largest = database.used_bytes(), database.rows_limit_bytes, database.max_bytes
+        except SpoolError:
+            # The other numbers are worth as much as ever.
+            return
+        yield _gauge("spool_bytes", "Bytes of the spool in use, tombstones of ended runs apart", used)
+        yield _gauge("spool_rows_limit_bytes", "Where rows are not taken any more", limit)
+        yield _gauge("spool_limit_bytes", "The spool's largest size", largest)
+
+    def _clients(self) -> Iterator[Metric]:
+        seen = GaugeMetricFamily(
+            f"{PREFIX}client_last_seen_timestamp_seconds", "When a client was heard last", labels=["client"]
+        )
+        offset = GaugeMetricFamily(
+            f"{PREFIX}client_clock_offset_seconds", "How far a client's clock is ahead of ours", labels=["client"]
+        )
+        held = GaugeMetricFamily(
+            f"{PREFIX}client_spool_bytes", "About what a client's open runs take of the spool", labels=["client"]
+        )
+        for client in self._counters.clients.all():
+            owner = "" if client.name == UNNAMED else client.name
+            held.add_metric([client.name], self._spool.holdings.bytes_of(owner))
+            seen.add_metric([client.name], client.seen_at)
+            if client.clock_offset_s is not None:
+                offset.add_metric([client.name], client.clock_offset_s)
+        yield held
+        yield seen
+        yield offset
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(PREFIX + name, text, value)
