@@ -64,21 +64,21 @@ test: environment
 	$(if $(PYTEST_ARGS),$(BIN)/pytest $(PYTEST_ARGS),@bash tests/side_by_side.sh $(BIN)/pytest)
 
 test-docker: environment
-	@bash tests/deployed/on_engine.sh $(BIN)/pytest -m docker -s tests/deployed $(PYTEST_ARGS)
+	@bash tests/deployment/on_engine.sh $(BIN)/pytest -m docker -s tests/deployment $(PYTEST_ARGS)
 
 test-crowd: environment
-	PYTHONPATH=tests $(BIN)/python -m oracle.crowd
+	PYTHONPATH=tests $(BIN)/python -m chaos.crowd
 
 test-network: environment
-	$(BIN)/pytest -s tests/test_prodding.py
-	PYTHONPATH=tests $(BIN)/python -m oracle.network
+	$(BIN)/pytest -s tests/end_to_end/test_hostile_network.py
+	PYTHONPATH=tests $(BIN)/python -m chaos.network
 
 chaos: environment
-	PYTHONPATH=tests $(BIN)/python -m oracle $(if $(SEED),--seed $(SEED)) --duration $(DURATION) \
+	PYTHONPATH=tests $(BIN)/python -m chaos $(if $(SEED),--seed $(SEED)) --duration $(DURATION) \
 		--collectors $(COLLECTORS) --uploaders $(UPLOADERS)
 
 faults: environment $(PEER)/.installed
-	PYTHONPATH=tests $(BIN)/python -m oracle.six_faults
+	PYTHONPATH=tests $(BIN)/python -m chaos.six_faults
 
 # Where there is no wheel of atheris: make fuzz ENGINE=hypothesis
 fuzz: environment
@@ -86,7 +86,7 @@ fuzz: environment
 	PYTHONPATH=tests $(BIN)/python -m fuzz --engine $(ENGINE) --seconds $(SECONDS)
 
 machine: environment
-	MACHINE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -o timeout=0 tests/test_run_machine.py
+	MACHINE_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -o timeout=0 tests/uploader/test_run_state_machine.py
 
 lint: environment
 	$(BIN)/ruff check .

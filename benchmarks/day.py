@@ -52,7 +52,7 @@ def measure(workspace: Workspace, hours: int, say: Callable[[str], None]) -> str
     """Let so many hours pass; returns the Markdown."""
     # The stand-ins are the tests' and are not installed.
     sys.path.append(str(ROOT / "tests"))
-    from standins.backend import Backend
+    from fakes.backend import Backend
 
     path = workspace.path(".time")
     virtual = VirtualTime.create(path)

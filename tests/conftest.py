@@ -7,9 +7,9 @@ from pathlib import Path
 import hypothesis
 import psutil
 import pytest
-from standins.backend import Backend
-from standins.product import Home, home_in
-from standins.raw_collector import Collectors, RawCollector, collectors_of
+from fakes.backend import Backend
+from fakes.process_harness import Home, home_in
+from fakes.raw_collector import Collectors, RawCollector, collectors_of
 
 # How long an example takes says how busy the machine is, nothing about what is tested.
 hypothesis.settings.register_profile("ours", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

@@ -3,7 +3,7 @@
 import struct
 from typing import TYPE_CHECKING
 
-from standins.spooling import T0, row_numbers, samples
+from fakes.uploader_harness import T0, row_numbers, samples
 
 from fuzz.site import Site
 from sentinel_protocol.wire.messages import (

@@ -5,8 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from standins.scripted import SteppedClock
-from standins.spooling import open_spool_at
+from fakes.scripted_backend import SteppedClock
+from fakes.uploader_harness import open_spool_at
 
 from fuzz.wire import Wire
 from sentinel_uploader.backends.sentinel.payload import registration, utc_text

@@ -1,0 +1,68 @@
+"""An uploader's doors with keys, and clients that hold some: real sockets, real key files, no process."""
+
+from pathlib import Path
+
+from fakes.listening import Listening
+from fakes.process_harness import wait_until
+from fakes.uploader_harness import SPOOL_BYTES
+from sentinel_protocol.common.clock import SystemClock
+from sentinel_protocol.common.endpoints import parse_address
+from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair
+from sentinel_uploader.intake.rate_limiter import Limits as ClientLimits
+from sentinel_uploader.server.allow_list import AllowList
+from sentinel_uploader.server.connection_guard import Limits
+from sentinel_uploader.server.fd_limits import connection_limits
+from sentinel_uploader.server.key_store import KeyStore
+from sentinel_uploader.server.rejection_log import DoorReport
+from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.telemetry.counters import Counters
+
+ANY_PORT = "tcp://127.0.0.1:*"
+
+
+class Guarded(Listening):
+    """Listens with keys; `key_of` makes a client and returns what it needs. `asked` are limits of each client."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        limits: Limits | None = None,
+        url: str = ANY_PORT,
+        asked: ClientLimits | None = None,
+        max_bytes: int = SPOOL_BYTES,
+    ) -> None:
+        self.store = KeyStore(str(directory / "keys"))
+        self.store.init()
+        self.allow_list = AllowList(self.store, clock=SystemClock())
+        counters = Counters()
+        router = Router(
+            [parse_address(url, bind=True)],
+            guard=self.allow_list,
+            limits=limits or connection_limits(asked or ClientLimits()),
+            watcher=DoorReport(counters, SystemClock()),
+        )
+        super().__init__(
+            directory / "spool",
+            router,
+            max_bytes=max_bytes,
+            counters=counters,
+            name_of=self.allow_list.name_of,
+            limits=asked,
+            known_clients=lambda: len(self.allow_list),
+        )
+
+    def key_of(self, name: str, *, replace: bool = False) -> LinkKeys:
+        pair = read_pair(self.store.add(name, replace=replace))
+        # A hand-written client knocks once.
+        wait_until(lambda: self.allow_list.admits(pair.public), "the list has it")
+        return LinkKeys(pair, self.store.server_pair().public)
+
+    def turned_away(self, reason: str) -> float:
+        return self.counters.rejected.value(reason)
+
+    def runs(self) -> dict[tuple[str, str], Run]:
+        """Return the open runs by client and run key."""
+        with self.spool.lock:
+            return {(run.record.owner, run.record.key): run for run in self.spool.runs.values()}

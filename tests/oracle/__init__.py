@@ -1,1 +1,0 @@
-"""An oracle: breaks the installed commands by a seeded schedule, and then counts rows (`python -m oracle --help`)."""

@@ -1,9 +1,0 @@
-"""Where the packages' sources are, for children that do not have what is installed."""
-
-import os
-from pathlib import Path
-
-ROOT = Path(__file__).parent.parent
-SOURCE_ROOTS = [ROOT / name for name in ("collector", "uploader", "protocol")]
-SOURCE_PATH = os.pathsep.join(map(str, SOURCE_ROOTS))
-"""A `PYTHONPATH`."""
