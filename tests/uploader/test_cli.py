@@ -275,7 +275,7 @@ def test_reader_that_has_seen_enough_and_a_user_who_interrupts_see_no_traceback(
     assert pipe.returncode in {0, 1}
     assert pipe.stderr == ""
     code = (
-        "import signal, sys, os; from uploader import cli\n"
+        "import signal, sys, os; from sentinel_uploader.cli import main as cli\n"
         "def interrupted(words, environ): os.kill(os.getpid(), signal.SIGINT)\n"
         "cli._COMMANDS['status'] = interrupted\n"
         "sys.exit(cli.main(['status']))"
