@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Mapping
 
 from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.interpreter import module_words
 from sentinel_protocol.common.local_uploader import AgentPlace, agent_environ, listens
 from sentinel_protocol.common.paths import make_private_dir, make_socket_dir
 
@@ -109,12 +109,8 @@ class AgentStarter:
             elif self._log_begin is None:
                 self._log_begin = os.fstat(log).st_size
             place = ["--bind", self._place.url, "--spool", self._place.spool_dir]
-            # -P: what lies in a directory that we happen to be in must not be taken for our packages.
             words = [
-                sys.executable,
-                "-P",
-                "-m",
-                "sentinel_uploader",
+                *module_words("sentinel_uploader", self._environ),
                 "serve",
                 *place,
                 "--exit-when-idle",
