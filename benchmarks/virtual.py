@@ -73,7 +73,7 @@ class VirtualClock:
     def thread_time(self) -> float:
         return time.thread_time()
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+    def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
         until = math.inf if timeout_s is None else self._virtual.passed_s + timeout_s
         while not event.wait(_LOOK_S):
             if self._virtual.passed_s >= until:

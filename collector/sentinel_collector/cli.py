@@ -23,8 +23,8 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.settings.sources import (
     SettingsFile,
     build_parser,
-    check_flags_and_environment,
     merge_file,
+    parse_flags_and_env,
 )
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
         if cut < len(words) and not command:
             raise UsageError("there is no command behind --")
-        given = check_flags_and_environment(SETTINGS, args, os.environ)
+        given = parse_flags_and_env(SETTINGS, args, os.environ)
         if command and "pid" in given:
             raise UsageError("--pid and a command exclude each other")
         file = None if args.config is None else SettingsFile(args.config)

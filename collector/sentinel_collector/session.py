@@ -346,10 +346,12 @@ class Session:
             addresses = ranked_addresses(addresses, run_key)
         else:
             from sentinel_collector.delivery.local_uploader import AgentStarter
-            from sentinel_protocol.common.local_uploader import agent_place
+            from sentinel_protocol.common.local_uploader import local_uploader_paths
 
-            place = agent_place(environ)
-            self._voice.detail(f"this user's uploader: {place.socket_path}" + (place.remark and f" ({place.remark})"))
+            place = local_uploader_paths(environ)
+            self._voice.detail(
+                f"this user's uploader: {place.socket_path}" + (place.fallback_reason and f" ({place.fallback_reason})")
+            )
             addresses = [parse_address(place.url, bind=False)]
             agent = AgentStarter(place, environ=environ, warn=self._voice.warn, started=self._sampler.exclude)
         return Delivery(
@@ -390,7 +392,9 @@ class Session:
         if welcome.run_id:
             self._voice.detail(f"run {welcome.run_id}")
         # Whoever runs an uploader for others looks after it; one of this user's own is looked at by nobody.
-        if welcome.left_behind and not self._settings["connect"] and not self._told_of_left_behind:
+        if welcome.undelivered_runs and not self._settings["connect"] and not self._told_of_left_behind:
             self._told_of_left_behind = True
-            runs = "1 earlier run is" if welcome.left_behind == 1 else f"{welcome.left_behind} earlier runs are"
+            runs = (
+                "1 earlier run is" if welcome.undelivered_runs == 1 else f"{welcome.undelivered_runs} earlier runs are"
+            )
             self._voice.warn(f"{runs} not delivered yet; `sentinel-uploader status` says why")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from sentinel_protocol.common.api_url import API_URL_VARIABLE, api_url_fault, shown_url
+from sentinel_protocol.common.api_url import API_URL_VARIABLE, api_url_error, redact_url
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.settings.model import Setting, boolean, choice, key_value, path, percent, seconds, text
-from sentinel_protocol.common.settings.sources import merge_what_is_right
+from sentinel_protocol.common.settings.sources import merge_file_collecting_errors
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from sentinel_protocol.common.endpoints import Address
     from sentinel_protocol.common.settings.sources import SettingsFile
-    from sentinel_protocol.wire.curve_keys import LinkKeys
+    from sentinel_protocol.wire.curve_keys import ClientCurveKeys
 
 _METADATA = (
     ("project_name", "name of the project"),
@@ -254,7 +254,7 @@ def early(given: Mapping[str, Any], file: SettingsFile | None, *names: str) -> d
     """
     open_names = [name for name in names if name not in given]
     if file is not None and any(name.encode() in file.content for name in open_names):
-        values, _ = merge_what_is_right(SETTINGS, given, file)
+        values, _ = merge_file_collecting_errors(SETTINGS, given, file)
     else:
         values = {setting.name: setting.default for setting in SETTINGS} | dict(given)
     return {name: values[name] for name in names}
@@ -263,14 +263,14 @@ def early(given: Mapping[str, Any], file: SettingsFile | None, *names: str) -> d
 def check_own_uploader(given: Mapping[str, Any], file: SettingsFile | None, environ: Mapping[str, str]) -> None:
     """Raise `UsageError` where this user's own uploader would not start for what the environment says."""
     url = environ.get(API_URL_VARIABLE)
-    fault = api_url_fault(url) if url else ""
+    fault = api_url_error(url) if url else ""
     # What costs time is done for a wrong address only.
     if not url or not fault or early(given, file, "connect")["connect"]:
         return
     from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target
 
     if default_target(environ) == SENTINEL_TARGET:
-        raise UsageError(f"{API_URL_VARIABLE} {shown_url(url)!r}: {fault}")
+        raise UsageError(f"{API_URL_VARIABLE} {redact_url(url)!r}: {fault}")
 
 
 def settings_of_running_job(
@@ -280,7 +280,7 @@ def settings_of_running_job(
 
     Where the file cannot be trusted it may have meant to keep the command line back, so that stays out.
     """
-    settings, errors = merge_what_is_right(SETTINGS, given, file)
+    settings, errors = merge_file_collecting_errors(SETTINGS, given, file)
     try:
         addresses = uploader_addresses(settings)
     except UsageError as error:
@@ -296,16 +296,16 @@ def uploader_addresses(values: Mapping[str, Any]) -> list[Address]:
     """Return the checked addresses of uploaders, none when this user's own is meant; raises `UsageError`."""
     if not values.get("connect"):
         return []
-    from sentinel_protocol.common.endpoints import parse_address, require_protection
+    from sentinel_protocol.common.endpoints import parse_address, require_encryption
 
     addresses = [parse_address(url, bind=False) for url in values["connect"]]
     has_keys = bool(link_keys(values))
     for address in addresses:
-        require_protection(address, has_keys=has_keys, insecure=bool(values.get("insecure")), role="connect")
+        require_encryption(address, has_keys=has_keys, insecure=bool(values.get("insecure")), role="connect")
     return addresses
 
 
-def link_keys(values: Mapping[str, Any]) -> dict[str, LinkKeys]:
+def link_keys(values: Mapping[str, Any]) -> dict[str, ClientCurveKeys]:
     """Return the keys for each uploader's URL, none where no keys are given; raises `UsageError`."""
     server_keys, key, urls = values.get("server_key") or [], values.get("key"), values.get("connect") or []
     if not urls or not (server_keys or key):
@@ -318,19 +318,19 @@ def link_keys(values: Mapping[str, Any]) -> dict[str, LinkKeys]:
         raise UsageError(
             f"{len(server_keys)} times --server-key for {len(urls)} times --connect: give one, or one each"
         )
-    from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair, server_key
+    from sentinel_protocol.wire.curve_keys import ClientCurveKeys, load_server_key, read_key_pair
 
-    own = read_pair(key)
-    servers = [server_key(text) for text in server_keys]
-    return {url: LinkKeys(own, servers[index % len(servers)]) for index, url in enumerate(urls)}
+    own = read_key_pair(key)
+    servers = [load_server_key(text) for text in server_keys]
+    return {url: ClientCurveKeys(own, servers[index % len(servers)]) for index, url in enumerate(urls)}
 
 
-def guarded_keys(values: Mapping[str, Any]) -> dict[str, LinkKeys]:
+def guarded_keys(values: Mapping[str, Any]) -> dict[str, ClientCurveKeys]:
     """Return the keys for each uploader's URL; no core file holds them."""
     keys = link_keys(values)
     if keys:
         # The job, which runs already, keeps its own limit.
-        from sentinel_protocol.common.core_dumps import keep_memory_out_of_core_files
+        from sentinel_protocol.common.core_dumps import disable_core_dumps
 
-        keep_memory_out_of_core_files()
+        disable_core_dumps()
     return keys

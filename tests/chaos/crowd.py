@@ -24,7 +24,7 @@ from sentinel_collector.delivery.delivery import Delivery
 from sentinel_collector.run_facts import RunFacts
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair, server_key
+from sentinel_protocol.wire.curve_keys import ClientCurveKeys, load_server_key, read_key_pair
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.sample import Sample, encode_sample
 
@@ -37,7 +37,7 @@ _MACHINES = 8
 class Member:
     """One collector of the crowd."""
 
-    def __init__(self, number: int, url: str, keys: LinkKeys, state_dir: Path) -> None:
+    def __init__(self, number: int, url: str, keys: ClientCurveKeys, state_dir: Path) -> None:
         self.rows = 0
         self.is_ended = False
         self._next_at = time.monotonic() + number / 200
@@ -99,10 +99,10 @@ class Crowd:
         url = f"tcp://127.0.0.1:{port}"
         self.members = [Member(number, url, keys[number % _MACHINES], state) for number in range(members)]
 
-    def _key(self, name: str) -> LinkKeys:
+    def _key(self, name: str) -> ClientCurveKeys:
         added = self._home.run(UPLOADER, "keys", "add", name).stdout.splitlines()
         public, secret = (line.partition("=")[2] for line in added)
-        return LinkKeys(read_pair(secret), server_key(public))
+        return ClientCurveKeys(read_key_pair(secret), load_server_key(public))
 
     def pass_time(self, seconds: float) -> None:
         """Give every member its turns for so long."""

@@ -83,20 +83,20 @@ class Witness:
     def greeted(self, port: int, hello: Hello) -> None:
         """A collector has said `Hello`."""
         now = time.monotonic()
-        self.greeted_at[hello.run_key, hello.incarnation].append(now)
+        self.greeted_at[hello.run_key, hello.epoch].append(now)
         self.homes[str(hello.metadata.get("job_name"))][Place(port, hello.run_key)] = now
 
     def sent(self, hello: Hello, samples: Samples) -> None:
         """A collector has sent rows; within one incarnation no number is ever another row's."""
         lines = csv_rows(samples.samples).decode().splitlines()
-        self._sent[hello.run_key, hello.incarnation].update(enumerate(lines, samples.first_seq))
+        self._sent[hello.run_key, hello.epoch].update(enumerate(lines, samples.first_seq))
 
     def durable(self, port: int, hello: Hello, last_seq: int) -> None:
         """The uploader at a port has said that all rows up to this number are on disk."""
         promised = self.promised[port]
-        whose = (hello.run_key, hello.incarnation)
+        whose = (hello.run_key, hello.epoch)
         promised[whose] = max(last_seq, promised.get(whose, 0))
-        sent = self._sent[hello.run_key, hello.incarnation]
+        sent = self._sent[hello.run_key, hello.epoch]
         for seq in [seq for seq in sent if seq <= last_seq]:
             self.acknowledged[hello.run_key].add(sent.pop(seq))
 

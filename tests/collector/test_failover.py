@@ -230,7 +230,7 @@ def test_rows_that_were_sent_to_another_are_sent_nowhere_else_by_a_collector_tha
         again = mute(tmp_path / "copy", "after", [first, second], clock)
         stack.callback(again.close, None)
         _, greeting = heard(again, second, Hello)
-        assert (greeting.run_key, greeting.oldest_seq) == (hello.run_key, 1)
+        assert (greeting.run_key, greeting.first_available_seq) == (hello.run_key, 1)
         # Nobody else may ever tell which run this one is the continuation of.
         assert greeting.metadata == hello.metadata == ({"tags": {"continues": "run-1"}} if known else {})
 

@@ -11,18 +11,18 @@ import pytest
 from fakes.process_harness import COLLECTOR, DEADLINE_S, UPLOADER, Home, wait_until
 
 from sentinel_collector.delivery.local_uploader import AgentStarter
-from sentinel_protocol.common.local_uploader import AgentPlace, agent_place
+from sentinel_protocol.common.local_uploader import LocalUploaderPaths, local_uploader_paths
 
 
 @pytest.fixture
-def place(home: Home) -> AgentPlace:
-    return agent_place(home.environ)
+def place(home: Home) -> LocalUploaderPaths:
+    return local_uploader_paths(home.environ)
 
 
 class Starter:
     """Starts agents as a collector does, in this process."""
 
-    def __init__(self, home: Home, place: AgentPlace) -> None:
+    def __init__(self, home: Home, place: LocalUploaderPaths) -> None:
         self.place = place
         self.warnings: list[str] = []
         self.started: list[int] = []
@@ -49,13 +49,13 @@ class Starter:
 
 
 @pytest.fixture
-def starter(home: Home, place: AgentPlace) -> Iterator[Starter]:
+def starter(home: Home, place: LocalUploaderPaths) -> Iterator[Starter]:
     made = Starter(home, place)
     yield made
     made.close()
 
 
-def ready(place: AgentPlace) -> bool:
+def ready(place: LocalUploaderPaths) -> bool:
     try:
         return "uploader ready" in Path(place.log_path).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -114,7 +114,7 @@ def test_an_agent_holds_no_directory_and_finds_what_was_named_from_there(home: H
     here = os.getcwd()
     os.chdir(work)
     try:
-        place = agent_place(environ)
+        place = local_uploader_paths(environ)
     finally:
         os.chdir(here)
     (pid,) = agents(place)
@@ -124,7 +124,9 @@ def test_an_agent_holds_no_directory_and_finds_what_was_named_from_there(home: H
     assert seen["PYTHONPATH"] == f"{work}/lib"
 
 
-def test_what_an_earlier_agent_said_is_not_put_into_the_mouth_of_this_one(home: Home, place: AgentPlace) -> None:
+def test_what_an_earlier_agent_said_is_not_put_into_the_mouth_of_this_one(
+    home: Home, place: LocalUploaderPaths
+) -> None:
     log = Path(place.log_path)
     log.parent.mkdir(parents=True)
     log.write_text("the one before has failed\n")
@@ -141,7 +143,7 @@ def test_what_an_earlier_agent_said_is_not_put_into_the_mouth_of_this_one(home: 
 
 def test_an_agent_that_cannot_be_started_is_told_once(home: Home, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    place = AgentPlace(f"{tmp_path}/file/x.sock", str(tmp_path / "spool"), str(tmp_path / "log"))
+    place = LocalUploaderPaths(f"{tmp_path}/file/x.sock", str(tmp_path / "spool"), str(tmp_path / "log"))
     starter = Starter(home, place)
     for _ in range(5):
         starter.ensure(1000.0)
@@ -150,7 +152,7 @@ def test_an_agent_that_cannot_be_started_is_told_once(home: Home, tmp_path: Path
     assert starter.started == []
 
 
-def test_an_agent_that_ends_at_once_is_tried_again_with_pauses(home: Home, place: AgentPlace) -> None:
+def test_an_agent_that_ends_at_once_is_tried_again_with_pauses(home: Home, place: LocalUploaderPaths) -> None:
     broken = Home(home.directory, home.runtime, {})
     broken.environ["SENTINEL_SPOOL_MAX"] = "nonsense"
     starter = Starter(broken, place)
@@ -170,7 +172,7 @@ def is_over(pid: int) -> bool:
         return True
 
 
-def agents(place: AgentPlace) -> list[int]:
+def agents(place: LocalUploaderPaths) -> list[int]:
     return [
         process.pid
         for process in psutil.process_iter(["cmdline", "status"])
@@ -178,7 +180,7 @@ def agents(place: AgentPlace) -> list[int]:
     ]
 
 
-def test_two_collectors_at_once_share_one_agent(home: Home, place: AgentPlace) -> None:
+def test_two_collectors_at_once_share_one_agent(home: Home, place: LocalUploaderPaths) -> None:
     words = (COLLECTOR, "--interval", "0.1", "--quiet", "--")
     both = [home.start(*words, "sleep", "0.5") for _ in range(2)]
     for process in both:
@@ -200,7 +202,7 @@ def test_what_lies_in_the_job_s_directory_is_not_taken_for_the_agent(home: Home)
     assert "delivered to" in done.stderr
 
 
-def test_a_killed_agent_is_started_again_in_the_middle_of_a_run(home: Home, place: AgentPlace) -> None:
+def test_a_killed_agent_is_started_again_in_the_middle_of_a_run(home: Home, place: LocalUploaderPaths) -> None:
     output = home.directory / "rows.csv"
     job = home.start(COLLECTOR, "--interval", "0.1", "--output", str(output), "--", "cat", stdin=subprocess.PIPE)
     first = wait_until(lambda: agents(place), "an agent is there")
@@ -219,7 +221,7 @@ def test_both_commands_find_each_other_where_the_runtime_directory_is_too_deep(h
     # The processes of this home are recognised by their runtime directory.
     deep_home = Home(home.directory, deep, home.environ)
     deep_home.environ["TMPDIR"] = str(home.runtime)
-    place = agent_place(deep_home.environ)
+    place = local_uploader_paths(deep_home.environ)
     try:
         agent = deep_home.start(UPLOADER, "serve", "--exit-when-idle", "60")
         wait_until(lambda: Path(place.socket_path).exists(), "the agent listens")
@@ -238,26 +240,26 @@ def test_both_commands_find_each_other_where_the_runtime_directory_is_too_deep(h
     assert Path(place.socket_path).parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_an_agent_is_found_from_where_the_runtime_directory_is_another(home: Home, place: AgentPlace) -> None:
+def test_an_agent_is_found_from_where_the_runtime_directory_is_another(home: Home, place: LocalUploaderPaths) -> None:
     home.start(UPLOADER, "serve", "--exit-when-idle", "60")
     elsewhere = home.runtime / "elsewhere"
     elsewhere.mkdir()
     environ = home.environ | {"XDG_RUNTIME_DIR": str(elsewhere)}
-    wait_until(lambda: agent_place(environ) == place, "the agent says where it listens")
+    wait_until(lambda: local_uploader_paths(environ) == place, "the agent says where it listens")
     done = home.collector("-v", "--interval", "0.1", "--", "true", env=environ)
     assert "1 sample delivered to" in done.stderr
     assert f"this user's uploader: {place.socket_path}" in done.stderr
     assert list(elsewhere.iterdir()) == []
 
 
-def test_a_spool_that_is_taken_is_told_with_its_owner(home: Home, place: AgentPlace) -> None:
+def test_a_spool_that_is_taken_is_told_with_its_owner(home: Home, place: LocalUploaderPaths) -> None:
     owner = home.start_uploader("--bind", "tcp://127.0.0.1:*", "--spool", place.spool_dir)
     Path(place.spool_dir, "socket").unlink()
     done = home.collector("--interval", "0.1", "--wait", "0", "--", "true")
     assert f"is in use by another uploader (process {owner.pid})" in done.stderr
 
 
-def test_an_agent_leaves_when_it_is_idle_and_leaves_nothing_behind(home: Home, place: AgentPlace) -> None:
+def test_an_agent_leaves_when_it_is_idle_and_leaves_nothing_behind(home: Home, place: LocalUploaderPaths) -> None:
     agent = home.start(UPLOADER, "serve", "--exit-when-idle", "1")
     wait_until(lambda: Path(place.socket_path).exists(), "the agent listens")
     done = home.collector("--interval", "0.1", "--", "true")

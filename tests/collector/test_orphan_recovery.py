@@ -52,7 +52,7 @@ class Told(Voice):
 class Hurried(OffsetClock):
     """What is waited for is over in a moment."""
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+    def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
         is_set = event.wait(0.01)
         if not is_set:
             self.monotonic_s += timeout_s or 0.0

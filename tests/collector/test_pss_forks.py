@@ -297,7 +297,7 @@ def test_a_job_that_forks_all_the_time_has_the_same_memory_in_every_row() -> Non
         try:
             rows, met, never = [], set[int](), threading.Event()
             for _ in range(150):
-                clock.wait(never, 0.02)
+                clock.wait_for(never, 0.02)
                 rows.append(tree.read(forks=0, elapsed_s=0.02).memory_kib)
                 met.update(tree.pids)
         finally:

@@ -28,7 +28,7 @@ linux = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs 
 class PassingClock(SteppedClock):
     """Times as the test sets them; `wait` lets them pass."""
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+    def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
         self.advance(timeout_s or 0.0)
         return event.is_set()
 

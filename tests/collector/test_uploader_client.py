@@ -103,7 +103,9 @@ class Conversation:
         self.link = Link(
             dealer=self.peer,
             backlog=self.backlog,
-            hello=lambda oldest_seq: Hello(1, "key", "one", 1.0, metadata={"job_name": "x"}, oldest_seq=oldest_seq),
+            hello=lambda oldest_seq: Hello(
+                1, "key", "one", 1.0, metadata={"job_name": "x"}, first_available_seq=oldest_seq
+            ),
             on_welcome=self.welcomes.append,
             on_closed=self._closed,
             warn=self.warnings.append,
@@ -138,7 +140,7 @@ class Conversation:
         self.link.pump()
 
     def later(self, seconds: float) -> None:
-        self.clock.wait(threading.Event(), seconds)
+        self.clock.wait_for(threading.Event(), seconds)
         self.link.pump()
 
     def welcomed(self, next_seq: int = 1) -> None:
@@ -157,7 +159,7 @@ def test_rows_follow_the_welcome_and_the_end_follows_the_last_row(talk: Conversa
     talk.link.pump()
     (hello,) = talk.peer.take()
     assert isinstance(hello, Hello)
-    assert hello.oldest_seq == 0
+    assert hello.first_available_seq == 0
     talk.pump(Welcome(1, "run-7", 5.0))
     assert talk.peer.take_rows() == [(1, 1), (2, 2)]
     assert (talk.link.run_id, talk.link.has_answer) == ("run-7", True)
@@ -243,7 +245,7 @@ def test_an_uploader_that_forgot_us_is_greeted_once_for_all_it_did_not_take(talk
     talk.pump(*[Reject(RejectCode.HELLO_FIRST, retry=True)] * 2)
     (hello,) = talk.peer.take()
     assert isinstance(hello, Hello)
-    assert hello.oldest_seq == 2
+    assert hello.first_available_seq == 2
     talk.pump(Welcome(2))
     assert talk.peer.take_rows()[0] == (2, 2)
 
@@ -399,7 +401,7 @@ def test_rows_that_are_gone_are_told_and_gone_on_without(talk: Conversation) -> 
     assert sum("3 samples that are not here any more" in text for text in talk.warnings) == 1
     *_, hello = talk.peer.take()
     assert isinstance(hello, Hello)
-    assert hello.oldest_seq == 4
+    assert hello.first_available_seq == 4
     talk.pump(Welcome(4))
     assert talk.peer.take_rows() == [(4, 4), (5, 5)]
 
@@ -439,7 +441,7 @@ def test_repeated_answers_change_nothing(talk: Conversation) -> None:
 def test_what_follows_the_last_answer_that_was_awaited_is_taken_next_time(talk: Conversation) -> None:
     talk.rows(1)
     talk.welcomed()
-    talk.pump(Ack(1), Ack(1, trouble="storage is away"), Ack(1, trouble="it is back"))
+    talk.pump(Ack(1), Ack(1, delivery_error="storage is away"), Ack(1, delivery_error="it is back"))
     assert (talk.backlog.rows, talk.link.trouble) == (0, "")
     talk.rows(1)
     talk.link.pump()
@@ -606,7 +608,7 @@ def test_rows_in_flight_when_a_router_is_killed_come_back(socket_dir: Path, tmp_
         link = Link(
             dealer=dealer,
             backlog=talk.backlog,
-            hello=lambda oldest_seq: Hello(1, "key", "one", 1.0, oldest_seq=oldest_seq),
+            hello=lambda oldest_seq: Hello(1, "key", "one", 1.0, first_available_seq=oldest_seq),
             on_welcome=lambda _: None,
             on_closed=lambda: False,
             warn=talk.warnings.append,

@@ -22,7 +22,7 @@ from fakes.traffic_recorder import Tap
 from fakes.two_machines import CannotMakeError, TwoMachines
 from locations import TESTS
 
-from sentinel_protocol.wire.curve_keys import KeyPair, LinkKeys, read_pair, server_key
+from sentinel_protocol.wire.curve_keys import ClientCurveKeys, KeyPair, load_server_key, read_key_pair
 
 PORT, HTTP_PORT = 7740, 9740
 RUN_KEY = "alice-trains-in-secret"
@@ -83,25 +83,25 @@ class Published:
             self._context: zmq.Context[zmq.Socket[bytes]] = self.open.enter_context(zmq.Context())
             self._context.socket(zmq.PAIR).close()
 
-    def keys_of(self, name: str, *, replace: bool = False) -> LinkKeys:
+    def keys_of(self, name: str, *, replace: bool = False) -> ClientCurveKeys:
         """Add a client."""
         words = ["keys", "add", name, *(["--replace"] if replace else [])]
         public, secret = self._home.run(UPLOADER, *words).stdout.splitlines()
-        keys = LinkKeys(read_pair(secret.partition("=")[2]), server_key(public.partition("=")[2]))
+        keys = ClientCurveKeys(read_key_pair(secret.partition("=")[2]), load_server_key(public.partition("=")[2]))
         # The uploader's list may be a moment old: a collector that is not on it comes again.
         wait_until(lambda: self._lets_in(keys), f"{name} is on the list")
         return keys
 
-    def connect(self, keys: LinkKeys, *, url: str | None = None) -> HandWritten:
+    def connect(self, keys: ClientCurveKeys, *, url: str | None = None) -> HandWritten:
         """A connection from the far machine."""
         made = self._made(keys, url or self.url)
         self.open.callback(made.close)
         return made
 
-    def _made(self, keys: LinkKeys, url: str) -> HandWritten:
+    def _made(self, keys: ClientCurveKeys, url: str) -> HandWritten:
         return HandWritten(self._context, url, public=keys.own.public, secret=keys.own.secret, server=keys.server)
 
-    def _lets_in(self, keys: LinkKeys) -> bool:
+    def _lets_in(self, keys: ClientCurveKeys) -> bool:
         with contextlib.closing(self._made(keys, self.url)) as made:
             return made.is_in()
 
@@ -245,9 +245,9 @@ def test_without_a_key_nothing_is_read_or_written_and_no_run_shows(published: Pu
     answers = answers_to_rubbish(published, bytes(tap.said[0]))
     public, secret = zmq.curve_keypair()
     strangers = {
-        "an unknown key": LinkKeys(KeyPair(public, secret), alice.server),
-        "a known key without its secret": LinkKeys(KeyPair(alice.own.public, secret), alice.server),
-        "a known key, another server's": LinkKeys(alice.own, public),
+        "an unknown key": ClientCurveKeys(KeyPair(public, secret), alice.server),
+        "a known key without its secret": ClientCurveKeys(KeyPair(alice.own.public, secret), alice.server),
+        "a known key, another server's": ClientCurveKeys(alice.own, public),
     }
     for number, (name, keys) in enumerate(strangers.items(), start=1):
         knocking = published.connect(keys, url=tap.url)

@@ -18,7 +18,7 @@ from fakes.raw_collector import collectors_of
 from fakes.secret_scanner import Secret, files_with, held, processes_with
 from fakes.uploader_harness import finish, hello, samples
 
-from sentinel_protocol.wire.curve_keys import certificate, read_pair, z85
+from sentinel_protocol.wire.curve_keys import format_certificate, read_key_pair, z85
 from sentinel_protocol.wire.messages import Ack, Welcome
 from sentinel_uploader.server.key_store import KeyStore
 
@@ -150,7 +150,7 @@ def test_no_secret_key_leaves_its_file(home: Home) -> None:
     store = KeyStore(str(keys))
     store.init()
     alice, mallory = (store.add(name, replace=False) for name in ("alice", "mallory"))
-    pairs = [store.server_pair(), read_pair(alice), read_pair(mallory)]
+    pairs = [store.server_pair(), read_key_pair(alice), read_key_pair(mallory)]
     secrets: list[Secret] = [form for pair in pairs for form in (pair.secret, z85(pair.secret))]
     home.start_uploader(
         "-v", "--http", "0", "--keys", str(keys), "--bind", "tcp://127.0.0.1:*", "--log-format", "json",
@@ -162,7 +162,7 @@ def test_no_secret_key_leaves_its_file(home: Home) -> None:
     store.revoke("mallory")
     for key in (alice, str(keys / "revoked-key_secret")):
         if key != alice:
-            Path(key).write_text(certificate(pairs[2].public, pairs[2].secret))
+            Path(key).write_text(format_certificate(pairs[2].public, pairs[2].secret))
             os.chmod(key, 0o600)
         words = ["--connect", url, "--server-key", pairs[0].public.hex(), "--key", key, "-v", "--interval", "0.1"]
         process = home.start(COLLECTOR, *words, "--wait", "10" if key == alice else "0", "--", *busy(0.1))

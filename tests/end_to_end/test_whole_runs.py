@@ -29,7 +29,7 @@ from fakes.process_harness import (
 from fakes.rclone import RcloneS3
 from fakes.sentinel_api import SentinelServer
 
-from sentinel_protocol.common.api_url import shown_url
+from sentinel_protocol.common.api_url import redact_url
 from sentinel_protocol.wire.sample import COLUMNS
 
 
@@ -392,7 +392,7 @@ def test_address_of_the_api_that_is_none_is_told_before_anything_starts(home: Ho
     for words in (["--", "touch", str(marker)], ["--pid", str(os.getpid())]):
         done = home.collector(*words, env=environ)
         assert done.returncode == 2, done.stderr
-        assert f"SENTINEL_API_URL {shown_url(url)!r}" in done.stderr
+        assert f"SENTINEL_API_URL {redact_url(url)!r}" in done.stderr
         assert "planted" not in done.stderr
     assert not marker.exists()
 

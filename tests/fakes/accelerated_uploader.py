@@ -9,7 +9,7 @@ from fakes.process_harness import DEADLINE_S
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_uploader.app.service import Service, ServiceConfig
-from sentinel_uploader.app.settings import open_target
+from sentinel_uploader.app.settings import make_backend
 from sentinel_uploader.runs.lifecycle import Policy
 
 
@@ -27,8 +27,8 @@ class HastyClock(SystemClock):
     def monotonic(self) -> float:
         return self._monotonic_s + (super().monotonic() - self._monotonic_s) * self._speed
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
-        return super().wait(event, None if timeout_s is None else timeout_s / self._speed)
+    def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
+        return super().wait_for(event, None if timeout_s is None else timeout_s / self._speed)
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def hasty_uploader(
     directory: Path, url: str, environ: Mapping[str, str], clock: HastyClock, *, upload_interval_s: float
 ) -> Iterator[Service]:
     """Serve at `url` for the API and storage that `environ` names; no run is ever stale."""
-    target = open_target({"target": None, "call_timeout": 30.0}, environ, clock)
+    target = make_backend({"target": None, "call_timeout": 30.0}, environ, clock)
     policy = Policy(
         upload_interval_s=upload_interval_s, stale_after_s=1e9, inline_limit_bytes=target.api.inline_limit_bytes
     )

@@ -7,7 +7,7 @@ from fakes.process_harness import wait_until
 from fakes.uploader_harness import SPOOL_BYTES
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair
+from sentinel_protocol.wire.curve_keys import ClientCurveKeys, read_key_pair
 from sentinel_uploader.intake.rate_limiter import Limits as ClientLimits
 from sentinel_uploader.server.allow_list import AllowList
 from sentinel_uploader.server.connection_guard import Limits
@@ -53,11 +53,11 @@ class Guarded(Listening):
             known_clients=lambda: len(self.allow_list),
         )
 
-    def key_of(self, name: str, *, replace: bool = False) -> LinkKeys:
-        pair = read_pair(self.store.add(name, replace=replace))
+    def key_of(self, name: str, *, replace: bool = False) -> ClientCurveKeys:
+        pair = read_key_pair(self.store.add(name, replace=replace))
         # A hand-written client knocks once.
         wait_until(lambda: self.allow_list.admits(pair.public), "the list has it")
-        return LinkKeys(pair, self.store.server_pair().public)
+        return ClientCurveKeys(pair, self.store.server_pair().public)
 
     def turned_away(self, reason: str) -> float:
         return self.counters.rejected.value(reason)

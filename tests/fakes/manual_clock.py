@@ -19,7 +19,7 @@ class TurningClock:
     def thread_time(self) -> float:
         return 0.0
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+    def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
         if not event.is_set():
             assert timeout_s is not None, "nobody would ever set the event"
             self.time_s += timeout_s

@@ -149,7 +149,7 @@ class HandClock:
     def thread_time(self) -> float:
         return 0.0
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+    def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
         if timeout_s is None:
             return event.wait()
         if event.wait(self.patience_s):

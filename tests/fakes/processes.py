@@ -25,7 +25,7 @@ class CostlyClock:
         self.time_s += self.cost_s
         return self.time_s
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+    def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
         return event.is_set() or timeout_s == 0
 
 

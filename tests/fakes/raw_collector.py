@@ -8,7 +8,7 @@ from typing import TypeVar
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from sentinel_protocol.wire.curve_keys import LinkKeys
+from sentinel_protocol.wire.curve_keys import ClientCurveKeys
 from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader, encode
 
 PATIENCE_S = 20.0
@@ -24,7 +24,7 @@ class RawCollector:
         url: str,
         *,
         receives: int = 1000,
-        keys: LinkKeys | None = None,
+        keys: ClientCurveKeys | None = None,
         name: bytes = b"",
     ) -> None:
         """Connect; `name` is what a ROUTER should call it."""
@@ -103,7 +103,7 @@ class Collectors:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._made: list[RawCollector] = []
 
-    def connect(self, *, receives: int = 1000, keys: LinkKeys | None = None, name: bytes = b"") -> RawCollector:
+    def connect(self, *, receives: int = 1000, keys: ClientCurveKeys | None = None, name: bytes = b"") -> RawCollector:
         self._made.append(RawCollector(self._context, self._url, receives=receives, keys=keys, name=name))
         return self._made[-1]
 

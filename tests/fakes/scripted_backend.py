@@ -27,7 +27,7 @@ class SteppedClock:
     def thread_time(self) -> float:
         return 0.0
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+    def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
         return event.wait(0.01 if timeout_s is None else min(timeout_s, 0.01))
 
     def advance(self, seconds: float) -> None:

@@ -27,8 +27,8 @@ SPOOL_BYTES = 8 << 20
 T0 = 1_700_000_000.0
 
 
-def hello(key: str = "run", incarnation: str = "first", **more: Any) -> Hello:
-    return Hello(PROTOCOL_VERSION, key, incarnation, more.pop("interval_s", 1.0), **more)
+def hello(key: str = "run", epoch: str = "first", **more: Any) -> Hello:
+    return Hello(PROTOCOL_VERSION, key, epoch, more.pop("interval_s", 1.0), **more)
 
 
 def sample(seq: int) -> Sample:

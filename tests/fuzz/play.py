@@ -169,7 +169,14 @@ class _Play:
         self._say(
             encode(
                 Hello(
-                    version, key, incarnation, interval_s, metadata, host, {"cloud_vendor_id": text}, oldest_seq=oldest
+                    version,
+                    key,
+                    incarnation,
+                    interval_s,
+                    metadata,
+                    host,
+                    {"cloud_vendor_id": text},
+                    first_available_seq=oldest,
                 )
             )
         )

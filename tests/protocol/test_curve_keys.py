@@ -18,11 +18,11 @@ from sentinel_protocol.common.errors import KeyFileError, UsageError
 from sentinel_protocol.wire.curve_keys import (
     KEY_BYTES,
     KeyPair,
-    certificate,
-    key_of_text,
-    read_pair,
+    decode_key,
+    format_certificate,
+    load_server_key,
+    read_key_pair,
     read_public,
-    server_key,
     z85,
 )
 from sentinel_uploader.server.allow_list import REFRESH_S, AllowList
@@ -37,19 +37,19 @@ def store(tmp_path: Path) -> KeyStore:
 
 
 def key_in(path: str) -> bytes:
-    return read_pair(path).public
+    return read_key_pair(path).public
 
 
 @given(key=st.binary(min_size=KEY_BYTES, max_size=KEY_BYTES))
 def test_keys_are_written_as_zeromq_does_and_read_in_both_ways(key: bytes) -> None:
-    assert key_of_text(z85(key)) == key
-    assert key_of_text(key.hex()) == key
+    assert decode_key(z85(key)) == key
+    assert decode_key(key.hex()) == key
     assert "".join(map(chr, zmq.utils.z85.encode(key))) == z85(key)
 
 
 @pytest.mark.parametrize("text", ["", "x", "x" * 64, "#" * 40, "~" * 40, "/etc/sentinel-stream/server-of-mine.k"])
 def test_what_is_no_key_is_none(text: str) -> None:
-    assert key_of_text(text) is None
+    assert decode_key(text) is None
 
 
 def test_files_are_read_by_zeromq_s_own_tools_and_theirs_by_ours(tmp_path: Path, store: KeyStore) -> None:
@@ -61,7 +61,7 @@ def test_files_are_read_by_zeromq_s_own_tools_and_theirs_by_ours(tmp_path: Path,
     _, secret = zmq.auth.create_certificates(str(tmp_path), "theirs")
     os.chmod(secret, 0o600)
     public, private = zmq.auth.load_certificate(secret)
-    theirs = read_pair(secret)
+    theirs = read_key_pair(secret)
     assert (z85(theirs.public).encode(), z85(theirs.secret).encode()) == (public, private)
 
 
@@ -82,9 +82,9 @@ def test_a_secret_that_others_can_read_or_change_is_refused(store: KeyStore, mod
     path = store.add("alice", replace=False)
     os.chmod(path, mode)
     with pytest.raises(KeyFileError, match=r"others may read it.*chmod 600"):
-        read_pair(path)
+        read_key_pair(path)
     os.chmod(path, 0o400)
-    assert read_pair(path).secret
+    assert read_key_pair(path).secret
 
 
 def test_a_public_key_that_others_can_change_is_refused(store: KeyStore) -> None:
@@ -100,17 +100,17 @@ def test_what_is_no_key_file_is_named_and_never_shown(tmp_path: Path, store: Key
     path = tmp_path / "file"
     os.mkfifo(path, 0o600)
     with pytest.raises(KeyFileError, match="is not a file"):
-        read_pair(str(path))
+        read_key_pair(str(path))
     path.unlink()
     path.write_text('metadata\ncurve\n    secret-key = "planted-secret"\n')
     path.chmod(0o600)
     with pytest.raises(KeyFileError, match="holds no secret CURVE key") as error:
-        read_pair(str(path))
+        read_key_pair(str(path))
     assert "planted" not in str(error.value)
     with pytest.raises(KeyFileError, match="cannot be read: No such file"):
         read_public(str(tmp_path / "nowhere"))
     with pytest.raises(KeyFileError, match="holds no secret"):
-        read_pair(f"{store.directory}/server.key")
+        read_key_pair(f"{store.directory}/server.key")
     assert "secret" not in repr(store.server_pair())
     assert store.server_pair().secret.hex() not in repr(store.server_pair())
 
@@ -118,11 +118,11 @@ def test_what_is_no_key_file_is_named_and_never_shown(tmp_path: Path, store: Key
 def test_the_uploader_s_key_is_given_as_a_file_or_as_itself(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     public = store.server_pair().public
     for given_as in (f"{store.directory}/server.key", public.hex(), z85(public), f"'{z85(public)}'"):
-        assert server_key(given_as) == public
+        assert load_server_key(given_as) == public
     monkeypatch.chdir(store.directory)
-    assert server_key("server.key") == public
+    assert load_server_key("server.key") == public
     with pytest.raises(KeyFileError, match="nothing-there"):
-        server_key("nothing-there")
+        load_server_key("nothing-there")
 
 
 def test_names_are_plain_and_given_once(store: KeyStore) -> None:
@@ -213,7 +213,7 @@ def test_an_overwritten_file_is_noticed_though_its_directory_has_not_changed(lis
     listed.look_again()
     assert listed.names() == ["alice"]
     other = KeyPair(b"\1" * KEY_BYTES, b"")
-    path.write_text(certificate(other.public))
+    path.write_text(format_certificate(other.public))
     os.utime(listed.store.clients_dir, (long_ago, long_ago))
     listed.clock.advance(60.0)
     assert listed.list.name_of(other.public) == "alice"
@@ -258,7 +258,7 @@ def test_commands_make_list_and_withdraw_keys(home: Home, keys_of_home: str) -> 
     server, own = added.stdout.splitlines()
     assert server == f"SENTINEL_SERVER_KEY={read_public(keys_of_home + '/server.key').hex()}"
     assert own == f"SENTINEL_KEY={keys_of_home}/clients/node-1.key_secret"
-    pair = read_pair(own.partition("=")[2])
+    pair = read_key_pair(own.partition("=")[2])
     for text in (added.stdout, added.stderr):
         assert pair.secret.hex() not in text
         assert z85(pair.secret) not in text

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES, Address, parse_address, require_protection
-from sentinel_protocol.common.errors import AddressError, ProtectionError
+from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES, Address, parse_address, require_encryption
+from sentinel_protocol.common.errors import AddressError, InsecureAddressError
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_whatever_is_written_is_an_address_or_an_error_of_ours(url: str) -> None
 
 def test_beyond_this_machine_needs_keys_or_a_word() -> None:
     far = Address("tcp://10.0.0.1:5555", is_local=False)
-    with pytest.raises(ProtectionError, match=r"connect address 'tcp://10.0.0.1:5555'.*--insecure"):
-        require_protection(far, has_keys=False, insecure=False, role="connect")
-    require_protection(far, has_keys=True, insecure=False, role="bind")
-    require_protection(far, has_keys=False, insecure=True, role="bind")
-    require_protection(Address("ipc:///x", is_local=True), has_keys=False, insecure=False, role="bind")
+    with pytest.raises(InsecureAddressError, match=r"connect address 'tcp://10.0.0.1:5555'.*--insecure"):
+        require_encryption(far, has_keys=False, insecure=False, role="connect")
+    require_encryption(far, has_keys=True, insecure=False, role="bind")
+    require_encryption(far, has_keys=False, insecure=True, role="bind")
+    require_encryption(Address("ipc:///x", is_local=True), has_keys=False, insecure=False, role="bind")

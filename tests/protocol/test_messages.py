@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from locations import TESTS
 
-from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import (
     MAX_COLLECTOR_FRAME_BYTES,
     Ack,
@@ -43,7 +43,7 @@ FROM_COLLECTOR: dict[str, Any] = {
         metadata={"job_name": "träning", "tags": {"a": "1"}, "command": ["python", "train.py"]},
         host={"host_vcpus": 8, "host_memory_mib": 16000.5, "host_cpu_model": "x"},
         cloud={"cloud_vendor_id": "aws"},
-        oldest_seq=17,
+        first_available_seq=17,
         ping_interval_s=30.0,
         cloud_pending=True,
     ),
@@ -55,7 +55,7 @@ FROM_COLLECTOR: dict[str, Any] = {
 }
 FROM_UPLOADER: dict[str, Any] = {
     "welcome": Welcome(43, "run-1", 1_700_000_001.0, 2),
-    "ack": Ack(42, finish=True, trouble="register: HTTP 401: å", parked=True),
+    "ack": Ack(42, finish=True, delivery_error="register: HTTP 401: å", quarantined=True),
     "finished": Finished("run-1", {"run": {"run_status": "finished"}}, ["s3://b/0001.csv.gz"], 1, 42, "s3://b"),
     "reject": Reject(RejectCode.CLOSED, "this run has ended", retry=False, seq=41),
 }
@@ -121,14 +121,14 @@ def test_an_older_peer_leaves_fields_out_and_a_newer_one_adds_some(message: Any)
 def test_a_message_without_what_it_always_had_is_refused(message: Any) -> None:
     array = msgspec.msgpack.decode(encode(message))
     for count in range(FIELDS[type(message)] + 1):
-        with pytest.raises(BadMessageError):
+        with pytest.raises(InvalidMessageError):
             _decode(message, msgspec.msgpack.encode(array[:count]))
 
 
 def test_a_sample_with_a_column_too_many_is_refused() -> None:
     columns = msgspec.msgpack.decode(encode_sample(FULL))
     frame = msgspec.msgpack.encode(["s", 1, [[*columns, 1]]])
-    with pytest.raises(BadMessageError):
+    with pytest.raises(InvalidMessageError):
         decode_from_collector(frame)
     assert len(columns) == len(COLUMNS)
 
@@ -159,7 +159,7 @@ DEEP = 200_000
 )
 def test_a_hostile_frame_is_a_bad_message(frame: bytes) -> None:
     for decode in (decode_from_collector, decode_from_uploader):
-        with pytest.raises(BadMessageError):
+        with pytest.raises(InvalidMessageError):
             decode(frame)
 
 
@@ -191,7 +191,7 @@ def test_arbitrary_bytes_raise_nothing_else(frame: bytes) -> None:
     for decode in (decode_from_collector, decode_from_uploader):
         try:
             message = decode(frame)
-        except BadMessageError:
+        except InvalidMessageError:
             continue
         # What was taken can be written again: nothing unheard of has come in.
         encode(message)

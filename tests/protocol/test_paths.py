@@ -12,7 +12,12 @@ import pytest
 
 from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
 from sentinel_protocol.common.errors import UsageError
-from sentinel_protocol.common.local_uploader import agent_environ, agent_place, default_target, spool_dirs
+from sentinel_protocol.common.local_uploader import (
+    default_target,
+    local_uploader_environ,
+    local_uploader_paths,
+    spool_dirs,
+)
 from sentinel_protocol.common.paths import data_home, make_private_dir, make_socket_dir, runtime_dir, state_home
 
 
@@ -37,7 +42,7 @@ def test_a_place_is_absolute_without_a_home_too(tmp_path: Path, monkeypatch: pyt
     assert state_home({}) == state_home({"HOME": ""}) == f"{entry}/.local/state/sentinel-stream"
     monkeypatch.chdir(tmp_path)
     assert state_home({"HOME": "here"}) == f"{tmp_path}/here/.local/state/sentinel-stream"
-    assert agent_environ({"HOME": "here"})["HOME"] == f"{tmp_path}/here"
+    assert local_uploader_environ({"HOME": "here"})["HOME"] == f"{tmp_path}/here"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody without an entry")
@@ -101,11 +106,11 @@ def test_a_socket_s_path_is_never_too_long(tmp_path: Path, short: Path) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()
     environ = {"XDG_RUNTIME_DIR": str(long), "TMPDIR": str(short)}
-    place = agent_place(environ)
+    place = local_uploader_paths(environ)
     assert place.socket_path.startswith(f"{short}/sentinel-stream-{os.getuid()}/")
-    assert str(long) in place.remark
-    assert "107 bytes" in place.remark
-    both = agent_place(environ | {"TMPDIR": str(long)})
+    assert str(long) in place.fallback_reason
+    assert "107 bytes" in place.fallback_reason
+    both = local_uploader_paths(environ | {"TMPDIR": str(long)})
     assert both.socket_path.startswith(f"/tmp/sentinel-stream-{os.getuid()}/")
     # To the byte: one more is one too many.
     room = MAX_UNIX_PATH_BYTES - len(f"{short}/sentinel-stream-{os.getuid()}/")
@@ -121,7 +126,7 @@ def test_a_place_for_sockets_that_others_may_write_to_is_passed_over(short: Path
     assert runtime_dir(environ, "x") == (str(mine), "")
     mine.chmod(0o770)
     assert runtime_dir(environ, "x").path == f"/tmp/sentinel-stream-{os.getuid()}"
-    assert f"chmod 700 {mine}" in runtime_dir(environ, "x").remark
+    assert f"chmod 700 {mine}" in runtime_dir(environ, "x").fallback_reason
     with pytest.raises(UsageError, match="chmod 700"):
         make_socket_dir(str(mine))
     make_socket_dir(str(short / "other"))
@@ -135,7 +140,7 @@ def test_a_place_for_sockets_that_somebody_else_has_made_is_passed_over(short: P
     os.chown(theirs, 12345, 12345)
     found = runtime_dir({"TMPDIR": str(short)}, "x")
     assert found.path == f"/tmp/sentinel-stream-{os.getuid()}"
-    assert "belongs to another user" in found.remark
+    assert "belongs to another user" in found.fallback_reason
 
 
 BASE = {"XDG_STATE_HOME": "/s", "XDG_DATA_HOME": "/d"}
@@ -151,11 +156,11 @@ def test_there_is_one_agent_for_each_target_and_token() -> None:
         {"SENTINEL_API_TOKEN": "a", "AWS_ENDPOINT_URL_S3": "http://y"},
         {"SENTINEL_API_TOKEN_FILE": "/t"},
     ]
-    places = [agent_place(BASE | environ) for environ in environments]
+    places = [local_uploader_paths(BASE | environ) for environ in environments]
     assert len({place.socket_path for place in places}) == len(places)
     assert len({place.spool_dir for place in places}) == len(places)
-    assert agent_place(BASE | {"PATH": "/bin"}) == places[0]
-    assert agent_place(BASE, "/d/sentinel-stream/runs") == places[0]
+    assert local_uploader_paths(BASE | {"PATH": "/bin"}) == places[0]
+    assert local_uploader_paths(BASE, "/d/sentinel-stream/runs") == places[0]
     assert not any("SENTINEL" in place.socket_path for place in places)
     assert places[0].url == f"ipc://{places[0].socket_path}"
 
@@ -163,19 +168,19 @@ def test_there_is_one_agent_for_each_target_and_token() -> None:
 def test_a_relative_target_is_another_one_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environ = BASE | {"SENTINEL_TARGET": "out"}
     monkeypatch.chdir(tmp_path)
-    here = agent_place(environ)
-    assert here == agent_place(BASE, f"{tmp_path}/out")
+    here = local_uploader_paths(environ)
+    assert here == local_uploader_paths(BASE, f"{tmp_path}/out")
     monkeypatch.chdir("/")
-    assert agent_place(environ) != here
+    assert local_uploader_paths(environ) != here
 
 
 def test_a_relative_token_file_is_another_one_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     environ = BASE | {"SENTINEL_API_TOKEN_FILE": "token"}
-    here = agent_place(environ)
-    assert here == agent_place(BASE | {"SENTINEL_API_TOKEN_FILE": f"{tmp_path}/token"})
+    here = local_uploader_paths(environ)
+    assert here == local_uploader_paths(BASE | {"SENTINEL_API_TOKEN_FILE": f"{tmp_path}/token"})
     monkeypatch.chdir("/")
-    assert agent_place(environ) != here
+    assert local_uploader_paths(environ) != here
 
 
 def test_an_empty_token_is_none() -> None:

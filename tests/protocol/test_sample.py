@@ -21,7 +21,7 @@ from sentinel_protocol.wire.sample import (
     decode_sample,
     decode_samples,
     encode_sample,
-    shift_sample,
+    shift_timestamp,
 )
 
 HEADER = (
@@ -118,7 +118,7 @@ def test_what_is_no_sample_is_refused(encoded: bytes) -> None:
 @settings(max_examples=40, deadline=None)
 @given(row=samples().filter(lambda row: abs(row.timestamp) < 1e11), shift_ms=st.integers(0, 10**10))
 def test_a_shift_changes_the_time_stamp_alone(row: Sample, shift_ms: int) -> None:
-    shifted = decode_sample(shift_sample(encode_sample(row), shift_ms))
+    shifted = decode_sample(shift_timestamp(encode_sample(row), shift_ms))
     assert shifted.timestamp == (round(row.timestamp * 1000) + shift_ms) / 1000
     assert msgspec.structs.replace(shifted, timestamp=row.timestamp) == row
 

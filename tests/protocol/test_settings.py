@@ -27,9 +27,9 @@ from sentinel_protocol.common.settings.sources import (
     SettingsFile,
     add_arguments,
     build_parser,
-    check_flags_and_environment,
     merge_file,
-    merge_what_is_right,
+    merge_file_collecting_errors,
+    parse_flags_and_env,
     resolve,
 )
 
@@ -248,13 +248,13 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
 def test_what_is_right_in_a_file_can_be_had_though_the_rest_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "s.toml"
     file.write_text("upload_interval = 5\nspool_max = 'x'\nupload-interval = 6\n")
-    values, errors = merge_what_is_right(TABLE, {"quiet": True}, SettingsFile(str(file)))
+    values, errors = merge_file_collecting_errors(TABLE, {"quiet": True}, SettingsFile(str(file)))
     assert values == DEFAULTS | {"upload_interval": 5.0, "quiet": True}
     assert [str(error).partition(" ")[0] for error in errors] == [f"{file}:"] * 2
     assert "spool_max: 'x'" in str(errors[0])
     assert "unknown key 'upload-interval'" in str(errors[1])
     file.write_text("upload_interval = 5\nnonsense")
-    values, errors = merge_what_is_right(TABLE, {}, SettingsFile(str(file)))
+    values, errors = merge_file_collecting_errors(TABLE, {}, SettingsFile(str(file)))
     assert values == DEFAULTS
     assert [str(error).startswith(f"{file}: is not TOML: ") for error in errors] == [True]
 
@@ -266,12 +266,12 @@ def test_an_error_of_a_parser_of_somebody_elses_is_wrapped() -> None:
     table = [Setting(name="day", flag="--day", parse=refuse, help="day")]
     args = build_parser(table, "demo", "").parse_args(["--day", "Monday"])
     with pytest.raises(UsageError, match=r"^--day: 'Monday': only on Sundays$"):
-        check_flags_and_environment(table, args, {})
+        parse_flags_and_env(table, args, {})
 
 
 def test_the_file_can_come_after_the_flags() -> None:
     args = argparse.Namespace(connect=["tcp://a"])
-    given_values = check_flags_and_environment(TABLE, args, {"QUIET": "1"})
+    given_values = parse_flags_and_env(TABLE, args, {"QUIET": "1"})
     assert given_values == {"connect": ["tcp://a"], "quiet": True}
     assert merge_file(TABLE, given_values, None) == DEFAULTS | given_values
 

@@ -14,7 +14,7 @@ from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import finish, frame, hello, open_spool_at
 
 from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
-from sentinel_protocol.common.local_uploader import agent_place
+from sentinel_protocol.common.local_uploader import local_uploader_paths
 from sentinel_protocol.common.paths import APPLICATION
 from sentinel_uploader.cli.main import main
 from sentinel_uploader.runs.lifecycle import Event
@@ -191,7 +191,7 @@ def test_commands_look_where_an_uploader_with_the_same_file_keeps_its_runs(
     # Without a spool of its own it is the one that belongs to the target.
     file.write_text(f"target = '{tmp_path / 'runs'}'\n", encoding="utf-8")
     code, _, err = told(capsys, "status", "--config", str(file))
-    place = agent_place(os.environ, str(tmp_path / "runs"))
+    place = local_uploader_paths(os.environ, str(tmp_path / "runs"))
     assert (code, err) == (2, f"sentinel-uploader: there is no spool in {place.spool_dir}\n")
 
 

@@ -20,7 +20,7 @@ from fakes.uploader_harness import finish, hello, samples
 from sentinel_collector.delivery.zmq_client import Dealer
 from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_protocol.wire.curve_keys import KEY_BYTES, KeyPair, LinkKeys
+from sentinel_protocol.wire.curve_keys import KEY_BYTES, ClientCurveKeys, KeyPair
 from sentinel_protocol.wire.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
 from sentinel_uploader.server.connection_guard import Limits
 from sentinel_uploader.server.connections import SILENT_S
@@ -50,11 +50,11 @@ def collectors(guarded: Guarded) -> Iterator[Collectors]:
         yield made
 
 
-def stranger_to(guarded: Guarded, directory: Path) -> LinkKeys:
+def stranger_to(guarded: Guarded, directory: Path) -> ClientCurveKeys:
     """Keys that are sound and on nobody's list, and the right server key."""
     other = KeyStore(str(directory / "stranger"))
     other.init()
-    return LinkKeys(other.server_pair(), guarded.store.server_pair().public)
+    return ClientCurveKeys(other.server_pair(), guarded.store.server_pair().public)
 
 
 def is_talking(collector: RawCollector) -> None:
@@ -79,8 +79,8 @@ def test_without_a_key_nothing_is_read_and_nothing_answered(
 ) -> None:
     alice = guarded.key_of("alice")
     stranger = stranger_to(guarded, tmp_path)
-    knows_not_the_server = LinkKeys(alice.own, stranger.own.public)
-    has_only_the_public_half = LinkKeys(KeyPair(alice.own.public, stranger.own.secret), alice.server)
+    knows_not_the_server = ClientCurveKeys(alice.own, stranger.own.public)
+    has_only_the_public_half = ClientCurveKeys(KeyPair(alice.own.public, stranger.own.secret), alice.server)
     prodding = [
         collectors.connect(keys=keys) for keys in (None, stranger, knows_not_the_server, has_only_the_public_half)
     ]
@@ -175,7 +175,7 @@ def on_one_cpu() -> Iterator[None]:
 def test_nobody_chooses_what_zeromq_calls_a_connection_with_keys() -> None:
     """Whoever takes a name that ZeroMQ is about to give makes it abort; here it gives none, and takes none."""
     guard = Credulous()
-    keys = LinkKeys(guard.pair, guard.pair.public)
+    keys = ClientCurveKeys(guard.pair, guard.pair.public)
     called = set()
     with (
         on_one_cpu(),
@@ -221,7 +221,7 @@ def test_a_keeper_that_breaks_lets_nobody_in(caplog: pytest.LogCaptureFixture) -
         Router([parse_address("tcp://127.0.0.1:*", bind=True)], guard=guard, watcher=report) as router,
         collectors_of(router.urls[0]) as collectors,
     ):
-        collector = collectors.connect(keys=LinkKeys(guard.pair, guard.pair.public))
+        collector = collectors.connect(keys=ClientCurveKeys(guard.pair, guard.pair.public))
         collector.say(hello())
         wait_until(lambda: guard.asked and router.connections == 0, "it was asked")
         assert router.receive(most=10, timeout_s=UNHEARD_S) == ([], 0)
@@ -280,7 +280,7 @@ def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, coll
     for _ in range(2):
         assert mallory.hear(Reject).code == RejectCode.HELLO_FIRST
     for incarnation in ("first", "newer"):
-        mallory.say(hello(incarnation=incarnation))
+        mallory.say(hello(epoch=incarnation))
         assert mallory.hear(Welcome) == Welcome(1)
     mallory.say(samples(1, 9), finish(9))
     assert mallory.hear_until(Ack).seq == 9
@@ -297,7 +297,7 @@ def test_a_new_key_under_an_old_name_goes_on_with_its_runs(guarded: Guarded, col
     is_talking(old)
     new = collectors.connect(keys=guarded.key_of("alice", replace=True))
     wait_until(lambda: guarded.turned_away("revoked"), "the old key is out")
-    new.say(hello(incarnation="second"))
+    new.say(hello(epoch="second"))
     assert new.hear(Welcome).next_seq == 3
 
 
@@ -333,7 +333,7 @@ def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> Non
     address = parse_address(guarded.url, bind=False)
     for keys, words in (
         (None, "wants keys"),
-        (LinkKeys(alice.own, alice.own.public), "--server-key is not its key"),
+        (ClientCurveKeys(alice.own, alice.own.public), "--server-key is not its key"),
     ):
         with Dealer(address, keys=keys) as dealer:
             wait_until(lambda dealer=dealer, words=words: words in refusal_of(dealer), "it says so")  # type: ignore[misc]  # mypy cannot infer a lambda with defaults

@@ -116,11 +116,11 @@ def test_greetings_that_cannot_be_taken_are_told_why() -> None:
         ({"run_key": ""}, "not-allowed"),
         ({"run_key": "a\nb"}, "not-allowed"),
         ({"run_key": "x" * 201}, "not-allowed"),
-        ({"incarnation": ""}, "not-allowed"),
+        ({"epoch": ""}, "not-allowed"),
         ({"interval_s": math.nan}, "not-allowed"),
         ({"interval_s": 0.0}, "not-allowed"),
-        ({"oldest_seq": -1}, "not-allowed"),
-        ({"oldest_seq": MAX_SEQUENCE + 1}, "not-allowed"),
+        ({"first_available_seq": -1}, "not-allowed"),
+        ({"first_available_seq": MAX_SEQUENCE + 1}, "not-allowed"),
         ({"metadata": {"x": "y" * 20_000}}, "too-big"),
     ]
     for changes, code in bad_greetings:

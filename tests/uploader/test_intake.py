@@ -172,7 +172,7 @@ def test_newer_collector_wins_and_the_older_is_told_so(collectors: Collectors) -
     older.say(hello(), samples(1, 5))
     older.hear(Welcome)
     older.hear(Ack)
-    newer.say(hello(incarnation="second"))
+    newer.say(hello(epoch="second"))
     assert newer.hear(Welcome).next_seq == 6
     told = older.hear(Reject)
     assert (told.code, told.seq) == (RejectCode.SUPERSEDED, 5)
@@ -227,7 +227,7 @@ def test_collector_that_missed_the_end_hears_it_when_it_comes_back(there: Watche
     assert second.hear(Welcome) == Welcome(4, "id-1")
     assert second.hear(Ack) == Ack(3, finish=True)
     assert second.hear(Finished).response == {"ok": True}
-    stranger.say(hello(incarnation="second"))
+    stranger.say(hello(epoch="second"))
     answer = stranger.hear(Reject)
     assert (answer.code, answer.seq) == (RejectCode.CLOSED, 3)
 

@@ -141,8 +141,8 @@ def test_a_client_has_only_so_many_open_runs(tmp_path: Path) -> None:
         (hello(metadata={"tags": {"a\tb": "x"}}), "metadata-names", RejectCode.TOO_BIG),
         (hello(host={"": 1}), "metadata-names", RejectCode.TOO_BIG),
         (hello(interval_s=-1.0), "interval", RejectCode.NOT_ALLOWED),
-        (hello(incarnation="x" * 65), "incarnation", RejectCode.NOT_ALLOWED),
-        (hello(oldest_seq=-1), "sequence", RejectCode.NOT_ALLOWED),
+        (hello(epoch="x" * 65), "incarnation", RejectCode.NOT_ALLOWED),
+        (hello(first_available_seq=-1), "sequence", RejectCode.NOT_ALLOWED),
         (Hello(99, "run", "first", 1.0), "version", RejectCode.UNKNOWN_VERSION),
     ],
 )

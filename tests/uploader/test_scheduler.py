@@ -585,7 +585,7 @@ def test_run_whose_collector_speaks_after_it_was_found_silent_is_not_closed(watc
     assert state(watchful, "run") is RunState.FAILED
 
 
-@pytest.mark.parametrize("greeting", [{"incarnation": "second"}, {"oldest_seq": 9}], ids=str)
+@pytest.mark.parametrize("greeting", [{"epoch": "second"}, {"first_available_seq": 9}], ids=str)
 def test_collector_that_a_full_disk_keeps_from_continuing_its_run_is_not_silent(
     watchful: Delivery, greeting: dict[str, Any]
 ) -> None:
@@ -603,7 +603,7 @@ def test_collector_that_a_full_disk_keeps_from_continuing_its_run_is_not_silent(
 
 def test_superseded_collector_does_not_keep_its_run_open(watchful: Delivery) -> None:
     run = watchful.begin(rows=1)
-    watchful.spool.greet(hello(incarnation="second"), owner="")
+    watchful.spool.greet(hello(epoch="second"), owner="")
     watchful.advance(800.0)
     with pytest.raises(SupersededError):
         watchful.spool.greet(hello(), owner="")

@@ -15,7 +15,7 @@ from fakes.offset_clock import OffsetClock
 from fakes.sentinel_api import Behaviour, SentinelServer
 from fakes.tls import make_authority, server_context
 
-from sentinel_protocol.common.api_url import api_url_fault, shown_url
+from sentinel_protocol.common.api_url import api_url_error, redact_url
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.backends.sentinel.api import (
@@ -185,14 +185,14 @@ def test_an_address_that_cannot_be_used_is_named(url: str) -> None:
     with pytest.raises(UsageError, match="SENTINEL_API_URL") as caught:
         HttpSentinelAPI(lambda: TOKEN, url, SystemClock(), {})
     assert "planted" not in str(caught.value)
-    assert repr(shown_url(url)) in str(caught.value)
+    assert repr(redact_url(url)) in str(caught.value)
     # The collector says the same before the job, and knows no HTTP library.
-    assert api_url_fault(url)
+    assert api_url_error(url)
 
 
 @pytest.mark.parametrize("url", ["https://h", "HTTP://h:80/", "https://[::1]:8080/a/b@c", "http://127.0.0.1:1/prefix/"])
 def test_an_address_that_can_be_used_has_no_fault(url: str) -> None:
-    assert api_url_fault(url) == ""
+    assert api_url_error(url) == ""
     HttpSentinelAPI(lambda: TOKEN, url, SystemClock(), {}).close()
 
 
@@ -206,7 +206,7 @@ def test_an_address_that_can_be_used_has_no_fault(url: str) -> None:
     ],
 )
 def test_an_address_is_shown_without_what_may_be_a_secret(url: str, shown: str) -> None:
-    assert shown_url(url) == shown
+    assert redact_url(url) == shown
 
 
 CALLS: Mapping[str, Callable[[], Any]] = {

@@ -77,12 +77,12 @@ def test_time_of_the_newest_row_is_known_after_a_restart(tmp_path: Path, clock: 
 def test_same_collector_continues_and_a_newer_one_takes_over(spool: Spool) -> None:
     run = spool.greet(hello(), owner="")
     assert spool.greet(hello(), owner="") is run
-    assert spool.greet(hello(incarnation="second", interval_s=5.0), owner="") is run
+    assert spool.greet(hello(epoch="second", interval_s=5.0), owner="") is run
     assert (run.record.incarnation, run.record.interval_s, run.record.superseded) == ("second", 5.0, ["first"])
     with pytest.raises(SupersededError):
         spool.greet(hello(), owner="")
     for number in range(100):
-        spool.greet(hello(incarnation=f"later-{number}"), owner="")
+        spool.greet(hello(epoch=f"later-{number}"), owner="")
     assert len(run.record.superseded) == len(run.record.superseded_seq) == 32
 
 
@@ -90,17 +90,17 @@ def test_superseded_collector_is_told_up_to_where_its_rows_were_taken(spool: Spo
     run = spool.greet(hello(), owner="")
     spool.store([frame(run, 1, 5)], [])
     # The newer one says at once that it cannot send 6 to 8, which the older one may still have.
-    spool.greet(hello(incarnation="second", oldest_seq=9), owner="")
+    spool.greet(hello(epoch="second", first_available_seq=9), owner="")
     spool.store([frame(run, 9, 12)], [])
-    spool.greet(hello(incarnation="third"), owner="")
+    spool.greet(hello(epoch="third"), owner="")
     for incarnation, seq in (("first", 5), ("second", 12)):
         with pytest.raises(SupersededError) as superseded:
-            spool.greet(hello(incarnation=incarnation), owner="")
+            spool.greet(hello(epoch=incarnation), owner="")
         assert superseded.value.seq == seq
 
 
 def test_each_client_has_run_keys_of_its_own(spool: Spool) -> None:
-    of = {owner: spool.greet(hello(incarnation=f"of {owner}"), owner=owner) for owner in ("alice", "bob", "")}
+    of = {owner: spool.greet(hello(epoch=f"of {owner}"), owner=owner) for owner in ("alice", "bob", "")}
     assert len({run.id for run in of.values()}) == 3
     spool.store([frame(of["alice"], 1, 3)], [])
     assert [run.acked_seq for run in of.values()] == [3, 0, 0]
@@ -108,7 +108,7 @@ def test_each_client_has_run_keys_of_its_own(spool: Spool) -> None:
     spool.end(of["alice"], Event.DISCARDED)
     with pytest.raises(RunClosedError):
         spool.greet(hello(), owner="alice")
-    assert spool.greet(hello(incarnation="of bob"), owner="bob") is of["bob"]
+    assert spool.greet(hello(epoch="of bob"), owner="bob") is of["bob"]
     assert spool.ended_record("run", owner="bob") is None
     assert spool.ended_record("run", owner="alice") is not None
 
@@ -118,14 +118,14 @@ def test_run_that_has_ended_is_never_continued(spool: Spool) -> None:
     spool.store([frame(run, 1, 5)], [])
     spool.store([], [(run, finish(5))])
     with pytest.raises(RunClosedError) as closed:
-        spool.greet(hello(incarnation="second"), owner="")
+        spool.greet(hello(epoch="second"), owner="")
     assert closed.value.seq == 5
     assert spool.greet(hello(), owner="") is run
     register(spool, run)
     spool.end(run, Event.ACCEPTED)
     for incarnation in ("first", "second"):
         with pytest.raises(RunClosedError) as closed:
-            spool.greet(hello(incarnation=incarnation), owner="")
+            spool.greet(hello(epoch=incarnation), owner="")
         assert closed.value.seq == 5
 
 
@@ -139,11 +139,11 @@ def test_discarded_run_tells_up_to_where_rows_were_taken(spool: Spool) -> None:
 
 
 def test_rows_that_a_collector_no_longer_has_are_counted_as_missing_once(spool: Spool, tmp_path: Path) -> None:
-    run = spool.greet(hello(oldest_seq=11), owner="")
+    run = spool.greet(hello(first_available_seq=11), owner="")
     assert (run.acked_seq, run.record.missing_rows) == (10, 10)
     spool.store([frame(run, 11, 12)], [])
-    spool.greet(hello(oldest_seq=16), owner="")
-    spool.greet(hello(oldest_seq=16), owner="")
+    spool.greet(hello(first_available_seq=16), owner="")
+    spool.greet(hello(first_available_seq=16), owner="")
     assert (run.acked_seq, run.record.missing_rows) == (15, 13)
     cut(spool, run)
     assert run.record.settled_seq == 15
@@ -159,7 +159,7 @@ def test_what_was_settled_while_rows_were_encoded_is_not_forgotten(spool: Spool)
     spool.store([frame(run, 1, 5)], [])
     frames = spool.read_open(run, max_rows=10)
     assert frames is not None
-    spool.greet(hello(incarnation="second", oldest_seq=9), owner="")
+    spool.greet(hello(epoch="second", first_available_seq=9), owner="")
     spool.freeze(run, frames, Batch(1, 1, 5, 5, b"x", b"y"), batches=1)
     assert run.record.settled_seq == 8
     assert run.acked_seq == 8
@@ -423,7 +423,7 @@ class SpoolMachine(RuleBasedStateMachine):
         if run.record.has_ended:
             return
         first = run.acked_seq + 1
-        self.spool.greet(hello(key, run.record.incarnation, oldest_seq=first + gap), owner="")
+        self.spool.greet(hello(key, run.record.incarnation, first_available_seq=first + gap), owner="")
         self.missing[key] |= set(range(first, first + gap))
         self.acked[key] += gap
 

@@ -289,7 +289,7 @@ def test_unreadable_spool_is_set_aside_and_the_run_goes_on_without_what_was_in_i
     # Opening counts in the header's first 100 bytes.
     assert aside.read_bytes()[100:] == before[100:]
     third = collectors.connect()
-    third.say(hello(oldest_seq=3001))
+    third.say(hello(first_available_seq=3001))
     assert third.hear(Welcome).next_seq == 3001
     third.say(samples(3001, 3010), finish(3010))
     third.hear_until(Finished)
@@ -346,7 +346,7 @@ def test_spool_of_each_older_version_is_migrated_with_all_that_is_in_it(
     home.start_uploader()
     assert f"migrated from={version} to={SCHEMA_VERSION}" in log_of(home)
     gone, there = collectors.connect(), collectors.connect()
-    gone.say(hello("ended", incarnation="another"))
+    gone.say(hello("ended", epoch="another"))
     closed = gone.hear(Reject)
     assert (closed.code, closed.seq) == (RejectCode.CLOSED, 4)
     there.say(hello("open"))

@@ -16,7 +16,7 @@ from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import finish, frame, hello, open_spool_at, samples
 from fakes.web import free_port
 
-from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair
+from sentinel_protocol.wire.curve_keys import ClientCurveKeys, read_key_pair
 from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Ack, Finish, Hello, Reject, RejectCode, Samples, Welcome
 from sentinel_protocol.wire.sample import Sample
 from sentinel_uploader.app.settings import SETTINGS
@@ -166,7 +166,9 @@ def test_two_clients_while_storage_is_down_one_floods_and_the_other_is_acknowled
         COLLECTOR, "--connect", url, "--interval", "0.1", "--wait", "60", "--output", str(output), "--", "cat",
         env=environ["good"], stdin=subprocess.PIPE,
     )  # fmt: skip
-    keys = LinkKeys(read_pair(environ["bad"]["SENTINEL_KEY"]), bytes.fromhex(environ["bad"]["SENTINEL_SERVER_KEY"]))
+    keys = ClientCurveKeys(
+        read_key_pair(environ["bad"]["SENTINEL_KEY"]), bytes.fromhex(environ["bad"]["SENTINEL_SERVER_KEY"])
+    )
     with collectors_of(url) as collectors:
         bad = Flooding(collectors.connect(keys=keys, receives=100_000))
 

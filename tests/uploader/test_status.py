@@ -163,7 +163,7 @@ def test_run_is_named_by_its_id_its_beginning_or_its_key(name: str, expected: bo
 
 
 def test_rows_that_are_missing_are_shown(up: Delivery, tmp_path: Path) -> None:
-    run = up.begin("lossy", oldest_seq=8)
+    run = up.begin("lossy", first_available_seq=8)
     up.add(run, 2)
     assert shown(tmp_path)["lossy"]["rows_missing"] == 7
     assert "0 (7 missing)" in status_text([read_status(str(tmp_path / "spool"))], now=0.0)

@@ -69,12 +69,12 @@ def test_collectors_of_forgotten_runs_hear_what_they_would_have_heard_before(tmp
         assert [there.spool.ended_record(key, owner="") for key in ("accepted", "stale", "given up")] == [None] * 3
         with collectors_of(there.url) as collectors:
             unheard, heir, *closed = (collectors.connect() for _ in range(4))
-            unheard.say(hello("accepted", oldest_seq=3))
+            unheard.say(hello("accepted", first_available_seq=3))
             assert unheard.hear(Welcome) == Welcome(6, RUN_ID)
             assert unheard.hear(Ack) == Ack(5, finish=True)
             finished = unheard.hear(Finished)
             assert (finished.run_id, finished.rows) == (RUN_ID, 5)
-            heir.say(hello("accepted", incarnation="second"))
+            heir.say(hello("accepted", epoch="second"))
             for collector, key in zip(closed, ("stale", "given up"), strict=True):
                 collector.say(hello(key))
             for collector in (heir, *closed):
@@ -98,7 +98,7 @@ def test_forgotten_runs_are_known_after_a_restart_and_to_their_own_client_alone(
     spool = open_at(tmp_path / "spool")
     assert spool.database.exempt_pages == pages > 2
     with pytest.raises(RunClosedError) as closed:
-        spool.greet(hello("run", oldest_seq=4), owner="")
+        spool.greet(hello("run", first_available_seq=4), owner="")
     assert closed.value.seq == 5
     spool.greet(hello("run"), owner="somebody else")
     spool.close()

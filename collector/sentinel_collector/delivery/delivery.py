@@ -31,7 +31,7 @@ from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Finish, Finished, 
 
 if TYPE_CHECKING:
     from sentinel_collector.delivery.local_uploader import AgentStarter
-    from sentinel_protocol.wire.curve_keys import LinkKeys
+    from sentinel_protocol.wire.curve_keys import ClientCurveKeys
 
 TOUCH_S = 3600.0
 """How often the file of a run shows that its collector lives: one that has not been written for long is removed."""
@@ -59,7 +59,7 @@ class Delivery:
         voice: Voice,
         on_welcome: Callable[[Welcome], None],
         is_named: bool = False,
-        keys: "Mapping[str, LinkKeys] | None" = None,
+        keys: "Mapping[str, ClientCurveKeys] | None" = None,
         failover_after_s: float = 300.0,
     ) -> None:
         # The run's file keeps the name of the key that was asked for, also when the run goes on under another: it is
@@ -273,7 +273,7 @@ class Delivery:
                     own.unlink()
                     own.close()
                     return other
-            self._clock.wait(never, _TAKE_OVER_S)
+            self._clock.wait_for(never, _TAKE_OVER_S)
         return own
 
     def _another_key(self) -> str:
@@ -297,7 +297,7 @@ class Delivery:
             metadata=facts.metadata,
             host=facts.host,
             cloud=facts.cloud,
-            oldest_seq=oldest_seq,
+            first_available_seq=oldest_seq,
             cloud_pending=facts.cloud_pending,
         )
 

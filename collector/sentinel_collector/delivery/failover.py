@@ -8,7 +8,7 @@ from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.wire.messages import Hello, Ping, encode
 
 if TYPE_CHECKING:
-    from sentinel_protocol.wire.curve_keys import LinkKeys
+    from sentinel_protocol.wire.curve_keys import ClientCurveKeys
 
 _TAG = "continues"
 PROBE_S = 10.0
@@ -33,7 +33,7 @@ class Failover:
     and the run stays where it is.
     """
 
-    def __init__(self, addresses: Sequence[Address], keys: "Mapping[str, LinkKeys]", *, after_s: float) -> None:
+    def __init__(self, addresses: Sequence[Address], keys: "Mapping[str, ClientCurveKeys]", *, after_s: float) -> None:
         self.address = addresses[0]
         """The uploader at hand."""
         self._addresses = list(addresses)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.interpreter import module_words
-from sentinel_protocol.common.local_uploader import AgentPlace, agent_environ, listens
+from sentinel_protocol.common.local_uploader import LocalUploaderPaths, is_listening, local_uploader_environ
 from sentinel_protocol.common.paths import make_private_dir, make_socket_dir
 
 IDLE_S = 10.0
@@ -30,7 +30,7 @@ class AgentStarter:
 
     def __init__(
         self,
-        place: AgentPlace,
+        place: LocalUploaderPaths,
         *,
         environ: Mapping[str, str],
         warn: Callable[[str], None],
@@ -55,7 +55,7 @@ class AgentStarter:
             return
         self._due_at = now + self._retry_s
         self._reap()
-        if listens(self._place.socket_path):
+        if is_listening(self._place.socket_path):
             self._retry_s = _FIRST_RETRY_S
             return
         if self._children:
@@ -119,7 +119,7 @@ class AgentStarter:
             pid = os.posix_spawn(
                 _SHELL,
                 [_SHELL, "-c", _FROM_THE_ROOT, _SHELL, *words],
-                agent_environ(self._environ),
+                local_uploader_environ(self._environ),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_DUP2, log, 1),

@@ -18,14 +18,14 @@ from sentinel_collector.delivery.uploader_client import End, Link
 from sentinel_collector.delivery.zmq_client import Dealer
 from sentinel_collector.run_key import next_run_key
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.endpoints import parse_address, require_protection
+from sentinel_protocol.common.endpoints import parse_address, require_encryption
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire.messages import encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sentinel_protocol.wire.curve_keys import LinkKeys
+    from sentinel_protocol.wire.curve_keys import ClientCurveKeys
 
 _POLL_S = 0.2
 _GIVE_UP_S = 30.0
@@ -56,7 +56,7 @@ class Leftovers:
         clock: Clock,
         voice: Voice,
         insecure: bool,
-        keys: "Mapping[str, LinkKeys] | None" = None,
+        keys: "Mapping[str, ClientCurveKeys] | None" = None,
     ) -> None:
         self._state_dir = state_dir
         self._clock = clock
@@ -95,7 +95,7 @@ class Leftovers:
         while (waited_s := (now := self._clock.monotonic()) - began) < timeout_s:
             if now - max(began, self._answered_at) >= _ANSWER_S:
                 break
-            if self._clock.wait(self._over, min(_POLL_S, timeout_s - waited_s)):
+            if self._clock.wait_for(self._over, min(_POLL_S, timeout_s - waited_s)):
                 break
         self._stop.set()
         self._thread.join(_POLL_S * 5)
@@ -132,7 +132,7 @@ class Leftovers:
             address = parse_address(head.destination, bind=False)
             # An uploader that is not named any more may have the key of one that is; a wrong key harms nobody.
             keys = self._keys.get(address.url) or next(iter(self._keys.values()), None)
-            require_protection(address, has_keys=keys is not None, insecure=self._insecure, role="connect")
+            require_encryption(address, has_keys=keys is not None, insecure=self._insecure, role="connect")
             hello_of(head)
             belongs = _Belonging(head)
             backlog = owned = Backlog(
@@ -170,7 +170,7 @@ class Leftovers:
         link = Link(
             dealer=dealer,
             backlog=backlog,
-            hello=lambda oldest_seq: msgspec.structs.replace(hello_of(belongs.head), oldest_seq=oldest_seq),
+            hello=lambda oldest_seq: msgspec.structs.replace(hello_of(belongs.head), first_available_seq=oldest_seq),
             on_welcome=lambda _: None,
             on_closed=lambda: _begin_another_run(backlog, belongs),
             warn=self._voice.detail,

@@ -16,7 +16,7 @@ from sentinel_collector.delivery.overflow_file.file import Position, SpillFile
 from sentinel_collector.delivery.overflow_file.header import SpillError, SpillHead
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire.messages import Finish
-from sentinel_protocol.wire.sample import decode_sample, shift_sample
+from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
 
 SPILL_AFTER_S = 2.0
 """Age of the oldest row in memory at which all rows in memory go to the file."""
@@ -329,9 +329,9 @@ class Backlog:
         return max(0, round(last_timestamp * 1000) + 1 - round(decode_sample(oldest).timestamp * 1000))
 
     def _shift_memory(self, shift_ms: int) -> None:
-        self._memory = deque(shift_sample(row, shift_ms) for row in self._memory)
+        self._memory = deque(shift_timestamp(row, shift_ms) for row in self._memory)
         if self._newest is not None:
-            self._newest = shift_sample(self._newest, shift_ms)
+            self._newest = shift_timestamp(self._newest, shift_ms)
         self._warn(
             f"the clock was set back since the run's last sample: {self.rows - self._used} samples that wait are "
             f"stamped {shift_ms / 1000:.3f} s later"

@@ -15,7 +15,7 @@ from sentinel_collector.delivery.connection_log import Remarks
 from sentinel_collector.delivery.overflow_file.header import SpillError
 from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, Backlog
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import (
     MAX_SEQUENCE,
     Ack,
@@ -206,7 +206,7 @@ class Link:
     def _take(self, frame: bytes, now: float) -> UploaderMessage | None:
         try:
             message: UploaderMessage = decode_from_uploader(frame)
-        except BadMessageError as error:
+        except InvalidMessageError as error:
             self._remarks.say_once("bad-message", f"sent what is {error}; is it a sentinel-uploader?")
             return None
         self._heard(now)
@@ -249,9 +249,9 @@ class Link:
     def _acknowledged(self, ack: Ack) -> None:
         if self._is_new_run or ack.seq > MAX_SEQUENCE:
             return
-        self.trouble, self.is_parked = ack.trouble, ack.parked
+        self.trouble, self.is_parked = ack.delivery_error, ack.quarantined
         if self.is_parked and self._finish is None:
-            self._remarks.say_once("parked", f"keeps the run's samples and does not deliver them: {ack.trouble}")
+            self._remarks.say_once("parked", f"keeps the run's samples and does not deliver them: {ack.delivery_error}")
         if self._backlog.acknowledge(ack.seq):
             self._hello_attempts = 0
             self._remarks.rows_taken()

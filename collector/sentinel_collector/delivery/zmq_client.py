@@ -8,11 +8,11 @@ import zmq
 
 from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.errors import AddressError
-from sentinel_protocol.wire.zmq_monitor import FAILED, monitor_of, next_event
-from sentinel_protocol.wire.zmq_options import DEALER, Endpoint
+from sentinel_protocol.wire.zmq_monitor import FAILED, next_event, open_monitor
+from sentinel_protocol.wire.zmq_options import DEALER, ZmqContextOwner
 
 if TYPE_CHECKING:
-    from sentinel_protocol.wire.curve_keys import LinkKeys
+    from sentinel_protocol.wire.curve_keys import ClientCurveKeys
 
 _RECONNECT_MS = (500, 30_000)
 # A local uploader is back within a moment, and asking a Unix socket costs nothing.
@@ -25,14 +25,14 @@ Fewer is what an uploader that ends looks like, and one with other keys has most
 """
 
 
-class Dealer(Endpoint):
+class Dealer(ZmqContextOwner):
     """The collector's end: one connection that comes back by itself.
 
     After a refused handshake it comes back when `refusal` is called, later each time: ZeroMQ itself either never tries
     again or does so without growing pauses.
     """
 
-    def __init__(self, address: Address, *, keys: "LinkKeys | None" = None) -> None:
+    def __init__(self, address: Address, *, keys: "ClientCurveKeys | None" = None) -> None:
         super().__init__()
         self._url = address.url
         self._socket = self._make(zmq.DEALER, DEALER)
@@ -45,7 +45,7 @@ class Dealer(Endpoint):
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
             self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.own.public)
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret)
-        self._monitor = monitor_of(
+        self._monitor = open_monitor(
             self._context,
             self._socket,
             FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED,

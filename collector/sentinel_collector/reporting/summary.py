@@ -69,7 +69,7 @@ def summary_figures(
         "parked": is_parked and finished is None,
         "trouble": "" if finished is not None else trouble,
         "undelivered_rows": undelivered_rows,
-        "location": "" if finished is None else _readable(finished.location),
+        "location": "" if finished is None else _readable(finished.object_prefix),
         "objects": [] if finished is None else [_readable(uri) for uri in finished.objects],
         "response": {} if finished is None else finished.response,
     }

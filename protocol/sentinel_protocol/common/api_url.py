@@ -8,7 +8,7 @@ EXPECTED = "expected https://HOST[:PORT][/PREFIX]"
 _SCHEMES = frozenset({"http", "https"})
 
 
-def api_url_fault(url: str) -> str:
+def api_url_error(url: str) -> str:
     """Return what is certainly wrong with the address, `""` where nothing is; never a secret that stands in it."""
     scheme, separator, rest = url.partition("://")
     host = rest.partition("/")[0]
@@ -21,7 +21,7 @@ def api_url_fault(url: str) -> str:
     return ""
 
 
-def shown_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return the address without what may be a secret: user information, query, fragment."""
     before, at, place = url.rpartition("@")
     hidden = f"{before.partition('://')[0]}://…@{place}" if at and "://" in before else f"…@{place}" if at else url

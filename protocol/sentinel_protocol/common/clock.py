@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         def thread_time(self) -> float:
             """CPU seconds of the calling thread; only differences mean something."""
 
-        def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+        def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
             """Wait until the event is set (True) or the time has passed (False)."""
 
 else:
@@ -43,6 +43,6 @@ class SystemClock:
         """CPU seconds of the calling thread (`CLOCK_THREAD_CPUTIME_ID`)."""
         return time.thread_time()
 
-    def wait(self, event: threading.Event, timeout_s: float | None) -> bool:
+    def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
         """Wait on the event for at most `timeout_s` seconds (`None`: without limit)."""
         return event.wait(timeout_s)

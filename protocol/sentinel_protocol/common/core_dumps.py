@@ -6,7 +6,7 @@ import resource
 _NO_MEMORY = "0"
 
 
-def keep_memory_out_of_core_files() -> None:
+def disable_core_dumps() -> None:
     """Write no core file, and no memory into one that is made all the same.
 
     The limit alone does not hold where `core_pattern` is a pipe to a program, and may be raised from outside; of the

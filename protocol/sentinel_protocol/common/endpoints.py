@@ -3,7 +3,7 @@
 import re
 from collections import namedtuple
 
-from sentinel_protocol.common.errors import AddressError, ProtectionError
+from sentinel_protocol.common.errors import AddressError, InsecureAddressError
 
 TYPE_CHECKING = False  # `typing` and `ipaddress` would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -51,14 +51,14 @@ def parse_address(url: str, *, bind: bool) -> Address:
     return Address(url, _is_loopback(host))
 
 
-def require_protection(address: Address, *, has_keys: bool, insecure: bool, role: str) -> None:
-    """Raise `ProtectionError` for an address beyond this machine that has no CURVE keys, unless `insecure`.
+def require_encryption(address: Address, *, has_keys: bool, insecure: bool, role: str) -> None:
+    """Raise `InsecureAddressError` for an address beyond this machine that has no CURVE keys, unless `insecure`.
 
     `role` is `bind` or `connect`, for the text.
     """
     if address.is_local or has_keys or insecure:
         return
-    raise ProtectionError(
+    raise InsecureAddressError(
         f"{role} address {address.url!r} is beyond this machine and has no keys: anybody on the way could read "
         f"and change the samples; {_KEYS_FOR[role]}, use loopback or ipc://, or say --insecure if the network itself "
         "is trusted"

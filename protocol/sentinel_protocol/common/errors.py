@@ -13,7 +13,7 @@ class AddressError(UsageError):
     """An address that cannot be used for a socket."""
 
 
-class ProtectionError(UsageError):
+class InsecureAddressError(UsageError):
     """An address beyond this machine without keys and without `--insecure`."""
 
 
@@ -21,5 +21,5 @@ class KeyFileError(UsageError):
     """A key file that cannot be read, holds no key, or is open to others."""
 
 
-class BadMessageError(SentinelStreamError):
+class InvalidMessageError(SentinelStreamError):
     """A frame that is not a message of the conversation."""

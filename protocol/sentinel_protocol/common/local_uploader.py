@@ -16,18 +16,21 @@ TARGET_VARIABLE = "SENTINEL_TARGET"
 SENTINEL_TARGET = "sentinel:"
 PATH_VARIABLES = (TOKEN_VARIABLES[-1], "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE")
 """What an uploader finds its files by; relative ones begin where the command was started."""
-_ANNOUNCEMENT = "socket"
+_SOCKET_PATH_FILE = "socket"
 _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-class AgentPlace(NamedTuple):
-    """Where an agent listens and what it owns; `remark` says why its socket is not where one would look first."""
+class LocalUploaderPaths(NamedTuple):
+    """Socket, spool and log of a local uploader.
+
+    `fallback_reason` says why the socket is not in the preferred directory; it is empty where it is.
+    """
 
     socket_path: str
     spool_dir: str
     log_path: str
-    remark: str = ""
+    fallback_reason: str = ""
 
     @property
     def url(self) -> str:
@@ -45,9 +48,9 @@ def default_target(environ: Mapping[str, str]) -> str:
     return os.path.join(data_home(environ), "runs")
 
 
-def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentPlace:
+def local_uploader_paths(environ: Mapping[str, str], target: str | None = None) -> LocalUploaderPaths:
     """Return the place of the agent for what the environment (or `target`) names as destination."""
-    environ, target = agent_environ(environ), _from_anywhere(target or default_target(environ))
+    environ, target = local_uploader_environ(environ), _absolute_target(target or default_target(environ))
     identity = [target]
     if target == SENTINEL_TARGET:
         identity += [f"{name}={environ.get(name, '')}" for name in _TARGET_VARIABLES[1:]]
@@ -57,27 +60,29 @@ def agent_place(environ: Mapping[str, str], target: str | None = None) -> AgentP
     spools = spools_home(environ)
     spool_dir = os.path.join(spools, name)
     log_path = os.path.join(spools, f"{name}.log")
-    announced = _announced(spool_dir)
+    announced = _read_socket_path(spool_dir)
     if announced:
-        return AgentPlace(announced, spool_dir, log_path)
+        return LocalUploaderPaths(announced, spool_dir, log_path)
     socket_name = f"{name}.sock"
     runtime = runtime_dir(environ, socket_name)
-    return AgentPlace(os.path.join(runtime.path, socket_name), spool_dir, log_path, runtime.remark)
+    return LocalUploaderPaths(os.path.join(runtime.path, socket_name), spool_dir, log_path, runtime.fallback_reason)
 
 
-def announce(spool_dir: str, socket_path: str) -> None:
+def write_socket_path(spool_dir: str, socket_path: str) -> None:
     """Write down where the spool's owner listens; raises `OSError`.
 
     A log-in, a cron job and a batch job of one user have different runtime and temporary directories, and one spool.
     """
-    fd = os.open(os.path.join(spool_dir, _ANNOUNCEMENT), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    fd = os.open(
+        os.path.join(spool_dir, _SOCKET_PATH_FILE), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+    )
     try:
         os.write(fd, socket_path.encode())
     finally:
         os.close(fd)
 
 
-def listens(socket_path: str) -> bool:
+def is_listening(socket_path: str) -> bool:
     """Whether somebody listens at a Unix socket; never waits."""
     import socket
 
@@ -93,17 +98,17 @@ def listens(socket_path: str) -> bool:
     return True
 
 
-def _announced(spool_dir: str) -> str:
+def _read_socket_path(spool_dir: str) -> str:
     """Return where the spool's owner said that it listens, empty when nobody does."""
     try:
-        with open(os.path.join(spool_dir, _ANNOUNCEMENT), encoding="utf-8") as file:
+        with open(os.path.join(spool_dir, _SOCKET_PATH_FILE), encoding="utf-8") as file:
             path = file.read(MAX_UNIX_PATH_BYTES + 1)
     except (OSError, UnicodeDecodeError):
         return ""
-    return path if os.path.isabs(path) and path.isprintable() and listens(path) else ""
+    return path if os.path.isabs(path) and path.isprintable() and is_listening(path) else ""
 
 
-def agent_environ(environ: Mapping[str, str]) -> dict[str, str]:
+def local_uploader_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of an agent, which works in no directory of the job's: its paths are absolute.
 
     Nor does it report to whoever manages the job as a service (sd_notify(3)).
@@ -113,13 +118,13 @@ def agent_environ(environ: Mapping[str, str]) -> dict[str, str]:
         if changed.get(name):
             changed[name] = os.path.abspath(changed[name])
     if changed.get(TARGET_VARIABLE):
-        changed[TARGET_VARIABLE] = _from_anywhere(changed[TARGET_VARIABLE])
+        changed[TARGET_VARIABLE] = _absolute_target(changed[TARGET_VARIABLE])
     if changed.get("PYTHONPATH"):
         changed["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, changed["PYTHONPATH"].split(os.pathsep)))
     return changed
 
 
-def _from_anywhere(target: str) -> str:
+def _absolute_target(target: str) -> str:
     if "://" in target or target == SENTINEL_TARGET:
         return target
     return os.path.abspath(os.path.expanduser(target))

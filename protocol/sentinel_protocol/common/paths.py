@@ -26,10 +26,10 @@ def data_home(environ: Mapping[str, str]) -> str:
 
 
 class RuntimeDir(NamedTuple):
-    """Where a user's sockets are; `remark` says why not in a place that would have come first, empty where none did."""
+    """Directory of a user's sockets; `fallback_reason` says why the preferred ones were passed over."""
 
     path: str
-    remark: str
+    fallback_reason: str
 
 
 def runtime_dir(environ: Mapping[str, str], socket_name: str) -> RuntimeDir:
@@ -46,7 +46,7 @@ def runtime_dir(environ: Mapping[str, str], socket_name: str) -> RuntimeDir:
     places += [os.path.join(base, f"{APPLICATION}-{os.getuid()}") for base in temporary if os.path.isabs(base)]
     remarks: list[str] = []
     for path in places:
-        complaint = _socket_complaint(path, socket_name)
+        complaint = _socket_dir_error(path, socket_name)
         if not complaint:
             return RuntimeDir(path, "; ".join(remarks))
         remarks.append(complaint)
@@ -62,7 +62,7 @@ def make_private_dir(path: str) -> str:
     """
     try:
         _make_dirs(path)
-        complaint = _complaint(path)
+        complaint = _directory_error(path)
     except OSError as error:
         raise UsageError(f"cannot create the directory {path}: {error.strerror}") from error
     if complaint:
@@ -73,12 +73,12 @@ def make_private_dir(path: str) -> str:
 def make_socket_dir(path: str) -> str:
     """`make_private_dir` for sockets: whoever could write there could put one of theirs in the place of ours."""
     make_private_dir(path)
-    if complaint := _socket_complaint(path, ""):
+    if complaint := _socket_dir_error(path, ""):
         raise UsageError(complaint)
     return path
 
 
-def _complaint(path: str) -> str:
+def _directory_error(path: str) -> str:
     """Return what is wrong with a directory that is there, empty when nothing is; raises `OSError`."""
     is_shared = bool(os.stat(os.path.dirname(os.path.abspath(path))).st_mode & stat.S_IWOTH)
     # The link first: the kernel may refuse to follow a stranger's (`fs.protected_symlinks`).
@@ -89,7 +89,7 @@ def _complaint(path: str) -> str:
     return "" if stat.S_ISDIR(found.st_mode) else f"{path} is not a directory"
 
 
-def _socket_complaint(directory: str, name: str) -> str:
+def _socket_dir_error(directory: str, name: str) -> str:
     path = os.path.join(directory, name)
     if not path.isprintable():
         return f"{directory!r} holds characters that cannot be printed"
@@ -100,7 +100,7 @@ def _socket_complaint(directory: str, name: str) -> str:
             parent = os.path.dirname(directory)
             is_usable = os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)
             return "" if is_usable else f"nothing can be created in {parent}"
-        if complaint := _complaint(directory):
+        if complaint := _directory_error(directory):
             return complaint
         is_open = os.stat(directory).st_mode & _WRITABLE_BY_OTHERS
     except OSError as error:

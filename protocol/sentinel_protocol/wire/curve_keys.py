@@ -30,7 +30,7 @@ class KeyPair:
         return f"KeyPair({self.public.hex()})"
 
 
-class LinkKeys:
+class ClientCurveKeys:
     """What a collector needs for one uploader: its own pair, and the public key that the uploader must have."""
 
     __slots__ = ("own", "server")
@@ -49,7 +49,7 @@ def z85(key: bytes) -> str:
     return chars
 
 
-def key_of_text(text: str) -> bytes | None:
+def decode_key(text: str) -> bytes | None:
     """Return the key that is written as 64 hexadecimal digits or 40 characters of Z85, `None` when it is neither."""
     if len(text) == 2 * KEY_BYTES:
         try:
@@ -67,13 +67,13 @@ def key_of_text(text: str) -> bytes | None:
     return None if max(numbers) >= 1 << 32 else b"".join(number.to_bytes(4, "big") for number in numbers)
 
 
-def server_key(text: str) -> bytes:
+def load_server_key(text: str) -> bytes:
     """Return the public key that a user names: a file that holds it, or the key itself.
 
     Raises `KeyFileError`.
     """
     if not os.path.exists(text):
-        key = key_of_text(text.strip("'\""))
+        key = decode_key(text.strip("'\""))
         if key is not None:
             return key
     return read_public(text)
@@ -84,7 +84,7 @@ def read_public(path: str) -> bytes:
     return _read(path, secret=False).public
 
 
-def read_pair(path: str) -> KeyPair:
+def read_key_pair(path: str) -> KeyPair:
     """Return both halves from a secret file.
 
     Raises `KeyFileError` when it cannot be read, holds no pair, or is not this user's alone.
@@ -92,7 +92,7 @@ def read_pair(path: str) -> KeyPair:
     return _read(path, secret=True)
 
 
-def certificate(public: bytes, secret: bytes | None = None) -> str:
+def format_certificate(public: bytes, secret: bytes | None = None) -> str:
     """Return the text of a key file; without `secret` that of a public one."""
     what = "public" if secret is None else "SECRET, for its owner alone"
     lines = [f"# CURVE key of sentinel-stream: {what}", "metadata", "curve", f'    public-key = "{z85(public)}"']
@@ -111,13 +111,13 @@ def _read(path: str, *, secret: bool) -> KeyPair:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode):
             raise KeyFileError(f"key file {path}: is not a file")
-        _refuse_loose_mode(path, facts, secret=secret)
+        _check_file_mode(path, facts, secret=secret)
         content = os.read(descriptor, _MAX_FILE_BYTES)
     except OSError as error:
         raise KeyFileError(f"key file {path}: cannot be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    found = {name: key_of_text(value) for name, value in _LINE.findall(content.decode("utf-8", "replace"))}
+    found = {name: decode_key(value) for name, value in _LINE.findall(content.decode("utf-8", "replace"))}
     public, private = found.get("public-key"), found.get("secret-key")
     # Never shows what is in the file: it may be a secret in the wrong place.
     if public is None or (secret and private is None):
@@ -125,7 +125,7 @@ def _read(path: str, *, secret: bool) -> KeyPair:
     return KeyPair(public, private or b"")
 
 
-def _refuse_loose_mode(path: str, facts: os.stat_result, *, secret: bool) -> None:
+def _check_file_mode(path: str, facts: os.stat_result, *, secret: bool) -> None:
     """PostgreSQL's rule for secret files: 0600 of our own, or root's for a group, which is what containers get."""
     if facts.st_uid not in {0, os.geteuid()} and os.geteuid() != 0:
         raise KeyFileError(f"key file {path}: belongs to another user (uid {facts.st_uid})")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.sample import Sample
 
 _T = TypeVar("_T")
@@ -48,20 +48,20 @@ class _Message(msgspec.Struct, array_like=True, frozen=True, omit_defaults=False
 class Hello(_Message, frozen=True, tag="hello"):
     """Opens (or opens again) the conversation about one run.
 
-    `incarnation` is drawn at random by each collector process; `metadata`, `host` and `cloud` hold the contract's
-    registration fields (`tags` is a mapping, `command` a list of words). `oldest_seq` is the lowest sequence number
-    that the collector still holds, 0 when its rows have no numbers yet; `ping_interval_s` is the longest silence
-    that the uploader has to expect.
+    `epoch` is drawn at random by each collector process; `metadata`, `host` and `cloud` hold the contract's
+    registration fields (`tags` is a mapping, `command` a list of words). `first_available_seq` is the lowest sequence
+    number that the collector still holds, 0 when its rows have no numbers yet; `ping_interval_s` is the longest
+    silence that the uploader has to expect.
     """
 
     version: int
     run_key: str
-    incarnation: str
+    epoch: str
     interval_s: float
     metadata: dict[str, str | int | float | bool | list[str] | dict[str, str] | None] = {}
     host: dict[str, str | int | float] = {}
     cloud: dict[str, str] = {}
-    oldest_seq: int = 0
+    first_available_seq: int = 0
     ping_interval_s: float = 30.0
     cloud_pending: bool = False
     """Cloud discovery is still under way: a `Hello` with what it found follows."""
@@ -113,7 +113,7 @@ class Welcome(_Message, frozen=True, tag="welcome"):
     next_seq: int
     run_id: str = ""
     last_timestamp: float = 0.0
-    left_behind: int = 0
+    undelivered_runs: int = 0
     """Other runs of the same owner that have ended some time ago and are not delivered."""
 
 
@@ -125,9 +125,9 @@ class Ack(_Message, frozen=True, tag="ack"):
 
     seq: int
     finish: bool = False
-    trouble: str = ""
+    delivery_error: str = ""
     """What keeps the run from being delivered at the moment, for people."""
-    parked: bool = False
+    quarantined: bool = False
     """Nothing more happens to the run until a person has looked at it; its data is kept."""
 
 
@@ -139,7 +139,7 @@ class Finished(_Message, frozen=True, tag="finished"):
     objects: list[str] = []
     objects_count: int = 0
     rows: int = 0
-    location: str = ""
+    object_prefix: str = ""
     """Directory or `s3://` prefix of the objects; `objects` holds only the first of a long list."""
 
 
@@ -167,12 +167,12 @@ encode = _encoder.encode
 
 
 def decode_from_collector(frame: bytes) -> CollectorMessage:
-    """Decode and validate what a collector sent; raises `BadMessageError`."""
+    """Decode and validate what a collector sent; raises `InvalidMessageError`."""
     return _decode(_collector_decoder, frame)
 
 
 def decode_from_uploader(frame: bytes) -> UploaderMessage:
-    """Decode and validate what an uploader sent; raises `BadMessageError`."""
+    """Decode and validate what an uploader sent; raises `InvalidMessageError`."""
     return _decode(_uploader_decoder, frame)
 
 
@@ -180,4 +180,4 @@ def _decode(decoder: msgspec.msgpack.Decoder[_T], frame: bytes) -> _T:
     try:
         return decoder.decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadMessageError(f"not a message of the conversation: {error}") from error
+        raise InvalidMessageError(f"not a message of the conversation: {error}") from error

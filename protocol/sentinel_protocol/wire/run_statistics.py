@@ -36,42 +36,46 @@ _gauges_of = attrgetter(*_GAUGES)
 _totals_of = attrgetter(*_TOTALS)
 
 
-class RunStatistics(msgspec.Struct):
+_STORED_NAMES = {"weighted_sums": "weighted", "weight_totals": "weights", "maxima": "highest"}
+"""Spools hold these fields under their first names."""
+
+
+class RunStatistics(msgspec.Struct, rename=_STORED_NAMES):
     """Sums over the rows seen so far; its size does not depend on how many they were."""
 
     rows: int = 0
     last_timestamp: float = 0.0
     duration_s: float = 0.0
     """Length of all rows' intervals together."""
-    weighted: dict[str, float] = {}
+    weighted_sums: dict[str, float] = {}
     """Per gauge: sum of value times length of the row's interval."""
-    weights: dict[str, float] = {}
-    highest: dict[str, float] = {}
+    weight_totals: dict[str, float] = {}
+    maxima: dict[str, float] = {}
     totals: dict[str, int | float] = {}
 
     def copy(self) -> "RunStatistics":
         """Return figures that can be added to without changing these."""
         return msgspec.structs.replace(
             self,
-            weighted=dict(self.weighted),
-            weights=dict(self.weights),
-            highest=dict(self.highest),
+            weighted_sums=dict(self.weighted_sums),
+            weight_totals=dict(self.weight_totals),
+            maxima=dict(self.maxima),
             totals=dict(self.totals),
         )
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Take rows in, in their order."""
-        weighted, weights, highest, totals = self.weighted, self.weights, self.highest, self.totals
+        weighted_sums, weight_totals, maxima, totals = self.weighted_sums, self.weight_totals, self.maxima, self.totals
         for sample in samples:
-            length = self._length_of(sample)
+            interval_s = self._interval_s(sample)
             self.rows += 1
             self.last_timestamp = sample.timestamp
-            self.duration_s += length
+            self.duration_s += interval_s
             for name, value in zip(_GAUGES, _gauges_of(sample), strict=True):
                 if value is not None and isfinite(value):
-                    weighted[name] = weighted.get(name, 0.0) + value * length
-                    weights[name] = weights.get(name, 0.0) + length
-                    highest[name] = max(highest.get(name, value), value)
+                    weighted_sums[name] = weighted_sums.get(name, 0.0) + value * interval_s
+                    weight_totals[name] = weight_totals.get(name, 0.0) + interval_s
+                    maxima[name] = max(maxima.get(name, value), value)
             for name, value in zip(_TOTALS, _totals_of(sample), strict=True):
                 if value is not None and isfinite(value):
                     total = totals.get(name, 0) + value
@@ -84,15 +88,15 @@ class RunStatistics(msgspec.Struct):
         Means are weighted by the length of each row's interval. CPU seconds and bytes are totals of the run.
         """
         figures: dict[str, Any] = {"rows": self.rows, "duration_seconds": round(self.duration_s, 3)}
-        for name, highest in self.highest.items():
-            weight = self.weights[name]
-            mean = self.weighted[name] / weight if weight > 0 else highest
+        for name, highest in self.maxima.items():
+            weight = self.weight_totals[name]
+            mean = self.weighted_sums[name] / weight if weight > 0 else highest
             figures[name] = {"mean": round(mean, 4), "max": round(highest, 4)}
         for name, total in self.totals.items():
             figures[name] = {"total": round(total, 6)}
         return figures
 
-    def _length_of(self, sample: Sample) -> float:
+    def _interval_s(self, sample: Sample) -> float:
         if self.rows:
             return max(0.0, sample.timestamp - self.last_timestamp)
         # The first row's beginning is not in the data, but usage is CPU seconds divided by the interval.

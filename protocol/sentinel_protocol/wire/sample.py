@@ -74,7 +74,7 @@ def decode_samples(encoded: Iterable[bytes]) -> list[Sample]:
     return [_decode_one(one) for one in encoded]
 
 
-def shift_sample(encoded: bytes, shift_ms: int) -> bytes:
+def shift_timestamp(encoded: bytes, shift_ms: int) -> bytes:
     """Return an encoded sample with its time stamp `shift_ms` milliseconds later."""
     sample = _decode_one(encoded)
     timestamp = (round(sample.timestamp * 1000) + shift_ms) / 1000

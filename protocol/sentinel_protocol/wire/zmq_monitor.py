@@ -22,7 +22,7 @@ class SocketEvent(NamedTuple):
     endpoint: str = ""
 
 
-def monitor_of(
+def open_monitor(
     context: "zmq.Context[zmq.Socket[bytes]]", watched: "zmq.Socket[bytes]", events: int
 ) -> "zmq.Socket[bytes]":
     """Return a socket that is told of these events of another one, from the beginning.

@@ -44,7 +44,7 @@ ROUTER: dict[zmq.SocketOption, int] = _COMMON | {
 }
 
 
-class Endpoint:
+class ZmqContextOwner:
     """A context with its sockets."""
 
     def __init__(self) -> None:

@@ -49,7 +49,7 @@ def ask_to_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
     while owner_pid(spool_dir) is not None:
         if clock.monotonic() >= deadline:
             raise RefusedError("the uploader has not ended in time")
-        clock.wait(never, _POLL_S)
+        clock.wait_for(never, _POLL_S)
 
 
 def _do_here(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
@@ -100,5 +100,5 @@ def _await_answer(
             raise _OwnerGoneError("the uploader ended before it answered")
         if row[0] is not None:
             return str(row[0])
-        clock.wait(never, _POLL_S)
+        clock.wait_for(never, _POLL_S)
     raise RefusedError(f"the uploader did not answer within {_ANSWER_S:.0f} s")

@@ -14,7 +14,7 @@ import msgspec
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.errors import UsageError
-from sentinel_protocol.common.local_uploader import announce
+from sentinel_protocol.common.local_uploader import write_socket_path
 from sentinel_uploader.admin.requests import answer_requests
 from sentinel_uploader.delivery.executor import Steps, Target
 from sentinel_uploader.delivery.scheduler import Dispatcher
@@ -181,7 +181,7 @@ class Service:
             if url.startswith("ipc://"):
                 # A help for collectors that would look elsewhere: a full disk must not keep us from delivering.
                 with contextlib.suppress(OSError):
-                    announce(self._config.spool_dir, url.removeprefix("ipc://"))
+                    write_socket_path(self._config.spool_dir, url.removeprefix("ipc://"))
                 return
 
     def _open_spool(self) -> Spool:
@@ -284,7 +284,7 @@ class Service:
 
     def _wait(self, timeout_s: float) -> None:
         if timeout_s > 0:
-            self._clock.wait(self._dispatcher.changed, timeout_s)
+            self._clock.wait_for(self._dispatcher.changed, timeout_s)
         self._dispatcher.changed.clear()
 
     def _answer(self, seen: int) -> int:

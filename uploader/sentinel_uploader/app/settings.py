@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.endpoints import parse_address, require_protection
+from sentinel_protocol.common.endpoints import parse_address, require_encryption
 from sentinel_protocol.common.errors import UsageError
-from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, agent_place, default_target
+from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target, local_uploader_paths
 from sentinel_protocol.common.paths import make_socket_dir, state_home
 from sentinel_protocol.common.settings.model import Setting, boolean, choice, path, seconds, size, text
 from sentinel_uploader.app.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS
@@ -31,7 +31,7 @@ SPOOL = Setting(
     default_text="this user's own",
     help="directory of the spool",
 )
-FIND_SPOOL = Setting(
+SPOOL_FOR_INSPECTION = Setting(
     name=SPOOL.name,
     flag=SPOOL.flag,
     env=SPOOL.env,
@@ -162,7 +162,7 @@ def service_config(
     values: Mapping[str, Any], environ: Mapping[str, str], target: Target, *, listen: bool
 ) -> ServiceConfig:
     """Check what the settings say together and return it; raises `UsageError`."""
-    place = agent_place(environ, values["target"])
+    place = local_uploader_paths(environ, values["target"])
     urls = values["bind"] if listen else []
     if listen and not urls:
         make_socket_dir(place.socket_path.rpartition("/")[0])
@@ -171,7 +171,7 @@ def service_config(
     store = key_store(values["keys"], environ)
     has_keys = any(url.startswith("tcp:") for url in urls) and (bool(values["keys"]) or store.exists)
     for address in addresses:
-        require_protection(address, has_keys=has_keys, insecure=values["insecure"], role="bind")
+        require_encryption(address, has_keys=has_keys, insecure=values["insecure"], role="bind")
     return ServiceConfig(
         addresses=addresses,
         keys=store if has_keys else None,
@@ -191,7 +191,7 @@ def service_config(
 
 def spool_dir(values: Mapping[str, Any], environ: Mapping[str, str]) -> str:
     """Return the spool's directory, named or this user's own for the target."""
-    return values["spool"] or agent_place(environ, values["target"]).spool_dir
+    return values["spool"] or local_uploader_paths(environ, values["target"]).spool_dir
 
 
 def key_store(named: str | None, environ: Mapping[str, str]) -> KeyStore:
@@ -199,7 +199,7 @@ def key_store(named: str | None, environ: Mapping[str, str]) -> KeyStore:
     return KeyStore(named or os.path.join(state_home(environ), "keys"))
 
 
-def open_target(values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock) -> Target:
+def make_backend(values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock) -> Target:
     """Return where runs are delivered; raises `UsageError` for what cannot be used."""
     where = values["target"] or default_target(environ)
     if where != SENTINEL_TARGET:

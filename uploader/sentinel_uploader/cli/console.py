@@ -30,16 +30,16 @@ def write_output(text: str, *, required: bool = True) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        discard_output()
+        close_stdout()
         raise OutputError(f"cannot write the output: {error.strerror}") from error
 
 
-def discard_output() -> None:
+def close_stdout() -> None:
     """Let what is buffered go nowhere: it would be tried once more, with a traceback, at the end of the process."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def complain(error: Exception, code: int) -> int:
+def print_error(error: Exception, code: int) -> int:
     """Say on the standard error, where there is one, what went wrong; returns the exit code."""
     if sys.stderr is not None:
         try:

@@ -14,15 +14,15 @@ import msgspec
 
 from sentinel_protocol import __version__
 from sentinel_protocol.common.clock import Clock, SystemClock
-from sentinel_protocol.common.core_dumps import keep_memory_out_of_core_files
+from sentinel_protocol.common.core_dumps import disable_core_dumps
 from sentinel_protocol.common.errors import SentinelStreamError, UsageError
 from sentinel_protocol.common.local_uploader import spool_dirs, spools_home
 from sentinel_protocol.common.settings.sources import (
     SettingsFile,
     build_parser,
-    check_flags_and_environment,
+    did_you_mean,
     merge_file,
-    nearest,
+    parse_flags_and_env,
     resolve,
 )
 from sentinel_uploader.admin.client import ask, ask_to_drain
@@ -37,16 +37,16 @@ from sentinel_uploader.admin.status import (
 )
 from sentinel_uploader.app.service import Service
 from sentinel_uploader.app.settings import (
-    FIND_SPOOL,
     LOG_FORMAT,
     SETTINGS,
+    SPOOL_FOR_INSPECTION,
     TARGET,
     VERBOSE,
-    open_target,
+    make_backend,
     service_config,
     spool_dir,
 )
-from sentinel_uploader.cli.console import complain, discard_output, write_output
+from sentinel_uploader.cli.console import close_stdout, print_error, write_output
 from sentinel_uploader.cli.keys import run_keys
 from sentinel_uploader.spool.lock import owner_pid
 from sentinel_uploader.telemetry.logging_setup import set_up_logging
@@ -76,20 +76,20 @@ class _Spools(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    keep_memory_out_of_core_files()
+    disable_core_dumps()
     try:
         code = _run(words)
         # Whatever argparse has printed is written at the end of the process, where nobody catches anything.
         write_output("", required=False)
     except UsageError as error:
-        return complain(error, 2)
+        return print_error(error, 2)
     except SentinelStreamError as error:
-        return complain(error, 1)
+        return print_error(error, 1)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read our output has seen enough.
-        discard_output()
+        close_stdout()
         return 1
     return code
 
@@ -105,7 +105,7 @@ def _run(words: list[str]) -> int:
 
 def _command(word: str) -> Callable[[list[str], Mapping[str, str]], int]:
     if word not in _COMMANDS:
-        raise UsageError(f"there is no command {word!r}{nearest(word, _COMMANDS)}; see `sentinel-uploader --help`")
+        raise UsageError(f"there is no command {word!r}{did_you_mean(word, _COMMANDS)}; see `sentinel-uploader --help`")
     return _COMMANDS[word]
 
 
@@ -150,10 +150,12 @@ def _drain(words: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _status(words: list[str], environ: Mapping[str, str]) -> int:
-    args, spools = _inspect(words, environ, "status", "Every run: state, rows, objects, next try and last error.")
+    args, spools = _parse_inspect_args(
+        words, environ, "status", "Every run: state, rows, objects, next try and last error."
+    )
     statuses, without = _statuses(spools)
     for error in without:
-        complain(error, 0)
+        print_error(error, 0)
     if args.json:
         write_output(_json(statuses))
     elif not statuses:
@@ -164,14 +166,14 @@ def _status(words: list[str], environ: Mapping[str, str]) -> int:
 
 
 def _show(words: list[str], environ: Mapping[str, str]) -> int:
-    args, spools = _inspect(words, environ, "show", "Everything about one run.", run=True)
+    args, spools = _parse_inspect_args(words, environ, "show", "Everything about one run.", run=True)
     _, run = _find_run(spools, args.run)
     write_output(_json(run) if args.json else describe_run(run))
     return 0
 
 
-def _change(kind: str, description: str, words: list[str], environ: Mapping[str, str]) -> int:
-    args, spools = _inspect(words, environ, kind, description, run=True)
+def _retry_or_discard(kind: str, description: str, words: list[str], environ: Mapping[str, str]) -> int:
+    args, spools = _parse_inspect_args(words, environ, kind, description, run=True)
     directory, run = _find_run(spools, args.run)
     ask(directory, kind, run["number"], clock=SystemClock())
     write_output(f"{kind}: {run['run_id'] or run['key']} done\n")
@@ -198,16 +200,16 @@ def _doctor(words: list[str], environ: Mapping[str, str]) -> int:
     return exit_code(found)
 
 
-def _inspect(
+def _parse_inspect_args(
     words: list[str], environ: Mapping[str, str], command: str, description: str, *, run: bool = False
 ) -> tuple[argparse.Namespace, _Spools]:
     """Parse an inspecting command's words and return them with the spools that it is about."""
-    parser = build_parser((FIND_SPOOL,), f"sentinel-uploader {command}", description)
+    parser = build_parser((SPOOL_FOR_INSPECTION,), f"sentinel-uploader {command}", description)
     parser.add_argument("--json", action="store_true", help="for programs")
     if run:
         parser.add_argument("run", metavar="RUN", help="run id (its beginning will do) or run key")
     args = parser.parse_args(words)
-    given = check_flags_and_environment((FIND_SPOOL, TARGET), args, environ)
+    given = parse_flags_and_env((SPOOL_FOR_INSPECTION, TARGET), args, environ)
     file = None if args.config is None else SettingsFile(args.config)
     values = merge_file(SETTINGS, given, file)
     # With a file it is the one spool that an uploader with that file has.
@@ -244,7 +246,7 @@ def _open_service(
     values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock, *, listen: bool = True
 ) -> Service:
     set_up_logging(values[LOG_FORMAT.name], verbose=values[VERBOSE.name])
-    target = open_target(values, environ, clock)
+    target = make_backend(values, environ, clock)
     config = service_config(values, environ, target, listen=listen)
     return Service(config, target=target, clock=clock, notifier=Notifier(environ, clock=clock))
 
@@ -281,9 +283,9 @@ _COMMANDS: dict[str, Callable[[list[str], Mapping[str, str]], int]] = {
     "status": _status,
     "show": _show,
     "drain": _drain,
-    "retry": functools.partial(_change, RETRY, "Take up a parked run again."),
+    "retry": functools.partial(_retry_or_discard, RETRY, "Take up a parked run again."),
     "doctor": _doctor,
-    "discard": functools.partial(_change, DISCARD, "Give a run up and delete its undelivered rows."),
+    "discard": functools.partial(_retry_or_discard, DISCARD, "Give a run up and delete its undelivered rows."),
     "keys": run_keys,
 }
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.run_statistics import RunStatistics
 from sentinel_protocol.wire.sample import CSV_HEADER, Sample, csv_rows
@@ -267,7 +267,7 @@ def _samples_of(frames: OpenFrames) -> list[Sample]:
     """Decode rows; raises `DeliveryError` where the disk has damaged them: no repetition makes them whole."""
     try:
         return decode_frames(frames.payloads)
-    except BadMessageError as error:
+    except InvalidMessageError as error:
         text = f"rows {frames.first_seq} to {frames.last_seq} are damaged in the spool: {error}"
         raise DeliveryError(text, remedy=Remedy.GIVE_UP) from error
 

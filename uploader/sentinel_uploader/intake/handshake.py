@@ -94,7 +94,7 @@ class Greeter:
 
     def _greet_after_end(self, identity: bytes, hello: Hello, closed: RunClosedError) -> None:
         """The collector that ended the run may not have heard so; everybody else needs a new run."""
-        finished = end_unheard(closed.ended, hello.incarnation)
+        finished = end_unheard(closed.ended, hello.epoch)
         if finished is None:
             self._answers.say(identity, Reject(RejectCode.CLOSED, str(closed), seq=closed.seq))
             return

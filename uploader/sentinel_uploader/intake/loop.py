@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello, Ping, Reject, RejectCode, Samples, decode_from_collector
 from sentinel_uploader.intake.answers import Answers
 from sentinel_uploader.intake.backpressure import Fullness, Refusal
@@ -112,7 +112,7 @@ class Intake:
                 # A defect must not deafen the uploader: collectors send again what was not acknowledged.
                 log.exception("intake failed unexpectedly")
                 self._forget_group()
-                self._clock.wait(stop, _RECOVER_S)
+                self._clock.wait_for(stop, _RECOVER_S)
         self._tell_news()
 
     def serve_once(self, timeout_s: float) -> None:
@@ -179,7 +179,7 @@ class Intake:
             return
         try:
             message = decode_from_collector(frame)
-        except BadMessageError:
+        except InvalidMessageError:
             message = None
         self._admission.charge(arrival, owner, message)
         if message is None:

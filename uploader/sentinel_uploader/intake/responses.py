@@ -21,8 +21,8 @@ def acknowledgement(run: Run) -> Ack:
     return Ack(
         run.acked_seq,
         finish=record.has_ended and not record.closed_as_stale,
-        trouble=printable(record.last_error or run.trouble, _TROUBLE_CHARS),
-        parked=record.state is RunState.PARKED,
+        delivery_error=printable(record.last_error or run.trouble, _TROUBLE_CHARS),
+        quarantined=record.state is RunState.PARKED,
     )
 
 
@@ -35,7 +35,7 @@ def finished_message(record: RunRecord) -> Finished:
         objects=uris,
         objects_count=record.batches,
         rows=record.rows,
-        location=record.uri_prefix,
+        object_prefix=record.uri_prefix,
     )
     if len(encode(message)) > _MAX_FINISHED_BYTES:
         return msgspec.structs.replace(message, response={}, objects=[])

@@ -64,11 +64,11 @@ def complaint(hello: Hello, limits: Limits) -> Complaint | None:
         return Complaint("version", Reject(RejectCode.UNKNOWN_VERSION, text))
     if not hello.run_key or len(hello.run_key) > limits.run_key_chars or not hello.run_key.isprintable():
         return _not_allowed("run-key", f"a run key has 1 to {limits.run_key_chars} printable characters")
-    if not 1 <= len(hello.incarnation) <= MAX_INCARNATION_CHARS:
+    if not 1 <= len(hello.epoch) <= MAX_INCARNATION_CHARS:
         return _not_allowed("incarnation", "the incarnation is missing or too long")
     if not 0.0 < hello.interval_s <= MAX_INTERVAL_S:
         return _not_allowed("interval", f"the interval must be above 0 and at most {MAX_INTERVAL_S:.0f} s")
-    if not 0 <= hello.oldest_seq <= MAX_SEQUENCE:
+    if not 0 <= hello.first_available_seq <= MAX_SEQUENCE:
         return _not_allowed("sequence", "the sequence number is out of range")
     # Without its description the run is taken.
     if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > limits.metadata_bytes:

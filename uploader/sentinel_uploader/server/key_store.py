@@ -14,7 +14,7 @@ import zmq
 
 from sentinel_protocol.common.errors import KeyFileError, UsageError
 from sentinel_protocol.common.paths import make_private_dir
-from sentinel_protocol.wire.curve_keys import KeyPair, certificate, key_of_text, read_pair, read_public
+from sentinel_protocol.wire.curve_keys import KeyPair, decode_key, format_certificate, read_key_pair, read_public
 
 _PUBLIC = ".key"
 _SECRET = ".key_secret"  # noqa: S105 -- how the files are called
@@ -55,15 +55,15 @@ class KeyStore:
             make_private_dir(path)
         pair = _new_pair()
         # The secret comes last: whoever finds it finds everything.
-        _write(self._path(self.directory, _SERVER, _PUBLIC), certificate(pair.public), replace=True)
-        _write(self._path(self.directory, _SERVER, _SECRET), certificate(pair.public, pair.secret))
+        _write(self._path(self.directory, _SERVER, _PUBLIC), format_certificate(pair.public), replace=True)
+        _write(self._path(self.directory, _SERVER, _SECRET), format_certificate(pair.public, pair.secret))
         return pair.public
 
     def server_pair(self) -> KeyPair:
         """Return the server's pair; raises `KeyFileError`."""
         if not self.exists:
             raise KeyFileError(f"there is no server key in {self.directory}: sentinel-uploader keys init")
-        return read_pair(self._path(self.directory, _SERVER, _SECRET))
+        return read_key_pair(self._path(self.directory, _SERVER, _SECRET))
 
     def add(self, name: str, *, replace: bool) -> str:
         """Make a client's pair, put it on the list, and return the path of its secret file."""
@@ -80,8 +80,8 @@ class KeyStore:
             )
         make_private_dir(self.clients_dir)
         pair = _new_pair()
-        _write(secret, certificate(pair.public, pair.secret), replace=True)
-        _write(public, certificate(pair.public), replace=True)
+        _write(secret, format_certificate(pair.public, pair.secret), replace=True)
+        _write(public, format_certificate(pair.public), replace=True)
         return secret
 
     def revoke(self, name: str) -> None:
@@ -147,7 +147,7 @@ def _check_name(name: str) -> None:
 
 
 def _new_pair() -> KeyPair:
-    halves = [key_of_text(half.decode("ascii")) for half in zmq.curve_keypair()]
+    halves = [decode_key(half.decode("ascii")) for half in zmq.curve_keypair()]
     assert halves[0] is not None
     assert halves[1] is not None
     return KeyPair(halves[0], halves[1])

@@ -16,8 +16,8 @@ from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.errors import AddressError
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
-from sentinel_protocol.wire.zmq_monitor import monitor_of
-from sentinel_protocol.wire.zmq_options import ROUTER, Endpoint
+from sentinel_protocol.wire.zmq_monitor import open_monitor
+from sentinel_protocol.wire.zmq_options import ROUTER, ZmqContextOwner
 from sentinel_uploader.server.connection_guard import (
     EVENTS,
     ZAP_DOMAIN,
@@ -39,7 +39,7 @@ class Arrival(NamedTuple):
     key: bytes
 
 
-class Router(Endpoint):
+class Router(ZmqContextOwner):
     """The uploader's end: many peers, told apart by the identity of each connection.
 
     With a `guard`, TCP addresses have keys and let in only whom it admits; Unix sockets are their owner's alone.
@@ -78,7 +78,7 @@ class Router(Endpoint):
             self._poller.register(made, zmq.POLLIN)
         self._door = Door(
             self._context,
-            [monitor_of(self._context, made, EVENTS) for made in self._sockets],
+            [open_monitor(self._context, made, EVENTS) for made in self._sockets],
             guard=guard,
             limits=limits,
             watcher=watcher or _Unwatched(),

@@ -62,7 +62,7 @@ class SpoolLock:
                 os.close(descriptor)
                 raise
             os.close(descriptor)
-            clock.wait(never, _LOCK_RETRY_S)
+            clock.wait_for(never, _LOCK_RETRY_S)
         raise SpoolLockedError(
             f"the spool {self._directory} is in use by another uploader (process {owner or 'unknown'})"
         )

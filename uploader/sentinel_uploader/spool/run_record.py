@@ -235,15 +235,15 @@ def new_record(hello: Hello, *, uid: str, owner: str, now: float) -> RunRecord:
         uid=uid,
         key=hello.run_key,
         owner=owner,
-        incarnation=hello.incarnation,
+        incarnation=hello.epoch,
         created_at=now,
         cut_at=now,
         interval_s=hello.interval_s,
         metadata=hello.metadata,
         host=hello.host,
         cloud=hello.cloud,
-        settled_seq=max(0, hello.oldest_seq - 1),
-        missing_rows=max(0, hello.oldest_seq - 1),
+        settled_seq=max(0, hello.first_available_seq - 1),
+        missing_rows=max(0, hello.first_available_seq - 1),
     )
 
 

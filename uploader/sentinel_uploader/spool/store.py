@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.errors import BadMessageError
+from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello
 from sentinel_uploader.delivery.csv_batch import decode_frames
 from sentinel_uploader.runs.lifecycle import Event, RunState, transition
@@ -86,7 +86,7 @@ class Spool:
             run = self._by_name.get(_name(hello.run_key, owner))
             if run is None:
                 run = self._greet_unknown(hello, owner, max_runs, admits)
-            is_heir = hello.incarnation != run.record.incarnation
+            is_heir = hello.epoch != run.record.incarnation
             if is_heir:
                 self._require_heir(run, hello)
             # Before anything is written: a full disk does not make a collector silent.
@@ -292,8 +292,8 @@ class Spool:
 
     def _require_heir(self, run: Run, hello: Hello) -> None:
         record = run.record
-        if hello.incarnation in record.superseded:
-            raise SupersededError(record.superseded_seq.get(hello.incarnation, 0))
+        if hello.epoch in record.superseded:
+            raise SupersededError(record.superseded_seq.get(hello.epoch, 0))
         if record.has_ended:
             raise RunClosedError(run.acked_seq)
 
@@ -303,7 +303,7 @@ class Spool:
         seqs = record.superseded_seq | {record.incarnation: run.acked_seq}
         self.update(
             run,
-            incarnation=hello.incarnation,
+            incarnation=hello.epoch,
             superseded=superseded,
             superseded_seq={name: seqs.get(name, 0) for name in superseded},
             interval_s=hello.interval_s,
@@ -311,11 +311,11 @@ class Spool:
 
     def _settle_missing(self, run: Run, hello: Hello) -> None:
         """Rows that a collector cannot send again would hold up its run for ever: go on behind them, and count."""
-        gap = hello.oldest_seq - run.acked_seq - 1
+        gap = hello.first_available_seq - run.acked_seq - 1
         if gap <= 0 or run.record.has_ended:
             return
-        self.update(run, missing_rows=run.record.missing_rows + gap, settled_seq=hello.oldest_seq - 1)
-        run.acked_seq = hello.oldest_seq - 1
+        self.update(run, missing_rows=run.record.missing_rows + gap, settled_seq=hello.first_available_seq - 1)
+        run.acked_seq = hello.first_available_seq - 1
 
     def _learn(self, run: Run, hello: Hello) -> None:
         """What discovery found late still reaches a registration that has not gone out."""
@@ -376,7 +376,7 @@ class Spool:
         for run in self.runs.values():
             self.holdings.count(run)
             if run.frames:
-                with contextlib.suppress(BadMessageError):
+                with contextlib.suppress(InvalidMessageError):
                     run.last_timestamp = self._timestamp_of(run.frames[-1])
         if orphans:
             log.error("spool holds messages of runs that it does not know, they stay there messages=%d", orphans)

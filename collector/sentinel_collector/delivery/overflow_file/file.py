@@ -31,7 +31,7 @@ from sentinel_collector.delivery.overflow_file.format import (
 )
 from sentinel_collector.delivery.overflow_file.header import SpillError, SpillHead
 from sentinel_protocol.wire.messages import Finish
-from sentinel_protocol.wire.sample import decode_sample, shift_sample
+from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
 
 _SHIFT = struct.Struct("<q")
 _MAX_TORN_BYTES = 64 << 10
@@ -165,7 +165,7 @@ class SpillFile:
             shift_ms = sum(shift.shift_ms for shift in self._shifts if shift.start <= record.offset < shift.end)
             for index in range(skip, len(rows)):
                 after = Position(record.end, 0) if index + 1 == len(rows) else Position(record.offset, index + 1)
-                yield shift_sample(rows[index], shift_ms) if shift_ms else rows[index], after
+                yield shift_timestamp(rows[index], shift_ms) if shift_ms else rows[index], after
 
     def advance(self, position: Position, count: int) -> Position:
         """Return the position `count` rows further on; reads headers only."""
@@ -369,7 +369,7 @@ class SpillFile:
         self.unnumbered_rows = 0
         self._note_shift(unnumbered.offset, record.offset, shift_ms)
         if shift_ms and self.last_row is not None:
-            self.last_row = shift_sample(self.last_row, shift_ms)
+            self.last_row = shift_timestamp(self.last_row, shift_ms)
 
     def _take_anew(self, record: Record, head: SpillHead) -> None:
         start = Position(record.first_seq, record.rows)

@@ -71,7 +71,7 @@ class CloudDiscovery:
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until `done`, for at most `timeout_s` seconds; returns `done()`."""
-        return self._clock.wait(self._ended, timeout_s)
+        return self._clock.wait_for(self._ended, timeout_s)
 
     def result(self) -> Fields:
         """What has been found: empty, or at least `cloud_vendor_id`; `cloud_account_id` only with consent."""

@@ -58,7 +58,7 @@ class GpuThread:
 
     def wait_until_open(self, timeout_s: float) -> bool:
         """Wait until it is known what there is; False when the driver takes longer."""
-        opened = self._clock.wait(self._answered, timeout_s)
+        opened = self._clock.wait_for(self._answered, timeout_s)
         self._tell_what_happened()
         return opened
 
@@ -79,7 +79,7 @@ class GpuThread:
         interval_s = None if self._last_read_at is None else now - self._last_read_at
         self._last_read_at = now
         if self._ask(frozenset(pids), now):
-            self._clock.wait(self._answered, READ_BUDGET_S)
+            self._clock.wait_for(self._answered, READ_BUDGET_S)
         with self._lock:
             finished, busy_since = self._finished, self._busy_since
         self._tell_what_happened()
@@ -129,7 +129,7 @@ class GpuThread:
     def _next_request(self) -> tuple[Collection[int], float] | None:
         """Wait for one: the processes, and when it was made; `None` when there will be none."""
         while True:
-            self._clock.wait(self._asked, None)
+            self._clock.wait_for(self._asked, None)
             self._asked.clear()
             with self._lock:
                 if self._is_closed:

@@ -76,17 +76,17 @@ class Setting:
         self.short = short
 
     @property
-    def takes_many(self) -> bool:
+    def is_multi_valued(self) -> bool:
         """Whether several values are collected, into a list or a map."""
         return self.repeatable or self.parse is key_value
 
     def default_value(self) -> Any:
         """A new copy of the default, parsed where it is text."""
-        if self.takes_many:
-            return self.checked(self.default or [], "default")
+        if self.is_multi_valued:
+            return self.parse_value(self.default or [], "default")
         return self.parse(self.default) if isinstance(self.default, str) else self.default
 
-    def default_in_words(self) -> str | None:
+    def format_default(self) -> str | None:
         """Return the default as a person would write it, `None` where there is none."""
         default = self.default
         if self.default_text is not None:
@@ -94,32 +94,32 @@ class Setting:
         if isinstance(default, bool):
             return "on" if default else None
         if isinstance(default, int | float):
-            return _plain(default)
+            return _format_number(default)
         if isinstance(default, dict):
             default = [f"{key}={value}" for key, value in default.items()]
-        return ", ".join(_items(default or ())) or None
+        return ", ".join(_split_items(default or ())) or None
 
-    def checked(self, value: Any, source: str) -> Any:
+    def parse_value(self, value: Any, source: str) -> Any:
         """Parse what one source says, a list or a map item by item.
 
         Raises `UsageError` that names the source and the value.
         """
-        if not self.takes_many:
-            return _checked(self.parse, value, source)
+        if not self.is_multi_valued:
+            return _parse_one(self.parse, value, source)
         if self.parse is key_value and isinstance(value, dict):
-            return {key: _checked(_map_value, item, f"{source}.{key}") for key, item in value.items()}
-        items = [_checked(self.parse, item, source) for item in _items(value)]
+            return {key: _parse_one(_map_value, item, f"{source}.{key}") for key, item in value.items()}
+        items = [_parse_one(self.parse, item, source) for item in _split_items(value)]
         return dict(items) if self.parse is key_value else items
 
 
 def seconds(*, minimum: float = 0.0, maximum: float = INFINITY) -> Parse:
     """A finite number of seconds, fractions allowed."""
-    return _real("a number of seconds", minimum, maximum)
+    return _float_parser("a number of seconds", minimum, maximum)
 
 
 def percent(*, minimum: float = 0.0, maximum: float = 100.0) -> Parse:
     """A percentage without its sign, fractions allowed."""
-    return _real("a percentage", minimum, maximum)
+    return _float_parser("a percentage", minimum, maximum)
 
 
 def integer(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
@@ -128,7 +128,7 @@ def integer(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
 
     def parse(value: Any) -> int:
         number = _number("" if isinstance(value, float) else value, int, expected)
-        return int(_within(number, minimum, maximum, expected))
+        return int(_check_range(number, minimum, maximum, expected))
 
     return parse
 
@@ -144,7 +144,7 @@ def size(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
         if unit_bytes is None:
             raise ValueError(f"must be {expected}")
         number = _number(digits, int if digits.strip().isdecimal() else float, expected)
-        return int(_within(number * unit_bytes, minimum, maximum, expected))
+        return int(_check_range(number * unit_bytes, minimum, maximum, expected))
 
     return parse
 
@@ -196,26 +196,26 @@ def markdown_table(settings: Sequence[Setting]) -> str:
     lines = ["| key | flag | environment | default | meaning |", "| --- | --- | --- | --- | --- |"]
     for setting in settings:
         flag = setting.flag and " ".join(filter(None, (setting.flag, setting.metavar)))
-        default = setting.default_in_words()
+        default = setting.format_default()
         cells = (_code(setting.name), _code(flag), _code(setting.env), default or "", setting.help)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def shown(value: Any) -> str:
+def abbreviate(value: Any) -> str:
     """Return a wrong value for an error, cut where it is long."""
     words = repr(value)
     return words if len(words) <= _MAX_SHOWN_CHARS else words[: _MAX_SHOWN_CHARS - 1] + "…"
 
 
-def _checked(parse: Parse, value: Any, source: str) -> Any:
+def _parse_one(parse: Parse, value: Any, source: str) -> Any:
     try:
         return parse(value)
     except (ValueError, UsageError) as error:
-        raise UsageError(f"{source}: {shown(value)}: {error}") from error
+        raise UsageError(f"{source}: {abbreviate(value)}: {error}") from error
 
 
-def _items(value: Any) -> list[Any]:
+def _split_items(value: Any) -> list[Any]:
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -230,12 +230,12 @@ def _map_value(value: Any) -> str:
     raise ValueError("must be text, a number, true or false")
 
 
-def _real(kind: str, minimum: float, maximum: float) -> Parse:
+def _float_parser(kind: str, minimum: float, maximum: float) -> Parse:
     expected = f"{kind}{_bounds(minimum, maximum)}"
 
     def parse(value: Any) -> float:
         number = _number(value, float, expected)
-        return float(_within(number, minimum, maximum, expected))
+        return float(_check_range(number, minimum, maximum, expected))
 
     return parse
 
@@ -248,7 +248,7 @@ def _number(value: Any, kind: type[int] | type[float], expected: str) -> float:
         raise ValueError(f"must be {expected}") from error
 
 
-def _within(number: float, minimum: float, maximum: float, expected: str) -> float:
+def _check_range(number: float, minimum: float, maximum: float, expected: str) -> float:
     """Refuse what is out of bounds, not a number or infinite."""
     if not minimum <= number <= maximum or number == INFINITY:
         raise ValueError(f"must be {expected}")
@@ -257,11 +257,11 @@ def _within(number: float, minimum: float, maximum: float, expected: str) -> flo
 
 def _bounds(minimum: float, maximum: float) -> str:
     if maximum == INFINITY:
-        return f", at least {_plain(minimum)}"
-    return f" from {_plain(minimum)} to {_plain(maximum)}"
+        return f", at least {_format_number(minimum)}"
+    return f" from {_format_number(minimum)} to {_format_number(maximum)}"
 
 
-def _plain(number: float) -> str:
+def _format_number(number: float) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 

@@ -2,7 +2,7 @@
 
 A flag wins over an environment variable, that over the TOML file that `--config` names, that over the default.
 Whatever is given is checked, also where something else wins over it. Flags and environment can be checked before
-the file is read (`check_flags_and_environment`, then `merge_file`): the collector starts its job in between.
+the file is read (`parse_flags_and_env`, then `merge_file`): the collector starts its job in between.
 
 Imported before the job starts: `argparse` and nothing else of weight.
 """
@@ -13,7 +13,7 @@ import argparse
 import os
 
 from sentinel_protocol.common.errors import UsageError
-from sentinel_protocol.common.settings.model import boolean, shown
+from sentinel_protocol.common.settings.model import abbreviate, boolean
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -45,10 +45,14 @@ def add_arguments(parser: argparse._ActionsContainer, settings: Sequence[Setting
         if setting.parse is boolean:
             parser.add_argument(*flags, dest=setting.name, action="store_const", const="true", help=words)
             parser.add_argument(
-                _opposite(setting.flag), dest=setting.name, action="store_const", const="false", help=argparse.SUPPRESS
+                _negated_flag(setting.flag),
+                dest=setting.name,
+                action="store_const",
+                const="false",
+                help=argparse.SUPPRESS,
             )
             continue
-        action = "append" if setting.takes_many else "store"
+        action = "append" if setting.is_multi_valued else "store"
         parser.add_argument(*flags, dest=setting.name, metavar=setting.metavar, action=action, help=words)
 
 
@@ -69,7 +73,7 @@ class SettingsFile:
         except OSError as error:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
-    def table(self) -> dict[str, Any]:
+    def parse_toml(self) -> dict[str, Any]:
         """Return the keys and values as they are written; raises `UsageError`."""
         import tomllib
 
@@ -83,11 +87,11 @@ def resolve(
     settings: Sequence[Setting], args: argparse.Namespace, environ: Mapping[str, str], file: str | None
 ) -> dict[str, Any]:
     """Return the value of every setting by name; raises `UsageError`."""
-    given = check_flags_and_environment(settings, args, environ)
+    given = parse_flags_and_env(settings, args, environ)
     return merge_file(settings, given, None if file is None else SettingsFile(file))
 
 
-def check_flags_and_environment(
+def parse_flags_and_env(
     settings: Sequence[Setting], args: argparse.Namespace, environ: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return the values that flags and environment give, by name; an empty variable counts as unset.
@@ -97,10 +101,10 @@ def check_flags_and_environment(
     given: dict[str, Any] = {}
     for setting in settings:
         if setting.env is not None and (variable := environ.get(setting.env, "").strip()):
-            given[setting.name] = setting.checked(variable, f"environment variable {setting.env}")
+            given[setting.name] = setting.parse_value(variable, f"environment variable {setting.env}")
         flagged = getattr(args, setting.name, None)
         if flagged is not None:
-            given[setting.name] = setting.checked(flagged, str(setting.flag))
+            given[setting.name] = setting.parse_value(flagged, str(setting.flag))
     return given
 
 
@@ -109,13 +113,13 @@ def merge_file(settings: Sequence[Setting], given: Mapping[str, Any], file: Sett
 
     Raises `UsageError` that names the file, the key and the value.
     """
-    merged, errors = merge_what_is_right(settings, given, file)
+    merged, errors = merge_file_collecting_errors(settings, given, file)
     if errors:
         raise errors[0]
     return merged
 
 
-def merge_what_is_right(
+def merge_file_collecting_errors(
     settings: Sequence[Setting], given: Mapping[str, Any], file: SettingsFile | None
 ) -> tuple[dict[str, Any], list[UsageError]]:
     """`merge_file` for whoever has to go on: what is wrong in the file is left out and returned as errors."""
@@ -123,7 +127,7 @@ def merge_what_is_right(
     merged = {name: setting.default_value() for name, setting in by_name.items()}
     errors = []
     try:
-        table = {} if file is None else file.table()
+        table = {} if file is None else file.parse_toml()
     except UsageError as error:
         table = {}
         errors.append(error)
@@ -135,8 +139,8 @@ def merge_what_is_right(
                     "sentinel-collector and sentinel-uploader have a file each"
                 )
             if key not in by_name:
-                raise UsageError(f"unknown key {key!r} (value {shown(value)}){nearest(key, by_name)}")
-            merged[key] = by_name[key].checked(value, key)
+                raise UsageError(f"unknown key {key!r} (value {abbreviate(value)}){did_you_mean(key, by_name)}")
+            merged[key] = by_name[key].parse_value(value, key)
         except UsageError as error:
             assert file is not None
             errors.append(UsageError(f"{file.path}: {error}"))
@@ -144,7 +148,7 @@ def merge_what_is_right(
     return merged, errors
 
 
-def nearest(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     """Return `; did you mean …?` for the closest of the known words, nothing where none is close."""
     import difflib
 
@@ -167,16 +171,16 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
         unknown = (word.partition("=")[0].rstrip(":,") for word in message.split() if word.startswith("--"))
-        near = next((nearest(flag, known) for flag in unknown if flag not in known), "")
+        near = next((did_you_mean(flag, known) for flag in unknown if flag not in known), "")
         super().error(message + near)
 
 
-def _opposite(flag: str) -> str:
+def _negated_flag(flag: str) -> str:
     return "--" + flag[5:] if flag.startswith("--no-") else "--no-" + flag[2:]
 
 
 def _help(setting: Setting) -> str:
-    default = setting.default_in_words()
+    default = setting.format_default()
     facts = [f"default {default}"] if default else []
     if setting.env:
         facts.append(f"env {setting.env}")

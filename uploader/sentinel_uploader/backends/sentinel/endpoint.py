@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from sentinel_protocol.common.api_url import API_URL_VARIABLE, shown_url
+from sentinel_protocol.common.api_url import API_URL_VARIABLE, redact_url
 from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.backends.http.client import Answer, HttpClient, parse_origin
@@ -30,7 +30,7 @@ class Endpoint:
         try:
             self._origin, self._prefix = parse_origin(base_url)
         except UsageError as error:
-            raise UsageError(f"{API_URL_VARIABLE} {shown_url(base_url)!r}: {error}") from None
+            raise UsageError(f"{API_URL_VARIABLE} {redact_url(base_url)!r}: {error}") from None
         self.base_url = self._origin.url + self._prefix
         self.clock = clock
         self.refusals = Refusals(self.base_url, clock)
