@@ -12,9 +12,9 @@ from sentinel_collector.console import Level, Voice
 from sentinel_collector.job.process import Job, JobStartError
 from sentinel_collector.job.signals import Signals
 from sentinel_collector.sensors import baseline as baseline_sensor
-from sentinel_collector.sensors.cgroup.accounting import RunAccounting
-from sentinel_collector.sensors.cgroup.container_view import open_view
-from sentinel_collector.sensors.cgroup.run_cgroup import remove_left_behind
+from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
+from sentinel_collector.sensors.cgroup.container_view import detect_container
+from sentinel_collector.sensors.cgroup.run_cgroup import remove_orphaned_cgroups
 from sentinel_collector.sensors.process_tree.subreaper import set_subreaper
 from sentinel_collector.settings import SETTINGS, check_own_uploader, early, uploader_addresses
 from sentinel_protocol import __version__
@@ -75,11 +75,11 @@ def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None, 
     check_own_uploader(given, file, os.environ)
     clock = SystemClock()
     host_root = wanted["host_root"] or ""
-    baseline = baseline_sensor.take(clock, host_root=host_root)
-    container = open_view(wanted["scope"], os.environ, records_host=bool(host_root))
-    with Signals() as signals, RunAccounting(wanted["accounting"]) as accounting:
+    baseline = baseline_sensor.capture(clock, host_root=host_root)
+    container = detect_container(wanted["scope"], os.environ, records_host=bool(host_root))
+    with Signals() as signals, RunCgroupScope(wanted["accounting"]) as accounting:
         try:
-            job = accounting.counted(lambda: Job.spawn(command, os.environ, signals))
+            job = accounting.spawn_inside(lambda: Job.spawn(command, os.environ, signals))
         except JobStartError as error:
             voice.error(str(error))
             return error.exit_code
@@ -108,7 +108,7 @@ def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
     addresses = uploader_addresses(settings)
     check_own_uploader(settings, None, os.environ)
     root_pid = _living_pid(settings["pid"]) if settings["pid"] else None
-    remove_left_behind()
+    remove_orphaned_cgroups()
     host_root = settings["host_root"] or ""
     clock = SystemClock()
     voice = voice_of(settings)
@@ -122,13 +122,13 @@ def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
             clock=clock,
             voice=voice,
             signals=signals,
-            baseline=baseline_sensor.take(clock, host_root=host_root),
+            baseline=baseline_sensor.capture(clock, host_root=host_root),
             job=None,
             argv=[],
             root_pid=root_pid,
             adopts_orphans=False,
             accounting=None,
-            container=open_view(settings["scope"], os.environ, records_host=bool(host_root)),
+            container=detect_container(settings["scope"], os.environ, records_host=bool(host_root)),
         )
         return session.run()
 

@@ -10,7 +10,7 @@ from sentinel_collector.job.process import Job
 from sentinel_collector.job.signals import Signals
 from sentinel_collector.job.wait import wait_for_job
 from sentinel_collector.sensors.baseline import Baseline
-from sentinel_collector.sensors.cgroup.accounting import RunAccounting
+from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.settings import settings_of_running_job
 from sentinel_protocol.common.clock import Clock
@@ -28,7 +28,7 @@ def track_job(
     signals: Signals,
     baseline: Baseline,
     adopts_orphans: bool,
-    accounting: RunAccounting,
+    accounting: RunCgroupScope,
     container: ContainerView | None,
 ) -> int:
     """Record the job until it ends and return its exit code."""
@@ -38,7 +38,7 @@ def track_job(
         voice = voice_of(settings)
         for error in errors:
             voice.error(f"{error}; going on without it")
-        accounting.settle(voice)
+        accounting.report(voice)
         session = load_session()(
             settings=settings,
             addresses=addresses,

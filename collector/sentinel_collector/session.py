@@ -376,9 +376,9 @@ class Session:
     def _go_on_after_earlier_rows(self) -> None:
         """Time stamps increase within a run, also where it is continued."""
         if self._delivery.last_row is not None:
-            self._sampler.not_before(decode_sample(self._delivery.last_row).timestamp)
+            self._sampler.advance_past(decode_sample(self._delivery.last_row).timestamp)
         if self._output is not None:
-            self._sampler.not_before(self._output.last_timestamp)
+            self._sampler.advance_past(self._output.last_timestamp)
 
     def _gpu_info(self) -> dict[str, str | int | float]:
         return {} if self._gpu is None else self._gpu.gpu_info()
@@ -388,7 +388,7 @@ class Session:
 
     def _welcomed(self, welcome: Welcome) -> None:
         if welcome.last_timestamp:
-            self._sampler.not_before(welcome.last_timestamp)
+            self._sampler.advance_past(welcome.last_timestamp)
         if welcome.run_id:
             self._voice.detail(f"run {welcome.run_id}")
         # Whoever runs an uploader for others looks after it; one of this user's own is looked at by nobody.
