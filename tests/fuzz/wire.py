@@ -10,7 +10,7 @@ from sentinel_uploader.server.zmq_server import ReceivedMessage
 class Wire:
     """Has the methods of `sentinel_uploader.server.zmq_server.ZmqServer` that the intake uses.
 
-    An identity that was cut hears nothing.
+    An identity that was disconnected receives nothing.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Wire:
         self._answers.clear()
         self.cut_off.clear()
 
-    def receive(self, *, limit: int, timeout_s: float) -> tuple[list[ReceivedMessage], int]:  # noqa: ARG002 -- the router's
+    def receive(self, *, limit: int, timeout_s: float) -> tuple[list[ReceivedMessage], int]:  # noqa: ARG002 -- the server's
         """Return what was laid down."""
         return [self._coming.popleft() for _ in range(min(limit, len(self._coming)))], 0
 
@@ -44,7 +44,7 @@ class Wire:
         self._answers[identity].append(decode_from_uploader(frame))
         return True
 
-    def cut(self, identity: bytes) -> None:
+    def disconnect(self, identity: bytes) -> None:
         """End a connection."""
         self.cut_off.add(identity)
 
