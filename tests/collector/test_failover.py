@@ -34,7 +34,7 @@ from sentinel_protocol.wire.messages import (
     decode_from_collector,
     encode,
 )
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 
 RUN_KEY = "moving"
 _M = TypeVar("_M", bound=CollectorMessage)
@@ -169,7 +169,7 @@ def test_a_run_that_never_reached_its_uploader_begins_at_the_next(two: Two, tmp_
     assert two.rows_delivered() == rows_of_file(tmp_path / "rows.csv")
 
 
-def mute(state_dir: Path, incarnation: str, routers: Sequence[Router], clock: OffsetClock) -> Delivery:
+def mute(state_dir: Path, incarnation: str, routers: Sequence[ZmqServer], clock: OffsetClock) -> Delivery:
     """A collector's delivery to uploaders that say what the test says."""
     return Delivery(
         run_key=RUN_KEY,
@@ -185,13 +185,13 @@ def mute(state_dir: Path, incarnation: str, routers: Sequence[Router], clock: Of
     )
 
 
-def heard(delivery: Delivery, router: Router, kind: type[_M]) -> tuple[bytes, _M]:
+def heard(delivery: Delivery, router: ZmqServer, kind: type[_M]) -> tuple[bytes, _M]:
     """Let the collector work until the uploader has heard such a message of it; also who has sent it."""
     found: list[tuple[bytes, _M]] = []
 
     def look() -> bool:
         delivery.pump()
-        for arrival in router.receive(most=10, timeout_s=0.01)[0]:
+        for arrival in router.receive(limit=10, timeout_s=0.01)[0]:
             message = decode_from_collector(arrival.frame)
             if isinstance(message, kind):
                 found.append((arrival.identity, message))
@@ -207,7 +207,7 @@ def test_rows_that_were_sent_to_another_are_sent_nowhere_else_by_a_collector_tha
 ) -> None:
     clock = OffsetClock()
     address = parse_address("tcp://127.0.0.1:*", bind=True)
-    with Router([address]) as first, Router([address]) as second, contextlib.ExitStack() as stack:
+    with ZmqServer([address]) as first, ZmqServer([address]) as second, contextlib.ExitStack() as stack:
         delivery = mute(tmp_path / "state", "before", [first, second], clock)
         stack.callback(delivery.close, None)
         if known:
@@ -235,7 +235,7 @@ def test_rows_that_were_sent_to_another_are_sent_nowhere_else_by_a_collector_tha
         assert greeting.metadata == hello.metadata == ({"tags": {"continues": "run-1"}} if known else {})
 
 
-def answering(failover: Failover, router: Router, *, silent_s: float) -> tuple[Address, Dealer]:
+def answering(failover: Failover, router: ZmqServer, *, silent_s: float) -> tuple[Address, Dealer]:
     """Look, and let the other one answer, until there is an answer to be had."""
     found: list[tuple[Address, Dealer]] = []
     clock = SystemClock()
@@ -244,7 +244,7 @@ def answering(failover: Failover, router: Router, *, silent_s: float) -> tuple[A
         answered = failover.look(clock.monotonic(), silent_s)
         if answered is not None:
             found.append(answered)
-        for arrival in router.receive(most=10, timeout_s=0.01)[0]:
+        for arrival in router.receive(limit=10, timeout_s=0.01)[0]:
             router.send(arrival.identity, encode(Reject(RejectCode.HELLO_FIRST)))
         return bool(found)
 
@@ -254,7 +254,7 @@ def answering(failover: Failover, router: Router, *, silent_s: float) -> tuple[A
 
 def test_another_is_taken_only_when_it_answers() -> None:
     nowhere = [parse_address(f"tcp://127.0.0.1:{free_port()}", bind=False) for _ in range(2)]
-    with Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
+    with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
         there = parse_address(router.urls[0], bind=False)
         failover = Failover([nowhere[0], nowhere[1], there], {}, after_s=5.0)
         assert failover.look(0.0, 4.9) is None

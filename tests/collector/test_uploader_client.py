@@ -45,7 +45,7 @@ from sentinel_protocol.wire.messages import (
     encode,
 )
 from sentinel_protocol.wire.sample import encode_sample
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 
 FINISH = Finish(0, 3, "failed", 1.0)
 
@@ -555,11 +555,11 @@ class Echo:
         self.stored: dict[int, int] = {}
         self.is_ended = False
         self.greetings = 0
-        self.router: Router | None = None
+        self.router: ZmqServer | None = None
         self.known: set[bytes] = set()
 
     def start(self) -> None:
-        self.router = Router([self.address])
+        self.router = ZmqServer([self.address])
         self.known.clear()
 
     def kill(self) -> None:
@@ -569,7 +569,7 @@ class Echo:
 
     def serve(self) -> None:
         assert self.router is not None
-        received, _ = self.router.receive(most=100, timeout_s=0.01)
+        received, _ = self.router.receive(limit=100, timeout_s=0.01)
         for identity, frame, _ in received:
             for answer in self._answers(identity, decode_from_collector(frame)):
                 self.router.send(identity, encode(answer))

@@ -7,9 +7,9 @@ from pathlib import Path
 from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import SPOOL_BYTES, open_spool_at
 from sentinel_uploader.intake.loop import Intake
-from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.run_record import Run
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -23,22 +23,22 @@ class Listening:
     def __init__(
         self,
         spool_dir: Path,
-        router: Router,
+        server: ZmqServer,
         *,
         max_bytes: int = SPOOL_BYTES,
         policy: Policy | None = None,
         counters: Counters | None = None,
         name_of: Callable[[bytes], str | None] = lambda _: None,
-        limits: Limits | None = None,
+        limits: ClientLimits | None = None,
         known_clients: Callable[[], int] = lambda: 0,
     ) -> None:
         self.clock = SteppedClock()
         self.spool = open_spool_at(spool_dir, self.clock, max_bytes=max_bytes)
-        self.router = router
+        self.server = server
         self.counters = counters or Counters()
         self.woken = []
         self.intake = Intake(
-            router=router,
+            server=server,
             spool=self.spool,
             clock=self.clock,
             wake_run=self.woken.append,
@@ -55,13 +55,13 @@ class Listening:
     @property
     def url(self) -> str:
         """Where collectors connect."""
-        return self.router.urls[0]
+        return self.server.urls[0]
 
     def close(self) -> None:
         """Stop, and close spool and socket."""
         self._stop.set()
-        self.router.wake()
+        self.server.wake()
         self._thread.join(20)
         assert not self._thread.is_alive(), "the intake outlives its test"
         self.spool.close()
-        self.router.close()
+        self.server.close()

@@ -14,23 +14,23 @@ from fakes.uploader_harness import Delivery
 from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader
 from sentinel_uploader.delivery.executor import Target
 from sentinel_uploader.runs.lifecycle import Policy
-from sentinel_uploader.server.zmq_server import Arrival, Router
+from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
 from sentinel_uploader.spool.database import database_path
 
 MOST_TURNS = 400
 """Far more than a few runs need at one instant: what takes longer goes round in circles."""
 
 
-class Wire(Router):
+class Wire(ZmqServer):
     """The uploader's end of the wire: what was said lies ready, what it answers is kept."""
 
     def __init__(self, heard: Callable[[bytes, UploaderMessage], None]) -> None:
         super().__init__([])
         self._heard = heard
-        self.said: deque[Arrival] = deque()
+        self.said: deque[ReceivedMessage] = deque()
 
-    def receive(self, *, most: int, timeout_s: float) -> tuple[list[Arrival], int]:  # noqa: ARG002 -- nothing is waited for
-        return [self.said.popleft() for _ in range(min(most, len(self.said)))], 0
+    def receive(self, *, limit: int, timeout_s: float) -> tuple[list[ReceivedMessage], int]:  # noqa: ARG002 -- nothing is waited for
+        return [self.said.popleft() for _ in range(min(limit, len(self.said)))], 0
 
     def send(self, identity: bytes, frame: bytes) -> bool:
         self._heard(identity, decode_from_uploader(frame))
@@ -68,7 +68,7 @@ class TurnedUploader:
             policy=policy,
             clock=clock,
             target=Target(api=api, store=store, needs_credentials=True),
-            router=self._wire,
+            server=self._wire,
         )
         self.spool = self._parts.spool
         self.dispatcher = self._parts.dispatcher
@@ -79,8 +79,8 @@ class TurnedUploader:
 
     def say(self, identity: bytes, *frames: bytes) -> None:
         """Let the intake take these messages in one group."""
-        self._wire.said.extend(Arrival(identity, frame, b"") for frame in frames)
-        self._parts.intake.serve_once(0.0)
+        self._wire.said.extend(ReceivedMessage(identity, frame, b"") for frame in frames)
+        self._parts.intake.poll_once(0.0)
 
     def turn(self, index: int = 0) -> None:
         """Let one step that is under way come to its end."""
@@ -92,7 +92,7 @@ class TurnedUploader:
         """Do what is due until nothing is; return when (monotonic) there is more."""
         for _ in range(MOST_TURNS):
             self.dispatcher.changed.clear()
-            self._parts.intake.serve_once(0.0)
+            self._parts.intake.poll_once(0.0)
             due = self.dispatcher.step_due()
             if self._turns.tasks:
                 self.turn()

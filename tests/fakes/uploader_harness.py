@@ -16,7 +16,7 @@ from sentinel_uploader.delivery.executor import Steps, Target
 from sentinel_uploader.delivery.scheduler import Dispatcher
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.runs.lifecycle import Policy
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import Database
 from sentinel_uploader.spool.run_record import Run
 from sentinel_uploader.spool.store import Spool
@@ -73,7 +73,7 @@ class Delivery:
         api: ScriptedAPI | None = None,
         store: ScriptedStore | None = None,
         target: Target | None = None,
-        router: Router | None = None,
+        server: ZmqServer | None = None,
     ) -> None:
         self.clock = clock or SteppedClock()
         self.api = api or ScriptedAPI(self.clock, inline_limit_bytes=inline_limit_bytes, lifetime_s=lifetime_s)
@@ -82,10 +82,10 @@ class Delivery:
             upload_interval_s=60.0, stale_after_s=1e6, inline_limit_bytes=self.api.inline_limit_bytes
         )
         self.spool = open_spool_at(directory, self.clock)
-        self.router = router or Router([])
+        self.server = server or ZmqServer([])
         self.counters = Counters()
         self.intake = Intake(
-            router=self.router,
+            server=self.server,
             spool=self.spool,
             clock=self.clock,
             wake_run=self._wake,
@@ -112,7 +112,7 @@ class Delivery:
 
     def close(self) -> None:
         self.spool.close()
-        self.router.close()
+        self.server.close()
 
     def begin(self, key: str = "run", *, rows: int = 0, last: bool = False, **greeting: Any) -> Run:
         """Open a run, store rows 1 to `rows`, end it when they are the `last` ones."""
@@ -139,7 +139,7 @@ class Delivery:
         """
         deadline = time.monotonic() + DEADLINE_S
         while True:
-            self.intake.serve_once(0.0)
+            self.intake.poll_once(0.0)
             self.dispatcher.changed.clear()
             due = self.dispatcher.step_due()
             hanging = 0 if held is None else times
@@ -160,7 +160,7 @@ class Delivery:
         """Move the clock."""
         self.clock.advance(seconds)
         # The intake, which loops every second, has done so all the time.
-        self.intake.looped_at = self.clock.monotonic()
+        self.intake.last_loop_at = self.clock.monotonic()
 
     def rows_stored(self, run_id: str) -> list[int]:
         """Return the row numbers in a run's objects, in the order of the objects; checks that repeats are equal."""

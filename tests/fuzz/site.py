@@ -20,7 +20,7 @@ from sentinel_uploader.spool.run_record import Run
 from sentinel_uploader.telemetry.counters import Counters
 
 if TYPE_CHECKING:
-    from sentinel_uploader.server.zmq_server import Router
+    from sentinel_uploader.server.zmq_server import ZmqServer
 
 SPOOL_BYTES = 64 << 20
 STALE_AFTER_S = 900.0
@@ -93,7 +93,7 @@ class Site:
     def _open(self) -> None:
         self.spool = open_spool_at(self._directory, self.clock, max_bytes=SPOOL_BYTES)
         self.intake = Intake(
-            router=cast("Router", self.wire),
+            server=cast("ZmqServer", self.wire),
             spool=self.spool,
             clock=self.clock,
             wake_run=lambda _: None,
@@ -126,7 +126,7 @@ class Site:
 
     def serve(self) -> None:
         """Take what has come; every exception is a finding."""
-        self.intake.serve_once(0.0)
+        self.intake.poll_once(0.0)
 
     def work(self, run: Run) -> None:
         """Do all that is due for a run now."""
@@ -143,18 +143,18 @@ class Site:
         else:
             raise AssertionError(f"the steps of {run.record.key!r} do not end")
         if run.record.is_over:
-            self.intake.tell(run)
+            self.intake.notify(run)
 
     def _due(self, run: Run) -> Step | None:
         facts = run.facts(
-            listening_since=self.intake.listening_since, flush=False, needs_credentials=False, wants_refresh=False
+            listening_since=self.intake.receiving_since, flush=False, needs_credentials=False, wants_refresh=False
         )
         return next_step(facts, self._policy, self.clock.monotonic())[0]
 
     def discard(self, run: Run) -> None:
         """A person gives a run up."""
         self.spool.end(run, Event.DISCARDED)
-        self.intake.tell(run)
+        self.intake.notify(run)
 
     def end_all(self) -> list[Run]:
         """Let everything come to its end: whoever has not finished has gone silent."""
@@ -162,7 +162,7 @@ class Site:
         runs = list(self.spool.runs.values())
         self.clock.advance(STALE_AFTER_S)
         # The intake has looped all that time.
-        self.intake.looped_at = self.clock.monotonic()
+        self.intake.last_loop_at = self.clock.monotonic()
         for run in runs:
             heard_at = run.heard_at
             run.heard_at = min(heard_at, self.clock.monotonic() - max(STALE_AFTER_S, 3 * run.record.interval_s) - 1)

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Samples, encode
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
 from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, object_uri, rows_of_body
-from sentinel_uploader.intake.rate_limiter import Limits
-from sentinel_uploader.intake.validation import complaint, sound_finish, sound_timestamps
+from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish, validate_hello
 from sentinel_uploader.spool.run_record import Run, new_record
 
 
@@ -89,12 +89,12 @@ def test_rows_with_values_that_are_no_numbers_have_empty_fields() -> None:
 
 
 def test_screening_of_times_and_ends() -> None:
-    assert sound_timestamps(samples(1, 3))
+    assert has_valid_timestamps(samples(1, 3))
     for bad in (0.0, -1.0, math.nan, math.inf):
-        assert not sound_timestamps(Samples(1, [sample(1), Sample(timestamp=bad)]))
-    assert sound_finish(finish(1))
-    assert sound_finish(finish(1, None))
-    assert sound_finish(finish(1, 3, "failed"))
+        assert not has_valid_timestamps(Samples(1, [sample(1), Sample(timestamp=bad)]))
+    assert is_valid_finish(finish(1))
+    assert is_valid_finish(finish(1, None))
+    assert is_valid_finish(finish(1, 3, "failed"))
     bad_ends: list[dict[str, Any]] = [
         {"status": "fine"},
         {"exit_code": 256},
@@ -106,11 +106,11 @@ def test_screening_of_times_and_ends() -> None:
         {"accounting": "x" * 65},
     ]
     for changes in bad_ends:
-        assert not sound_finish(replace(finish(1), **changes)), changes
+        assert not is_valid_finish(replace(finish(1), **changes)), changes
 
 
 def test_greetings_that_cannot_be_taken_are_told_why() -> None:
-    assert complaint(hello(), Limits()) is None
+    assert validate_hello(hello(), ClientLimits()) is None
     bad_greetings: list[tuple[dict[str, Any], str]] = [
         ({"version": 2}, "unknown-version"),
         ({"run_key": ""}, "not-allowed"),
@@ -124,6 +124,6 @@ def test_greetings_that_cannot_be_taken_are_told_why() -> None:
         ({"metadata": {"x": "y" * 20_000}}, "too-big"),
     ]
     for changes, code in bad_greetings:
-        unfit = complaint(replace(hello(), **changes), Limits())
+        unfit = validate_hello(replace(hello(), **changes), ClientLimits())
         assert unfit is not None
         assert unfit.reject.code == code

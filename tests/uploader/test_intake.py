@@ -28,23 +28,23 @@ from sentinel_protocol.wire.messages import (
     encode,
 )
 from sentinel_protocol.wire.sample import Sample
-from sentinel_uploader.intake.loop import GROUP_FRAMES, LATE_S, Intake
-from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.intake.loop import MAX_BATCH_FRAMES, STALL_THRESHOLD_S, Intake
+from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.runs.lifecycle import Event, Policy, RunState
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
 from sentinel_uploader.spool.run_record import Run
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 
-MOST_ROWS = Limits().rows_of_message
+MOST_ROWS = ClientLimits().max_message_rows
 
 
 class Watched(Listening):
     """An intake without keys, with what its tests look at and do to it."""
 
     def __init__(self, directory: Path, *, max_bytes: int = SPOOL_BYTES) -> None:
-        router = Router([parse_address("tcp://127.0.0.1:*", bind=True)])
+        router = ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)])
         super().__init__(directory, router, max_bytes=max_bytes, policy=Policy(max_batch_rows=100))
 
     def run(self, key: str = "run") -> Run:
@@ -59,7 +59,7 @@ class Watched(Listening):
             ended = [Event.ENDED] if run.record.has_ended else []
             self.spool.update(run, Event.REGISTERED, *ended, run_id="id-1", uri_prefix="s3://b/p")
         self.spool.end(run, event, **changes)
-        self.intake.tell(run)
+        self.intake.notify(run)
 
 
 @pytest.fixture
@@ -416,7 +416,7 @@ def test_peer_that_does_not_read_stops_nobody(there: Watched, collectors: Collec
     other.say(hello("other"))
     other.hear(Welcome)
     for _ in range(40):
-        for _ in range(GROUP_FRAMES):
+        for _ in range(MAX_BATCH_FRAMES):
             deaf.say(hello("deaf"))
         if there.counters.answers_lost.value():
             break
@@ -453,8 +453,8 @@ def still(tmp_path: Path) -> Iterator[Intake]:
     """An intake without a thread and without peers."""
     clock = SteppedClock()
     spool = open_spool_at(tmp_path / "spool", clock)
-    router = Router([])
-    yield Intake(router=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters())
+    router = ZmqServer([])
+    yield Intake(server=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters())
     router.close()
     spool.close()
 
@@ -464,11 +464,11 @@ def test_silence_counts_from_when_a_suspended_uploader_listens_again(still: Inta
     assert isinstance(clock, SteppedClock)
     began = clock.monotonic()
     clock.advance(1.0)
-    still.serve_once(0.0)
-    assert (still.listening_since, still.looped_at) == (began, began + 1.0)
-    clock.advance(LATE_S + 0.1)
-    still.serve_once(0.0)
-    assert still.listening_since == still.looped_at == clock.monotonic()
+    still.poll_once(0.0)
+    assert (still.receiving_since, still.last_loop_at) == (began, began + 1.0)
+    clock.advance(STALL_THRESHOLD_S + 0.1)
+    still.poll_once(0.0)
+    assert still.receiving_since == still.last_loop_at == clock.monotonic()
 
 
 def test_suspension_in_the_middle_of_a_group_is_noticed_before_anybody_can_look(tmp_path: Path) -> None:
@@ -478,16 +478,16 @@ def test_suspension_in_the_middle_of_a_group_is_noticed_before_anybody_can_look(
     class SuspendsAtTheEnd(Intake):
         """The process sleeps while it tells collectors of their runs."""
 
-        def _tell_news(self) -> None:
+        def _send_notifications(self) -> None:
             clock.advance(3600.0)
-            super()._tell_news()
+            super()._send_notifications()
 
-    router = Router([])
+    router = ZmqServer([])
     intake = SuspendsAtTheEnd(
-        router=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters()
+        server=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters()
     )
-    intake.serve_once(0.0)
-    assert intake.listening_since == intake.looped_at == clock.monotonic()
+    intake.poll_once(0.0)
+    assert intake.receiving_since == intake.last_loop_at == clock.monotonic()
     router.close()
     spool.close()
 

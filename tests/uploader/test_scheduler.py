@@ -541,7 +541,7 @@ def test_suspended_uploader_does_not_close_the_runs_of_collectors_that_are_alive
     if first_awake == "dispatcher":
         watchful.dispatcher.step_due()
     else:
-        watchful.intake.serve_once(0.0)
+        watchful.intake.poll_once(0.0)
         watchful.dispatcher.step_due()
     watchful.settle()
     watchful.advance(880.0)
@@ -560,8 +560,8 @@ def test_run_that_ends_just_as_it_is_closed_keeps_its_own_end(tmp_path: Path) ->
         up.settle()
         with up.spool.lock:
             clock.advance(901.0)
-            up.intake.serve_once(0.0)
-            up.intake.listening_since = 0.0
+            up.intake.poll_once(0.0)
+            up.intake.receiving_since = 0.0
             up.dispatcher.step_due()
             up.spool.store([], [(run, finish(1, 7, "failed"))])
         up.settle()

@@ -18,7 +18,7 @@ from fakes.uploader_harness import finish, hello, row_numbers, samples
 
 from sentinel_protocol.wire.messages import Ack, Finished, Ping, Reject, Welcome
 from sentinel_uploader.admin.status import read_status
-from sentinel_uploader.app.service import STOP_DRAIN_S
+from sentinel_uploader.app.service import SHUTDOWN_DRAIN_S
 from sentinel_uploader.cli.main import main
 from sentinel_uploader.delivery.csv_batch import rows_of_body
 
@@ -116,7 +116,7 @@ def test_termination_while_storage_hangs_ends_in_time_and_loses_nothing(
     send(collector, 1, 10)
     wait_until(lambda: hang.fired, "storage hangs")
     send(collector, 11, 15)
-    assert STOP_DRAIN_S <= 8.0
+    assert SHUTDOWN_DRAIN_S <= 8.0
     assert stop(uploader) < STOP_LIMIT_S
     assert uploader.returncode == 0
     assert "rows_left=5 objects_left=1" in log_of(home).splitlines()[-1]

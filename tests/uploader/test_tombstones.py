@@ -13,7 +13,7 @@ from fakes.uploader_harness import finish, frame, hello, open_spool_at, samples
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import Ack, Finished, Reject, RejectCode, Welcome
 from sentinel_uploader.runs.lifecycle import Event
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool import tombstones
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES, SpoolFullError
 from sentinel_uploader.spool.store import Spool
@@ -59,7 +59,7 @@ def count(spool: Spool, table: str) -> int:
 
 
 def test_collectors_of_forgotten_runs_hear_what_they_would_have_heard_before(tmp_path: Path) -> None:
-    router = Router([parse_address("tcp://127.0.0.1:*", bind=True)])
+    router = ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)])
     there = Listening(tmp_path / "spool", router, max_bytes=MIN_SPOOL_BYTES)
     try:
         deliver(there.spool, "accepted")

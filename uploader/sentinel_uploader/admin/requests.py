@@ -17,8 +17,8 @@ DRAIN = "drain"
 DONE = "done"
 
 
-def answer_requests(
-    spool: Spool, *, wake: Callable[[Run], None], over: Callable[[Run], None], drain: Callable[[float], None]
+def handle_requests(
+    spool: Spool, *, wake: Callable[[Run], None], on_run_closed: Callable[[Run], None], drain: Callable[[float], None]
 ) -> None:
     """Do what is asked and write the answer: `done`, or why not. Raises `SpoolError` when that cannot be written."""
     for request in spool.board.requests():
@@ -27,7 +27,7 @@ def answer_requests(
                 drain(request.timeout_s or 0.0)
                 answer = DONE
             else:
-                answer = _apply(spool, request, wake, over)
+                answer = _apply(spool, request, wake, on_run_closed)
         except (SpoolError, TransitionError) as error:
             answer = str(error)
         spool.board.answer(request, answer)
@@ -54,14 +54,14 @@ def retry_run(spool: Spool, run: Run) -> str:
     return DONE
 
 
-def _apply(spool: Spool, request: Request, wake: Callable[[Run], None], over: Callable[[Run], None]) -> str:
+def _apply(spool: Spool, request: Request, wake: Callable[[Run], None], on_run_closed: Callable[[Run], None]) -> str:
     run = spool.runs.get(request.run or 0)
     if run is None:
         return "the run is over"
     if request.kind == DISCARD:
         answer = discard_run(spool, run)
         if answer == DONE:
-            over(run)
+            on_run_closed(run)
         return answer
     if request.kind == RETRY:
         answer = retry_run(spool, run)

@@ -2,9 +2,9 @@
 
 from sentinel_protocol.common.settings.model import Setting, integer, seconds, size
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_RUN_KEY_CHARS
-from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.intake.rate_limiter import ClientLimits
 
-_DEFAULTS = Limits()
+_DEFAULTS = ClientLimits()
 
 
 def percentage(value: object) -> float:
@@ -17,22 +17,22 @@ def percentage(value: object) -> float:
 
 
 LIMIT_NAMES = {
-    "message_bytes": "max_message",
-    "connections": "max_connections",
-    "connections_of_client": "max_client_connections",
-    "rows_of_message": "max_message_rows",
-    "unread_bytes": "max_unread",
-    "surplus_frames": "max_surplus_frames",
+    "max_message_bytes": "max_message",
+    "max_connections": "max_connections",
+    "max_client_connections": "max_client_connections",
+    "max_message_rows": "max_message_rows",
+    "max_unread_bytes": "max_unread",
+    "max_extra_frames": "max_surplus_frames",
     "burst_s": "client_burst",
-    "surplus_messages": "max_surplus_messages",
-    "runs_of_client": "max_client_runs",
-    "rows_per_s_of_client": "max_client_rows",
+    "max_rejected_messages": "max_surplus_messages",
+    "max_client_runs": "max_client_runs",
+    "max_client_rows_per_s": "max_client_rows",
     "spool_share": "client_spool_share",
-    "metadata_bytes": "max_metadata",
-    "run_key_chars": "max_run_key",
-    "name_chars": "max_name",
+    "max_metadata_bytes": "max_metadata",
+    "max_run_key_chars": "max_run_key",
+    "max_name_chars": "max_name",
 }
-"""The setting of each field of `Limits`."""
+"""The setting of each field of `ClientLimits`."""
 
 LIMIT_SETTINGS = (
     Setting(
@@ -59,7 +59,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_CLIENT_RUNS",
         parse=integer(minimum=1),
         metavar="N",
-        default=_DEFAULTS.runs_of_client,
+        default=_DEFAULTS.max_client_runs,
         help="open runs of one client",
     ),
     Setting(
@@ -68,7 +68,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_CLIENT_ROWS",
         parse=integer(minimum=100),
         metavar="N",
-        default=_DEFAULTS.rows_per_s_of_client,
+        default=_DEFAULTS.max_client_rows_per_s,
         help="samples a second from one client (a connection, on links without keys)",
     ),
     Setting(
@@ -95,7 +95,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_SURPLUS_MESSAGES",
         parse=integer(minimum=100),
         metavar="N",
-        default=_DEFAULTS.surplus_messages,
+        default=_DEFAULTS.max_rejected_messages,
         help="messages on end beyond these samples after which the connection is cut",
     ),
     Setting(
@@ -113,7 +113,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_MESSAGE_ROWS",
         parse=integer(minimum=1, maximum=1 << 16),
         metavar="N",
-        default=_DEFAULTS.rows_of_message,
+        default=_DEFAULTS.max_message_rows,
         help="samples in one message; a collector that hears so sends fewer",
     ),
     Setting(
@@ -132,7 +132,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_SURPLUS_FRAMES",
         parse=integer(minimum=1),
         metavar="N",
-        default=_DEFAULTS.surplus_frames,
+        default=_DEFAULTS.max_extra_frames,
         help="frames beyond one a message that a connection may send before it is cut",
     ),
     Setting(
@@ -150,7 +150,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_RUN_KEY",
         parse=integer(minimum=50, maximum=MAX_RUN_KEY_CHARS),
         metavar="CHARS",
-        default=_DEFAULTS.run_key_chars,
+        default=_DEFAULTS.max_run_key_chars,
         help="length of a run key",
     ),
     Setting(
@@ -159,7 +159,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_NAME",
         parse=integer(minimum=32, maximum=1000),
         metavar="CHARS",
-        default=_DEFAULTS.name_chars,
+        default=_DEFAULTS.max_name_chars,
         help="length of a name in the metadata, tags included",
     ),
 )

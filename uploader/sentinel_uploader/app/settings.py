@@ -16,7 +16,7 @@ from sentinel_uploader.app.service import ServiceConfig
 from sentinel_uploader.backends.local.run_files import LocalSentinelAPI
 from sentinel_uploader.backends.objectstore.local import DirectoryStore
 from sentinel_uploader.delivery.executor import Target
-from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
@@ -175,7 +175,7 @@ def service_config(
     return ServiceConfig(
         addresses=addresses,
         keys=store if has_keys else None,
-        limits=Limits(**{name: values[setting] for name, setting in LIMIT_NAMES.items()}),
+        limits=ClientLimits(**{name: values[setting] for name, setting in LIMIT_NAMES.items()}),
         spool_dir=spool_dir(values, environ),
         spool_max_bytes=values["spool_max"],
         policy=Policy(

@@ -25,12 +25,12 @@ from sentinel_protocol.common.settings.sources import (
     parse_flags_and_env,
     resolve,
 )
-from sentinel_uploader.admin.client import ask, ask_to_drain
+from sentinel_uploader.admin.client import request_change, request_drain
 from sentinel_uploader.admin.requests import DISCARD, RETRY
 from sentinel_uploader.admin.status import (
     NoSpoolError,
     describe_run,
-    has_something_left,
+    is_undelivered,
     matches,
     read_status,
     status_text,
@@ -50,7 +50,7 @@ from sentinel_uploader.cli.console import close_stdout, print_error, write_outpu
 from sentinel_uploader.cli.keys import run_keys
 from sentinel_uploader.spool.lock import owner_pid
 from sentinel_uploader.telemetry.logging_setup import set_up_logging
-from sentinel_uploader.telemetry.sd_notify import Notifier
+from sentinel_uploader.telemetry.sd_notify import SystemdNotifier
 
 _DESCRIPTION = """Takes samples from collectors, makes them durable and delivers them.
 
@@ -138,13 +138,13 @@ def _drain(words: list[str], environ: Mapping[str, str]) -> int:
     clock = SystemClock()
     directory = spool_dir(values, environ)
     if owner_pid(directory) is not None:
-        ask_to_drain(directory, args.timeout, clock=clock)
+        request_drain(directory, args.timeout, clock=clock)
     else:
         service = _open_service(values, environ, clock, listen=False)
         _stop_on_signals(service)
         service.drain(args.timeout)
         service.run()
-    left = sum(1 for run in read_status(directory)["runs"] if has_something_left(run))
+    left = sum(1 for run in read_status(directory)["runs"] if is_undelivered(run))
     write_output(f"runs with something left to deliver: {left}\n")
     return 1 if left else 0
 
@@ -175,14 +175,14 @@ def _show(words: list[str], environ: Mapping[str, str]) -> int:
 def _retry_or_discard(kind: str, description: str, words: list[str], environ: Mapping[str, str]) -> int:
     args, spools = _parse_inspect_args(words, environ, kind, description, run=True)
     directory, run = _find_run(spools, args.run)
-    ask(directory, kind, run["number"], clock=SystemClock())
+    request_change(directory, kind, run["number"], clock=SystemClock())
     write_output(f"{kind}: {run['run_id'] or run['key']} done\n")
     return 0
 
 
 def _doctor(words: list[str], environ: Mapping[str, str]) -> int:
     from sentinel_uploader.doctor.findings import exit_code, report
-    from sentinel_uploader.doctor.run import examine
+    from sentinel_uploader.doctor.run import run_checks
 
     description = "Check what the uploader needs, one line a finding; 1 if something does not work."
     parser = build_parser(SETTINGS, "sentinel-uploader doctor", description)
@@ -191,7 +191,7 @@ def _doctor(words: list[str], environ: Mapping[str, str]) -> int:
     args = parser.parse_args(words)
     values = resolve(SETTINGS, args, environ, args.config)
     found = []
-    for finding in examine(values, environ, clock=SystemClock(), put=args.put):
+    for finding in run_checks(values, environ, clock=SystemClock(), put=args.put):
         found.append(finding)
         if not args.json:
             write_output(report([finding]))
@@ -248,7 +248,7 @@ def _open_service(
     set_up_logging(values[LOG_FORMAT.name], verbose=values[VERBOSE.name])
     target = make_backend(values, environ, clock)
     config = service_config(values, environ, target, listen=listen)
-    return Service(config, target=target, clock=clock, notifier=Notifier(environ, clock=clock))
+    return Service(config, target=target, clock=clock, notifier=SystemdNotifier(environ, clock=clock))
 
 
 def _stop_on_signals(service: Service) -> None:

@@ -15,7 +15,7 @@ from sentinel_uploader.delivery.executor import Steps
 from sentinel_uploader.delivery.failure_log import TroubleReport
 from sentinel_uploader.delivery.retry_policy import Outcomes
 from sentinel_uploader.delivery.wait_queues import Queues
-from sentinel_uploader.intake.loop import LATE_S, Intake
+from sentinel_uploader.intake.loop import STALL_THRESHOLD_S, Intake
 from sentinel_uploader.runs.delivery_error import DeliveryError
 from sentinel_uploader.runs.lifecycle import Policy, RunState, Step, next_step
 from sentinel_uploader.spool.database import SpoolError
@@ -160,15 +160,15 @@ class Dispatcher:
             self._trouble.forget(run)
             self._queues.leave(run.id, self._clock.monotonic())
         self._counters.ended.add(1, run.record.state)
-        self._intake.tell(run)
+        self._intake.notify(run)
 
     def _consider(self, run: Run, now: float) -> None:
         if run.busy:
             return
         step, look_again_at = self._next_step(run, now)
-        if step is Step.CLOSE_STALE and now - self._intake.looped_at > LATE_S:
+        if step is Step.CLOSE_STALE and now - self._intake.last_loop_at > STALL_THRESHOLD_S:
             # The intake has not listened lately: it decides first whether anybody was heard.
-            step, look_again_at = None, now + LATE_S
+            step, look_again_at = None, now + STALL_THRESHOLD_S
         elif step is not None and now < run.not_before:
             step, look_again_at = None, run.not_before
         if step is None:
@@ -206,13 +206,13 @@ class Dispatcher:
     def _tell_who_waits(self, run: Run) -> None:
         """A collector whose job is over may be waiting for the delivery; one whose run is parked need not."""
         if run.record.has_ended or run.record.state is RunState.PARKED:
-            self._intake.tell(run)
+            self._intake.notify(run)
 
     def _next_step(self, run: Run, now: float) -> tuple[Step | None, float]:
         needs = self._steps.needs_credentials(run)
         wants = not needs and self._steps.wants_refresh(run) and self._may_refresh(run, now)
         facts = run.facts(
-            listening_since=self._intake.listening_since,
+            listening_since=self._intake.receiving_since,
             flush=self._is_to_be_flushed(run),
             needs_credentials=needs,
             wants_refresh=wants,

@@ -7,15 +7,15 @@ import logging
 import os
 import resource
 
-from sentinel_uploader.intake.rate_limiter import Limits
-from sentinel_uploader.server.connection_guard import Limits as DoorLimits
+from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.server.connection_guard import ConnectionLimits as DoorLimits
 
 log = logging.getLogger(__name__)
 
-_RESERVED = 72
+_RESERVED_FDS = 72
 """For 32 calls under way, the spool, ZeroMQ's own, health and metrics, and newcomers that are turned away."""
-_FEWEST = 8
-_MOST = 100_000
+_MIN_CONNECTIONS = 8
+_MAX_CONNECTIONS = 100_000
 
 
 def raise_descriptor_limit() -> None:
@@ -25,11 +25,11 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def connection_limits(limits: Limits) -> DoorLimits:
+def connection_limits(limits: ClientLimits) -> DoorLimits:
     """Return what is wished of connections, as many of them as the descriptors allow."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    possible = max(_FEWEST, min(soft - _open_now() - _RESERVED, _MOST))
-    wished = limits.connections
+    possible = max(_MIN_CONNECTIONS, min(soft - _open_now() - _RESERVED_FDS, _MAX_CONNECTIONS))
+    wished = limits.max_connections
     if wished is not None and wished > possible:
         log.warning(
             "the descriptor limit allows fewer connections than --max-connections; raise it (ulimit -n, LimitNOFILE=) "
@@ -40,9 +40,9 @@ def connection_limits(limits: Limits) -> DoorLimits:
     connections = possible if wished is None else min(wished, possible)
     return DoorLimits(
         connections,
-        limits.connections_of_client or max(1, connections * 3 // 4),
-        unread_bytes=limits.unread_bytes,
-        surplus_frames=limits.surplus_frames,
+        limits.max_client_connections or max(1, connections * 3 // 4),
+        max_unread_bytes=limits.max_unread_bytes,
+        max_extra_frames=limits.max_extra_frames,
     )
 
 
@@ -50,4 +50,4 @@ def _open_now() -> int:
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
-        return _FEWEST
+        return _MIN_CONNECTIONS
