@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from sentinel_collector.console import Voice
+    from sentinel_collector.console import Console
 
     T = TypeVar("T")
 
@@ -53,14 +53,14 @@ class RunAccounting:
         finally:
             self._leave()
 
-    def settle(self, voice: Voice) -> None:
+    def settle(self, console: Console) -> None:
         """Say what is used, and remove what collectors left behind that were killed."""
         if self.counter is not None:
-            voice.detail(f"CPU time is read from {self.counter.path}")
+            console.debug(f"CPU time is read from {self.counter.path}")
         elif self._mode == CGROUP:
-            voice.warn(f"no cgroup for the run, CPU time is read from /proc: {self._refusal}")
+            console.warn(f"no cgroup for the run, CPU time is read from /proc: {self._refusal}")
         elif self._refusal:
-            voice.detail(f"CPU time is read from /proc: {self._refusal}")
+            console.debug(f"CPU time is read from /proc: {self._refusal}")
         remove_left_behind(proc=self._proc)
 
     def _leave(self) -> None:
