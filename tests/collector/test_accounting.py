@@ -15,12 +15,12 @@ from fakes.process_harness import COLLECTOR, Home, busy, python, wait_until
 from fakes.unprivileged import unprivileged
 from locations import SOURCE_PATH, TESTS
 
-from sentinel_collector.console import Level, Voice
+from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.sampling.cpu_source import CpuTimeSource
 from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
 from sentinel_collector.sensors.cgroup.hierarchy import CgroupMount, find_mounts
 from sentinel_collector.sensors.cgroup.run_cgroup import CgroupUnavailableError, enter_cgroup, remove_stale
-from sentinel_collector.settings import early
+from sentinel_collector.settings import pre_start_settings
 from sentinel_protocol.common.settings.sources import SettingsFile
 
 SHOW_CGROUPS = ("cat", "/proc/self/cgroup")
@@ -212,9 +212,9 @@ def test_a_wrong_file_is_no_affair_of_what_comes_before_the_job(tmp_path: Path) 
     defaults = {"accounting": "auto", "scope": "auto"}
     file = tmp_path / "settings.toml"
     file.write_text('accounting = "sideways"\n')
-    assert early({}, SettingsFile(str(file)), "accounting", "scope") == defaults
+    assert pre_start_settings({}, SettingsFile(str(file)), "accounting", "scope") == defaults
     file.write_text('scope = "host"\nscopes = 1\n')
-    found = early({"accounting": "proc"}, SettingsFile(str(file)), "accounting", "scope")
+    found = pre_start_settings({"accounting": "proc"}, SettingsFile(str(file)), "accounting", "scope")
     assert found == {"accounting": "proc", "scope": "host"}
 
 
@@ -306,13 +306,13 @@ def test_without_the_right_to_make_one_the_ledger_has_to_do(capfd: pytest.Captur
     with unprivileged(), RunCgroupScope("cgroup") as accounting:
         assert accounting.spawn_inside(lambda: 7) == 7
         assert accounting.counter is None
-        accounting.report(Voice(Level.NORMAL))
+        accounting.report(Console(Verbosity.NORMAL))
     assert "no cgroup for the run, CPU time is read from /proc: " in capfd.readouterr().err
     with unprivileged(), RunCgroupScope("auto") as accounting:
         accounting.spawn_inside(lambda: None)
-        accounting.report(Voice(Level.NORMAL))
+        accounting.report(Console(Verbosity.NORMAL))
         assert capfd.readouterr().err == ""
-        accounting.report(Voice(Level.VERBOSE))
+        accounting.report(Console(Verbosity.VERBOSE))
     assert "CPU time is read from /proc: " in capfd.readouterr().err
 
 

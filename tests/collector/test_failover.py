@@ -15,12 +15,12 @@ from fakes.process_harness import COLLECTOR, UPLOADER, Home, rows_of_file, wait_
 from fakes.web import free_port
 from rows import row
 
-from sentinel_collector.console import Level, Voice
+from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.delivery.failover import PROBE_S, Failover
-from sentinel_collector.delivery.zmq_client import Dealer
-from sentinel_collector.run_facts import RunFacts
-from sentinel_collector.run_key import ranked_addresses
+from sentinel_collector.delivery.failover import PROBE_TIMEOUT_S, Failover
+from sentinel_collector.delivery.zmq_client import ZmqClient
+from sentinel_collector.run_facts import RunDescription
+from sentinel_collector.run_key import rank_uploaders
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import Address, parse_address
 from sentinel_protocol.wire.messages import (
@@ -76,7 +76,7 @@ class Two:
     def __init__(self, home: Home, uploaders: list[Uploader]) -> None:
         self.home = home
         urls = {uploader.relay.url: uploader for uploader in uploaders}
-        ranking = ranked_addresses([parse_address(url, bind=False) for url in urls], RUN_KEY)
+        ranking = rank_uploaders([parse_address(url, bind=False) for url in urls], RUN_KEY)
         self.first, self.second = (urls[address.url] for address in ranking)
         self.flags = [word for url in sorted(urls) for word in ("--connect", url)]
 
@@ -175,11 +175,11 @@ def mute(state_dir: Path, incarnation: str, routers: Sequence[ZmqServer], clock:
         run_key=RUN_KEY,
         incarnation=incarnation,
         addresses=[parse_address(router.urls[0], bind=False) for router in routers],
-        agent=None,
+        local_uploader=None,
         state_dir=str(state_dir),
-        facts=RunFacts(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
+        description=RunDescription(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
         clock=clock,
-        voice=Voice(Level.QUIET),
+        console=Console(Verbosity.QUIET),
         on_welcome=lambda _: None,
         failover_after_s=5.0,
     )
@@ -190,7 +190,7 @@ def heard(delivery: Delivery, router: ZmqServer, kind: type[_M]) -> tuple[bytes,
     found: list[tuple[bytes, _M]] = []
 
     def look() -> bool:
-        delivery.pump()
+        delivery.poll()
         for arrival in router.receive(limit=10, timeout_s=0.01)[0]:
             message = decode_from_collector(arrival.frame)
             if isinstance(message, kind):
@@ -235,13 +235,13 @@ def test_rows_that_were_sent_to_another_are_sent_nowhere_else_by_a_collector_tha
         assert greeting.metadata == hello.metadata == ({"tags": {"continues": "run-1"}} if known else {})
 
 
-def answering(failover: Failover, router: ZmqServer, *, silent_s: float) -> tuple[Address, Dealer]:
+def answering(failover: Failover, router: ZmqServer, *, silent_s: float) -> tuple[Address, ZmqClient]:
     """Look, and let the other one answer, until there is an answer to be had."""
-    found: list[tuple[Address, Dealer]] = []
+    found: list[tuple[Address, ZmqClient]] = []
     clock = SystemClock()
 
     def look() -> bool:
-        answered = failover.look(clock.monotonic(), silent_s)
+        answered = failover.poll_alternative(clock.monotonic(), silent_s)
         if answered is not None:
             found.append(answered)
         for arrival in router.receive(limit=10, timeout_s=0.01)[0]:
@@ -257,25 +257,25 @@ def test_another_is_taken_only_when_it_answers() -> None:
     with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
         there = parse_address(router.urls[0], bind=False)
         failover = Failover([nowhere[0], nowhere[1], there], {}, after_s=5.0)
-        assert failover.look(0.0, 4.9) is None
-        assert failover.look(1.0, 5.0) is None
-        assert failover.address == nowhere[0]
+        assert failover.poll_alternative(0.0, 4.9) is None
+        assert failover.poll_alternative(1.0, 5.0) is None
+        assert failover.current == nowhere[0]
         # The one between does not answer in its time; then the next is asked.
-        assert failover.look(1.0 + PROBE_S, 15.0) is None
-        answered, dealer = answering(failover, router, silent_s=15.0)
-        dealer.close()
-        assert (answered, failover.address) == (there, nowhere[0])
-        failover.move_to(answered)
-        assert failover.address == there
-        failover.keep_to(nowhere[1].url)
-        assert failover.address == nowhere[1]
-        failover.keep_to("tcp://elsewhere:1")
-        assert failover.address == nowhere[1]
+        assert failover.poll_alternative(1.0 + PROBE_TIMEOUT_S, 15.0) is None
+        answered, transport = answering(failover, router, silent_s=15.0)
+        transport.close()
+        assert (answered, failover.current) == (there, nowhere[0])
+        failover.switch_to(answered)
+        assert failover.current == there
+        failover.pin(nowhere[1].url)
+        assert failover.current == nowhere[1]
+        failover.pin("tcp://elsewhere:1")
+        assert failover.current == nowhere[1]
         failover.close()
 
 
 def test_one_uploader_is_kept_to_whatever_happens() -> None:
     address = parse_address(f"tcp://127.0.0.1:{free_port()}", bind=False)
     failover = Failover([address], {}, after_s=1.0)
-    assert failover.look(0.0, 1e6) is None
+    assert failover.poll_alternative(0.0, 1e6) is None
     failover.close()

@@ -17,7 +17,7 @@ from fakes.raw_collector import PATIENCE_S, Collectors, RawCollector, collectors
 from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import finish, hello, samples
 
-from sentinel_collector.delivery.zmq_client import Dealer
+from sentinel_collector.delivery.zmq_client import ZmqClient
 from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import KEY_BYTES, ClientCurveKeys, KeyPair
@@ -309,21 +309,21 @@ def test_a_connection_of_its_own_is_no_way_round_the_list(tmp_path: Path, guarde
     guarded.store.revoke("alice")
     wait_until(lambda: not guarded.allow_list.is_allowed(keys.own.public), "she is off the list")
     clock = SystemClock()
-    with Dealer(parse_address(guarded.url, bind=False), keys=keys) as dealer:
-        words = wait_until(lambda: dealer.refusal(clock.monotonic()), "it is refused")
+    with ZmqClient(parse_address(guarded.url, bind=False), keys=keys) as dealer:
+        words = wait_until(lambda: dealer.poll_handshake_error(clock.monotonic()), "it is refused")
         assert "not on the allow list, or was revoked" in words
         os.rename(tmp_path / "keys/revoked/alice.key", tmp_path / "keys/clients/alice.key")
 
         def is_in() -> bool:
-            dealer.refusal(clock.monotonic())
+            dealer.poll_handshake_error(clock.monotonic())
             return dealer.send(b"x")
 
         wait_until(is_in, "it is let in")
 
 
-def refusal_of(dealer: Dealer, clock: Clock | None = None) -> str:
+def refusal_of(dealer: ZmqClient, clock: Clock | None = None) -> str:
     clock = clock or SystemClock()
-    return str(wait_until(lambda: dealer.refusal(clock.monotonic()), "it is refused"))
+    return str(wait_until(lambda: dealer.poll_handshake_error(clock.monotonic()), "it is refused"))
 
 
 def has_connections(router: ZmqServer, expected: int) -> bool:
@@ -337,11 +337,11 @@ def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> Non
         (None, "wants keys"),
         (ClientCurveKeys(alice.own, alice.own.public), "--server-key is not its key"),
     ):
-        with Dealer(address, keys=keys) as dealer:
+        with ZmqClient(address, keys=keys) as dealer:
             wait_until(lambda dealer=dealer, words=words: words in refusal_of(dealer), "it says so")  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
     with (
         ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as open_door,
-        Dealer(parse_address(open_door.urls[0], bind=False), keys=alice) as dealer,
+        ZmqClient(parse_address(open_door.urls[0], bind=False), keys=alice) as dealer,
     ):
         found = refusal_of(dealer)
         assert "no keys" in found or "breaks off" in found
@@ -352,11 +352,11 @@ def test_a_reason_that_is_known_does_not_become_a_vaguer_one() -> None:
     wants_keys = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = parse_address(f"tcp://127.0.0.1:{server.getsockname()[1]}", bind=False)
-        with Dealer(address) as dealer:
+        with ZmqClient(address) as dealer:
             found = []
             for greeting in (wants_keys, b"", b""):
                 clock.advance(60.0)
-                dealer.refusal(clock.monotonic())
+                dealer.poll_handshake_error(clock.monotonic())
                 connection, _ = server.accept()
                 with connection:
                     connection.sendall(greeting)
@@ -370,15 +370,18 @@ def test_an_uploader_that_ends_amid_handshakes_is_not_said_to_refuse() -> None:
     clock = SteppedClock()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = parse_address(f"tcp://127.0.0.1:{server.getsockname()[1]}", bind=False)
-        with Dealer(address) as dealer:
+        with ZmqClient(address) as dealer:
             for _ in range(3):
                 clock.advance(60.0)
-                assert dealer.refusal(clock.monotonic()) is None
+                assert dealer.poll_handshake_error(clock.monotonic()) is None
                 connection, _ = server.accept()
                 connection.close()
-                wait_until(lambda: dealer._again_at is not None or dealer.refusal(clock.monotonic()), "it is noticed")
+                wait_until(
+                    lambda: dealer._reconnect_at is not None or dealer.poll_handshake_error(clock.monotonic()),
+                    "it is noticed",
+                )
             clock.advance(60.0)
-            assert dealer.refusal(clock.monotonic()) is None
+            assert dealer.poll_handshake_error(clock.monotonic()) is None
             connection, _ = server.accept()
             connection.close()
             assert refusal_of(dealer, clock).startswith("breaks off each handshake: it wants keys (--server-key")
@@ -435,7 +438,7 @@ def test_the_silent_make_room() -> None:
                 stack.enter_context(socket.create_connection(("127.0.0.1", port)))
                 wait_until(partial(has_connections, router, number + 1), "it is in")
             clock.advance(6.0)
-            with Dealer(parse_address(router.urls[0], bind=False)) as dealer:
+            with ZmqClient(parse_address(router.urls[0], bind=False)) as dealer:
                 wait_until(lambda: dealer.send(b"x"), "room was made")
                 wait_until(lambda: router.receive(limit=1, timeout_s=0.05)[0], "it was heard")
                 assert counters.rejected.value("connections") == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from sentinel_collector.delivery.zmq_client import Dealer
+from sentinel_collector.delivery.zmq_client import ZmqClient
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.common.errors import AddressError
@@ -33,11 +33,11 @@ def router(url: str) -> Iterator[ZmqServer]:
         yield router
 
 
-def dealer_to(url: str) -> Dealer:
-    return Dealer(parse_address(url, bind=False))
+def dealer_to(url: str) -> ZmqClient:
+    return ZmqClient(parse_address(url, bind=False))
 
 
-def sent(dealer: Dealer, frame: bytes) -> None:
+def sent(dealer: ZmqClient, frame: bytes) -> None:
     deadline = SystemClock().monotonic() + PATIENCE_S
     while not dealer.send(frame):
         assert SystemClock().monotonic() < deadline

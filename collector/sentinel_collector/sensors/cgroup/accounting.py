@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from sentinel_collector.console import Voice
+    from sentinel_collector.console import Console
 
     T = TypeVar("T")
 
@@ -58,14 +58,14 @@ class RunCgroupScope:
         finally:
             self._leave()
 
-    def report(self, voice: Voice) -> None:
+    def report(self, console: Console) -> None:
         """Say what is used, and remove what collectors left behind that were killed."""
         if self.counter is not None:
-            voice.detail(f"CPU time is read from {self.counter.path}")
+            console.debug(f"CPU time is read from {self.counter.path}")
         elif self._mode == CGROUP:
-            voice.warn(f"no cgroup for the run, CPU time is read from /proc: {self._unavailable_reason}")
+            console.warn(f"no cgroup for the run, CPU time is read from /proc: {self._unavailable_reason}")
         elif self._unavailable_reason:
-            voice.detail(f"CPU time is read from /proc: {self._unavailable_reason}")
+            console.debug(f"CPU time is read from /proc: {self._unavailable_reason}")
         remove_orphaned_cgroups(proc=self._proc)
 
     def _leave(self) -> None:
