@@ -12,17 +12,17 @@ import msgspec
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError, UsageError
 from sentinel_protocol.wire.sample import CSV_HEADER
-from sentinel_uploader.backends.http.client import Answer
+from sentinel_uploader.backends.http.client import HttpResponse
 from sentinel_uploader.backends.objectstore.s3.store import S3Store
-from sentinel_uploader.backends.sentinel.backend import HttpSentinelAPI
-from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, Endpoint, run_path
+from sentinel_uploader.backends.sentinel.backend import SentinelBackend
+from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, SentinelClient, run_path
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
-from sentinel_uploader.delivery.csv_batch import compress, object_uri
+from sentinel_uploader.delivery.csv_batch import gzip_csv, object_uri
 from sentinel_uploader.doctor.findings import Finding, Verdict
 from sentinel_uploader.doctor.probe import Place
 from sentinel_uploader.doctor.storage_checks import OpenRun, ask_for_credentials, check_storage
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.ports import Ending, Registration, RunDescription
+from sentinel_uploader.runs.ports import FinishRequest, Registration, RunDescription
 
 JOB_NAME = "sentinel-uploader doctor"
 
@@ -52,7 +52,7 @@ def check_backend(
         yield finding
     credentials = None
     if is_taken and run is not None:
-        with closing(HttpSentinelAPI(source, _base_url(environ), clock, environ)) as api:
+        with closing(SentinelBackend(source, _base_url(environ), clock, environ)) as api:
             finding, credentials = ask_for_credentials(place, api, run)
         yield finding
     elif is_taken and not put:
@@ -64,7 +64,7 @@ def check_backend(
     if not put:
         yield Finding(Verdict.SKIPPED, "put", "nothing was stored: --put registers, stores and finishes one empty run")
     elif is_taken and is_reachable:
-        yield from _whole_life(place, HttpSentinelAPI(source, _base_url(environ), clock, environ))
+        yield from _whole_life(place, SentinelBackend(source, _base_url(environ), clock, environ))
     else:
         yield Finding(Verdict.SKIPPED, "put", "no run is begun that could not be stored")
 
@@ -88,7 +88,7 @@ def _api(place: Place, token: str) -> Iterator[Finding]:
     remedy = "check SENTINEL_API_URL, the network, HTTPS_PROXY and SSL_CERT_FILE"
     try:
         with place.client(("SSL_CERT_FILE",)) as client:
-            endpoint = Endpoint(_base_url(place.environ), clock=place.clock, environ=place.environ, client=client)
+            endpoint = SentinelClient(_base_url(place.environ), clock=place.clock, environ=place.environ, client=client)
             sent_at = place.clock.now()
             path = run_path("probe", f"doctor-{uuid.uuid4().hex}", "refresh-credentials")
             answer = endpoint.post("probe", path, token, b"")
@@ -99,7 +99,7 @@ def _api(place: Place, token: str) -> Iterator[Finding]:
     yield place.clock_finding(endpoint.base_url, answer, sent_at)
 
 
-def _api_answer(base_url: str, answer: Answer) -> Finding:
+def _api_answer(base_url: str, answer: HttpResponse) -> Finding:
     text = f"{base_url} answers HTTP {answer.status}"
     if answer.status in {401, 403}:
         return Finding(Verdict.FAILED, "api", f"{text}: it refuses the token", "replace the token")
@@ -111,7 +111,7 @@ def _api_answer(base_url: str, answer: Answer) -> Finding:
     return Finding(Verdict.OK, "api", f"{base_url} takes the token")
 
 
-def _whole_life(place: Place, api: HttpSentinelAPI) -> Iterator[Finding]:
+def _whole_life(place: Place, api: SentinelBackend) -> Iterator[Finding]:
     store = S3Store(environ=place.environ, clock=place.clock)
     run = RunDescription(
         uid=uuid.uuid4().hex,
@@ -136,10 +136,10 @@ def _whole_life(place: Place, api: HttpSentinelAPI) -> Iterator[Finding]:
 
 
 def _put_and_finish(
-    place: Place, api: HttpSentinelAPI, store: S3Store, run: RunDescription, registration: Registration
+    place: Place, api: SentinelBackend, store: S3Store, run: RunDescription, registration: Registration
 ) -> Iterator[Finding]:
     uri = object_uri(registration.uri_prefix, 1)
-    body = compress(CSV_HEADER)
+    body = gzip_csv(CSV_HEADER)
     try:
         store.put(uri, body, registration.credentials)
         is_stored = True
@@ -149,7 +149,7 @@ def _put_and_finish(
         is_stored = False
         remedy = "check AWS_ENDPOINT_URL_S3, and the rights that the API's credentials give"
         yield Finding(Verdict.FAILED, "put", str(error), remedy)
-    ending = Ending(
+    ending = FinishRequest(
         run=run,
         run_id=registration.run_id,
         exit_code=0 if is_stored else 1,
@@ -157,7 +157,7 @@ def _put_and_finish(
         finished_at=place.clock.now(),
         data_uris=[uri] if is_stored else None,
         data_csv=None if is_stored else CSV_HEADER,
-        facts={},
+        summary={},
     )
     try:
         api.finish(ending)

@@ -14,7 +14,7 @@ from sentinel_uploader.backends.objectstore.s3.address import (
     region_origin,
 )
 from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, FALLBACK_REGION
-from sentinel_uploader.backends.sentinel.backend import HttpSentinelAPI
+from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.delivery.csv_batch import object_uri
 from sentinel_uploader.doctor.findings import Finding, Verdict
 from sentinel_uploader.doctor.probe import Place
@@ -36,7 +36,7 @@ class _Server(NamedTuple):
     """Whether objects go there; otherwise it is the likeliest place."""
 
 
-def ask_for_credentials(place: Place, api: HttpSentinelAPI, run: OpenRun) -> tuple[Finding, Credentials | None]:
+def ask_for_credentials(place: Place, api: SentinelBackend, run: OpenRun) -> tuple[Finding, Credentials | None]:
     """Ask for the run's credentials, as the uploader does all the time; return what they are like, and them."""
     subject = "credentials"
     try:

@@ -13,9 +13,9 @@ from sentinel_uploader.intake.sessions import Session, Sessions
 from sentinel_uploader.intake.spool_quota import Shares
 from sentinel_uploader.intake.validation import cleaned, complaint
 from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import RunClosedError, ShareUsedUpError, SupersededError, TooManyRunsError
+from sentinel_uploader.spool.types import QuotaExceededError, RunClosedError, RunLimitError, SupersededError
 from sentinel_uploader.telemetry.counters import Counters
 
 
@@ -33,7 +33,7 @@ class Greeter:
         counters: Counters,
         limits: Limits,
         shares: Shares,
-        wake_run: Callable[[Run], None],
+        wake_run: Callable[[OpenRun], None],
     ) -> None:
         self._spool = spool
         self._sessions = sessions
@@ -53,15 +53,15 @@ class Greeter:
             self._answers.say(identity, unfit.reject)
             return
         try:
-            run = self._spool.greet(
-                cleaned(hello), owner=owner, max_runs=self._limits.runs_of_client, admits=self._shares.admits
+            run = self._spool.open_run(
+                cleaned(hello), owner=owner, max_runs=self._limits.runs_of_client, try_reserve=self._shares.admits
             )
         except SupersededError as error:
             self._answers.say(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
-        except TooManyRunsError as error:
+        except RunLimitError as error:
             self._counters.turn_down(owner, "runs-of-client")
             self._answers.say(identity, Reject(RejectCode.BUSY, str(error), retry=True))
-        except ShareUsedUpError as error:
+        except QuotaExceededError as error:
             self._answers.say(identity, Reject(RejectCode.BUSY, str(error), retry=True))
         except RunClosedError as error:
             self._greet_after_end(identity, hello, error)
@@ -71,18 +71,18 @@ class Greeter:
         else:
             self._open_session(identity, run)
 
-    def _open_session(self, identity: bytes, run: Run) -> None:
+    def _open_session(self, identity: bytes, run: OpenRun) -> None:
         earlier = self._sessions.of_run(run.id)
         self._sessions.forget(earlier)
         self._sessions.forget(self._sessions.of(identity))
         record = run.record
         # The same collector on a new connection takes over from itself, and must not be told to stop.
         if earlier is not None and earlier.identity != identity and earlier.incarnation != record.incarnation:
-            error = SupersededError(record.superseded_seq.get(earlier.incarnation, 0))
+            error = SupersededError(record.fenced_seq.get(earlier.incarnation, 0))
             self._answers.say(earlier.identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
         if record.has_ended and record.closed_as_stale:
             text = "this run was closed as stale"
-            self._answers.say(identity, Reject(RejectCode.CLOSED, text, seq=run.acked_seq))
+            self._answers.say(identity, Reject(RejectCode.CLOSED, text, seq=run.durable_seq))
             return
         session = Session(identity, run)
         self._sessions.add(session)

@@ -21,7 +21,7 @@ from sentinel_uploader.intake.spool_quota import Shares
 from sentinel_uploader.intake.write_batch import Group
 from sentinel_uploader.runs.lifecycle import Policy, RunState
 from sentinel_uploader.server.zmq_server import Arrival, Router
-from sentinel_uploader.spool.run_record import Run, RunRecord
+from sentinel_uploader.spool.run_record import OpenRun, RunRecord
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -50,7 +50,7 @@ class Intake:
         router: Router,
         spool: Spool,
         clock: Clock,
-        wake_run: Callable[[Run], None],
+        wake_run: Callable[[OpenRun], None],
         policy: Policy,
         counters: Counters,
         name_of: Callable[[bytes], str | None] = lambda _: None,
@@ -156,7 +156,7 @@ class Intake:
         for session in self._sessions:
             session.forget_group()
 
-    def tell(self, run: Run) -> None:
+    def tell(self, run: OpenRun) -> None:
         """Tell the run's collector how it ended, or what keeps it from that; may be called from any thread."""
         self._news.put((run.id, run.record))
         self._router.wake()
@@ -208,7 +208,7 @@ class Intake:
         session = self._sessions.of(identity)
         if session is None or session.run.record.owner != owner:
             return None
-        session.run.heard_at = self._clock.monotonic()
+        session.run.last_seen_at = self._clock.monotonic()
         return session
 
     def _turn_down(self, identity: bytes, owner: str, verdict: Verdict) -> None:
@@ -237,4 +237,4 @@ class Intake:
                 self._answers.say(session.identity, finished_message(record))
             else:
                 text = f"this run is {record.state}"
-                self._answers.say(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
+                self._answers.say(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))

@@ -50,7 +50,7 @@ class Shares:
         """Whether a client may add so many bytes; they are counted then, otherwise it is reported."""
         if self._free_bytes is None:
             self._free_bytes = self._look()
-        held = self._spool.holdings.bytes_of(owner) + self._added[owner]
+        held = self._spool.usage.spool_bytes(owner) + self._added[owner]
         free = self._free_bytes - self._added.total()
         over = (held + size) * (1.0 - self._share) > free * self._share or size > free
         if over and held + size > _LITTLE_BYTES:
@@ -62,7 +62,7 @@ class Shares:
         return True
 
     def _look(self) -> float:
-        if self._share >= 1.0 or max(self._spool.holdings.clients, self._known_clients()) <= 1:
+        if self._share >= 1.0 or max(self._spool.usage.clients, self._known_clients()) <= 1:
             return float("inf")
         try:
             with self._spool.lock:

@@ -188,7 +188,7 @@ class Counters:
         self.put_s = Times("put_seconds", "Time of a confirmed PUT", PUT_BOUNDS_S)
         self.refreshes = Count("refreshes", "Refreshed storage credentials")
         self.retries = Count("retries", "Failed steps that are tried again", "kind", "code")
-        self.parked = Count("runs_parked", "Runs that were put aside for a person", "kind", "code")
+        self.quarantined = Count("runs_parked", "Runs that were put aside for a person", "kind", "code")
         self.registered = Count("runs_registered", "Runs that the API has registered")
         self.closed_as_stale = Count("runs_closed_as_stale", "Runs that were closed because their collector was silent")
         self.ended = Count("runs_ended", "Runs that have ended", "state")
