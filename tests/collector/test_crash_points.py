@@ -9,7 +9,7 @@ from fakes.process_harness import Home, rows_of_file, rows_of_objects, wait_unti
 
 from sentinel_protocol.wire.sample import CSV_HEADER
 from sentinel_uploader.admin.status import read_status
-from sentinel_uploader.delivery.csv_batch import compress
+from sentinel_uploader.delivery.csv_batch import gzip_csv
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -182,7 +182,7 @@ def as_objects(rows: Sequence[str], like: Sequence[bytes]) -> list[bytes]:
     for body in like:
         count = len(rows_of_objects([body]))
         lines = "".join(f"{row}\n" for row in rows[:count])
-        made.append(compress(CSV_HEADER + lines.encode()))
+        made.append(gzip_csv(CSV_HEADER + lines.encode()))
         rows = rows[count:]
     assert not rows
     return made

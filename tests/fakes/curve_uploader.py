@@ -15,7 +15,7 @@ from sentinel_uploader.server.fd_limits import connection_limits
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zmq_server import ZmqServer
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -62,7 +62,7 @@ class Guarded(Listening):
     def turned_away(self, reason: str) -> float:
         return self.counters.rejected.value(reason)
 
-    def runs(self) -> dict[tuple[str, str], Run]:
+    def runs(self) -> dict[tuple[str, str], OpenRun]:
         """Return the open runs by client and run key."""
         with self.spool.lock:
             return {(run.record.owner, run.record.key): run for run in self.spool.runs.values()}

@@ -10,15 +10,15 @@ from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.server.zmq_server import ZmqServer
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
 
 class Listening:
     """Listens from the beginning until `close`."""
 
-    woken: list[Run]
-    """The runs that a dispatcher would look at now, each as often as it was named."""
+    woken: list[OpenRun]
+    """The runs that a scheduler would look at now, each as often as it was named."""
 
     def __init__(
         self,

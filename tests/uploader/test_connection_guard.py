@@ -241,7 +241,7 @@ def test_a_key_that_is_revoked_is_cut_off_at_once_and_nobody_else(guarded: Guard
     alice.hear_nothing_more(UNHEARD_S)
     bob.say(samples(3, 4))
     assert bob.hear(Ack) == Ack(4)
-    assert guarded.runs()["alice", "run"].acked_seq == 2
+    assert guarded.runs()["alice", "run"].durable_seq == 2
     assert not guarded.runs()["alice", "run"].record.has_ended
 
 
@@ -270,7 +270,7 @@ def test_each_message_is_looked_at_though_its_connection_is_open(guarded: Guarde
     alice.say(samples(3, 9), finish(9))
     wait_until(lambda: guarded.turned_away("key"), "her messages are refused")
     alice.hear_nothing_more()
-    assert guarded.runs()["alice", "run"].acked_seq == 2
+    assert guarded.runs()["alice", "run"].durable_seq == 2
 
 
 def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, collectors: Collectors) -> None:
@@ -289,7 +289,7 @@ def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, coll
     alice.say(samples(3, 3))
     assert alice.hear(Ack) == Ack(3)
     runs = guarded.runs()
-    assert (runs["alice", "run"].acked_seq, runs["mallory", "run"].acked_seq) == (3, 9)
+    assert (runs["alice", "run"].durable_seq, runs["mallory", "run"].durable_seq) == (3, 9)
     assert not runs["alice", "run"].record.has_ended
     assert runs["alice", "run"].record.incarnation == "first"
 

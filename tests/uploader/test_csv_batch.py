@@ -14,16 +14,16 @@ from msgspec.structs import replace
 
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Samples, encode
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
-from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, object_uri, rows_of_body
+from sentinel_uploader.delivery.csv_batch import decode_frames, decompress_rows, gzip_csv, object_uri, to_csv
 from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish, validate_hello
-from sentinel_uploader.spool.run_record import Run, new_record
+from sentinel_uploader.spool.run_record import OpenRun, new_record
 
 
 def test_body_is_one_gzip_member_without_a_time_and_depends_on_the_rows_alone() -> None:
     rows = decode_frames([encode(samples(1, 50)), encode(samples(51, 60))])
-    body = compress(csv_text(rows))
-    assert body == compress(csv_text([sample(seq) for seq in range(1, 61)]))
+    body = gzip_csv(to_csv(rows))
+    assert body == gzip_csv(to_csv([sample(seq) for seq in range(1, 61)]))
     assert body[4:8] == b"\0\0\0\0"
     unpacked = zlib.decompressobj(wbits=31)
     text = unpacked.decompress(body)
@@ -31,7 +31,7 @@ def test_body_is_one_gzip_member_without_a_time_and_depends_on_the_rows_alone() 
     assert not unpacked.unused_data
     assert text.startswith(CSV_HEADER)
     assert text == gzip.decompress(body)
-    assert row_numbers(rows_of_body(body)) == list(range(1, 61))
+    assert row_numbers(decompress_rows(body)) == list(range(1, 61))
 
 
 @pytest.mark.parametrize(("prefix", "number", "uri"), [
@@ -76,10 +76,10 @@ def test_estimate_of_a_runs_csv_is_never_too_low(rows: list[list[int | float | N
         encoded.append([seq, *(values[:3] if short else values)])
     payload = msgspec.msgpack.encode(["s", 1, encoded])
     decoded = decode_frames([payload])
-    run = Run(1, new_record(hello(), uid="u", owner="", now=0.0), now=0.0)
-    run.open_rows, run.open_bytes = len(decoded), len(payload)
-    facts = run.facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
-    assert len(csv_text(decoded)) <= facts.total_csv_bytes
+    run = OpenRun(1, new_record(hello(), uid="u", owner="", now=0.0), now=0.0)
+    run.unbatched_rows, run.unbatched_bytes = len(decoded), len(payload)
+    facts = run.scheduling_facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
+    assert len(to_csv(decoded)) <= facts.total_csv_bytes
 
 
 def test_rows_with_values_that_are_no_numbers_have_empty_fields() -> None:

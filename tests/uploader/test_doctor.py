@@ -15,7 +15,7 @@ from fakes.tls import make_authority, server_context
 from fakes.uploader_harness import frame, hello, open_spool_at
 
 from sentinel_protocol.common.clock import SystemClock
-from sentinel_uploader.delivery.csv_batch import rows_of_body
+from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.doctor.api_checks import JOB_NAME, check_backend
 from sentinel_uploader.doctor.findings import Finding, Severity, exit_code, report
 from sentinel_uploader.doctor.machine_checks import (
@@ -80,7 +80,7 @@ def test_put_takes_an_empty_run_through_its_life(home: Home, backend: Backend) -
     assert run.finish["run_status"] == "finished"
     ((uri, body),) = backend.s3.objects().items()
     assert run.finish["data_uris"] == [uri]
-    assert rows_of_body(body) == b""
+    assert decompress_rows(body) == b""
     (registered,) = backend.api.requests.of("register")
     assert registered.decoded == {"job_name": JOB_NAME}
 
@@ -299,10 +299,10 @@ def test_spool_with_trouble_inside(tmp_path: Path) -> None:
     directory = tmp_path / "spool"
     assert only(list(check_spool(str(directory)))).text == f"{directory} will be made"
     spool = open_spool_at(directory, SteppedClock())
-    run = spool.greet(hello("run-1"), owner="")
-    spool.store([frame(run, 1, 3)], [])
-    spool.update(run, Event.REFUSED)
-    spool.board.note_destination("s3://bucket", attempts=4, next_try_at=0.0, error="HTTP 503 SlowDown", since=0.0)
+    run = spool.open_run(hello("run-1"), owner="")
+    spool.append([frame(run, 1, 3)], [])
+    spool.update(run, Event.PERMANENT_FAILURE)
+    spool.control.publish_backoff("s3://bucket", attempts=4, next_try_at=0.0, error="HTTP 503 SlowDown", since=0.0)
     spool.close()
     found = list(check_spool(str(directory)))
     assert [(finding.severity, finding.subject) for finding in found] == [

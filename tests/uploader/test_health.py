@@ -61,7 +61,7 @@ def test_rows_that_do_not_move_make_it_unhealthy_until_they_do(up: Delivery) -> 
     up.advance(2.0)
     assert "has waited for 101 s" in health.health_error()
     del up.store.always["put"]
-    up.dispatcher.retry_all_now()
+    up.scheduler.reset_backoff()
     up.advance(1.0)
     assert (health.health_error(), health.backlog().oldest_s) == ("", 3.0)
 
@@ -81,9 +81,9 @@ def test_age_outlives_the_process(tmp_path: Path) -> None:
             (run,) = again.runs.values()
             backlog = health_of(up, spool=again).backlog()
             assert (backlog.rows, backlog.oldest_s) == (5, 150.0)
-            batch = again.oldest_batch(run)
+            batch = again.next_batch(run)
             assert batch is not None
-            again.delivered(run, batch)
+            again.confirm_batch(run, batch)
             # Of rows that are in no batch only this much is known: they came after the last one was cut.
             assert health_of(up, spool=again).backlog().oldest_s == 90.0
         finally:
@@ -93,7 +93,7 @@ def test_age_outlives_the_process(tmp_path: Path) -> None:
 def test_parked_runs_are_told_apart(up: Delivery) -> None:
     health = health_of(up)
     run = up.begin(rows=3)
-    up.spool.update(run, Event.REFUSED)
+    up.spool.update(run, Event.PERMANENT_FAILURE)
     up.advance(UNHEALTHY_AFTER_S + 1)
     backlog = health.backlog()
     assert (backlog.rows, backlog.parked_rows, backlog.oldest_s, health.health_error()) == (3, 3, 0.0, "")

@@ -33,7 +33,7 @@ from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.runs.lifecycle import Event, Policy, RunState
 from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -47,18 +47,18 @@ class Watched(Listening):
         router = ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)])
         super().__init__(directory, router, max_bytes=max_bytes, policy=Policy(max_batch_rows=100))
 
-    def run(self, key: str = "run") -> Run:
+    def run(self, key: str = "run") -> OpenRun:
         return next(run for run in self.spool.runs.values() if run.record.key == key)
 
     def rejected(self, reason: str, least: int = 1) -> None:
         wait_until(lambda: self.counters.rejected.value(reason) >= least, f"{reason} is counted")
 
-    def end(self, run: Run, event: Event = Event.ACCEPTED, **changes: Any) -> None:
-        """Do what the dispatcher does at a run's end."""
+    def end(self, run: OpenRun, event: Event = Event.ACCEPTED, **changes: Any) -> None:
+        """Do what the scheduler does at a run's end."""
         if event is not Event.DISCARDED:
             ended = [Event.ENDED] if run.record.has_ended else []
             self.spool.update(run, Event.REGISTERED, *ended, run_id="id-1", uri_prefix="s3://b/p")
-        self.spool.end(run, event, **changes)
+        self.spool.close_run(run, event, **changes)
         self.intake.notify(run)
 
 
@@ -138,10 +138,10 @@ def test_duplicates_are_dropped_overlaps_trimmed_and_gaps_ignored(there: Watched
     ):
         collector.say(message)
         assert collector.hear(Ack) == Ack(acked)
-    frames = there.spool.read_open(there.run(), max_rows=1000)
+    frames = there.spool.read_unbatched(there.run(), max_rows=1000)
     assert frames is not None
     assert (frames.first_seq, frames.last_seq) == (1, 15)
-    assert there.run().open_rows == 15
+    assert there.run().unbatched_rows == 15
     assert there.counters.rows_duplicate.value() == 16
     assert there.counters.rejected.value("gap") == 1
 
@@ -185,8 +185,8 @@ def test_newer_collector_wins_and_the_older_is_told_so(collectors: Collectors) -
 
 def test_one_connection_may_begin_another_run(there: Watched, collector: RawCollector) -> None:
     collector.say(hello("a"), samples(1, 2), hello("b"), samples(1, 3), hello("a"), samples(3, 3))
-    wait_until(lambda: len(there.spool.runs) == 2 and there.run("a").acked_seq == 3, "all is stored")
-    assert there.run("b").acked_seq == 3
+    wait_until(lambda: len(there.spool.runs) == 2 and there.run("a").durable_seq == 3, "all is stored")
+    assert there.run("b").durable_seq == 3
 
 
 @pytest.mark.parametrize(
@@ -262,10 +262,10 @@ def test_run_that_ends_between_a_message_and_its_transaction_does_not_take_it(tm
     class EndsJustBefore(Spool):
         """Whatever is stored, somebody has discarded the run a moment ago."""
 
-        def store(self, frames: Any, finishes: Any) -> int:
+        def append(self, frames: Any, finishes: Any) -> int:
             for run in [frame.run for frame in frames]:
-                self.end(run, Event.DISCARDED)
-            return super().store(frames, finishes)
+                self.close_run(run, Event.DISCARDED)
+            return super().append(frames, finishes)
 
     there = Watched(tmp_path / "spool")
     there.spool.__class__ = EndsJustBefore
@@ -298,7 +298,7 @@ def test_full_spool_acknowledges_nothing_and_goes_on_by_itself(tmp_path: Path) -
                     break
                 last += 50
             assert (answer.code, answer.retry) == (RejectCode.BUSY, True)
-            assert there.run().acked_seq == last
+            assert there.run().durable_seq == last
             late.say(hello("late"))
             assert late.hear(Reject).code == RejectCode.BUSY
             # What the rows before it were too much for is still there to be said.
@@ -383,7 +383,7 @@ def test_messages_that_make_no_sense_are_counted(there: Watched, collector: RawC
     there.rejected("bad")
     collector.say(samples(1, 2))
     assert collector.hear_until(Ack).seq in {0, 2}
-    wait_until(lambda: there.run().acked_seq == 2, "the rows are stored")
+    wait_until(lambda: there.run().durable_seq == 2, "the rows are stored")
     assert not there.run().record.has_ended
 
 
@@ -433,11 +433,11 @@ def test_defect_in_one_group_does_not_deafen_the_uploader(
 
         failures = 0
 
-        def store(self, frames: Any, finishes: Any) -> int:
+        def append(self, frames: Any, finishes: Any) -> int:
             if not self.failures:
                 self.failures = 1
                 raise RuntimeError("a defect")
-            return super().store(frames, finishes)
+            return super().append(frames, finishes)
 
     collector.say(hello())
     collector.hear(Welcome)
@@ -493,7 +493,7 @@ def test_suspension_in_the_middle_of_a_group_is_noticed_before_anybody_can_look(
 
 
 def _was_heard_at(there: Watched, now: float) -> bool:
-    return there.run().heard_at == now
+    return there.run().last_seen_at == now
 
 
 def test_every_message_counts_as_a_sign_of_life(there: Watched, collector: RawCollector) -> None:

@@ -39,7 +39,7 @@ def two_clients(directory: Path, **asked: Any) -> Iterator[tuple[Guarded, RawCol
 def go_on(guarded: Guarded, good: RawCollector) -> None:
     """The other client's rows are still taken, each of them."""
     for _ in range(3):
-        acked = guarded.runs()["good", "run"].acked_seq
+        acked = guarded.runs()["good", "run"].durable_seq
         good.say(samples(acked + 1, acked + 5))
         assert good.hear(Ack) == Ack(acked + 5)
 
@@ -88,7 +88,7 @@ def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
             bad.say(samples(first, first + 499))
         bad.hear_until(Reject)
         wait_until(lambda: guarded.turned_away("rate") >= 3, "what is beyond is counted")
-        taken = guarded.runs()["bad", "run"].acked_seq
+        taken = guarded.runs()["bad", "run"].durable_seq
         assert 1000 <= taken < 2000
         go_on(guarded, good)
         # The stepped clock stands: nothing is taken until time has passed.
@@ -96,10 +96,10 @@ def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
         bad.say(samples(taken + 1, taken + 10))
         wait_until(lambda: guarded.turned_away("rate") >= 4, "it is too early")
         # Whoever is turned down is not silent: its run is not closed as stale.
-        wait_until(lambda: guarded.runs()["bad", "run"].heard_at == guarded.clock.monotonic(), "it is heard")
+        wait_until(lambda: guarded.runs()["bad", "run"].last_seen_at == guarded.clock.monotonic(), "it is heard")
         guarded.clock.advance(30.0)
         bad.say(samples(taken + 1, taken + 10))
-        wait_until(lambda: guarded.runs()["bad", "run"].acked_seq == taken + 10, "there is room again")
+        wait_until(lambda: guarded.runs()["bad", "run"].durable_seq == taken + 10, "there is room again")
 
 
 def test_a_flood_costs_its_sender_the_connection_and_nobody_else(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_flood_costs_its_sender_the_connection_and_nobody_else(tmp_path: Path)
                 go_on(guarded, good)
         wait_until(lambda: guarded.turned_away("flood"), "it is cut")
         assert guarded.turned_away("bad") > 0
-        assert guarded.runs()["bad", "run"].acked_seq == 0
+        assert guarded.runs()["bad", "run"].durable_seq == 0
 
 
 def test_a_client_has_only_so_many_open_runs(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_one_that_stalls_keeps_nobody_waiting(tmp_path: Path) -> None:
         for number in range(3000):
             deaf.say(samples(1 + number, 1 + number))
         wait_until(lambda: ("deaf", "deaf") in guarded.runs(), "it is greeted")
-        wait_until(lambda: guarded.runs()["deaf", "deaf"].acked_seq == 3000, "it is heard")
+        wait_until(lambda: guarded.runs()["deaf", "deaf"].durable_seq == 3000, "it is heard")
         go_on(guarded, good)
         bad.say(samples(1, 2))
         bad.hear(Ack)

@@ -167,5 +167,5 @@ def test_rows_that_are_missing_are_shown(up: Delivery, tmp_path: Path) -> None:
     up.add(run, 2)
     assert shown(tmp_path)["lossy"]["rows_missing"] == 7
     assert "0 (7 missing)" in status_text([read_status(str(tmp_path / "spool"))], now=0.0)
-    up.spool.end(run, Event.DISCARDED)
+    up.spool.close_run(run, Event.DISCARDED)
     assert shown(tmp_path)["lossy"]["state"] == "discarded"

@@ -8,7 +8,7 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_uploader.admin.requests import DISCARD, DONE, DRAIN, discard_run, retry_run
 from sentinel_uploader.spool.database import SpoolLockedError, connect, database_path
-from sentinel_uploader.spool.lock import SpoolLock, owner_pid
+from sentinel_uploader.spool.lock import SpoolLock, lock_owner_pid
 from sentinel_uploader.spool.opening import open_spool
 
 _RESPONSE_TIMEOUT_S = 15.0
@@ -30,7 +30,7 @@ def request_change(spool_dir: str, kind: str, run: int, *, clock: Clock) -> None
     while clock.monotonic() < deadline:
         # An uploader may come or go at any moment between two looks: then once more.
         with contextlib.suppress(_OwnerExitedError, SpoolLockedError):
-            if owner_pid(spool_dir) is not None:
+            if lock_owner_pid(spool_dir) is not None:
                 _send_request(spool_dir, kind, clock, deadline, run=run)
             else:
                 _apply_offline(spool_dir, kind, run, clock)
@@ -46,7 +46,7 @@ def request_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
         return
     never = threading.Event()
     deadline = clock.monotonic() + timeout_s + _RESPONSE_TIMEOUT_S
-    while owner_pid(spool_dir) is not None:
+    while lock_owner_pid(spool_dir) is not None:
         if clock.monotonic() >= deadline:
             raise RequestDeniedError("the uploader has not ended in time")
         clock.wait_for(never, _POLL_S)
@@ -96,7 +96,7 @@ def _await_response(
     never = threading.Event()
     while clock.monotonic() < deadline:
         row = connection.execute("SELECT answer FROM requests WHERE id = ?", (request,)).fetchone()
-        if row is None or (row[0] is None and owner_pid(spool_dir) is None):
+        if row is None or (row[0] is None and lock_owner_pid(spool_dir) is None):
             raise _OwnerExitedError("the uploader ended before it answered")
         if row[0] is not None:
             return str(row[0])

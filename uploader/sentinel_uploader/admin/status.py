@@ -12,12 +12,12 @@ import msgspec
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.delivery.csv_batch import object_uri
 from sentinel_uploader.runs.lifecycle import ENDED_STATES, OPEN_STATES, RunState
-from sentinel_uploader.spool.database import SCHEMA_VERSION, connect, database_path, set_aside_files
-from sentinel_uploader.spool.lock import owner_pid
+from sentinel_uploader.spool.database import SCHEMA_VERSION, connect, database_path, quarantined_files
+from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.spool.run_record import RunRecord, decode_record
 from sentinel_uploader.telemetry.counters import UNNAMED
 from sentinel_uploader.telemetry.rejections_file import read_rejections
-from sentinel_uploader.util.json_safe import plain
+from sentinel_uploader.util.json_safe import to_json_safe
 
 _COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
 _MAX_ERROR_CHARS = 100
@@ -55,8 +55,8 @@ def read_status(spool_dir: str) -> dict[str, Any]:
         raise UsageError(f"cannot read the spool {path}: {error}") from error
     return {
         "spool": spool_dir,
-        "uploader_pid": owner_pid(spool_dir),
-        "set_aside": set_aside_files(spool_dir),
+        "uploader_pid": lock_owner_pid(spool_dir),
+        "set_aside": quarantined_files(spool_dir),
         "turned_away": read_rejections(spool_dir),
         "destinations": destinations,
         "runs": runs,
@@ -215,7 +215,7 @@ def _run(number: int, record: RunRecord, waiting: _Pending, destinations: dict[s
         "host": record.host,
         "cloud": record.cloud,
         "response": record.response,
-        "statistics": plain(record.statistics.summary()),
+        "statistics": to_json_safe(record.statistics.summary()),
         "objects": [object_uri(record.uri_prefix, n) for n in range(1, record.delivered_batches + 1)],
     }
 

@@ -16,8 +16,8 @@ from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import write_socket_path
 from sentinel_uploader.admin.requests import handle_requests
-from sentinel_uploader.delivery.executor import Steps, Target
-from sentinel_uploader.delivery.scheduler import Dispatcher
+from sentinel_uploader.delivery.executor import Backend, StepExecutor
+from sentinel_uploader.delivery.scheduler import Scheduler
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
@@ -29,7 +29,7 @@ from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import SpoolError
 from sentinel_uploader.spool.lock import SpoolLock
 from sentinel_uploader.spool.opening import open_spool
-from sentinel_uploader.spool.run_record import open_runs
+from sentinel_uploader.spool.run_record import active_runs
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.telemetry.health import Health
@@ -71,7 +71,7 @@ class Service:
     """
 
     def __init__(
-        self, config: ServiceConfig, *, target: Target, clock: Clock, notifier: SystemdNotifier | None = None
+        self, config: ServiceConfig, *, target: Backend, clock: Clock, notifier: SystemdNotifier | None = None
     ) -> None:
         """Take the spool and start to listen; raises `UsageError` or `SpoolError`."""
         self._config = config
@@ -94,7 +94,7 @@ class Service:
         except BaseException:
             if self._http is not None:
                 self._http.close()
-            self._lock.undo()
+            self._lock.release_and_clean_up()
             raise
         self._publish_socket_path()
         self._rejections_file = RejectionsFile(config.spool_dir, self._counters, clock)
@@ -110,10 +110,10 @@ class Service:
             limits=config.limits,
             known_clients=self._known_clients,
         )
-        steps = Steps(spool=self._spool, target=target, policy=policy, clock=clock, counters=self._counters)
-        self._dispatcher = Dispatcher(
+        steps = StepExecutor(spool=self._spool, backend=target, policy=policy, clock=clock, counters=self._counters)
+        self._scheduler = Scheduler(
             spool=self._spool,
-            steps=steps,
+            executor=steps,
             intake=self._intake,
             policy=policy,
             clock=clock,
@@ -132,14 +132,14 @@ class Service:
     def stop(self) -> None:
         """Drain and end; a second call skips the drain."""
         self._stops += 1
-        self._dispatcher.changed.set()
+        self._scheduler.wakeup.set()
 
     def drain(self, timeout_s: float) -> None:
         """Deliver what is there, for at most so long, then end."""
         self._drain_until = self._clock.monotonic() + timeout_s
         self._health.is_stopping = True
-        self._dispatcher.flush()
-        self._dispatcher.retry_all_now()
+        self._scheduler.flush()
+        self._scheduler.reset_backoff()
 
     def run(self) -> int:
         """Serve until told to stop, or idle for long enough; return how many runs still have something to deliver."""
@@ -225,7 +225,7 @@ class Service:
             health=self._health,
             spool=self._spool,
             counters=self._counters,
-            failing_destinations=self._dispatcher.failing_destinations,
+            failing_destinations=self._scheduler.failing_destinations,
             connections=lambda: self._server.connections,
         )
         self._http.start(pages)
@@ -240,19 +240,19 @@ class Service:
         return 0 if self._allow_list is None else len(self._allow_list)
 
     def _wake_run(self, run: object) -> None:
-        self._dispatcher.wake(run)  # type: ignore[arg-type]  # the intake is made before the dispatcher
+        self._scheduler.notify(run)  # type: ignore[arg-type]  # the intake is made before the scheduler
 
     def _main_loop(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S
         next_note = self._clock.monotonic()
         seen = -1
         while not self._stops:
-            due = self._dispatcher.step_due()
+            due = self._scheduler.run_due()
             now = self._last_loop_at = self._clock.monotonic()
             seen = self._poll_control_requests(seen)
-            if self._target.api.has_changed():
+            if self._target.api.credentials_changed():
                 log.info("the token was changed, trying again")
-                self._dispatcher.retry_now(self._target.api.destination)
+                self._scheduler.reset_backoff_of(self._target.api.backoff_key)
             if now >= next_note:
                 next_note = now + WRITE_INTERVAL_S
                 self._rejections_file.write()
@@ -268,32 +268,32 @@ class Service:
     def _drain_at_stop(self) -> None:
         log.info("stopping, delivering what is there")
         self._health.is_stopping = True
-        self._dispatcher.flush()
-        self._dispatcher.retry_all_now()
+        self._scheduler.flush()
+        self._scheduler.reset_backoff()
         began = self._clock.monotonic()
         while self._stops == 1:
-            due = self._dispatcher.step_due()
+            due = self._scheduler.run_due()
             now = self._last_loop_at = self._clock.monotonic()
             ending = self._intake.has_sessions() and now - began < COLLECTOR_GRACE_S
             if now - began >= SHUTDOWN_DRAIN_S:
                 return
-            if not ending and self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way:
+            if not ending and self._scheduler.is_flushed() and not self._scheduler.steps_in_flight:
                 return
             self._notifier.watchdog()
             self._wait(min(due - now, 0.1))
 
     def _wait(self, timeout_s: float) -> None:
         if timeout_s > 0:
-            self._clock.wait_for(self._dispatcher.changed, timeout_s)
-        self._dispatcher.changed.clear()
+            self._clock.wait_for(self._scheduler.wakeup, timeout_s)
+        self._scheduler.wakeup.clear()
 
     def _poll_control_requests(self, seen: int) -> int:
         try:
             with self._spool.lock:
-                version = self._spool.database.changed_elsewhere()
+                version = self._spool.database.data_version()
             if version != seen:
-                over = self._dispatcher.run_is_over
-                handle_requests(self._spool, wake=self._dispatcher.wake, on_run_closed=over, drain=self.drain)
+                over = self._scheduler.on_run_closed
+                handle_requests(self._spool, wake=self._scheduler.notify, on_run_closed=over, drain=self.drain)
         except SpoolError as error:
             log.warning("cannot answer a request error=%s", error)
             return seen
@@ -303,7 +303,7 @@ class Service:
         """Keep the spool's files small; True when there is more to do."""
         try:
             with self._spool.lock:
-                return self._spool.database.shrink()
+                return self._spool.database.compact()
         except SpoolError as error:
             log.warning("spool maintenance failed error=%s", error)
             return False
@@ -313,8 +313,8 @@ class Service:
         if limit is None:
             return False
         with self._spool.lock:
-            has_open_runs = bool(open_runs(self._spool.runs.values()))
-        if has_open_runs or self._dispatcher.steps_under_way:
+            has_open_runs = bool(active_runs(self._spool.runs.values()))
+        if has_open_runs or self._scheduler.steps_in_flight:
             # Counted from the last delivery: its collector is to hear of it.
             self._active_at = now
         return now - max(self._active_at, self._intake.last_message_at) >= limit
@@ -322,7 +322,7 @@ class Service:
     def _is_drained(self, now: float) -> bool:
         if self._drain_until is None:
             return False
-        return now >= self._drain_until or (self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way)
+        return now >= self._drain_until or (self._scheduler.is_flushed() and not self._scheduler.steps_in_flight)
 
     def _close(self, intake: threading.Thread) -> int:
         if self._http is not None:
@@ -331,11 +331,11 @@ class Service:
         self._server.wake()
         intake.join()
         # Steps that hang are left behind.
-        self._dispatcher.abandon()
+        self._scheduler.abandon_steps()
         with self._spool.lock:
-            left = self._dispatcher.undelivered()
-            rows = sum(run.open_rows for run in self._spool.runs.values())
-            batches = sum(run.waiting_batches for run in self._spool.runs.values())
+            left = self._scheduler.pending_run_count()
+            rows = sum(run.unbatched_rows for run in self._spool.runs.values())
+            batches = sum(run.pending_batches for run in self._spool.runs.values())
             self._maintain()
             self._spool.close()
         self._server.close()

@@ -48,7 +48,7 @@ from sentinel_uploader.app.settings import (
 )
 from sentinel_uploader.cli.console import close_stdout, print_error, write_output
 from sentinel_uploader.cli.keys import run_keys
-from sentinel_uploader.spool.lock import owner_pid
+from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.telemetry.logging_setup import set_up_logging
 from sentinel_uploader.telemetry.sd_notify import SystemdNotifier
 
@@ -137,7 +137,7 @@ def _drain(words: list[str], environ: Mapping[str, str]) -> int:
     values = resolve(SETTINGS, args, environ, args.config)
     clock = SystemClock()
     directory = spool_dir(values, environ)
-    if owner_pid(directory) is not None:
+    if lock_owner_pid(directory) is not None:
         request_drain(directory, args.timeout, clock=clock)
     else:
         service = _open_service(values, environ, clock, listen=False)

@@ -12,17 +12,17 @@ import msgspec
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError, UsageError
 from sentinel_protocol.wire.sample import CSV_HEADER
-from sentinel_uploader.backends.http.client import Answer
+from sentinel_uploader.backends.http.client import HttpResponse
 from sentinel_uploader.backends.objectstore.s3.store import S3Store
-from sentinel_uploader.backends.sentinel.backend import HttpSentinelAPI
-from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, Endpoint, run_path
+from sentinel_uploader.backends.sentinel.backend import SentinelBackend
+from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, SentinelClient, run_path
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
-from sentinel_uploader.delivery.csv_batch import compress, object_uri
+from sentinel_uploader.delivery.csv_batch import gzip_csv, object_uri
 from sentinel_uploader.doctor.findings import Finding, Severity
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.doctor.storage_checks import OpenRun, ask_for_credentials, check_storage
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.ports import Ending, Registration, RunDescription
+from sentinel_uploader.runs.ports import FinishRequest, Registration, RunDescription
 
 JOB_NAME = "sentinel-uploader doctor"
 
@@ -52,7 +52,7 @@ def check_backend(
         yield finding
     credentials = None
     if is_taken and run is not None:
-        with closing(HttpSentinelAPI(source, _base_url(environ), clock, environ)) as api:
+        with closing(SentinelBackend(source, _base_url(environ), clock, environ)) as api:
             finding, credentials = ask_for_credentials(context, api, run)
         yield finding
     elif is_taken and not put:
@@ -66,7 +66,7 @@ def check_backend(
     if not put:
         yield Finding(Severity.SKIPPED, "put", "nothing was stored: --put registers, stores and finishes one empty run")
     elif is_taken and is_reachable:
-        yield from _end_to_end_run(context, HttpSentinelAPI(source, _base_url(environ), clock, environ))
+        yield from _end_to_end_run(context, SentinelBackend(source, _base_url(environ), clock, environ))
     else:
         yield Finding(Severity.SKIPPED, "put", "no run is begun that could not be stored")
 
@@ -90,7 +90,7 @@ def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
     remedy = "check SENTINEL_API_URL, the network, HTTPS_PROXY and SSL_CERT_FILE"
     try:
         with context.client(("SSL_CERT_FILE",)) as client:
-            endpoint = Endpoint(_base_url(context.environ), clock=context.clock, environ=context.environ, client=client)
+            endpoint = SentinelClient(_base_url(context.environ), clock=context.clock, environ=context.environ, client=client)
             sent_at = context.clock.now()
             path = run_path("probe", f"doctor-{uuid.uuid4().hex}", "refresh-credentials")
             answer = endpoint.post("probe", path, token, b"")
@@ -101,7 +101,7 @@ def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
     yield context.clock_finding(endpoint.base_url, answer, sent_at)
 
 
-def _api_answer(base_url: str, answer: Answer) -> Finding:
+def _api_answer(base_url: str, answer: HttpResponse) -> Finding:
     text = f"{base_url} answers HTTP {answer.status}"
     if answer.status in {401, 403}:
         return Finding(Severity.FAILED, "api", f"{text}: it refuses the token", "replace the token")
@@ -113,7 +113,7 @@ def _api_answer(base_url: str, answer: Answer) -> Finding:
     return Finding(Severity.OK, "api", f"{base_url} takes the token")
 
 
-def _end_to_end_run(context: ProbeContext, api: HttpSentinelAPI) -> Iterator[Finding]:
+def _end_to_end_run(context: ProbeContext, api: SentinelBackend) -> Iterator[Finding]:
     store = S3Store(environ=context.environ, clock=context.clock)
     run = RunDescription(
         uid=uuid.uuid4().hex,
@@ -138,10 +138,10 @@ def _end_to_end_run(context: ProbeContext, api: HttpSentinelAPI) -> Iterator[Fin
 
 
 def _put_and_finish(
-    context: ProbeContext, api: HttpSentinelAPI, store: S3Store, run: RunDescription, registration: Registration
+    context: ProbeContext, api: SentinelBackend, store: S3Store, run: RunDescription, registration: Registration
 ) -> Iterator[Finding]:
     uri = object_uri(registration.uri_prefix, 1)
-    body = compress(CSV_HEADER)
+    body = gzip_csv(CSV_HEADER)
     try:
         store.put(uri, body, registration.credentials)
         is_stored = True
@@ -151,7 +151,7 @@ def _put_and_finish(
         is_stored = False
         remedy = "check AWS_ENDPOINT_URL_S3, and the rights that the API's credentials give"
         yield Finding(Severity.FAILED, "put", str(error), remedy)
-    ending = Ending(
+    ending = FinishRequest(
         run=run,
         run_id=registration.run_id,
         exit_code=0 if is_stored else 1,
@@ -159,7 +159,7 @@ def _put_and_finish(
         finished_at=context.clock.now(),
         data_uris=[uri] if is_stored else None,
         data_csv=None if is_stored else CSV_HEADER,
-        facts={},
+        summary={},
     )
     try:
         api.finish(ending)

@@ -13,7 +13,7 @@ from sentinel_uploader.doctor.findings import Finding, Severity
 from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.spool.database import database_path
-from sentinel_uploader.spool.lock import owner_pid
+from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.telemetry.health import MIN_FREE_BYTES, free_bytes
 
 MIN_RECOMMENDED_FDS = 1024
@@ -89,7 +89,7 @@ def check_disk(directory: str, spool_max_bytes: int) -> Finding:
 
 def check_descriptors(directory: str) -> Finding:
     """Look at how many connections there may be: those of the running uploader, else those that one would have."""
-    pid = owner_pid(directory) if os.path.isdir(directory) else None
+    pid = lock_owner_pid(directory) if os.path.isdir(directory) else None
     remedy = "raise `ulimit -n`, or LimitNOFILE of the service"
     if pid:
         try:
@@ -150,7 +150,7 @@ def _delivery_findings(status: dict[str, Any]) -> Iterator[Finding]:
     for entry in status["destinations"]:
         text = f"{entry['name']} has failed {entry['attempts']} times, the last time with: {entry['error']}"
         yield Finding(Severity.WARNING, "deliveries", text)
-    parked = [run["run_id"] or run["key"] for run in status["runs"] if run["state"] == RunState.PARKED]
+    parked = [run["run_id"] or run["key"] for run in status["runs"] if run["state"] == RunState.QUARANTINED]
     if parked:
         remedy = "see `sentinel-uploader status`, then retry or discard"
         yield Finding(Severity.WARNING, "runs", f"{len(parked)} parked, {parked[0]} is one", remedy)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.backends.http.client import Answer, HttpClient
+from sentinel_uploader.backends.http.client import HttpClient, HttpResponse
 from sentinel_uploader.doctor.findings import Finding, Severity
 
 MAX_OK_SKEW_S = 5.0
@@ -35,9 +35,9 @@ class ProbeContext(NamedTuple):
         finally:
             client.close()
 
-    def clock_finding(self, url: str, answer: Answer, sent_at: float) -> Finding:
+    def clock_finding(self, url: str, answer: HttpResponse, sent_at: float) -> Finding:
         """Compare this machine's clock with the `Date` of an answer that has just come; `sent_at` in UNIX seconds."""
-        server = answer.server_time()
+        server = answer.date()
         if server is None:
             return Finding(Severity.SKIPPED, "clock", f"{url} does not tell the time")
         ahead_s = (sent_at + self.clock.now()) / 2 - server

@@ -14,7 +14,7 @@ from sentinel_uploader.backends.objectstore.s3.address import (
     region_origin,
 )
 from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, FALLBACK_REGION
-from sentinel_uploader.backends.sentinel.backend import HttpSentinelAPI
+from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.delivery.csv_batch import object_uri
 from sentinel_uploader.doctor.findings import Finding, Severity
 from sentinel_uploader.doctor.probe import ProbeContext
@@ -37,7 +37,7 @@ class _Server(NamedTuple):
 
 
 def ask_for_credentials(
-    context: ProbeContext, api: HttpSentinelAPI, run: OpenRun
+    context: ProbeContext, api: SentinelBackend, run: OpenRun
 ) -> tuple[Finding, Credentials | None]:
     """Ask for the run's credentials, as the uploader does all the time; return what they are like, and them."""
     subject = "credentials"

@@ -13,9 +13,9 @@ from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import sanitize_hello, validate_hello
 from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import RunClosedError, ShareUsedUpError, SupersededError, TooManyRunsError
+from sentinel_uploader.spool.types import QuotaExceededError, RunClosedError, RunLimitError, SupersededError
 from sentinel_uploader.telemetry.counters import Counters
 
 
@@ -33,7 +33,7 @@ class HandshakeHandler:
         counters: Counters,
         limits: ClientLimits,
         quota: SpoolQuota,
-        wake_run: Callable[[Run], None],
+        wake_run: Callable[[OpenRun], None],
     ) -> None:
         self._spool = spool
         self._sessions = sessions
@@ -53,18 +53,18 @@ class HandshakeHandler:
             self._responses.send(identity, unfit.reject)
             return
         try:
-            run = self._spool.greet(
+            run = self._spool.open_run(
                 sanitize_hello(hello),
                 owner=owner,
                 max_runs=self._limits.max_client_runs,
-                admits=self._quota.try_reserve,
+                try_reserve=self._quota.try_reserve,
             )
         except SupersededError as error:
             self._responses.send(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
-        except TooManyRunsError as error:
+        except RunLimitError as error:
             self._counters.count_rejection(owner, "runs-of-client")
             self._responses.send(identity, Reject(RejectCode.BUSY, str(error), retry=True))
-        except ShareUsedUpError as error:
+        except QuotaExceededError as error:
             self._responses.send(identity, Reject(RejectCode.BUSY, str(error), retry=True))
         except RunClosedError as error:
             self._handle_hello_after_end(identity, hello, error)
@@ -74,18 +74,18 @@ class HandshakeHandler:
         else:
             self._open_session(identity, run)
 
-    def _open_session(self, identity: bytes, run: Run) -> None:
+    def _open_session(self, identity: bytes, run: OpenRun) -> None:
         earlier = self._sessions.by_run(run.id)
         self._sessions.remove(earlier)
         self._sessions.remove(self._sessions.by_connection(identity))
         record = run.record
         # The same collector on a new connection takes over from itself, and must not be told to stop.
         if earlier is not None and earlier.identity != identity and earlier.incarnation != record.incarnation:
-            error = SupersededError(record.superseded_seq.get(earlier.incarnation, 0))
+            error = SupersededError(record.fenced_seq.get(earlier.incarnation, 0))
             self._responses.send(earlier.identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
         if record.has_ended and record.closed_as_stale:
             text = "this run was closed as stale"
-            self._responses.send(identity, Reject(RejectCode.CLOSED, text, seq=run.acked_seq))
+            self._responses.send(identity, Reject(RejectCode.CLOSED, text, seq=run.durable_seq))
             return
         session = CollectorSession(identity, run)
         self._sessions.add(session)

@@ -21,7 +21,7 @@ from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.write_batch import WriteBatch
 from sentinel_uploader.runs.lifecycle import Policy, RunState
 from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
-from sentinel_uploader.spool.run_record import Run, RunRecord
+from sentinel_uploader.spool.run_record import OpenRun, RunRecord
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -50,7 +50,7 @@ class Intake:
         server: ZmqServer,
         spool: Spool,
         clock: Clock,
-        wake_run: Callable[[Run], None],
+        wake_run: Callable[[OpenRun], None],
         policy: Policy,
         counters: Counters,
         name_of: Callable[[bytes], str | None] = lambda _: None,
@@ -156,7 +156,7 @@ class Intake:
         for session in self._sessions:
             session.reset_pending()
 
-    def notify(self, run: Run) -> None:
+    def notify(self, run: OpenRun) -> None:
         """Tell the run's collector how it ended, or what keeps it from that; may be called from any thread."""
         self._notifications.put((run.id, run.record))
         self._server.wake()
@@ -208,7 +208,7 @@ class Intake:
         session = self._sessions.by_connection(identity)
         if session is None or session.run.record.owner != owner:
             return None
-        session.run.heard_at = self._clock.monotonic()
+        session.run.last_seen_at = self._clock.monotonic()
         return session
 
     def _reject(self, identity: bytes, owner: str, decision: AdmissionDecision) -> None:
@@ -237,4 +237,4 @@ class Intake:
                 self._responses.send(session.identity, build_finished(record))
             else:
                 text = f"this run is {record.state}"
-                self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
+                self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))

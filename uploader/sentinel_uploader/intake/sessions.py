@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 
 if TYPE_CHECKING:
     from sentinel_protocol.wire.messages import Finish
@@ -14,17 +14,17 @@ class CollectorSession:
 
     __slots__ = ("finish", "identity", "incarnation", "next_seq", "run")
 
-    def __init__(self, identity: bytes, run: Run) -> None:
+    def __init__(self, identity: bytes, run: OpenRun) -> None:
         self.identity = identity
         self.incarnation = run.record.incarnation
         self.run = run
-        self.next_seq = run.acked_seq + 1
+        self.next_seq = run.durable_seq + 1
         self.finish: Finish | None = None
 
     def reset_pending(self) -> None:
         """Count on nothing that is not durable."""
         self.finish = None
-        self.next_seq = self.run.acked_seq + 1
+        self.next_seq = self.run.durable_seq + 1
 
 
 class Sessions:

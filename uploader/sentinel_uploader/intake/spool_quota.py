@@ -50,7 +50,7 @@ class SpoolQuota:
         """Whether a client may add so many bytes; they are counted then, otherwise it is reported."""
         if self._free_bytes is None:
             self._free_bytes = self._read_free_bytes()
-        held = self._spool.holdings.bytes_of(owner) + self._reserved[owner]
+        held = self._spool.usage.spool_bytes(owner) + self._reserved[owner]
         free = self._free_bytes - self._reserved.total()
         over = (held + size) * (1.0 - self._share) > free * self._share or size > free
         if over and held + size > _MIN_GUARANTEED_BYTES:
@@ -62,7 +62,7 @@ class SpoolQuota:
         return True
 
     def _read_free_bytes(self) -> float:
-        if self._share >= 1.0 or max(self._spool.holdings.clients, self._known_clients()) <= 1:
+        if self._share >= 1.0 or max(self._spool.usage.clients, self._known_clients()) <= 1:
             return float("inf")
         try:
             with self._spool.lock:

@@ -16,7 +16,7 @@ from sentinel_protocol.wire.messages import (
     Samples,
 )
 from sentinel_uploader.intake.rate_limiter import ClientLimits
-from sentinel_uploader.util.json_safe import plain
+from sentinel_uploader.util.json_safe import to_json_safe
 
 MAX_INCARNATION_CHARS = 64
 MAX_INTERVAL_S = 86_400.0
@@ -53,7 +53,7 @@ def is_valid_finish(message: Finish) -> bool:
 def sanitize_hello(hello: Hello) -> Hello:
     """Return the greeting with nothing in its fields that JSON cannot carry."""
     return msgspec.structs.replace(
-        hello, metadata=plain(hello.metadata), host=plain(hello.host), cloud=plain(hello.cloud)
+        hello, metadata=to_json_safe(hello.metadata), host=to_json_safe(hello.host), cloud=to_json_safe(hello.cloud)
     )
 
 

@@ -13,9 +13,9 @@ from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.spool.database import SpoolError, SpoolFullError
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import ShareUsedUpError, StoredFrame
+from sentinel_uploader.spool.types import PendingFrame, QuotaExceededError
 from sentinel_uploader.telemetry.counters import Counters
 
 
@@ -36,7 +36,7 @@ class WriteBatch:
         policy: Policy,
         limits: ClientLimits,
         quota: SpoolQuota,
-        wake_run: Callable[[Run], None],
+        wake_run: Callable[[OpenRun], None],
     ) -> None:
         self._spool = spool
         self._responses = responses
@@ -47,7 +47,7 @@ class WriteBatch:
         self._limits = limits
         self._quota = quota
         self._wake_run = wake_run
-        self._frames: list[StoredFrame] = []
+        self._frames: list[PendingFrame] = []
         self._sessions: dict[bytes, CollectorSession] = {}
 
     def clear(self) -> None:
@@ -70,9 +70,9 @@ class WriteBatch:
             text = f"a message has at most {self._limits.max_message_rows} samples"
             self._responses.send(session.identity, Reject(RejectCode.TOO_BIG, text, retry=True))
             return
-        if session.run.record.has_ended and last > session.run.acked_seq:
+        if session.run.record.has_ended and last > session.run.durable_seq:
             text = "this run has ended"
-            self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
+            self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))
             return
         self._sessions[session.identity] = session
         if last < session.next_seq:
@@ -88,16 +88,16 @@ class WriteBatch:
             first = session.next_seq
             frame = encode(Samples(first, samples))
         if not self._quota.try_reserve(session.run.record.owner, len(frame)):
-            self._responses.send(session.identity, Reject(RejectCode.BUSY, str(ShareUsedUpError()), retry=True))
+            self._responses.send(session.identity, Reject(RejectCode.BUSY, str(QuotaExceededError()), retry=True))
             return
-        self._frames.append(StoredFrame(session.run, first, len(samples), frame, samples[-1].timestamp))
+        self._frames.append(PendingFrame(session.run, first, len(samples), frame, samples[-1].timestamp))
         session.next_seq = last + 1
 
     def add_finish(self, session: CollectorSession, message: Finish) -> None:
         """Take the run's end, if all its rows are here or in the group."""
         if session.run.record.closed_as_stale:
             text = "this run was closed as stale"
-            self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
+            self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))
             return
         self._sessions[session.identity] = session
         if session.run.record.has_ended or message.last_seq > session.next_seq - 1:
@@ -117,7 +117,7 @@ class WriteBatch:
         if frames or finishes:
             began_at = self._clock.monotonic()
             try:
-                self._counters.rows_acknowledged.add(self._spool.store(frames, finishes))
+                self._counters.rows_acknowledged.add(self._spool.append(frames, finishes))
                 self._counters.commit_s.add(self._clock.monotonic() - began_at)
             except SpoolError as error:
                 self._availability.record_failure(error)
@@ -130,19 +130,19 @@ class WriteBatch:
 
     def _acknowledge(self, session: CollectorSession) -> None:
         run = session.run
-        lost = session.next_seq != run.acked_seq + 1
+        lost = session.next_seq != run.durable_seq + 1
         session.reset_pending()
         if lost:
             # The run has ended between the message and its transaction: the rows are not part of it.
             text = "this run has ended"
-            self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=run.acked_seq))
+            self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=run.durable_seq))
             return
         self._responses.send(session.identity, build_ack(run))
         if run.record.has_ended or self._is_batch_full(run):
             self._wake_run(run)
 
-    def _is_batch_full(self, run: Run) -> bool:
-        return run.open_rows >= self._policy.max_batch_rows or run.open_bytes >= self._policy.max_batch_bytes
+    def _is_batch_full(self, run: OpenRun) -> bool:
+        return run.unbatched_rows >= self._policy.max_batch_rows or run.unbatched_bytes >= self._policy.max_batch_bytes
 
     def _reject_all(self, sessions: dict[bytes, CollectorSession], error: SpoolError) -> None:
         """No row of the group is durable: forget what was counted on, and let the collectors hold on.
@@ -153,13 +153,17 @@ class WriteBatch:
         for session in sessions.values():
             finish = session.finish
             session.reset_pending()
-            if finish is not None and finish.last_seq == session.run.acked_seq and self._store_finish(session, finish):
+            if (
+                finish is not None
+                and finish.last_seq == session.run.durable_seq
+                and self._store_finish(session, finish)
+            ):
                 continue
             self._responses.send(session.identity, Reject(RejectCode.BUSY, text, retry=True))
 
     def _store_finish(self, session: CollectorSession, finish: Finish) -> bool:
         try:
-            self._spool.store([], [(session.run, finish)])
+            self._spool.append([], [(session.run, finish)])
         except SpoolError as error:
             self._availability.record_failure(error)
             return False

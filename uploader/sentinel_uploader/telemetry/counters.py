@@ -188,7 +188,7 @@ class Counters:
         self.put_s = Histogram("put_seconds", "Time of a confirmed PUT", PUT_BOUNDS_S)
         self.refreshes = Counter("refreshes", "Refreshed storage credentials")
         self.retries = Counter("retries", "Failed steps that are tried again", "kind", "code")
-        self.parked = Counter("runs_parked", "Runs that were put aside for a person", "kind", "code")
+        self.quarantined = Counter("runs_parked", "Runs that were put aside for a person", "kind", "code")
         self.registered = Counter("runs_registered", "Runs that the API has registered")
         self.closed_as_stale = Counter(
             "runs_closed_as_stale", "Runs that were closed because their collector was silent"

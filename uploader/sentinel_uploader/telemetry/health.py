@@ -95,10 +95,10 @@ class Health:
                 record = run.record
                 states[record.state] += 1
                 stale += record.closed_as_stale
-                rows += run.waiting_rows
-                objects += run.waiting_batches
+                rows += run.undelivered_rows
+                objects += run.pending_batches
                 if record.state not in OPEN_STATES:
-                    parked_rows += run.waiting_rows
+                    parked_rows += run.undelivered_rows
                 elif (since := run.waiting_since) is not None:
                     oldest_at = min(oldest_at, since)
         return BacklogStats(states, stale, rows, parked_rows, objects, now - oldest_at)

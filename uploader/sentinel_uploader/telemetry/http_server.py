@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.telemetry.listen_address import HttpAddress
-from sentinel_uploader.util.daemon_pool import WorkerPool
+from sentinel_uploader.util.daemon_pool import DaemonThreadPool
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class HttpServer:
         self._routes: Routes = {}
         self._clock = clock
         # A page that hangs, with the spool's lock say, does not hold up the others.
-        self._pool = WorkerPool(_WORKERS)
+        self._pool = DaemonThreadPool(_WORKERS)
         self._made: dict[str, tuple[float, Response]] = {}
         self._being_made: dict[str, asyncio.Future[Response]] = {}
         # In the order in which they came.

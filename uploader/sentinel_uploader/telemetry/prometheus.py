@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "sentinel_uploader_"
-_SHOWN_STATES = [*sorted(OPEN_STATES), RunState.PARKED]
+_SHOWN_STATES = [*sorted(OPEN_STATES), RunState.QUARANTINED]
 
 
 class Metrics:
@@ -130,7 +130,7 @@ class _Uploader:
         )
         for client in self._counters.clients.all():
             owner = "" if client.name == UNNAMED else client.name
-            held.add_metric([client.name], self._spool.holdings.bytes_of(owner))
+            held.add_metric([client.name], self._spool.usage.spool_bytes(owner))
             seen.add_metric([client.name], client.seen_at)
             if client.clock_offset_s is not None:
                 offset.add_metric([client.name], client.clock_offset_s)
