@@ -180,7 +180,9 @@ class OrphanRecovery:
         client = UploaderClient(
             transport=transport,
             queue=queue,
-            hello=lambda oldest_seq: msgspec.structs.replace(decode_hello(owner.header), first_available_seq=oldest_seq),
+            hello=lambda oldest_seq: msgspec.structs.replace(
+                decode_hello(owner.header), first_available_seq=oldest_seq
+            ),
             on_welcome=lambda _: None,
             on_closed=lambda: _start_new_run(queue, owner),
             warn=self._console.debug,

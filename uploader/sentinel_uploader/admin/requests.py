@@ -18,7 +18,11 @@ DONE = "done"
 
 
 def handle_requests(
-    spool: Spool, *, wake: Callable[[OpenRun], None], on_run_closed: Callable[[OpenRun], None], drain: Callable[[float], None]
+    spool: Spool,
+    *,
+    wake: Callable[[OpenRun], None],
+    on_run_closed: Callable[[OpenRun], None],
+    drain: Callable[[float], None],
 ) -> None:
     """Do what is asked and write the answer: `done`, or why not. Raises `SpoolError` when that cannot be written."""
     for request in spool.control.requests():

@@ -90,7 +90,9 @@ def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
     remedy = "check SENTINEL_API_URL, the network, HTTPS_PROXY and SSL_CERT_FILE"
     try:
         with context.client(("SSL_CERT_FILE",)) as client:
-            endpoint = SentinelClient(_base_url(context.environ), clock=context.clock, environ=context.environ, client=client)
+            endpoint = SentinelClient(
+                _base_url(context.environ), clock=context.clock, environ=context.environ, client=client
+            )
             sent_at = context.clock.now()
             path = run_path("probe", f"doctor-{uuid.uuid4().hex}", "refresh-credentials")
             answer = endpoint.post("probe", path, token, b"")
