@@ -170,20 +170,20 @@ open(sys.argv[1] + "/truth", "w").write(written)
 
 
 def test_memory_is_shared_out() -> None:
-    run = sampled(
-        """
-block = bytearray(os.urandom(1 << 20) * 48)
+    waiting = """
 def wait():
     time.sleep(.4)
 pids = [child(wait) for _ in range(3)]
 [os.waitpid(pid, 0) for pid in pids]
-""",
-        pss_share=0.5,
-    )
+"""
+    # The interpreters themselves, whatever their version.
+    base = sampled(waiting, pss_share=0.5)
+    run = sampled("block = bytearray(os.urandom(1 << 20) * 48)" + waiting, pss_share=0.5)
     with_all = [row["process_memory_mib"] for row in run.rows if row["process_children"] == 3]
     assert with_all
     assert 48 <= sorted(with_all)[len(with_all) // 2] <= 48 * 1.6
-    assert 48 <= run.peak_mib <= 48 * 2.2
+    # While the array is made, the bytes that it is made of are there as well.
+    assert run.peak_mib - base.peak_mib == pytest.approx(2 * 48, abs=2)
 
 
 @pytest.fixture
