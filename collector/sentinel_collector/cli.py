@@ -29,6 +29,7 @@ from sentinel_protocol.common.settings.sources import (
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
     from typing import Any
 
@@ -44,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
     command = words[cut + 1 :]
-    parser = build_parser(SETTINGS, "sentinel-collector", _DESCRIPTION)
-    parser.usage = "sentinel-collector [options] [-- COMMAND [ARG]...]"
-    parser.add_argument("--version", action="version", version=f"sentinel-collector {__version__}")
+    parser = make_parser()
     try:
         args, others = parser.parse_known_args(words[:cut])
     except SystemExit as ended:
@@ -66,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         voice.error(str(error))
         return 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of what stands before `--`."""
+    parser = build_parser(SETTINGS, "sentinel-collector", _DESCRIPTION)
+    parser.usage = "sentinel-collector [options] [-- COMMAND [ARG]...]"
+    parser.add_argument("--version", action="version", version=f"sentinel-collector {__version__}")
+    return parser
 
 
 def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None, voice: Voice) -> int:

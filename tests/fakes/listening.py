@@ -7,7 +7,7 @@ from pathlib import Path
 from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import SPOOL_BYTES, open_spool_at
 from sentinel_uploader.intake.loop import Intake
-from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.server.zmq_server import Router
 from sentinel_uploader.spool.run_record import Run
@@ -29,7 +29,7 @@ class Listening:
         policy: Policy | None = None,
         counters: Counters | None = None,
         name_of: Callable[[bytes], str | None] = lambda _: None,
-        limits: Limits | None = None,
+        limits: ClientLimits | None = None,
         known_clients: Callable[[], int] = lambda: 0,
     ) -> None:
         self.clock = SteppedClock()

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Samples, encode
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
 from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, object_uri, rows_of_body
-from sentinel_uploader.intake.rate_limiter import Limits
 from sentinel_uploader.intake.validation import complaint, sound_finish, sound_timestamps
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.spool.run_record import Run, new_record
 
 
@@ -110,7 +110,7 @@ def test_screening_of_times_and_ends() -> None:
 
 
 def test_greetings_that_cannot_be_taken_are_told_why() -> None:
-    assert complaint(hello(), Limits()) is None
+    assert complaint(hello(), ClientLimits()) is None
     bad_greetings: list[tuple[dict[str, Any], str]] = [
         ({"version": 2}, "unknown-version"),
         ({"run_key": ""}, "not-allowed"),
@@ -124,6 +124,6 @@ def test_greetings_that_cannot_be_taken_are_told_why() -> None:
         ({"metadata": {"x": "y" * 20_000}}, "too-big"),
     ]
     for changes, code in bad_greetings:
-        unfit = complaint(replace(hello(), **changes), Limits())
+        unfit = complaint(replace(hello(), **changes), ClientLimits())
         assert unfit is not None
         assert unfit.reject.code == code

@@ -29,7 +29,7 @@ from sentinel_protocol.wire.messages import (
 )
 from sentinel_protocol.wire.sample import Sample
 from sentinel_uploader.intake.loop import GROUP_FRAMES, LATE_S, Intake
-from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Event, Policy, RunState
 from sentinel_uploader.server.zmq_server import Router
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
@@ -37,7 +37,7 @@ from sentinel_uploader.spool.run_record import Run
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 
-MOST_ROWS = Limits().rows_of_message
+MOST_ROWS = ClientLimits().max_message_rows
 
 
 class Watched(Listening):

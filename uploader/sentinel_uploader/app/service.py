@@ -19,7 +19,7 @@ from sentinel_uploader.admin.requests import answer_requests
 from sentinel_uploader.delivery.executor import Steps, Target
 from sentinel_uploader.delivery.scheduler import Dispatcher
 from sentinel_uploader.intake.loop import Intake
-from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.server.allow_list import AllowList
 from sentinel_uploader.server.fd_limits import connection_limits, raise_descriptor_limit
@@ -55,7 +55,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
     addresses: Sequence[Address]
     keys: KeyStore | None = None
     """Whom TCP addresses let in; `None`: they have no keys."""
-    limits: Limits = Limits()
+    limits: ClientLimits = ClientLimits()
     spool_dir: str
     spool_max_bytes: int
     policy: Policy
@@ -171,7 +171,7 @@ class Service:
             guard=self._allow_list,
             limits=connection_limits(self._config.limits),
             # What is a little too big is answered; what is twice too big costs its sender the connection.
-            max_frame_bytes=2 * self._config.limits.message_bytes,
+            max_frame_bytes=2 * self._config.limits.max_message,
             watcher=DoorReport(self._counters, self._clock),
             clock=self._clock,
         )

@@ -7,11 +7,11 @@ from sentinel_protocol.wire.messages import Ack, Hello, Reject, RejectCode, Welc
 from sentinel_uploader.intake.answers import Answers
 from sentinel_uploader.intake.backpressure import Fullness
 from sentinel_uploader.intake.left_behind import LeftBehind
-from sentinel_uploader.intake.rate_limiter import Limits
 from sentinel_uploader.intake.responses import acknowledgement, end_unheard
 from sentinel_uploader.intake.sessions import Session, Sessions
 from sentinel_uploader.intake.spool_quota import Shares
 from sentinel_uploader.intake.validation import cleaned, complaint
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.spool.database import SpoolError
 from sentinel_uploader.spool.run_record import Run
 from sentinel_uploader.spool.store import Spool
@@ -31,7 +31,7 @@ class Greeter:
         fullness: Fullness,
         clock: Clock,
         counters: Counters,
-        limits: Limits,
+        limits: ClientLimits,
         shares: Shares,
         wake_run: Callable[[Run], None],
     ) -> None:
@@ -54,7 +54,7 @@ class Greeter:
             return
         try:
             run = self._spool.greet(
-                cleaned(hello), owner=owner, max_runs=self._limits.runs_of_client, admits=self._shares.admits
+                cleaned(hello), owner=owner, max_runs=self._limits.max_client_runs, admits=self._shares.admits
             )
         except SupersededError as error:
             self._answers.say(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))

@@ -14,11 +14,12 @@ from sentinel_protocol.wire.messages import Finish, Hello, Ping, Reject, RejectC
 from sentinel_uploader.intake.answers import Answers
 from sentinel_uploader.intake.backpressure import Fullness, Refusal
 from sentinel_uploader.intake.handshake import Greeter
-from sentinel_uploader.intake.rate_limiter import Admission, Limits, Verdict
+from sentinel_uploader.intake.rate_limiter import Admission, Verdict
 from sentinel_uploader.intake.responses import acknowledgement, finished_message
 from sentinel_uploader.intake.sessions import Session, Sessions
 from sentinel_uploader.intake.spool_quota import Shares
 from sentinel_uploader.intake.write_batch import Group
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy, RunState
 from sentinel_uploader.server.zmq_server import Arrival, Router
 from sentinel_uploader.spool.run_record import Run, RunRecord
@@ -54,10 +55,10 @@ class Intake:
         policy: Policy,
         counters: Counters,
         name_of: Callable[[bytes], str | None] = lambda _: None,
-        limits: Limits | None = None,
+        limits: ClientLimits | None = None,
         known_clients: Callable[[], int] = lambda: 0,
     ) -> None:
-        limits = limits or Limits()
+        limits = limits or ClientLimits()
         self._admission = Admission(name_of=name_of, limits=limits, counters=counters)
         self._router = router
         self._clock = clock
@@ -66,7 +67,7 @@ class Intake:
         self._answers = Answers(router, counters)
         self._fullness = Fullness(clock, counters)
         shares = Shares(
-            spool=spool, share=limits.spool_share, known_clients=known_clients, clock=clock, counters=counters
+            spool=spool, share=limits.client_spool_share, known_clients=known_clients, clock=clock, counters=counters
         )
         self._group = Group(
             spool=spool,

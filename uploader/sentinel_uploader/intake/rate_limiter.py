@@ -4,16 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-import msgspec
-
-from sentinel_protocol.wire.messages import (
-    MAX_COLLECTOR_FRAME_BYTES,
-    MAX_RUN_KEY_CHARS,
-    Hello,
-    Reject,
-    RejectCode,
-    Samples,
-)
+from sentinel_protocol.wire.messages import Hello, Reject, RejectCode, Samples
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.server.zmq_server import Arrival
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -21,29 +13,6 @@ HELLO_ROWS = 20
 """A greeting costs as much as so many rows: it may write to the spool."""
 _MAX_REMEMBERED = 10_000
 _TELL_S = 1.0
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an uploader takes from its clients; `None` for connections: what the descriptor limit leaves."""
-
-    message_bytes: int = MAX_COLLECTOR_FRAME_BYTES
-    connections: int | None = None
-    connections_of_client: int | None = None
-    rows_of_message: int = 8192
-    """The shortest row takes 2 bytes on the wire, hundreds in memory."""
-    unread_bytes: int = 8 << 20
-    surplus_frames: int = 20_000
-    runs_of_client: int = 10_000
-    rows_per_s_of_client: int = 10_000
-    burst_s: float = 10.0
-    """So many seconds' worth of rows may come at once: a collector that catches up after a while away."""
-    surplus_messages: int = 10_000
-    """So many beyond its rate a client may send before its connection is cut: no collector of ours sends one on."""
-    spool_share: float = 0.5
-    """Of the whole, at most, while there are other clients."""
-    metadata_bytes: int = 16 << 10
-    run_key_chars: int = MAX_RUN_KEY_CHARS
-    name_chars: int = 64
 
 
 class Verdict(NamedTuple):
@@ -77,7 +46,7 @@ class Admission:
     `name_of` says which client a public key belongs to, `None` when to none (any more).
     """
 
-    def __init__(self, *, name_of: Callable[[bytes], str | None], limits: Limits, counters: Counters) -> None:
+    def __init__(self, *, name_of: Callable[[bytes], str | None], limits: ClientLimits, counters: Counters) -> None:
         self._name_of = name_of
         self._limits = limits
         self._counters = counters
@@ -89,9 +58,9 @@ class Admission:
 
     def look(self, arrival: Arrival, owner: str, now: float) -> Verdict:
         """Say whether the message is to be read at all; `now` is monotonic seconds."""
-        if len(arrival.frame) > self._limits.message_bytes:
+        if len(arrival.frame) > self._limits.max_message:
             self._counters.turn_down(owner, "message-size")
-            text = f"a message has at most {self._limits.message_bytes} bytes"
+            text = f"a message has at most {self._limits.max_message} bytes"
             return Verdict(is_taken=False, reply=Reject(RejectCode.TOO_BIG, text, retry=True))
         account = self._account(owner or arrival.identity, now)
         if account.left > 0:
@@ -99,13 +68,13 @@ class Admission:
             return _TAKEN
         self._counters.turn_down(owner, "rate")
         account.dropped += 1
-        if account.dropped % self._limits.surplus_messages == 0:
+        if account.dropped % self._limits.max_surplus_messages == 0:
             self._counters.turn_down(owner, "flood")
             return _CUT
         if account.told_at is not None and now - account.told_at < _TELL_S:
             return _DROPPED
         account.told_at = now
-        text = f"more than {self._limits.rows_per_s_of_client} samples a second"
+        text = f"more than {self._limits.max_client_rows} samples a second"
         return Verdict(is_taken=False, reply=Reject(RejectCode.BUSY, text, retry=True))
 
     def charge(self, arrival: Arrival, owner: str, message: object) -> None:
@@ -120,7 +89,7 @@ class Admission:
             account.left -= rows
 
     def _account(self, client: str | bytes, now: float) -> _Account:
-        most = self._limits.rows_per_s_of_client * self._limits.burst_s
+        most = self._limits.max_client_rows * self._limits.client_burst
         account = self._accounts.get(client)
         if account is None:
             account = self._accounts[client] = _Account(most, now)
@@ -128,6 +97,6 @@ class Admission:
                 # Whoever was silent for longest is likely to have all of it again.
                 self._accounts.popitem(last=False)
         self._accounts.move_to_end(client)
-        account.left = min(most, account.left + (now - account.at) * self._limits.rows_per_s_of_client)
+        account.left = min(most, account.left + (now - account.at) * self._limits.max_client_rows)
         account.at = now
         return account

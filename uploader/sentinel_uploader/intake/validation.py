@@ -15,7 +15,7 @@ from sentinel_protocol.wire.messages import (
     RejectCode,
     Samples,
 )
-from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.util.json_safe import plain
 
 MAX_INCARNATION_CHARS = 64
@@ -57,13 +57,13 @@ def cleaned(hello: Hello) -> Hello:
     )
 
 
-def complaint(hello: Hello, limits: Limits) -> Complaint | None:
+def complaint(hello: Hello, limits: ClientLimits) -> Complaint | None:
     """Return why the greeting is not accepted, in words for the person who reads it at the collector."""
     if hello.version != PROTOCOL_VERSION:
         text = f"this uploader speaks version {PROTOCOL_VERSION} of the protocol, not {hello.version}"
         return Complaint("version", Reject(RejectCode.UNKNOWN_VERSION, text))
-    if not hello.run_key or len(hello.run_key) > limits.run_key_chars or not hello.run_key.isprintable():
-        return _not_allowed("run-key", f"a run key has 1 to {limits.run_key_chars} printable characters")
+    if not hello.run_key or len(hello.run_key) > limits.max_run_key or not hello.run_key.isprintable():
+        return _not_allowed("run-key", f"a run key has 1 to {limits.max_run_key} printable characters")
     if not 1 <= len(hello.epoch) <= MAX_INCARNATION_CHARS:
         return _not_allowed("incarnation", "the incarnation is missing or too long")
     if not 0.0 < hello.interval_s <= MAX_INTERVAL_S:
@@ -71,11 +71,11 @@ def complaint(hello: Hello, limits: Limits) -> Complaint | None:
     if not 0 <= hello.first_available_seq <= MAX_SEQUENCE:
         return _not_allowed("sequence", "the sequence number is out of range")
     # Without its description the run is taken.
-    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > limits.metadata_bytes:
-        text = f"the metadata are longer than {limits.metadata_bytes} bytes"
+    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > limits.max_metadata:
+        text = f"the metadata are longer than {limits.max_metadata} bytes"
         return Complaint("metadata-size", Reject(RejectCode.TOO_BIG, text))
-    if not all(0 < len(name) <= limits.name_chars and name.isprintable() for name in _names(hello)):
-        text = f"a name in the metadata has 1 to {limits.name_chars} printable characters"
+    if not all(0 < len(name) <= limits.max_name and name.isprintable() for name in _names(hello)):
+        text = f"a name in the metadata has 1 to {limits.max_name} printable characters"
         return Complaint("metadata-names", Reject(RejectCode.TOO_BIG, text))
     return None
 

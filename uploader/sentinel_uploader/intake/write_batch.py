@@ -6,11 +6,11 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Finish, Reject, RejectCode, Samples, encode
 from sentinel_uploader.intake.answers import Answers
 from sentinel_uploader.intake.backpressure import Fullness
-from sentinel_uploader.intake.rate_limiter import Limits
 from sentinel_uploader.intake.responses import acknowledgement
 from sentinel_uploader.intake.sessions import Session
 from sentinel_uploader.intake.spool_quota import Shares
 from sentinel_uploader.intake.validation import sound_finish, sound_timestamps
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.spool.database import SpoolError, SpoolFullError
 from sentinel_uploader.spool.run_record import Run
@@ -34,7 +34,7 @@ class Group:
         clock: Clock,
         counters: Counters,
         policy: Policy,
-        limits: Limits,
+        limits: ClientLimits,
         shares: Shares,
         wake_run: Callable[[Run], None],
     ) -> None:
@@ -65,9 +65,9 @@ class Group:
             self._counters.rejected.add(1, "bad")
             return
         self._counters.rows_received.add(count)
-        if count > self._limits.rows_of_message:
+        if count > self._limits.max_message_rows:
             self._counters.turn_down(session.run.record.owner, "message-rows")
-            text = f"a message has at most {self._limits.rows_of_message} samples"
+            text = f"a message has at most {self._limits.max_message_rows} samples"
             self._answers.say(session.identity, Reject(RejectCode.TOO_BIG, text, retry=True))
             return
         if session.run.record.has_ended and last > session.run.acked_seq:

@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 
-from sentinel_uploader.intake.rate_limiter import Limits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.server.connection_guard import Limits as DoorLimits
 
 log = logging.getLogger(__name__)
@@ -25,11 +25,11 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def connection_limits(limits: Limits) -> DoorLimits:
+def connection_limits(limits: ClientLimits) -> DoorLimits:
     """Return what is wished of connections, as many of them as the descriptors allow."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     possible = max(_FEWEST, min(soft - _open_now() - _RESERVED, _MOST))
-    wished = limits.connections
+    wished = limits.max_connections
     if wished is not None and wished > possible:
         log.warning(
             "the descriptor limit allows fewer connections than --max-connections; raise it (ulimit -n, LimitNOFILE=) "
@@ -40,9 +40,9 @@ def connection_limits(limits: Limits) -> DoorLimits:
     connections = possible if wished is None else min(wished, possible)
     return DoorLimits(
         connections,
-        limits.connections_of_client or max(1, connections * 3 // 4),
-        unread_bytes=limits.unread_bytes,
-        surplus_frames=limits.surplus_frames,
+        limits.max_client_connections or max(1, connections * 3 // 4),
+        unread_bytes=limits.max_unread,
+        surplus_frames=limits.max_surplus_frames,
     )
 
 
