@@ -21,7 +21,7 @@ BIN := $(VENV)/bin
 # The first interpreter that is there, works and is new enough.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-SOURCES := $(shell find collector uploader protocol -name '*.py') pyproject.toml README.md LICENSE $(wildcard completions/*/*)
+SOURCES := $(shell find collector uploader protocol -name '*.py' -o -name '*.c') hatch_build.py pyproject.toml README.md LICENSE $(wildcard completions/*/*)
 DEMO := $(CURDIR)/demo-data
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=

@@ -1,7 +1,7 @@
 """The collector's own parts from sensor to acknowledgement, a hundred thousand times as fast as they go.
 
 `python -m benchmarks.growth ADDRESS SAMPLES PID`: what `sentinel_collector.session` does with each row, without its
-waiting: Sampler, RunStatistics, and Delivery (Backlog, Link, socket) to a live uploader. Only acknowledgements are
+waiting: Sampler, RunStatistics, and Delivery to a live uploader. Only acknowledgements are
 waited for, as soon as a hundred rows are on their way. Prints resident memory at stages as JSON.
 """
 
@@ -11,9 +11,9 @@ import tempfile
 import time
 from resource import RUSAGE_SELF, getrusage
 
-from sentinel_collector.console import Level, Voice
+from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.run_facts import RunFacts
+from sentinel_collector.run_facts import RunDescription
 from sentinel_collector.sampling.sampler import Sampler
 from sentinel_collector.sensors import baseline
 from sentinel_protocol.common.clock import SystemClock
@@ -29,7 +29,7 @@ _DEADLINE_S = 30.0
 def main() -> None:
     address, samples, pid = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     clock = SystemClock()
-    before = baseline.take(clock)
+    before = baseline.capture(clock)
     sampler = Sampler(clock=clock, baseline=before, root_pid=pid, own_child=False, interval_s=1.0)
     statistics = RunStatistics()
     stages = {samples * percent // 100: 0.0 for percent in (1, 10, 25, 50, 75, 100)}
@@ -38,11 +38,11 @@ def main() -> None:
             run_key=f"growth-{pid}",
             incarnation="0123456789abcdef",
             addresses=[parse_address(address, bind=False)],
-            agent=None,
+            local_uploader=None,
             state_dir=state_dir,
-            facts=RunFacts(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
+            description=RunDescription(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
             clock=clock,
-            voice=Voice(Level.NORMAL),
+            console=Console(Verbosity.NORMAL),
             on_welcome=lambda _welcome: None,
         )
         began, used = time.monotonic(), _cpu_s()

@@ -83,13 +83,13 @@ class VirtualClock:
 
 def _move_time_by(virtual: VirtualTime) -> None:
     """Make the collector's waits pass at once, after the answer to what was sent has come."""
-    from sentinel_collector.delivery.zmq_client import Dealer
-    from sentinel_collector.job.signals import Received, Signals
+    from sentinel_collector.delivery.zmq_client import ZmqClient
+    from sentinel_collector.job.signals import ReceivedSignal, Signals
 
-    wait, send, poll = Signals.wait, Dealer.send, Dealer.poll
-    waiting_for: list[Dealer] = []
+    wait, send, poll = Signals.wait, ZmqClient.send, ZmqClient.poll
+    waiting_for: list[ZmqClient] = []
 
-    def waited(signals: Signals, timeout_s: float) -> list[Received]:
+    def waited(signals: Signals, timeout_s: float) -> list[ReceivedSignal]:
         if waiting_for:
             poll(waiting_for.pop(), _ANSWER_S)
         received = wait(signals, 0.0)
@@ -97,18 +97,18 @@ def _move_time_by(virtual: VirtualTime) -> None:
             virtual.advance(timeout_s)
         return received
 
-    def sent(dealer: Dealer, frame: bytes) -> bool:
+    def sent(dealer: ZmqClient, frame: bytes) -> bool:
         is_sent = send(dealer, frame)
         waiting_for[:] = [dealer] if is_sent else []
         return is_sent
 
-    def polled(dealer: Dealer, timeout_s: float) -> bool:
+    def polled(dealer: ZmqClient, timeout_s: float) -> bool:
         is_there = poll(dealer, timeout_s)
         if not is_there:
             virtual.advance(timeout_s)
         return is_there
 
-    for owner, name, function in ((Signals, "wait", waited), (Dealer, "send", sent), (Dealer, "poll", polled)):
+    for owner, name, function in ((Signals, "wait", waited), (ZmqClient, "send", sent), (ZmqClient, "poll", polled)):
         setattr(owner, name, function)
 
 

@@ -12,16 +12,16 @@ import time
 
 from sentinel_collector.sampling.sampler import Sampler
 from sentinel_collector.sensors import baseline
-from sentinel_collector.sensors.cgroup.accounting import RunAccounting
+from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
 from sentinel_protocol.common.clock import SystemClock
 
 
 def main() -> None:
     proc, command = sys.argv[1], sys.argv[3:]
     clock = SystemClock()
-    before = baseline.take(clock)
-    with RunAccounting("cgroup", proc=proc) as accounting:
-        pid = accounting.counted(lambda: os.posix_spawn(command[0], command, os.environ))
+    before = baseline.capture(clock)
+    with RunCgroupScope("cgroup", proc=proc) as accounting:
+        pid = accounting.spawn_inside(lambda: os.posix_spawn(command[0], command, os.environ))
         counter = accounting.counter
         assert counter is not None
         # What we use ourselves must not show up.

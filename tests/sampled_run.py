@@ -55,7 +55,7 @@ def run(command: list[str], *, interval_s: float, adopt: bool, pss_share: float)
         raise SystemExit("cannot become a sub-reaper")
     group = Group()
     clock = SystemClock()
-    before = baseline.take(clock)
+    before = baseline.capture(clock)
     job = subprocess.Popen(group.around(command))
     sampler = Sampler(
         clock=clock,

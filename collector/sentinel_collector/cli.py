@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import sys
 
-from sentinel_collector.console import Level, Voice
+from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.job.process import Job, JobStartError
 from sentinel_collector.job.signals import Signals
 from sentinel_collector.sensors import baseline as baseline_sensor
-from sentinel_collector.sensors.cgroup.accounting import RunAccounting
-from sentinel_collector.sensors.cgroup.container_view import open_view
-from sentinel_collector.sensors.cgroup.run_cgroup import remove_left_behind
+from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
+from sentinel_collector.sensors.cgroup.container_view import detect_container
+from sentinel_collector.sensors.cgroup.run_cgroup import remove_orphaned_cgroups
 from sentinel_collector.sensors.process_tree.subreaper import set_subreaper
-from sentinel_collector.settings import SETTINGS, check_own_uploader, early, uploader_addresses
+from sentinel_collector.settings import SETTINGS, check_local_uploader_config, pre_start_settings, uploader_addresses
 from sentinel_protocol import __version__
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
@@ -40,30 +40,30 @@ _PID_DIGITS = 9
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: the job's own, else 0 done, 1 failed, 2 wrong use."""
-    _hold_standard_descriptors()
-    voice = Voice(Level.NORMAL)
-    words = list(sys.argv[1:] if argv is None else argv)
-    cut = words.index("--") if "--" in words else len(words)
-    command = words[cut + 1 :]
+    _reserve_standard_descriptors()
+    console = Console(Verbosity.NORMAL)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    separator = arguments.index("--") if "--" in arguments else len(arguments)
+    command = arguments[separator + 1 :]
     parser = make_parser()
     try:
-        args, others = parser.parse_known_args(words[:cut])
+        args, others = parser.parse_known_args(arguments[:separator])
     except SystemExit as ended:
-        return _written_out(int(str(ended.code)), voice)
+        return _flush_stdout(int(str(ended.code)), console)
     try:
         if others and not others[0].startswith("-"):
-            raise UsageError(_without_separator(words, words.index(others[0])))
+            raise UsageError(_missing_separator_message(arguments, arguments.index(others[0])))
         if others:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
-        if cut < len(words) and not command:
+        if separator < len(arguments) and not command:
             raise UsageError("there is no command behind --")
         given = parse_flags_and_env(SETTINGS, args, os.environ)
         if command and "pid" in given:
             raise UsageError("--pid and a command exclude each other")
         file = None if args.config is None else SettingsFile(args.config)
-        return _wrap(command, given, file, voice) if command else _track(given, file)
+        return _record_command(command, given, file, console) if command else _record_running(given, file)
     except UsageError as error:
-        voice.error(str(error))
+        console.error(str(error))
         return 2
 
 
@@ -75,25 +75,25 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None, voice: Voice) -> int:
-    wanted = early(given, file, "accounting", "scope", "host_root", "insecure", "server_key", "key")
+def _record_command(command: list[str], given: dict[str, Any], file: SettingsFile | None, console: Console) -> int:
+    early = pre_start_settings(given, file, "accounting", "scope", "host_root", "insecure", "server_key", "key")
     # What is certain to be wrong use must be said before anything is started.
-    uploader_addresses({**given, **{name: wanted[name] for name in ("insecure", "server_key", "key")}})
-    check_own_uploader(given, file, os.environ)
+    uploader_addresses({**given, **{name: early[name] for name in ("insecure", "server_key", "key")}})
+    check_local_uploader_config(given, file, os.environ)
     clock = SystemClock()
-    host_root = wanted["host_root"] or ""
-    baseline = baseline_sensor.take(clock, host_root=host_root)
-    container = open_view(wanted["scope"], os.environ, records_host=bool(host_root))
-    with Signals() as signals, RunAccounting(wanted["accounting"]) as accounting:
+    host_root = early["host_root"] or ""
+    baseline = baseline_sensor.capture(clock, host_root=host_root)
+    container = detect_container(early["scope"], os.environ, records_host=bool(host_root))
+    with Signals() as signals, RunCgroupScope(early["accounting"]) as accounting:
         try:
-            job = accounting.counted(lambda: Job.spawn(command, os.environ, signals))
+            job = accounting.spawn_inside(lambda: Job.spawn(command, os.environ, signals))
         except JobStartError as error:
-            voice.error(str(error))
+            console.error(str(error))
             return error.exit_code
         adopts_orphans = set_subreaper()
-        from sentinel_collector.run_job import track_job
+        from sentinel_collector.run_job import record_job
 
-        return track_job(
+        return record_job(
             job,
             command,
             given=given,
@@ -107,40 +107,40 @@ def _wrap(command: list[str], given: dict[str, Any], file: SettingsFile | None, 
         )
 
 
-def _track(given: dict[str, Any], file: SettingsFile | None) -> int:
-    from sentinel_collector.deferred_imports import load_session
-    from sentinel_collector.run_job import voice_of
+def _record_running(given: dict[str, Any], file: SettingsFile | None) -> int:
+    from sentinel_collector.deferred_imports import import_session
+    from sentinel_collector.run_job import console_for
 
     settings = merge_file(SETTINGS, given, file)
     addresses = uploader_addresses(settings)
-    check_own_uploader(settings, None, os.environ)
-    root_pid = _living_pid(settings["pid"]) if settings["pid"] else None
-    remove_left_behind()
+    check_local_uploader_config(settings, None, os.environ)
+    root_pid = _parse_pid(settings["pid"]) if settings["pid"] else None
+    remove_orphaned_cgroups()
     host_root = settings["host_root"] or ""
     clock = SystemClock()
-    voice = voice_of(settings)
+    console = console_for(settings)
     if settings["accounting"] == "cgroup":
-        voice.warn("no cgroup for what runs already, CPU time is read from /proc")
+        console.warn("no cgroup for what runs already, CPU time is read from /proc")
     with Signals() as signals:
-        session = load_session()(
+        session = import_session()(
             settings=settings,
             addresses=addresses,
             environ=os.environ,
             clock=clock,
-            voice=voice,
+            console=console,
             signals=signals,
-            baseline=baseline_sensor.take(clock, host_root=host_root),
+            baseline=baseline_sensor.capture(clock, host_root=host_root),
             job=None,
             argv=[],
             root_pid=root_pid,
             adopts_orphans=False,
             accounting=None,
-            container=open_view(settings["scope"], os.environ, records_host=bool(host_root)),
+            container=detect_container(settings["scope"], os.environ, records_host=bool(host_root)),
         )
         return session.run()
 
 
-def _written_out(code: int, voice: Voice) -> int:
+def _flush_stdout(code: int, console: Console) -> int:
     """Write out what `--help` or `--version` has printed, which argparse leaves to the end of the process."""
     try:
         # `None` when it was closed: then argparse has printed on stderr.
@@ -150,12 +150,12 @@ def _written_out(code: int, voice: Voice) -> int:
         # It would be tried once more, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):
-            voice.error(f"cannot write the output: {error.strerror}")
+            console.error(f"cannot write the output: {error.strerror}")
         return 1
     return code
 
 
-def _hold_standard_descriptors() -> None:
+def _reserve_standard_descriptors() -> None:
     """Put /dev/null where standard streams were closed for us: what we open would get their numbers, and our lines.
 
     The job finds them closed, as it would without us.
@@ -167,15 +167,15 @@ def _hold_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
 
-def _without_separator(words: list[str], place: int) -> str:
+def _missing_separator_message(arguments: list[str], index: int) -> str:
     """Return what is wrong with a command that has no `--`, and what was probably meant."""
     import shlex
 
-    meant = shlex.join(["sentinel-collector", *words[:place], "--", *words[place:]])
-    return f"unexpected {words[place]!r}; the command goes behind --: {meant}"
+    meant = shlex.join(["sentinel-collector", *arguments[:index], "--", *arguments[index:]])
+    return f"unexpected {arguments[index]!r}; the command goes behind --: {meant}"
 
 
-def _living_pid(text: str) -> int:
+def _parse_pid(text: str) -> int:
     """Return the process to track; raises `UsageError` when it is none."""
     import psutil
 

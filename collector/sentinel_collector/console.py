@@ -8,13 +8,13 @@ WAIT = ("waits", "wait")
 BE = ("is", "are")
 
 
-def counted(number: int, noun: str, verb: tuple[str, str] | None = None) -> str:
+def pluralize(number: int, noun: str, verb: tuple[str, str] | None = None) -> str:
     """Return `1 sample`, `2 samples`; with a verb's two forms `1 sample waits`, `2 samples wait`."""
     words = f"{number} {noun}" if number == 1 else f"{number} {noun}s"
     return words if verb is None else f"{words} {verb[number != 1]}"
 
 
-class Level(IntEnum):
+class Verbosity(IntEnum):
     """How much is said."""
 
     QUIET = 0
@@ -22,11 +22,11 @@ class Level(IntEnum):
     VERBOSE = 2
 
 
-class Voice:
+class Console:
     """Writes whole lines straight to the descriptor: nothing is buffered, and nothing raises when it is closed."""
 
-    def __init__(self, level: Level, *, fd: int = 2) -> None:
-        self._level = level
+    def __init__(self, level: Verbosity, *, fd: int = 2) -> None:
+        self._verbosity = level
         self._fd = fd
 
     def error(self, text: str) -> None:
@@ -35,12 +35,12 @@ class Voice:
 
     def warn(self, text: str) -> None:
         """Say what may matter: unless told to be quiet."""
-        if self._level >= Level.NORMAL:
+        if self._verbosity >= Verbosity.NORMAL:
             self._write(text)
 
-    def detail(self, text: str) -> None:
+    def debug(self, text: str) -> None:
         """Say what helps to understand: when asked to be verbose."""
-        if self._level >= Level.VERBOSE:
+        if self._verbosity >= Verbosity.VERBOSE:
             self._write(text)
 
     def _write(self, text: str) -> None:
@@ -52,4 +52,4 @@ class Voice:
             return
         except OSError:
             # Nobody listens; a full or closed stderr is no reason to disturb the job.
-            self._level = Level.QUIET
+            self._verbosity = Verbosity.QUIET

@@ -17,7 +17,7 @@ def run_metadata(settings: Mapping[str, Any], argv: list[str]) -> dict[str, Any]
     if settings["tag"]:
         metadata["tags"] = {_as_text(key): _as_text(value) for key, value in settings["tag"].items()}
     if argv and settings["command_line"]:
-        metadata["command"] = _bounded(argv)
+        metadata["command"] = _truncate_command(argv)
     return metadata
 
 
@@ -26,7 +26,7 @@ def _as_text(word: str) -> str:
     return word.encode("utf-8", "replace").decode("utf-8")
 
 
-def _bounded(argv: list[str]) -> list[str]:
+def _truncate_command(argv: list[str]) -> list[str]:
     """A command line may be megabytes long and hold bytes that are no text; a run's description may not."""
     words: list[str] = []
     left = _MAX_COMMAND_BYTES

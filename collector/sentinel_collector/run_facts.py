@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 
-class RunFacts(msgspec.Struct, kw_only=True):
+class RunDescription(msgspec.Struct, kw_only=True):
     """What a `Hello` tells about the run; what discovery finds later is filled in."""
 
     interval_s: float

@@ -4,21 +4,21 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from sentinel_collector.console import Level, Voice
-from sentinel_collector.deferred_imports import load_session
+from sentinel_collector.console import Console, Verbosity
+from sentinel_collector.deferred_imports import import_session
 from sentinel_collector.job.process import Job
 from sentinel_collector.job.signals import Signals
 from sentinel_collector.job.wait import wait_for_job
 from sentinel_collector.sensors.baseline import Baseline
-from sentinel_collector.sensors.cgroup.accounting import RunAccounting
+from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
-from sentinel_collector.settings import settings_of_running_job
+from sentinel_collector.settings import settings_for_started_job
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.common.settings.sources import SettingsFile
 
 
-def track_job(
+def record_job(
     job: Job,
     argv: list[str],
     *,
@@ -28,23 +28,23 @@ def track_job(
     signals: Signals,
     baseline: Baseline,
     adopts_orphans: bool,
-    accounting: RunAccounting,
+    accounting: RunCgroupScope,
     container: ContainerView | None,
 ) -> int:
     """Record the job until it ends and return its exit code."""
-    voice = voice_of(given)
+    console = console_for(given)
     try:
-        settings, addresses, errors = settings_of_running_job(given, file)
-        voice = voice_of(settings)
+        settings, addresses, errors = settings_for_started_job(given, file)
+        console = console_for(settings)
         for error in errors:
-            voice.error(f"{error}; going on without it")
-        accounting.settle(voice)
-        session = load_session()(
+            console.error(f"{error}; going on without it")
+        accounting.report(console)
+        session = import_session()(
             settings=settings,
             addresses=addresses,
             environ=os.environ,
             clock=clock,
-            voice=voice,
+            console=console,
             signals=signals,
             baseline=baseline,
             job=job,
@@ -56,18 +56,18 @@ def track_job(
         )
         return session.run()
     except SentinelStreamError as trouble:
-        voice.error(f"{trouble}; the job goes on and is not recorded")
+        console.error(f"{trouble}; the job goes on and is not recorded")
     except Exception as error:  # noqa: BLE001 -- a defect here must not cost the job its signals and its exit code
         import traceback
 
-        voice.error(f"unexpected {type(error).__name__}: {error}; the job goes on and is not recorded any more")
+        console.error(f"unexpected {type(error).__name__}: {error}; the job goes on and is not recorded any more")
         for line in traceback.format_exc().splitlines():
-            voice.detail(line)
-    return job.exit_code if job.exit_code is not None else wait_for_job(job, signals, voice)
+            console.debug(line)
+    return job.exit_code if job.exit_code is not None else wait_for_job(job, signals, console)
 
 
-def voice_of(settings: Mapping[str, Any]) -> Voice:
+def console_for(settings: Mapping[str, Any]) -> Console:
     """Return how much is said."""
     if settings.get("quiet"):
-        return Voice(Level.QUIET)
-    return Voice(Level.VERBOSE if settings.get("verbose") else Level.NORMAL)
+        return Console(Verbosity.QUIET)
+    return Console(Verbosity.VERBOSE if settings.get("verbose") else Verbosity.NORMAL)

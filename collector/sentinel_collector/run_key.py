@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.hashing import sha256
 
-_FOLLOWING = re.compile(r"~[0-9a-f]{12}\Z")
+_SUCCESSOR_SUFFIX = re.compile(r"~[0-9a-f]{12}\Z")
 _START_TIME_FIELD = 19
 """`starttime` of `/proc/PID/stat` (proc(5), field 22), counted from the field after the name."""
 
@@ -22,12 +22,12 @@ def run_key_of_host(state_dir: str, *, proc: str = "/proc") -> str:
     return _key("host", os.path.realpath(state_dir), _boot_id(proc))
 
 
-def next_run_key(key: str, token: str) -> str:
+def successor_run_key(key: str, token: str) -> str:
     """Return a key for what follows a run that has ended; `token` is drawn anew each time, 12 hexadecimal digits."""
-    return f"{_FOLLOWING.sub('', key)[:180]}~{token[:12]}"
+    return f"{_SUCCESSOR_SUFFIX.sub('', key)[:180]}~{token[:12]}"
 
 
-def ranked_addresses(addresses: Sequence[Address], run_key: str) -> list[Address]:
+def rank_uploaders(addresses: Sequence[Address], run_key: str) -> list[Address]:
     """Order the uploaders by a run's preference (rendezvous hashing): the same every time, evenly spread over the runs.
 
     One that is added or taken away moves only the runs that it is, or was, the first for.

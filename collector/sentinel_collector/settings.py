@@ -167,7 +167,7 @@ SETTINGS = (
 )
 
 
-def early(given: Mapping[str, Any], file: SettingsFile | None, *names: str) -> dict[str, Any]:
+def pre_start_settings(given: Mapping[str, Any], file: SettingsFile | None, *names: str) -> dict[str, Any]:
     """Return the settings that matter before the job starts; the file is understood only where it names them.
 
     What is wrong in it is told later, once the job runs.
@@ -180,12 +180,14 @@ def early(given: Mapping[str, Any], file: SettingsFile | None, *names: str) -> d
     return {name: values[name] for name in names}
 
 
-def check_own_uploader(given: Mapping[str, Any], file: SettingsFile | None, environ: Mapping[str, str]) -> None:
+def check_local_uploader_config(
+    given: Mapping[str, Any], file: SettingsFile | None, environ: Mapping[str, str]
+) -> None:
     """Raise `UsageError` where this user's own uploader would not start for what the environment says."""
     url = environ.get(API_URL_VARIABLE)
     fault = api_url_error(url) if url else ""
     # What costs time is done for a wrong address only.
-    if not url or not fault or early(given, file, "connect")["connect"]:
+    if not url or not fault or pre_start_settings(given, file, "connect")["connect"]:
         return
     from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target
 
@@ -193,7 +195,7 @@ def check_own_uploader(given: Mapping[str, Any], file: SettingsFile | None, envi
         raise UsageError(f"{API_URL_VARIABLE} {redact_url(url)!r}: {fault}")
 
 
-def settings_of_running_job(
+def settings_for_started_job(
     given: Mapping[str, Any], file: SettingsFile | None
 ) -> tuple[dict[str, Any], list[Address], list[UsageError]]:
     """Return all settings, the uploaders' addresses, and what is wrong with the file: the job is recorded without that.
@@ -219,13 +221,13 @@ def uploader_addresses(values: Mapping[str, Any]) -> list[Address]:
     from sentinel_protocol.common.endpoints import parse_address, require_encryption
 
     addresses = [parse_address(url, bind=False) for url in values["connect"]]
-    has_keys = bool(link_keys(values))
+    has_keys = bool(client_curve_keys(values))
     for address in addresses:
         require_encryption(address, has_keys=has_keys, insecure=bool(values.get("insecure")), role="connect")
     return addresses
 
 
-def link_keys(values: Mapping[str, Any]) -> dict[str, ClientCurveKeys]:
+def client_curve_keys(values: Mapping[str, Any]) -> dict[str, ClientCurveKeys]:
     """Return the keys for each uploader's URL, none where no keys are given; raises `UsageError`."""
     server_keys, key, urls = values.get("server_key") or [], values.get("key"), values.get("connect") or []
     if not urls or not (server_keys or key):
@@ -245,9 +247,9 @@ def link_keys(values: Mapping[str, Any]) -> dict[str, ClientCurveKeys]:
     return {url: ClientCurveKeys(own, servers[index % len(servers)]) for index, url in enumerate(urls)}
 
 
-def guarded_keys(values: Mapping[str, Any]) -> dict[str, ClientCurveKeys]:
+def load_keys_without_core_dumps(values: Mapping[str, Any]) -> dict[str, ClientCurveKeys]:
     """Return the keys for each uploader's URL; no core file holds them."""
-    keys = link_keys(values)
+    keys = client_curve_keys(values)
     if keys:
         # The job, which runs already, keeps its own limit.
         from sentinel_protocol.common.core_dumps import disable_core_dumps

@@ -16,7 +16,7 @@ from chaos.record import End, Generation, Part
 from chaos.scenario import SWEEP, Drama
 from chaos.schedule import AWAY
 from chaos.traffic_recorder import Place
-from sentinel_collector.delivery.overflow_file.file import SpillFile
+from sentinel_collector.delivery.overflow_file.file import OverflowFile
 from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows, decode_sample
 
 
@@ -134,11 +134,11 @@ def _kept_rows(drama: Drama) -> set[str]:
 
 
 def _spilled_rows(path: Path) -> list[str]:
-    spill = SpillFile.open(str(path))
+    overflow = OverflowFile.open(str(path))
     try:
-        samples = [decode_sample(row) for row, _ in spill.rows_from(spill.start)]
+        samples = [decode_sample(row) for row, _ in overflow.rows_from(overflow.start)]
     finally:
-        spill.close()
+        overflow.close()
     return csv_rows(samples).decode().removeprefix(CSV_HEADER.decode()).splitlines() if samples else []
 
 

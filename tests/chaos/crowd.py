@@ -19,9 +19,9 @@ import psutil
 from fakes.process_harness import UPLOADER, Home, wait_until
 from fakes.web import free_port
 
-from sentinel_collector.console import Level, Voice
+from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.run_facts import RunFacts
+from sentinel_collector.run_facts import RunDescription
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import ClientCurveKeys, load_server_key, read_key_pair
@@ -45,11 +45,11 @@ class Member:
             run_key=f"member-{number}",
             incarnation=f"{number:016x}",
             addresses=[parse_address(url, bind=False)],
-            agent=None,
+            local_uploader=None,
             state_dir=str(state_dir),
-            facts=RunFacts(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
+            description=RunDescription(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
             clock=SystemClock(),
-            voice=Voice(Level.QUIET, fd=os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)),
+            console=Console(Verbosity.QUIET, fd=os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)),
             on_welcome=lambda _: None,
             keys={url: keys},
         )
@@ -61,7 +61,7 @@ class Member:
 
     @property
     def is_durable(self) -> bool:
-        return self._delivery.is_durable
+        return self._delivery.is_acknowledged
 
     def turn(self, now: float) -> None:
         """Take a row when it is time, and see to the conversation."""
@@ -70,7 +70,7 @@ class Member:
             self.rows += 1
             self._delivery.add(encode_sample(Sample(timestamp=time.time(), system_processes=self.rows)))
         else:
-            self._delivery.pump()
+            self._delivery.poll()
 
     def end(self) -> None:
         """The job is over."""

@@ -15,21 +15,21 @@ from fakes.process_harness import COLLECTOR, Home, busy, python, wait_until
 from fakes.unprivileged import unprivileged
 from locations import SOURCE_PATH, TESTS
 
-from sentinel_collector.console import Level, Voice
-from sentinel_collector.sampling.cpu_source import TreeCpu
-from sentinel_collector.sensors.cgroup.accounting import RunAccounting
-from sentinel_collector.sensors.cgroup.hierarchy import Place, find_places
-from sentinel_collector.sensors.cgroup.run_cgroup import CgroupRefusedError, enter_cgroup, remove_stale
-from sentinel_collector.settings import early
+from sentinel_collector.console import Console, Verbosity
+from sentinel_collector.sampling.cpu_source import CpuTimeSource
+from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
+from sentinel_collector.sensors.cgroup.hierarchy import CgroupMount, find_mounts
+from sentinel_collector.sensors.cgroup.run_cgroup import CgroupUnavailableError, enter_cgroup, remove_stale
+from sentinel_collector.settings import pre_start_settings
 from sentinel_protocol.common.settings.sources import SettingsFile
 
 SHOW_CGROUPS = ("cat", "/proc/self/cgroup")
 
 
-def usable() -> list[Place]:
+def usable() -> list[CgroupMount]:
     """The hierarchies in which a cgroup can be made here, by trying."""
     found = []
-    for place in find_places():
+    for place in find_mounts():
         if place.is_v2 or place.controllers == {"cpuacct"}:
             path = f"{place.directory}/sentinel-stream-test-{os.getpid()}"
             try:
@@ -46,7 +46,7 @@ USABLE = usable()
 needs_cgroup = pytest.mark.skipif(not USABLE, reason="no cgroup can be made here")
 
 
-def proc_with(directory: Path, place: Place) -> Path:
+def proc_with(directory: Path, place: CgroupMount) -> Path:
     """A `/proc` in which that hierarchy is the only one."""
     own = directory / "proc/self"
     own.mkdir(parents=True)
@@ -77,7 +77,7 @@ def accounted(proc: Path | str, code: str, *arguments: str) -> dict[str, Any]:
 @needs_cgroup
 @pytest.mark.parametrize("place", USABLE, ids=lambda place: "v2" if place.is_v2 else "v1")
 @pytest.mark.parametrize("code", ["burn(.3)", "for i in range(8): os.waitpid(child(burn, .04), 0)", ""])
-def test_rows_add_up_to_the_cgroups_total_and_to_the_kernels(place: Place, code: str, tmp_path: Path) -> None:
+def test_rows_add_up_to_the_cgroups_total_and_to_the_kernels(place: CgroupMount, code: str, tmp_path: Path) -> None:
     run = accounted(proc_with(tmp_path, place), code)
     seen = run["user_s"] + run["system_s"]
     assert run["accounting"] == "cgroup"
@@ -125,7 +125,7 @@ while True:
 
 @needs_cgroup
 @pytest.mark.parametrize("place", USABLE, ids=lambda place: "v2" if place.is_v2 else "v1")
-def test_a_job_that_leaves_the_cgroup_is_counted_by_the_ledger(place: Place, tmp_path: Path) -> None:
+def test_a_job_that_leaves_the_cgroup_is_counted_by_the_ledger(place: CgroupMount, tmp_path: Path) -> None:
     leaving = "open(sys.argv[1], 'w').write(str(os.getpid()))\n"
     door = f"{place.directory}/cgroup.procs"
     run = accounted(proc_with(tmp_path, place), f"burn(.15)\n{leaving}burn(.3)", door)
@@ -146,21 +146,21 @@ class Counter:
 
 
 def test_the_exact_counter_is_trusted_until_the_ledger_finds_more() -> None:
-    cpu = TreeCpu(Counter((500_000, 7), (3, 100_000), (0, 0)))
+    cpu = CpuTimeSource(Counter((500_000, 7), (3, 100_000), (0, 0)))
     # Children that nobody waited for: the counter knows more.
     assert cpu.growth_us((100_000, 0)) == (500_000, 7)
     assert cpu.growth_us((500_000, 10_000)) == (3, 100_000)
-    assert cpu.source == "cgroup"
+    assert cpu.name == "cgroup"
     # Somebody has left: all that the ledger found so far is shown at last.
     assert cpu.growth_us((400_000, 30_000)) == (499_997, -60_007)
-    assert cpu.source == "proc"
+    assert cpu.name == "proc"
     assert cpu.growth_us((1, 2)) == (1, 2)
 
 
 def test_a_counter_that_goes_bad_is_replaced_by_the_ledger() -> None:
-    cpu = TreeCpu(Counter((5, 5), None))
+    cpu = CpuTimeSource(Counter((5, 5), None))
     assert [cpu.growth_us((4, 4)), cpu.growth_us((7, 7)), cpu.growth_us((9, 9))] == [(5, 5), (7, 7), (9, 9)]
-    assert cpu.source == "proc"
+    assert cpu.name == "proc"
 
 
 @needs_cgroup
@@ -212,9 +212,9 @@ def test_a_wrong_file_is_no_affair_of_what_comes_before_the_job(tmp_path: Path) 
     defaults = {"accounting": "auto", "scope": "auto"}
     file = tmp_path / "settings.toml"
     file.write_text('accounting = "sideways"\n')
-    assert early({}, SettingsFile(str(file)), "accounting", "scope") == defaults
+    assert pre_start_settings({}, SettingsFile(str(file)), "accounting", "scope") == defaults
     file.write_text('scope = "host"\nscopes = 1\n')
-    found = early({"accounting": "proc"}, SettingsFile(str(file)), "accounting", "scope")
+    found = pre_start_settings({"accounting": "proc"}, SettingsFile(str(file)), "accounting", "scope")
     assert found == {"accounting": "proc", "scope": "host"}
 
 
@@ -303,24 +303,24 @@ def test_a_command_that_cannot_be_started_leaves_no_cgroup(home: Home) -> None:
 
 
 def test_without_the_right_to_make_one_the_ledger_has_to_do(capfd: pytest.CaptureFixture[str]) -> None:
-    with unprivileged(), RunAccounting("cgroup") as accounting:
-        assert accounting.counted(lambda: 7) == 7
+    with unprivileged(), RunCgroupScope("cgroup") as accounting:
+        assert accounting.spawn_inside(lambda: 7) == 7
         assert accounting.counter is None
-        accounting.settle(Voice(Level.NORMAL))
+        accounting.report(Console(Verbosity.NORMAL))
     assert "no cgroup for the run, CPU time is read from /proc: " in capfd.readouterr().err
-    with unprivileged(), RunAccounting("auto") as accounting:
-        accounting.counted(lambda: None)
-        accounting.settle(Voice(Level.NORMAL))
+    with unprivileged(), RunCgroupScope("auto") as accounting:
+        accounting.spawn_inside(lambda: None)
+        accounting.report(Console(Verbosity.NORMAL))
         assert capfd.readouterr().err == ""
-        accounting.settle(Voice(Level.VERBOSE))
+        accounting.report(Console(Verbosity.VERBOSE))
     assert "CPU time is read from /proc: " in capfd.readouterr().err
 
 
-def made_up(directory: Path, *, is_v2: bool, controllers: str = "", **files: str) -> Place:
+def made_up(directory: Path, *, is_v2: bool, controllers: str = "", **files: str) -> CgroupMount:
     directory.mkdir()
     for name, content in files.items():
         (directory / name.replace("__", ".")).write_text(content)
-    return Place(
+    return CgroupMount(
         controllers=frozenset(filter(None, controllers.split(","))),
         is_v2=is_v2,
         mount=str(directory),
@@ -344,7 +344,7 @@ def test_no_cgroup_is_made_where_the_job_would_notice(
 ) -> None:
     tree = tmp_path / "tree"
     place = made_up(tree, is_v2=not controllers, controllers=controllers, **files)
-    with pytest.raises(CgroupRefusedError) as caught:
+    with pytest.raises(CgroupUnavailableError) as caught:
         enter_cgroup(proc=str(proc_with(tmp_path, place)))
     assert str(caught.value) == reason.format(tree)
     assert [path for path in tree.iterdir() if path.is_dir()] == []
@@ -354,13 +354,13 @@ def test_no_cgroup_is_made_where_the_job_would_notice(
 def test_a_cgroup_without_a_counter_is_removed_again(tmp_path: Path, is_v2: bool) -> None:
     tree = tmp_path / "tree"
     place = made_up(tree, is_v2=is_v2, controllers="" if is_v2 else "cpuacct")
-    with pytest.raises(CgroupRefusedError, match="No such file"):
+    with pytest.raises(CgroupUnavailableError, match="No such file"):
         enter_cgroup(proc=str(proc_with(tmp_path, place)))
     assert list(tree.iterdir()) == []
 
 
 def test_without_cgroups_there_is_a_reason(tmp_path: Path) -> None:
-    with pytest.raises(CgroupRefusedError, match="no cgroup hierarchy counts CPU time here"):
+    with pytest.raises(CgroupUnavailableError, match="no cgroup hierarchy counts CPU time here"):
         enter_cgroup(proc=str(tmp_path))
 
 

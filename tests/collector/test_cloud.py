@@ -33,7 +33,7 @@ from fakes.metadata import (
 )
 
 from sentinel_collector.discovery.cloud.discovery import PROVIDER_LIMIT_S, TOTAL_LIMIT_S, CloudDiscovery
-from sentinel_collector.discovery.cloud.dmi import hinted_vendor
+from sentinel_collector.discovery.cloud.dmi import vendor_from_dmi
 from sentinel_collector.discovery.cloud.http import parse_base_url
 from sentinel_collector.discovery.cloud.providers import PROVIDERS
 from sentinel_protocol.common.clock import Clock, SystemClock
@@ -526,13 +526,13 @@ def test_only_the_provider_that_the_firmware_names_is_asked(vendor: str, tmp_pat
 @pytest.mark.parametrize("values", NO_HINT)
 def test_firmware_without_a_hint_has_everybody_asked(values: dict[str, str], tmp_path: Path) -> None:
     dmi_dir = write_dmi(tmp_path, values)
-    assert hinted_vendor(dmi_dir) is None
+    assert vendor_from_dmi(dmi_dir) is None
     assert ask_all(CLOUDS["exoscale"](), dmi_dir=dmi_dir) == fields("exoscale")
 
 
 def test_xen_instance_of_amazon_is_known_by_its_bios(tmp_path: Path) -> None:
     dmi_dir = write_dmi(tmp_path, {"sys_vendor": "Xen", "product_name": "HVM domU", "bios_version": "4.11.amazon"})
-    assert hinted_vendor(dmi_dir) == "aws"
+    assert vendor_from_dmi(dmi_dir) == "aws"
 
 
 def test_new_zone_of_exoscale_is_believed_when_the_firmware_says_exoscale(tmp_path: Path) -> None:

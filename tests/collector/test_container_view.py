@@ -15,8 +15,8 @@ from locations import SOURCE_PATH
 from sentinel_collector.discovery.host import host_info
 from sentinel_collector.sampling.sampler import Sampler
 from sentinel_collector.sensors import baseline
-from sentinel_collector.sensors.cgroup.container_view import ContainerView, is_contained, open_view
-from sentinel_collector.sensors.cgroup.hierarchy import find_places
+from sentinel_collector.sensors.cgroup.container_view import ContainerView, detect_container, is_in_container
+from sentinel_collector.sensors.cgroup.hierarchy import find_mounts
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.wire.messages import Finish, decode_from_collector, encode
 from sentinel_protocol.wire.sample import COLUMNS
@@ -79,7 +79,7 @@ class Machine:
         return directory
 
     def view(self, scope: str = "container", environ: Mapping[str, str] | None = None) -> ContainerView | None:
-        return open_view(scope, environ or {}, proc=str(self.proc), root=str(self.directory))
+        return detect_container(scope, environ or {}, proc=str(self.proc), root=str(self.directory))
 
 
 def write(directory: Path, **files: object) -> None:
@@ -216,7 +216,7 @@ def test_the_whole_machines_root_is_no_container(machine: Machine) -> None:
 
 def test_a_container_is_known_by_its_name_spaces_and_by_what_engines_leave(machine: Machine, tmp_path: Path) -> None:
     def contained(environ: dict[str, str] | None = None) -> bool:
-        return is_contained(environ or {}, proc=str(machine.proc), root=str(tmp_path))
+        return is_in_container(environ or {}, proc=str(machine.proc), root=str(tmp_path))
 
     assert not contained()
     assert contained(CONTAINED)
@@ -240,7 +240,7 @@ def test_rows_and_host_fields_are_the_containers(machine: Machine) -> None:
     use_v2(own)
     proc = str(machine.proc)
     clock = SystemClock()
-    before = baseline.take(clock, proc=proc)
+    before = baseline.capture(clock, proc=proc)
     view = opened(machine.view("auto", CONTAINED))
     sampler = Sampler(
         clock=clock,
@@ -288,7 +288,7 @@ class Box:
 
     def __init__(self) -> None:
         self.paths: dict[str, str] = {}
-        for place in find_places():
+        for place in find_mounts():
             for name in place.controllers & {"memory", "cpu", "cpuacct"}:
                 path = f"{place.directory}/test-box-{os.getpid()}"
                 os.makedirs(path, exist_ok=True)
@@ -306,7 +306,7 @@ class Box:
 
 
 def can_box() -> bool:
-    places = [place for place in find_places() if not place.is_v2]
+    places = [place for place in find_mounts() if not place.is_v2]
     return {"memory", "cpu", "cpuacct"} <= set().union(*(place.controllers for place in places)) and all(
         os.access(place.directory, os.W_OK) and not os.statvfs(place.directory).f_flag & os.ST_RDONLY
         for place in places
@@ -381,9 +381,7 @@ def test_scope_is_checked(home: Home) -> None:
 
 @needs_unshare
 def test_a_real_cgroup_name_space_is_a_container() -> None:
-    code = (
-        "import os; from sentinel_collector.sensors.cgroup.container_view import is_contained; print(is_contained({}))"
-    )
+    code = "from sentinel_collector.sensors.cgroup.container_view import is_in_container; print(is_in_container({}))"
     command = ["unshare", "-C", *python(code)]
     env = {"PYTHONPATH": SOURCE_PATH, "PATH": os.environ["PATH"]}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
@@ -398,7 +396,7 @@ def test_a_container_with_the_machines_root_mounted_records_the_machine(machine:
     counters.write_text("a\nb\neth0: 100 0 0 0 0 0 0 0 10 0 0 0 0 0 0 0\n")
     (machine.directory / "sys/class/net/eth0/device").mkdir(parents=True)
     (machine.own / "mountinfo").write_text("")
-    before = baseline.take(clock, host_root=root)
+    before = baseline.capture(clock, host_root=root)
     counters.write_text("a\nb\neth0: 350 0 0 0 0 0 0 0 60 0 0 0 0 0 0 0\n")
     sampler = Sampler(
         clock=clock, baseline=before, root_pid=None, own_child=False, interval_s=1.0, host_root=str(machine.directory)
@@ -417,8 +415,8 @@ def test_who_records_the_machine_has_no_limits_of_its_own(machine: Machine) -> N
     (directory / "memory.max").write_text(f"{512 * MIB}\n")
     machine.names("cgroup:[4026532000]", "pid:[4026531836]")
     proc = str(machine.proc)
-    assert open_view("auto", {}, proc=proc) is not None
-    assert open_view("auto", {}, proc=proc, records_host=True) is None
+    assert detect_container("auto", {}, proc=proc) is not None
+    assert detect_container("auto", {}, proc=proc, records_host=True) is None
 
 
 def test_a_host_root_that_is_none_is_refused(home: Home) -> None:

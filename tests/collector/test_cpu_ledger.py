@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sentinel_collector.sensors.process_tree.cpu_ledger import Account, Ledger
+from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
 
 
 @dataclass
@@ -86,13 +86,13 @@ class Reader:
     """Reads as the process tree does: members in the order in which they were found, one step at a time."""
 
     def __init__(self, kernel: Kernel) -> None:
-        self.ledger = Ledger()
-        self.members: dict[int, tuple[Process, Account]] = {id(kernel.root): (kernel.root, Account(None))}
+        self.ledger = CpuLedger()
+        self.members: dict[int, tuple[Process, ProcessAccount]] = {id(kernel.root): (kernel.root, ProcessAccount(None))}
 
-    def steps(self) -> list[tuple[Process, Account]]:
+    def steps(self) -> list[tuple[Process, ProcessAccount]]:
         return list(self.members.values())
 
-    def read(self, process: Process, account: Account, queue: list[tuple[Process, Account]]) -> None:
+    def read(self, process: Process, account: ProcessAccount, queue: list[tuple[Process, ProcessAccount]]) -> None:
         if process.gone:
             self.ledger.close(account)
             del self.members[id(process)]
@@ -101,7 +101,7 @@ class Reader:
         self.ledger.count_io(account, (process.io, 0))
         for child in process.children:
             if id(child) not in self.members:
-                self.members[id(child)] = (child, Account(account))
+                self.members[id(child)] = (child, ProcessAccount(account))
                 queue.append(self.members[id(child)])
 
 
@@ -127,7 +127,7 @@ def play(acts: list[list[Act]], *, rounds_at_the_end: int = 3) -> tuple[Kernel, 
             remaining -= 1
             seen.append(process)
             reader.read(process, account, queue)
-        reader.ledger.settle()
+        reader.ledger.end_reading()
         counted = (reader.ledger.counted[0], reader.ledger.counted[2])
         assert counted >= shown
         assert counted[0] >= shown[0]
@@ -161,56 +161,56 @@ def test_what_is_handed_to_nobody_is_never_counted_twice(acts: list[list[Act]]) 
 
 
 def test_an_unpaid_debt_is_forgotten_after_the_second_reading() -> None:
-    ledger = Ledger()
-    parent = Account(None)
-    child = Account(parent)
+    ledger = CpuLedger()
+    parent = ProcessAccount(None)
+    child = ProcessAccount(parent)
     ledger.count_cpu(parent, (0, 0), (0, 0))
     ledger.count_cpu(child, (100_000, 0), (0, 0))
-    ledger.settle()
+    ledger.end_reading()
     ledger.close(child)
-    ledger.settle()
+    ledger.end_reading()
     ledger.count_cpu(parent, (0, 0), (0, 0))
-    ledger.settle()
+    ledger.end_reading()
     ledger.count_cpu(parent, (0, 0), (50_000, 0))
-    ledger.settle()
+    ledger.end_reading()
     assert ledger.counted[0] == 150_000
 
 
 def test_a_debt_passes_on_when_the_heir_vanishes_too() -> None:
-    ledger = Ledger()
-    root = Account(None)
-    middle = Account(root)
-    leaf = Account(middle)
+    ledger = CpuLedger()
+    root = ProcessAccount(None)
+    middle = ProcessAccount(root)
+    leaf = ProcessAccount(middle)
     for account, own in ((root, 10_000), (middle, 20_000), (leaf, 40_000)):
         ledger.count_cpu(account, (own, 0), (0, 0))
-    ledger.settle()
+    ledger.end_reading()
     ledger.count_cpu(root, (10_000, 0), (0, 0))
     ledger.count_cpu(middle, (20_000, 0), (0, 0))
     ledger.close(leaf)
-    ledger.settle()
+    ledger.end_reading()
     ledger.count_cpu(root, (10_000, 0), (70_000, 0))
     ledger.close(middle)
-    ledger.settle()
+    ledger.end_reading()
     assert ledger.counted[0] == 10_000 + 70_000
 
 
 def test_the_exact_total_of_what_we_waited_for_replaces_ticks() -> None:
-    ledger = Ledger()
-    root = Account(None)
+    ledger = CpuLedger()
+    root = ProcessAccount(None)
     ledger.count_cpu(root, (10_000, 0), (20_000, 10_000))
-    ledger.settle()
-    ledger.close_exactly(root, 38_765, 14_321, was_final=True)
+    ledger.end_reading()
+    ledger.close_with_rusage(root, 38_765, 14_321, was_final=True)
     assert ledger.counted[:2] == (38_765, 14_321)
 
 
 def test_an_exact_total_that_holds_a_vanished_child_counts_it_once() -> None:
-    ledger = Ledger()
-    root = Account(None)
-    child = Account(root)
+    ledger = CpuLedger()
+    root = ProcessAccount(None)
+    child = ProcessAccount(root)
     ledger.count_cpu(root, (0, 0), (0, 0))
     ledger.count_cpu(child, (50_000, 0), (0, 0))
-    ledger.settle()
+    ledger.end_reading()
     ledger.close(child)
-    ledger.settle()
-    ledger.close_exactly(root, 57_000, 0, was_final=False)
+    ledger.end_reading()
+    ledger.close_with_rusage(root, 57_000, 0, was_final=False)
     assert ledger.counted[0] == 57_000

@@ -9,7 +9,7 @@ from fakes.process_harness import Home, rows_of_file, rows_of_objects, wait_unti
 
 from sentinel_protocol.wire.sample import CSV_HEADER
 from sentinel_uploader.admin.status import read_status
-from sentinel_uploader.delivery.csv_batch import compress
+from sentinel_uploader.delivery.csv_batch import gzip_csv
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ INTERVAL_S = 0.1
 ROWS = 5
 QUICKLY: Mapping[str, float] = {
     "sentinel_collector.delivery.send_queue:SPILL_AFTER_S": 0.25,
-    "sentinel_collector.session:DURABLE_WAIT_S": 0.5,
+    "sentinel_collector.session:ACKNOWLEDGE_WAIT_S": 0.5,
 }
 
 
@@ -45,53 +45,59 @@ SCENES: dict[str, Scene] = {
         At("after", "sentinel_collector.reporting.csv_output:CsvOutput.write", ROWS), memory_rows=1
     ),
     "before-ack-is-taken-in": Scene(
-        At("before", "sentinel_collector.delivery.uploader_client:Link._acknowledged", ROWS), memory_rows=1
+        At("before", "sentinel_collector.delivery.uploader_client:UploaderClient._handle_ack", ROWS), memory_rows=1
     ),
     "after-ack-is-taken-in": Scene(
-        At("after", "sentinel_collector.delivery.uploader_client:Link._acknowledged", ROWS), memory_rows=1
+        At("after", "sentinel_collector.delivery.uploader_client:UploaderClient._handle_ack", ROWS), memory_rows=1
     ),
     "after-first-record": Scene(
-        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.append_rows"), uploader="away"
+        At("after", "sentinel_collector.delivery.overflow_file.file:OverflowFile.append_rows"), uploader="away"
     ),
     "after-spill": Scene(
-        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.append_rows", ROWS), uploader="away"
+        At("after", "sentinel_collector.delivery.overflow_file.file:OverflowFile.append_rows", ROWS), uploader="away"
     ),
     "after-rows-are-numbered": Scene(
-        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.write_base"),
+        At("after", "sentinel_collector.delivery.overflow_file.file:OverflowFile.write_seq_base"),
         uploader="back",
         memory_rows=1,
     ),
     "before-file-is-emptied": Scene(
-        At("before", "sentinel_collector.delivery.overflow_file.file:SpillFile.clear"), uploader="back", memory_rows=1
+        At("before", "sentinel_collector.delivery.overflow_file.file:OverflowFile.truncate"),
+        uploader="back",
+        memory_rows=1,
     ),
     "after-file-is-emptied": Scene(
-        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.clear"), uploader="back", memory_rows=1
+        At("after", "sentinel_collector.delivery.overflow_file.file:OverflowFile.truncate"),
+        uploader="back",
+        memory_rows=1,
     ),
     "before-finish": Scene(
-        At("before", "sentinel_collector.delivery.uploader_client:Link._send_finish"),
+        At("before", "sentinel_collector.delivery.uploader_client:UploaderClient._send_finish"),
         is_told_to_end=True,
         memory_rows=2,
     ),
     "after-finish": Scene(
-        At("after", "sentinel_collector.delivery.uploader_client:Link._send_finish"), is_told_to_end=True, memory_rows=2
+        At("after", "sentinel_collector.delivery.uploader_client:UploaderClient._send_finish"),
+        is_told_to_end=True,
+        memory_rows=2,
     ),
     "before-answer-to-finish": Scene(
-        At("before", "sentinel_collector.delivery.uploader_client:Link._acknowledged", given="finish"),
+        At("before", "sentinel_collector.delivery.uploader_client:UploaderClient._handle_ack", given="finish"),
         is_told_to_end=True,
     ),
     "before-run-is-over": Scene(
-        At("before", "sentinel_collector.delivery.uploader_client:Link._run_finished"), is_told_to_end=True
+        At("before", "sentinel_collector.delivery.uploader_client:UploaderClient._handle_finished"), is_told_to_end=True
     ),
     "before-file-is-removed": Scene(
-        At("before", "sentinel_collector.delivery.send_queue:Backlog.discard_file"), is_told_to_end=True
+        At("before", "sentinel_collector.delivery.send_queue:SendQueue.discard_file"), is_told_to_end=True
     ),
     "before-end-is-kept": Scene(
-        At("before", "sentinel_collector.delivery.overflow_file.file:SpillFile.write_finish"),
+        At("before", "sentinel_collector.delivery.overflow_file.file:OverflowFile.write_finish"),
         uploader="away",
         is_told_to_end=True,
     ),
     "after-end-is-kept": Scene(
-        At("after", "sentinel_collector.delivery.overflow_file.file:SpillFile.write_finish"),
+        At("after", "sentinel_collector.delivery.overflow_file.file:OverflowFile.write_finish"),
         uploader="away",
         is_told_to_end=True,
     ),
@@ -176,7 +182,7 @@ def as_objects(rows: Sequence[str], like: Sequence[bytes]) -> list[bytes]:
     for body in like:
         count = len(rows_of_objects([body]))
         lines = "".join(f"{row}\n" for row in rows[:count])
-        made.append(compress(CSV_HEADER + lines.encode()))
+        made.append(gzip_csv(CSV_HEADER + lines.encode()))
         rows = rows[count:]
     assert not rows
     return made

@@ -15,12 +15,12 @@ from fakes.process_harness import COLLECTOR, UPLOADER, Home, rows_of_file, wait_
 from fakes.web import free_port
 from rows import row
 
-from sentinel_collector.console import Level, Voice
+from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.delivery.failover import PROBE_S, Failover
-from sentinel_collector.delivery.zmq_client import Dealer
-from sentinel_collector.run_facts import RunFacts
-from sentinel_collector.run_key import ranked_addresses
+from sentinel_collector.delivery.failover import PROBE_TIMEOUT_S, Failover
+from sentinel_collector.delivery.zmq_client import ZmqClient
+from sentinel_collector.run_facts import RunDescription
+from sentinel_collector.run_key import rank_uploaders
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import Address, parse_address
 from sentinel_protocol.wire.messages import (
@@ -34,7 +34,7 @@ from sentinel_protocol.wire.messages import (
     decode_from_collector,
     encode,
 )
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 
 RUN_KEY = "moving"
 _M = TypeVar("_M", bound=CollectorMessage)
@@ -76,7 +76,7 @@ class Two:
     def __init__(self, home: Home, uploaders: list[Uploader]) -> None:
         self.home = home
         urls = {uploader.relay.url: uploader for uploader in uploaders}
-        ranking = ranked_addresses([parse_address(url, bind=False) for url in urls], RUN_KEY)
+        ranking = rank_uploaders([parse_address(url, bind=False) for url in urls], RUN_KEY)
         self.first, self.second = (urls[address.url] for address in ranking)
         self.flags = [word for url in sorted(urls) for word in ("--connect", url)]
 
@@ -169,29 +169,29 @@ def test_a_run_that_never_reached_its_uploader_begins_at_the_next(two: Two, tmp_
     assert two.rows_delivered() == rows_of_file(tmp_path / "rows.csv")
 
 
-def mute(state_dir: Path, incarnation: str, routers: Sequence[Router], clock: OffsetClock) -> Delivery:
+def mute(state_dir: Path, incarnation: str, routers: Sequence[ZmqServer], clock: OffsetClock) -> Delivery:
     """A collector's delivery to uploaders that say what the test says."""
     return Delivery(
         run_key=RUN_KEY,
         incarnation=incarnation,
         addresses=[parse_address(router.urls[0], bind=False) for router in routers],
-        agent=None,
+        local_uploader=None,
         state_dir=str(state_dir),
-        facts=RunFacts(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
+        description=RunDescription(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
         clock=clock,
-        voice=Voice(Level.QUIET),
+        console=Console(Verbosity.QUIET),
         on_welcome=lambda _: None,
         failover_after_s=5.0,
     )
 
 
-def heard(delivery: Delivery, router: Router, kind: type[_M]) -> tuple[bytes, _M]:
+def heard(delivery: Delivery, router: ZmqServer, kind: type[_M]) -> tuple[bytes, _M]:
     """Let the collector work until the uploader has heard such a message of it; also who has sent it."""
     found: list[tuple[bytes, _M]] = []
 
     def look() -> bool:
-        delivery.pump()
-        for arrival in router.receive(most=10, timeout_s=0.01)[0]:
+        delivery.poll()
+        for arrival in router.receive(limit=10, timeout_s=0.01)[0]:
             message = decode_from_collector(arrival.frame)
             if isinstance(message, kind):
                 found.append((arrival.identity, message))
@@ -207,7 +207,7 @@ def test_rows_that_were_sent_to_another_are_sent_nowhere_else_by_a_collector_tha
 ) -> None:
     clock = OffsetClock()
     address = parse_address("tcp://127.0.0.1:*", bind=True)
-    with Router([address]) as first, Router([address]) as second, contextlib.ExitStack() as stack:
+    with ZmqServer([address]) as first, ZmqServer([address]) as second, contextlib.ExitStack() as stack:
         delivery = mute(tmp_path / "state", "before", [first, second], clock)
         stack.callback(delivery.close, None)
         if known:
@@ -235,16 +235,16 @@ def test_rows_that_were_sent_to_another_are_sent_nowhere_else_by_a_collector_tha
         assert greeting.metadata == hello.metadata == ({"tags": {"continues": "run-1"}} if known else {})
 
 
-def answering(failover: Failover, router: Router, *, silent_s: float) -> tuple[Address, Dealer]:
+def answering(failover: Failover, router: ZmqServer, *, silent_s: float) -> tuple[Address, ZmqClient]:
     """Look, and let the other one answer, until there is an answer to be had."""
-    found: list[tuple[Address, Dealer]] = []
+    found: list[tuple[Address, ZmqClient]] = []
     clock = SystemClock()
 
     def look() -> bool:
-        answered = failover.look(clock.monotonic(), silent_s)
+        answered = failover.poll_alternative(clock.monotonic(), silent_s)
         if answered is not None:
             found.append(answered)
-        for arrival in router.receive(most=10, timeout_s=0.01)[0]:
+        for arrival in router.receive(limit=10, timeout_s=0.01)[0]:
             router.send(arrival.identity, encode(Reject(RejectCode.HELLO_FIRST)))
         return bool(found)
 
@@ -254,28 +254,28 @@ def answering(failover: Failover, router: Router, *, silent_s: float) -> tuple[A
 
 def test_another_is_taken_only_when_it_answers() -> None:
     nowhere = [parse_address(f"tcp://127.0.0.1:{free_port()}", bind=False) for _ in range(2)]
-    with Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
+    with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
         there = parse_address(router.urls[0], bind=False)
         failover = Failover([nowhere[0], nowhere[1], there], {}, after_s=5.0)
-        assert failover.look(0.0, 4.9) is None
-        assert failover.look(1.0, 5.0) is None
-        assert failover.address == nowhere[0]
+        assert failover.poll_alternative(0.0, 4.9) is None
+        assert failover.poll_alternative(1.0, 5.0) is None
+        assert failover.current == nowhere[0]
         # The one between does not answer in its time; then the next is asked.
-        assert failover.look(1.0 + PROBE_S, 15.0) is None
-        answered, dealer = answering(failover, router, silent_s=15.0)
-        dealer.close()
-        assert (answered, failover.address) == (there, nowhere[0])
-        failover.move_to(answered)
-        assert failover.address == there
-        failover.keep_to(nowhere[1].url)
-        assert failover.address == nowhere[1]
-        failover.keep_to("tcp://elsewhere:1")
-        assert failover.address == nowhere[1]
+        assert failover.poll_alternative(1.0 + PROBE_TIMEOUT_S, 15.0) is None
+        answered, transport = answering(failover, router, silent_s=15.0)
+        transport.close()
+        assert (answered, failover.current) == (there, nowhere[0])
+        failover.switch_to(answered)
+        assert failover.current == there
+        failover.pin(nowhere[1].url)
+        assert failover.current == nowhere[1]
+        failover.pin("tcp://elsewhere:1")
+        assert failover.current == nowhere[1]
         failover.close()
 
 
 def test_one_uploader_is_kept_to_whatever_happens() -> None:
     address = parse_address(f"tcp://127.0.0.1:{free_port()}", bind=False)
     failover = Failover([address], {}, after_s=1.0)
-    assert failover.look(0.0, 1e6) is None
+    assert failover.poll_alternative(0.0, 1e6) is None
     failover.close()

@@ -27,9 +27,9 @@ from fakes.small_disk import SmallDisk
 from msgspec import convert, structs
 from rows import FIRST_TIMESTAMP
 
-from sentinel_collector.console import Level, Voice
+from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.run_facts import RunFacts
+from sentinel_collector.run_facts import RunDescription
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows, decode_sample, encode_sample
 from sentinel_uploader.admin.status import read_status
@@ -105,11 +105,11 @@ def recorded_for_a_day(home: Home, key: str) -> None:
         run_key=key,
         incarnation="yesterday",
         addresses=[parse_address(home.address, bind=False)],
-        agent=None,
+        local_uploader=None,
         state_dir=str(home.state / "collector"),
-        facts=RunFacts(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
+        description=RunDescription(interval_s=1.0, metadata={}, host={}, cloud={}, cloud_pending=False),
         clock=clock,
-        voice=Voice(Level.QUIET),
+        console=Console(Verbosity.QUIET),
         on_welcome=lambda _: None,
     )
     before = 0
@@ -120,8 +120,8 @@ def recorded_for_a_day(home: Home, key: str) -> None:
             before = own_kib()
     assert own_kib() - before < GROWTH_KIB
     assert delivery.undelivered_rows == DAY_ROWS
-    delivery._backlog.close()  # a kill: nothing is said
-    delivery._dealer.close()
+    delivery._queue.close()  # a kill: nothing is said
+    delivery._transport.close()
 
 
 def own_kib() -> int:

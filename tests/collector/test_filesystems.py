@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 from locations import SOURCE_PATH
 
-from sentinel_collector.sensors.linux.filesystems import Mount, StorageSensor, block_types, parse_mountinfo, real_mounts
+from sentinel_collector.sensors.linux.filesystems import (
+    FilesystemSensor,
+    Mount,
+    block_types,
+    parse_mountinfo,
+    real_mounts,
+)
 
 BLOCK = frozenset({"ext4", "xfs", "btrfs", "vfat", "squashfs", "iso9660"})
 
@@ -75,7 +81,7 @@ def device_of(path: Path) -> str:
 
 def space_of(proc: Path, *lines: str) -> tuple[int, int, int] | None:
     (proc / "self/mountinfo").write_text("".join(f"{line}\n" for line in lines))
-    sensor = StorageSensor(proc=str(proc))
+    sensor = FilesystemSensor(proc=str(proc))
     try:
         return sensor.read()
     finally:
@@ -126,7 +132,7 @@ def test_a_mount_that_is_covered_or_gone_is_left_out(proc: Path) -> None:
 
 
 def test_a_machine_without_a_list_of_mounts_has_no_figure(tmp_path: Path) -> None:
-    sensor = StorageSensor(proc=str(tmp_path))
+    sensor = FilesystemSensor(proc=str(tmp_path))
     assert sensor.read() is None
     sensor.close()
     assert "ext4" in block_types(str(tmp_path))
@@ -134,7 +140,7 @@ def test_a_machine_without_a_list_of_mounts_has_no_figure(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/mountinfo"), reason="needs Linux' /proc")
 def test_this_machines_root_is_part_of_the_sum() -> None:
-    sensor = StorageSensor(proc="/proc")
+    sensor = FilesystemSensor(proc="/proc")
     found = sensor.read()
     sensor.close()
     if found is not None:
@@ -153,9 +159,9 @@ def test_a_mount_that_comes_or_goes_is_noticed(tmp_path: Path) -> None:
         pytest.skip("needs a mount name space of its own")
     code = """
 import os, subprocess, sys
-from sentinel_collector.sensors.linux.filesystems import StorageSensor
+from sentinel_collector.sensors.linux.filesystems import FilesystemSensor
 base = sys.argv[1]
-sensor = StorageSensor(proc="/proc")
+sensor = FilesystemSensor(proc="/proc")
 def total():
     found = sensor.read()
     return found.total if found else 0

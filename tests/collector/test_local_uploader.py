@@ -10,7 +10,7 @@ import psutil
 import pytest
 from fakes.process_harness import COLLECTOR, DEADLINE_S, UPLOADER, Home, wait_until
 
-from sentinel_collector.delivery.local_uploader import AgentStarter
+from sentinel_collector.delivery.local_uploader import LocalUploaderSupervisor
 from sentinel_protocol.common.local_uploader import LocalUploaderPaths, local_uploader_paths
 
 
@@ -26,12 +26,14 @@ class Starter:
         self.place = place
         self.warnings: list[str] = []
         self.started: list[int] = []
-        self.agent = AgentStarter(place, environ=home.environ, warn=self.warnings.append, started=self.started.append)
+        self.agent = LocalUploaderSupervisor(
+            place, environ=home.environ, warn=self.warnings.append, on_started=self.started.append
+        )
         self.now = 1000.0
 
     def ensure(self, later_s: float = 0.0) -> None:
         self.now += later_s
-        self.agent.ensure(self.now)
+        self.agent.ensure_running(self.now)
 
     def close(self) -> None:
         for pid in self.started:
@@ -133,10 +135,10 @@ def test_what_an_earlier_agent_said_is_not_put_into_the_mouth_of_this_one(
     broken = Home(home.directory, home.runtime, {})
     broken.environ["SENTINEL_SPOOL_MAX"] = "nonsense"
     starter = Starter(broken, place)
-    assert starter.agent.last_words() == ""
+    assert starter.agent.last_log_line() == ""
     starter.ensure()
     wait_until(lambda: all(is_over(pid) for pid in starter.started), "the agent ends")
-    assert "nonsense" in starter.agent.last_words()
+    assert "nonsense" in starter.agent.last_log_line()
     assert log.read_text().startswith("the one before has failed\n")
     starter.close()
 
@@ -160,7 +162,7 @@ def test_an_agent_that_ends_at_once_is_tried_again_with_pauses(home: Home, place
         starter.ensure(1.0)
         wait_until(lambda: all(is_over(pid) for pid in starter.started), "the agent ends")
     assert 4 <= len(starter.started) <= 8
-    assert "nonsense" in starter.agent.last_words()
+    assert "nonsense" in starter.agent.last_log_line()
     starter.close()
 
 

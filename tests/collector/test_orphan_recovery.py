@@ -18,14 +18,14 @@ from fakes.process_harness import COLLECTOR, DEADLINE_S, UPLOADER, Home, rows_of
 from fakes.web import free_port
 from rows import row
 
-from sentinel_collector.console import Level, Voice
-from sentinel_collector.delivery.delivery import TOUCH_S, Delivery
-from sentinel_collector.delivery.orphan_recovery import Leftovers
-from sentinel_collector.delivery.overflow_file.file import SpillFile, SpillInUseError
+from sentinel_collector.console import Console, Verbosity
+from sentinel_collector.delivery.delivery import TOUCH_INTERVAL_S, Delivery
+from sentinel_collector.delivery.orphan_recovery import OrphanRecovery
+from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
 from sentinel_collector.delivery.overflow_file.format import MAGIC
-from sentinel_collector.delivery.overflow_file.header import SpillError, SpillHead
-from sentinel_collector.delivery.state_dir import keep_rows, open_run_file
-from sentinel_collector.run_facts import RunFacts
+from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.delivery.state_dir import open_run_file, save_undeliverable_rows
+from sentinel_collector.run_facts import RunDescription
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import Finish, Hello, encode
@@ -35,11 +35,11 @@ FINISH = Finish(0, 0, "finished", 1.0)
 HOUR_S = 3600.0
 
 
-class Told(Voice):
+class Told(Console):
     """Remembers what was said."""
 
     def __init__(self) -> None:
-        super().__init__(Level.VERBOSE)
+        super().__init__(Verbosity.VERBOSE)
         self.lines: list[str] = []
 
     def _write(self, text: str) -> None:
@@ -74,11 +74,13 @@ class State:
             run_key=key,
             incarnation=incarnation,
             addresses=[self.address],
-            agent=None,
+            local_uploader=None,
             state_dir=str(self.directory),
-            facts=RunFacts(interval_s=1.0, metadata={"job_name": key}, host={}, cloud={}, cloud_pending=False),
+            description=RunDescription(
+                interval_s=1.0, metadata={"job_name": key}, host={}, cloud={}, cloud_pending=False
+            ),
             clock=clock or SystemClock(),
-            voice=self.told,
+            console=self.told,
             on_welcome=lambda _: None,
         )
 
@@ -98,9 +100,9 @@ class State:
         self, *, age_s: float = HOUR_S, timeout_s: float = DEADLINE_S, clock_type: type[OffsetClock] = OffsetClock
     ) -> None:
         clock = clock_type(wall_s=age_s)
-        leftovers = Leftovers(state_dir=str(self.directory), clock=clock, voice=self.told, insecure=False)
-        leftovers.start(None)
-        leftovers.finish(timeout_s)
+        recovery = OrphanRecovery(state_dir=str(self.directory), clock=clock, console=self.told, insecure=False)
+        recovery.start(None)
+        recovery.finish(timeout_s)
 
     def files(self) -> list[str]:
         return sorted(path.name for path in self.directory.iterdir() if path.suffix == ".rows")
@@ -119,7 +121,7 @@ def lines(first: int, last: int) -> list[str]:
 
 
 def _delivers() -> bool:
-    return any(thread.name == "leftovers" for thread in threading.enumerate())
+    return any(thread.name == "orphan-recovery" for thread in threading.enumerate())
 
 
 def finished_runs(home: Home) -> list[dict[str, Any]]:
@@ -178,11 +180,13 @@ def test_rows_of_a_run_that_was_closed_meanwhile_are_kept_in_a_named_file(home: 
     state.deliver()
     wait_until(lambda: finished_runs(home), "the run has ended")
     # Another collector of that run had sent rows 1 to 8 when it was killed; five of them are part of the run.
-    spill = open_run_file(str(state.directory), "night")
+    overflow = open_run_file(str(state.directory), "night")
     hello = encode(Hello(1, "night", "another", 1.0))
-    spill.write_head(SpillHead(run_key="night", incarnation="another", destination=home.address, hello=hello))
-    spill.append_rows([row(number) for number in range(1, 9)], 1)
-    spill.close()
+    overflow.write_header(
+        OverflowHeader(run_key="night", incarnation="another", uploader_url=home.address, hello=hello)
+    )
+    overflow.append_rows([row(number) for number in range(1, 9)], 1)
+    overflow.close()
     state.deliver()
     (kept,) = state.kept()
     assert kept.name == "night-another.csv"
@@ -201,11 +205,11 @@ def test_a_killed_collector_s_file_is_left_to_whoever_continues_its_run_for_a_wh
     assert [run["rows_waiting"] for run in home.status("--spool", str(home.directory / "spool"))] == [4]
     # The rows are gone from the file; that there was a run stays, for whoever continues it.
     assert state.files() == [path.name]
-    spill = SpillFile.open(str(path))
-    assert (spill.numbered_rows, spill.unnumbered_rows, spill.head is not None) == (0, 0, True)
-    spill.close()
+    overflow = OverflowFile.open(str(path))
+    assert (overflow.numbered_rows, overflow.unnumbered_rows, overflow.header is not None) == (0, 0, True)
+    overflow.close()
     continued = state.delivery("killed", incarnation="again")
-    assert continued.continued
+    assert continued.is_resumed
     continued.add(row(5))
     ended(continued)
     (run,) = wait_until(lambda: finished_runs(home), "the run is delivered")
@@ -215,14 +219,14 @@ def test_a_killed_collector_s_file_is_left_to_whoever_continues_its_run_for_a_wh
 def test_a_file_that_came_later_is_delivered_by_the_next_look(home: Home, state: State) -> None:
     home.start_uploader("--target", str(home.runs))
     clock = OffsetClock(wall_s=HOUR_S)
-    leftovers = Leftovers(state_dir=str(state.directory), clock=clock, voice=state.told, insecure=False)
-    leftovers.start(None)
+    recovery = OrphanRecovery(state_dir=str(state.directory), clock=clock, console=state.told, insecure=False)
+    recovery.start(None)
     for key in ("first", "second"):
         state.left(key, 3)
         wait_until(lambda: not _delivers(), "the look before is over")
-        leftovers.start(None)
+        recovery.start(None)
         wait_until(lambda: state.files() == [], "the file is delivered")
-    leftovers.finish(DEADLINE_S)
+    recovery.finish(DEADLINE_S)
 
 
 def test_a_living_collectors_file_never_looks_abandoned(state: State) -> None:
@@ -230,10 +234,10 @@ def test_a_living_collectors_file_never_looks_abandoned(state: State) -> None:
     delivery = state.delivery("long", clock=clock)
     assert delivery.path is not None
     os.utime(delivery.path, (1.0, 1.0))
-    delivery.pump()
+    delivery.poll()
     assert os.stat(delivery.path).st_mtime == 1.0
-    clock.monotonic_s += TOUCH_S
-    delivery.pump()
+    clock.monotonic_s += TOUCH_INTERVAL_S
+    delivery.poll()
     assert os.stat(delivery.path).st_mtime > 1.0
     delivery.close(FINISH)
 
@@ -248,12 +252,12 @@ def test_a_file_without_rows_is_left_alone_until_it_is_old(state: State) -> None
 
 @pytest.mark.parametrize("content", [b"", MAGIC[:3], MAGIC])
 def test_a_file_of_no_run_goes_when_it_is_some_minutes_old_and_nobody_has_it(state: State, content: bytes) -> None:
-    spill = open_run_file(str(state.directory), "nameless")
-    path = Path(spill.path)
+    overflow = open_run_file(str(state.directory), "nameless")
+    path = Path(overflow.path)
     path.write_bytes(content)
     state.deliver(age_s=HOUR_S)
     assert path.exists(), "its collector lives"
-    spill.close()
+    overflow.close()
     state.deliver(age_s=300.0)
     assert path.exists(), "it may have been made just now"
     path.write_bytes(content)
@@ -342,7 +346,9 @@ def test_rows_beyond_this_machine_are_not_sent_without_keys(home: Home, state: S
 
 def test_kept_files_are_whole_named_and_never_replaced(tmp_path: Path) -> None:
     key = "a/b é" + "x" * 300
-    paths = [keep_rows(str(tmp_path), key, "0123456789abcdef", [row(1), row(number)]) for number in (2, 3)]
+    paths = [
+        save_undeliverable_rows(str(tmp_path), key, "0123456789abcdef", [row(1), row(number)]) for number in (2, 3)
+    ]
     assert len(set(paths)) == 2
     for path, number in zip(paths, (2, 3), strict=True):
         assert os.path.basename(path).startswith("a_b__xxx")
@@ -353,8 +359,8 @@ def test_kept_files_are_whole_named_and_never_replaced(tmp_path: Path) -> None:
 
 
 def test_a_row_that_is_none_leaves_no_half_file(tmp_path: Path) -> None:
-    with pytest.raises(SpillError):
-        keep_rows(str(tmp_path), "key", "x", [row(1), b"\x91\xa1x"])
+    with pytest.raises(OverflowFileError):
+        save_undeliverable_rows(str(tmp_path), "key", "x", [row(1), b"\x91\xa1x"])
     assert list((tmp_path / "kept").iterdir()) == []
 
 
@@ -375,7 +381,7 @@ def pumped(delivery: Delivery, happened: Callable[[], Any], what: str) -> None:
 def ended(delivery: Delivery) -> None:
     """End the run as its collector does, with all of it at the uploader."""
     delivery.finish(FINISH)
-    pumped(delivery, lambda: delivery.is_durable, "the end is acknowledged")
+    pumped(delivery, lambda: delivery.is_acknowledged, "the end is acknowledged")
     delivery.close(FINISH)
 
 
@@ -415,10 +421,10 @@ def test_a_run_that_a_person_discards_goes_on_as_another_also_after_a_kill(home:
     other = delivery.run_key
     # A kill: nothing is said, the file stays; whoever comes for the same job goes on with the other run.
     path = delivery.path
-    delivery._backlog.close()
-    delivery._dealer.close()
+    delivery._queue.close()
+    delivery._transport.close()
     again = state.delivery("daily", incarnation="again")
-    assert (again.run_key, again.path, again.continued) == (other, path, True)
+    assert (again.run_key, again.path, again.is_resumed) == (other, path, True)
     again.add(row(3))
     ended(again)
     (run,) = wait_until(lambda: finished_runs(home), "the other run is delivered")
@@ -430,16 +436,16 @@ def test_a_run_that_waits_to_be_delivered_is_not_continued(state: State) -> None
     path = state.left("nightly", 2)
     delivery = state.delivery("nightly")
     assert delivery.run_key.startswith("nightly~")
-    assert (delivery.continued, delivery.last_row) == (False, None)
+    assert (delivery.is_resumed, delivery.last_row) == (False, None)
     delivery.close(FINISH)
     assert len(state.files()) == 2
-    spill = SpillFile.open(str(path))
-    assert (spill.unnumbered_rows, spill.finish) == (2, FINISH)
-    spill.close()
+    overflow = OverflowFile.open(str(path))
+    assert (overflow.unnumbered_rows, overflow.finish) == (2, FINISH)
+    overflow.close()
 
 
 def test_a_run_whose_end_somebody_delivers_at_this_moment_is_not_continued(home: Home, state: State) -> None:
-    under_way = SpillFile.open(str(state.left("nightly", 2)))
+    under_way = OverflowFile.open(str(state.left("nightly", 2)))
     home.start_uploader("--target", str(home.runs))
     delivery = state.delivery("nightly")
     delivery.add(row(3))
@@ -455,18 +461,18 @@ def test_a_run_whose_end_somebody_delivers_at_this_moment_is_not_continued(home:
 def test_a_killed_run_whose_rows_somebody_tries_to_deliver_is_continued_with_them(home: Home, state: State) -> None:
     path = state.left("key", 3, finish=None)
     # Nobody answers yet: it goes on trying, and holds the file meanwhile.
-    leftovers = Leftovers(
-        state_dir=str(state.directory), clock=OffsetClock(wall_s=HOUR_S), voice=state.told, insecure=False
+    recovery = OrphanRecovery(
+        state_dir=str(state.directory), clock=OffsetClock(wall_s=HOUR_S), console=state.told, insecure=False
     )
-    leftovers.start(None)
+    recovery.start(None)
     wait_until(lambda: is_held(path), "the file is being delivered")
     delivery = state.delivery("key", incarnation="again")
-    assert (delivery.continued, delivery.path, delivery.last_row) == (True, str(path), row(3))
+    assert (delivery.is_resumed, delivery.path, delivery.last_row) == (True, str(path), row(3))
     assert state.files() == [path.name]
     home.start_uploader("--target", str(home.runs))
     delivery.add(row(4))
     ended(delivery)
-    leftovers.finish(DEADLINE_S)
+    recovery.finish(DEADLINE_S)
     (run,) = wait_until(lambda: finished_runs(home), "the run is delivered")
     assert home.local_rows(run) == lines(1, 4)
     assert not state.kept()
@@ -475,7 +481,7 @@ def test_a_killed_run_whose_rows_somebody_tries_to_deliver_is_continued_with_the
 def test_a_run_whose_collector_lives_is_continued_beside_it(state: State) -> None:
     older = state.delivery("key")
     newer = state.delivery("key", incarnation="newer")
-    assert newer.continued
+    assert newer.is_resumed
     assert newer.path != older.path
     newer.close(None)
     older.close(None)
@@ -483,8 +489,8 @@ def test_a_run_whose_collector_lives_is_continued_beside_it(state: State) -> Non
 
 def is_held(path: Path) -> bool:
     try:
-        SpillFile.open(str(path)).close()
-    except SpillInUseError:
+        OverflowFile.open(str(path)).close()
+    except OverflowFileInUseError:
         return True
     return False
 
@@ -528,7 +534,7 @@ def test_without_a_place_for_files_rows_are_delivered_from_memory(home: Home, st
     assert state.told.has("keeping them in memory")
     delivery.add(row(1))
     clock.monotonic_s += 60.0
-    delivery.pump()
+    delivery.poll()
     assert sum("in memory" in line for line in state.told.lines) == 1, state.told.lines
     ended(delivery)
     (run,) = wait_until(lambda: finished_runs(home), "the run is delivered")
@@ -565,8 +571,8 @@ def test_an_end_waits_for_an_uploader_that_may_answer_and_not_where_nobody_liste
     empty_bytes = path.stat().st_size
 
     def can_leave() -> bool:
-        delivery.pump()
-        return delivery.can_leave()
+        delivery.poll()
+        return delivery.can_exit_early()
 
     try:
         wait_until(can_leave, "nobody listens")
@@ -587,12 +593,12 @@ def test_an_end_waits_for_whom_it_can_where_rows_cannot_be_written(home: Home) -
     delivery.add(row(1))
 
     def finds_nobody() -> bool:
-        delivery.pump()
-        return delivery._dealer.finds_nobody
+        delivery.poll()
+        return delivery._transport.is_unreachable
 
     try:
         wait_until(finds_nobody, "nobody listens")
-        assert not delivery.can_leave()
+        assert not delivery.can_exit_early()
     finally:
         delivery.close(FINISH)
 

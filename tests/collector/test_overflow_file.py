@@ -15,23 +15,23 @@ from hypothesis import strategies as st
 from locations import TESTS
 from rows import numbers, row, timestamps
 
-from sentinel_collector.delivery.overflow_file.file import Position, SpillFile, SpillInUseError
-from sentinel_collector.delivery.overflow_file.header import SpillError, SpillHead
+from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError, Position
+from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
 from sentinel_protocol.wire.messages import Finish
 
-HEAD = SpillHead(run_key="key", incarnation="one", destination="ipc:///nowhere", hello=b"hello")
+HEAD = OverflowHeader(run_key="key", incarnation="one", uploader_url="ipc:///nowhere", hello=b"hello")
 FINISH = Finish(0, 0, "finished", 1.0)
 
 
-def held(spill: SpillFile) -> list[bytes]:
-    count = spill.numbered_rows + spill.unnumbered_rows
-    rows = [one for one, _ in spill.rows_from(spill.start)]
+def held(overflow: OverflowFile) -> list[bytes]:
+    count = overflow.numbered_rows + overflow.unnumbered_rows
+    rows = [one for one, _ in overflow.rows_from(overflow.start)]
     assert len(rows) == count
     return rows
 
 
-def reopened(path: Path) -> SpillFile:
-    return SpillFile.open(str(path))
+def reopened(path: Path) -> OverflowFile:
+    return OverflowFile.open(str(path))
 
 
 @pytest.fixture
@@ -40,15 +40,15 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_rows_and_their_numbers_are_read_back(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
-    spill.write_head(HEAD)
-    spill.append_rows([row(1), row(2)], 0)
-    spill.write_base(11, start=spill.start)
-    spill.append_rows([row(3)], 13)
-    spill.write_finish(FINISH)
-    spill.close()
+    overflow = OverflowFile.open(str(path), create=True)
+    overflow.write_header(HEAD)
+    overflow.append_rows([row(1), row(2)], 0)
+    overflow.write_seq_base(11, start=overflow.start)
+    overflow.append_rows([row(3)], 13)
+    overflow.write_finish(FINISH)
+    overflow.close()
     again = reopened(path)
-    assert (again.head, again.finish, again.last_row) == (HEAD, FINISH, row(3))
+    assert (again.header, again.finish, again.last_row) == (HEAD, FINISH, row(3))
     assert (again.first_seq, again.numbered_rows, again.unnumbered_rows) == (11, 3, 0)
     assert numbers(held(again)) == [1, 2, 3]
     assert path.stat().st_mode & 0o777 == 0o600
@@ -56,11 +56,11 @@ def test_rows_and_their_numbers_are_read_back(path: Path) -> None:
 
 
 def test_a_base_that_does_not_follow_means_that_the_rows_before_were_durable(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
-    spill.append_rows([row(1), row(2)], 5)
-    spill.append_rows([row(3), row(4)], 0)
-    spill.write_base(20, start=spill.advance(spill.start, 0))
-    spill.close()
+    overflow = OverflowFile.open(str(path), create=True)
+    overflow.append_rows([row(1), row(2)], 5)
+    overflow.append_rows([row(3), row(4)], 0)
+    overflow.write_seq_base(20, start=overflow.advance(overflow.start, 0))
+    overflow.close()
     again = reopened(path)
     assert (again.first_seq, again.numbered_rows) == (20, 2)
     assert numbers(held(again)) == [3, 4]
@@ -68,18 +68,18 @@ def test_a_base_that_does_not_follow_means_that_the_rows_before_were_durable(pat
 
 
 def test_rows_that_go_into_another_run_lose_their_numbers_in_one_record(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
-    spill.write_head(HEAD)
-    spill.append_rows([row(1), row(2), row(3)], 5)
-    spill.append_rows([row(4)], 8)
-    other = SpillHead(run_key="other", incarnation="one", destination="", hello=b"")
-    spill.write_anew(other, spill.advance(spill.start, 2))
-    spill.close()
+    overflow = OverflowFile.open(str(path), create=True)
+    overflow.write_header(HEAD)
+    overflow.append_rows([row(1), row(2), row(3)], 5)
+    overflow.append_rows([row(4)], 8)
+    other = OverflowHeader(run_key="other", incarnation="one", uploader_url="", hello=b"")
+    overflow.write_reset(other, overflow.advance(overflow.start, 2))
+    overflow.close()
     again = reopened(path)
-    assert again.head == other
+    assert again.header == other
     assert (again.numbered_rows, again.unnumbered_rows) == (0, 2)
     assert numbers(held(again)) == [3, 4]
-    again.write_base(1, start=again.start)
+    again.write_seq_base(1, start=again.start)
     again.append_rows([row(5)], 3)
     again.close()
     third = reopened(path)
@@ -89,35 +89,35 @@ def test_rows_that_go_into_another_run_lose_their_numbers_in_one_record(path: Pa
 
 
 def test_a_shift_is_remembered_and_applies_to_its_rows_alone(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
-    spill.append_rows([row(1, timestamp=10.0)], 1)
-    spill.append_rows([row(2, timestamp=5.0), row(3, timestamp=6.5)], 0)
-    spill.write_base(2, start=spill.advance(Position(8, 0), 1), shift_ms=5001)
-    spill.append_rows([row(4, timestamp=12.0)], 4)
-    assert timestamps([one for one, _ in spill.rows_from(Position(8, 0))]) == [10.0, 10.001, 11.501, 12.0]
-    spill.close()
+    overflow = OverflowFile.open(str(path), create=True)
+    overflow.append_rows([row(1, timestamp=10.0)], 1)
+    overflow.append_rows([row(2, timestamp=5.0), row(3, timestamp=6.5)], 0)
+    overflow.write_seq_base(2, start=overflow.advance(Position(8, 0), 1), shift_ms=5001)
+    overflow.append_rows([row(4, timestamp=12.0)], 4)
+    assert timestamps([one for one, _ in overflow.rows_from(Position(8, 0))]) == [10.0, 10.001, 11.501, 12.0]
+    overflow.close()
     again = reopened(path)
     assert timestamps(held(again)) == [10.0, 10.001, 11.501, 12.0]
     again.close()
 
 
 def test_the_newest_row_is_shifted_as_well(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
-    spill.append_rows([row(2, timestamp=5.0)], 0)
-    spill.write_base(2, start=Position(8, 0), shift_ms=5001)
-    spill.close()
+    overflow = OverflowFile.open(str(path), create=True)
+    overflow.append_rows([row(2, timestamp=5.0)], 0)
+    overflow.write_seq_base(2, start=Position(8, 0), shift_ms=5001)
+    overflow.close()
     again = reopened(path)
     assert again.last_row == row(2, timestamp=10.001)
     again.close()
 
 
 def test_clearing_keeps_an_end_that_is_not_delivered(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
-    spill.write_head(HEAD)
-    spill.append_rows([row(1)], 1)
-    spill.write_finish(FINISH)
-    spill.clear(HEAD)
-    spill.close()
+    overflow = OverflowFile.open(str(path), create=True)
+    overflow.write_header(HEAD)
+    overflow.append_rows([row(1)], 1)
+    overflow.write_finish(FINISH)
+    overflow.truncate(HEAD)
+    overflow.close()
     again = reopened(path)
     assert again.finish == FINISH
     again.close()
@@ -125,17 +125,17 @@ def test_clearing_keeps_an_end_that_is_not_delivered(path: Path) -> None:
 
 CLEARS_AND_DIES = """
 import os, signal, sys
-from sentinel_collector.delivery.overflow_file.file import SpillFile
-from sentinel_collector.delivery.overflow_file.header import SpillHead
+from sentinel_collector.delivery.overflow_file.file import OverflowFile
+from sentinel_collector.delivery.overflow_file.header import OverflowHeader
 _, path, call, when, run_key = sys.argv
-spill = SpillFile.open(path)
+overflow = OverflowFile.open(path)
 real = getattr(os, call)
 def dying(*arguments):
     if when == "after":
         real(*arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 setattr(os, call, dying)
-spill.clear(SpillHead(run_key=run_key, incarnation="one", destination="ipc:///nowhere", hello=b"hello"))
+overflow.truncate(OverflowHeader(run_key=run_key, incarnation="one", uploader_url="ipc:///nowhere", hello=b"hello"))
 """
 
 
@@ -146,15 +146,15 @@ spill.clear(SpillHead(run_key=run_key, incarnation="one", destination="ipc:///no
 def test_a_file_whose_owner_is_killed_while_it_is_emptied_says_whose_it_is(
     path: Path, call: str, run_key: str, when: str
 ) -> None:
-    spill = SpillFile.open(str(path), create=True)
-    spill.write_head(HEAD)
-    spill.append_rows([row(1), row(2)], 1)
-    spill.close()
+    overflow = OverflowFile.open(str(path), create=True)
+    overflow.write_header(HEAD)
+    overflow.append_rows([row(1), row(2)], 1)
+    overflow.close()
     done = subprocess.run([sys.executable, "-c", CLEARS_AND_DIES, str(path), call, when, run_key], check=False)
     assert done.returncode == -signal.SIGKILL
     again = reopened(path)
-    assert again.head is not None
-    assert (again.head.run_key, numbers(held(again))) == ((run_key, []) if when == "after" else ("key", [1, 2]))
+    assert again.header is not None
+    assert (again.header.run_key, numbers(held(again))) == ((run_key, []) if when == "after" else ("key", [1, 2]))
     again.append_rows([row(3)], 3)
     assert list(path.parent.iterdir()) == [path]
     again.close()
@@ -164,33 +164,33 @@ def test_a_file_whose_owner_is_killed_while_it_is_emptied_says_whose_it_is(
 
 
 def test_a_file_that_another_takes_the_place_of_stays_in_use(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
-    spill.write_head(HEAD)
-    spill.append_rows([row(1)], 1)
-    spill.clear(SpillHead(run_key="another", incarnation="one", destination="", hello=b""))
-    with pytest.raises(SpillInUseError):
-        SpillFile.open(str(path))
-    spill.close()
+    overflow = OverflowFile.open(str(path), create=True)
+    overflow.write_header(HEAD)
+    overflow.append_rows([row(1)], 1)
+    overflow.truncate(OverflowHeader(run_key="another", incarnation="one", uploader_url="", hello=b""))
+    with pytest.raises(OverflowFileInUseError):
+        OverflowFile.open(str(path))
+    overflow.close()
     reopened(path).close()
 
 
 def test_a_file_in_use_is_refused_to_another_process(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
+    overflow = OverflowFile.open(str(path), create=True)
     script = (
-        "import sys\nfrom sentinel_collector.delivery.overflow_file.file import SpillFile, SpillInUseError\n"
-        "try: SpillFile.open(sys.argv[1])\nexcept SpillInUseError: print('in use')\n"
+        "import sys\nfrom sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError\n"
+        "try: OverflowFile.open(sys.argv[1])\nexcept OverflowFileInUseError: print('in use')\n"
     )
     refused = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
     assert refused.stdout == "in use\n", refused.stderr
-    with pytest.raises(SpillInUseError):
+    with pytest.raises(OverflowFileInUseError):
         reopened(path)
-    spill.close()
+    overflow.close()
     reopened(path).close()
 
 
 def test_a_foreign_file_is_refused_and_left_as_it_is(path: Path) -> None:
     path.write_bytes(b"SSPILL2\nfrom the future")
-    with pytest.raises(SpillError, match="not a file of undelivered samples"):
+    with pytest.raises(OverflowFileError, match="not a file of undelivered samples"):
         reopened(path)
     assert path.read_bytes() == b"SSPILL2\nfrom the future"
 
@@ -202,13 +202,13 @@ def _limited(size: int) -> Callable[[], None]:
 def test_a_full_disk_leaves_the_file_intact(path: Path) -> None:
     """A process whose files may not grow beyond 3000 bytes writes until it fails, then once more."""
     script = (
-        "import sys\nfrom sentinel_collector.delivery.overflow_file.file import SpillFile\nfrom rows import row\n"
-        "spill = SpillFile.open(sys.argv[1], create=True)\n"
+        "import sys\nfrom sentinel_collector.delivery.overflow_file.file import OverflowFile\nfrom rows import row\n"
+        "overflow = OverflowFile.open(sys.argv[1], create=True)\n"
         "for attempt in range(2):\n"
         "    try:\n"
-        "        while True: spill.append_rows([row(1)] * 10, 0)\n"
+        "        while True: overflow.append_rows([row(1)] * 10, 0)\n"
         "    except OSError as error: print(type(error).__name__)\n"
-        "for _ in range(3): spill.append_rows([row(2)], 0)\n"
+        "for _ in range(3): overflow.append_rows([row(2)], 0)\n"
         "print('fits')\n"
     )
     environ = os.environ | {"PYTHONPATH": str(TESTS)}
@@ -221,19 +221,19 @@ def test_a_full_disk_leaves_the_file_intact(path: Path) -> None:
         preexec_fn=_limited(3000),
     )
     assert done.stdout.splitlines()[:2] == ["OSError", "OSError"], done.stderr
-    spill = reopened(path)
-    count = spill.unnumbered_rows
+    overflow = reopened(path)
+    count = overflow.unnumbered_rows
     assert count >= 10
-    assert set(numbers(held(spill))) <= {1, 2}
-    assert spill.set_aside is None
-    spill.close()
+    assert set(numbers(held(overflow))) <= {1, 2}
+    assert overflow.quarantined_path is None
+    overflow.close()
 
 
 @pytest.mark.parametrize("room", [0, 5])
 def test_a_full_disk_leaves_no_file_that_could_not_be_begun(path: Path, room: int) -> None:
     script = (
-        "import sys; from sentinel_collector.delivery.overflow_file.file import SpillFile;"
-        "SpillFile.open(sys.argv[1], create=True)"
+        "import sys; from sentinel_collector.delivery.overflow_file.file import OverflowFile;"
+        "OverflowFile.open(sys.argv[1], create=True)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],
@@ -248,20 +248,20 @@ def test_a_full_disk_leaves_no_file_that_could_not_be_begun(path: Path, room: in
 
 
 def test_damage_in_the_middle_is_set_aside_and_never_deleted(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
-    spill.write_head(HEAD)
-    spill.append_rows([row(1)], 1)
-    intact = spill.size_bytes
-    spill.append_rows([row(2)], 2)
-    spill.append_rows([row(3)], 3)
-    spill.close()
+    overflow = OverflowFile.open(str(path), create=True)
+    overflow.write_header(HEAD)
+    overflow.append_rows([row(1)], 1)
+    intact = overflow.size_bytes
+    overflow.append_rows([row(2)], 2)
+    overflow.append_rows([row(3)], 3)
+    overflow.close()
     content = bytearray(path.read_bytes())
     content[intact + 30] ^= 1
     path.write_bytes(content)
     again = reopened(path)
     assert numbers(held(again)) == [1]
-    assert again.set_aside is not None
-    assert Path(again.set_aside).read_bytes() == content[intact:]
+    assert again.quarantined_path is not None
+    assert Path(again.quarantined_path).read_bytes() == content[intact:]
     again.close()
 
 
@@ -273,7 +273,7 @@ class Written:
     """Writes what a backlog would and notes what is held after each record."""
 
     def __init__(self, path: Path) -> None:
-        self.spill = SpillFile.open(str(path), create=True)
+        self.overflow = OverflowFile.open(str(path), create=True)
         self.rows: list[int] = []
         self.numbered = 0
         self.first_seq = 0
@@ -283,44 +283,44 @@ class Written:
 
     def note(self) -> None:
         first = self.first_seq if self.numbered else 0
-        self.states.append((self.spill.size_bytes, list(self.rows), self.numbered, first))
+        self.states.append((self.overflow.size_bytes, list(self.rows), self.numbered, first))
 
     def do(self, kind: str, count: int) -> None:
-        spill = self.spill
+        overflow = self.overflow
         front = Position(8, 0)
         dropped = self.made - len(self.rows)
         if kind == "rows":
             made = [row(self.made + index + 1) for index in range(count)]
             is_numbered = self.numbered > 0 and self.numbered == len(self.rows)
-            spill.append_rows(made, self.first_seq + self.numbered if is_numbered else 0)
+            overflow.append_rows(made, self.first_seq + self.numbered if is_numbered else 0)
             self.rows += range(self.made + 1, self.made + count + 1)
             self.made += count
             self.numbered += count if is_numbered else 0
         elif kind == "base" and len(self.rows) > self.numbered:
             base = self.first_seq + self.numbered if self.numbered else 100 + count
-            spill.write_base(base, start=spill.advance(front, dropped + self.numbered))
+            overflow.write_seq_base(base, start=overflow.advance(front, dropped + self.numbered))
             if not self.numbered:
                 self.first_seq = base
             self.numbered = len(self.rows)
         elif kind == "anew":
             gone = min(count, len(self.rows))
-            spill.write_anew(HEAD, spill.advance(front, dropped + gone))
+            overflow.write_reset(HEAD, overflow.advance(front, dropped + gone))
             self.rows = self.rows[gone:]
             self.numbered = 0
             self.first_seq = 0
         elif kind == "head":
-            spill.write_head(HEAD)
+            overflow.write_header(HEAD)
         elif kind == "finish":
-            spill.write_finish(FINISH)
+            overflow.write_finish(FINISH)
         self.note()
 
 
 def recovered(path: Path) -> tuple[list[int], int, int]:
-    spill = reopened(path)
+    overflow = reopened(path)
     try:
-        return numbers(held(spill)), spill.numbered_rows, spill.first_seq if spill.numbered_rows else 0
+        return numbers(held(overflow)), overflow.numbered_rows, overflow.first_seq if overflow.numbered_rows else 0
     finally:
-        spill.close()
+        overflow.close()
 
 
 @settings(max_examples=60, deadline=None)
@@ -332,7 +332,7 @@ def test_a_file_cut_at_any_byte_is_as_it_was_after_some_record(
     written = Written(path)
     for kind, count in plan:
         written.do(kind, count)
-    written.spill.close()
+    written.overflow.close()
     cut = data.draw(st.integers(0, path.stat().st_size))
     with path.open("r+b") as file:
         file.truncate(cut)
@@ -349,13 +349,13 @@ def test_a_file_with_any_byte_changed_holds_nothing_invented(
     written = Written(path)
     for kind, count in plan:
         written.do(kind, count)
-    written.spill.close()
+    written.overflow.close()
     content = bytearray(path.read_bytes())
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     if place < 8:
-        with pytest.raises(SpillError):
+        with pytest.raises(OverflowFileError):
             reopened(path)
         assert path.read_bytes() == content
         return
@@ -372,14 +372,14 @@ def test_rubbish_behind_the_magic_is_no_row(tmp_path_factory: pytest.TempPathFac
 
 
 def test_positions_add_up(path: Path) -> None:
-    spill = SpillFile.open(str(path), create=True)
+    overflow = OverflowFile.open(str(path), create=True)
     for start in (1, 4, 7):
-        spill.append_rows([row(start), row(start + 1), row(start + 2)], start)
+        overflow.append_rows([row(start), row(start + 1), row(start + 2)], start)
     places: list[Any] = [Position(8, 0)]
-    places += [after for _, after in spill.rows_from(places[0])]
+    places += [after for _, after in overflow.rows_from(places[0])]
     for begin in range(9):
         for end in range(begin, 10):
-            assert spill.advance(places[begin], end - begin) == places[end]
-    with pytest.raises(SpillError, match="missing"):
-        spill.advance(places[0], 10)
-    spill.close()
+            assert overflow.advance(places[begin], end - begin) == places[end]
+    with pytest.raises(OverflowFileError, match="missing"):
+        overflow.advance(places[0], 10)
+    overflow.close()

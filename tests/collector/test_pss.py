@@ -11,8 +11,8 @@ import pytest
 from fakes.process_harness import Home, rows_of_file
 from fakes.processes import CostlyClock, MadeUp
 
-from sentinel_collector.sensors.process_tree.process import PAGE_KIB, Member
-from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE, PssMeter
+from sentinel_collector.sensors.process_tree.process import PAGE_KIB, TrackedProcess
+from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE, PssEstimator
 from sentinel_collector.settings import SETTINGS
 from sentinel_protocol.wire.sample import COLUMNS
 
@@ -25,12 +25,12 @@ def made_up(tmp_path: Path) -> MadeUp:
 def test_the_first_reading_is_pss_and_a_change_of_rss_moves_it(made_up: MadeUp) -> None:
     made_up.put(1, rss=100_000, pss=97_000)
     member = made_up.member(1)
-    meter = PssMeter(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
-    assert meter.measure([member], 1.0) == 97_000
+    meter = PssEstimator(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
+    assert meter.update([member], 1.0) == 97_000
     # Its own pages nearly all: no reason to pay for another reading.
     made_up.put(1, rss=104_000, pss=1)
     member.read(made_up.ledger)
-    assert meter.measure([member], 1.0) == 101_000
+    assert meter.update([member], 1.0) == 101_000
     assert meter.peak_kib == 200_000
 
 
@@ -40,10 +40,10 @@ def test_readings_keep_to_the_budget(made_up: MadeUp) -> None:
         made_up.put(pid, rss=40_000, pss=20_000, faults=1_000_000)
         members.append(made_up.member(pid))
     clock = CostlyClock(0.01)
-    meter = PssMeter(clock=clock, share=0.01, interval_s=1.0)
+    meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0)
     for _ in range(100):
-        meter.members_changed()
-        meter.measure(members, 1.0)
+        meter.processes_changed()
+        meter.update(members, 1.0)
     # A hundred seconds allow one second, and the budget saved up at the start is a few intervals' worth.
     assert clock.time_s <= 2 * (1.0 + 0.025 + 0.01)
     assert clock.time_s >= 0.9
@@ -53,17 +53,17 @@ def test_a_process_that_stands_still_is_read_once_in_a_while_and_seen_as_soon_as
     made_up.put(1, rss=40_000, pss=20_000)
     member = made_up.member(1)
     clock = CostlyClock(0.001)
-    meter = PssMeter(clock=clock, share=0.01, interval_s=1.0)
-    assert meter.measure([member], 1.0) == 20_000
+    meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0)
+    assert meter.update([member], 1.0) == 20_000
     reading_s = clock.time_s
     made_up.put(1, rss=40_000, pss=15_000)
-    sums = [meter.measure([member], 1.0) for _ in range(30)]
+    sums = [meter.update([member], 1.0) for _ in range(30)]
     # Others outside may have come to share its pages, which nothing but a reading tells.
     assert sums == [20_000] * 9 + [15_000] * 21
     assert clock.time_s == pytest.approx(4 * reading_s)
     made_up.put(1, rss=41_000, pss=15_000)
     member.read(made_up.ledger)
-    assert meter.measure([member], 1.0) == 16_000
+    assert meter.update([member], 1.0) == 16_000
 
 
 def two_that_share(made_up: MadeUp, pss: int) -> None:
@@ -74,15 +74,15 @@ def two_that_share(made_up: MadeUp, pss: int) -> None:
 def test_those_that_stand_still_are_read_again_at_once_where_their_last_reading_failed(made_up: MadeUp) -> None:
     two_that_share(made_up, 10_000)
     members = [made_up.member(pid) for pid in (1, 2)]
-    meter = PssMeter(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
-    sums = [meter.measure(members, 1.0) for _ in range(9)]
+    meter = PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
+    sums = [meter.update(members, 1.0) for _ in range(9)]
     assert sums == [60_000] * 9
     for pid in (1, 2):
         (made_up.proc / str(pid) / "smaps_rollup").write_text("")
-    sums = [meter.measure(members, 1.0) for _ in range(4)]
+    sums = [meter.update(members, 1.0) for _ in range(4)]
     assert sums[-1] < 60_000, "they were due"
     two_that_share(made_up, 10_000)
-    assert [meter.measure(members, 1.0) for _ in range(5)] == [60_000] * 5
+    assert [meter.update(members, 1.0) for _ in range(5)] == [60_000] * 5
 
 
 def test_one_that_stands_still_is_read_again_at_once_where_the_other_shares_more_than_was_thought(
@@ -90,14 +90,14 @@ def test_one_that_stands_still_is_read_again_at_once_where_the_other_shares_more
 ) -> None:
     two_that_share(made_up, 20_000)
     members = [made_up.member(pid) for pid in (1, 2)]
-    meter = PssMeter(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
+    meter = PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
     for _ in range(10):
-        meter.measure(members, 1.0)
+        meter.update(members, 1.0)
     two_that_share(made_up, 10_000)
-    assert meter.measure(members, 1.0) == 60_000
+    assert meter.update(members, 1.0) == 60_000
     two_that_share(made_up, 18_000)
     # The first one's reading stood beside a share of the other that did not hold any more.
-    assert meter.measure(members, 1.0) == 68_000
+    assert meter.update(members, 1.0) == 68_000
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -119,7 +119,7 @@ def test_a_tree_that_stands_still_for_a_while_has_the_sums_of_one_that_is_looked
     sides = []
     for _ in range(2):
         members = [made_up.member(pid) for pid in rss]
-        sides.append((PssMeter(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0), members))
+        sides.append((PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0), members))
     shortened = 0
     for _ in range(60):
         if choice.random() < 0.1:
@@ -134,7 +134,7 @@ def test_a_tree_that_stands_still_for_a_while_has_the_sums_of_one_that_is_looked
                 meter._last_seen = []
             else:
                 shortened += meter._idle_until_s > 0
-            sums.append(meter.measure(members, 1.0))
+            sums.append(meter.update(members, 1.0))
         assert sums[0] == sums[1]
     assert shortened > 5
 
@@ -142,12 +142,12 @@ def test_a_tree_that_stands_still_for_a_while_has_the_sums_of_one_that_is_looked
 def test_a_process_that_shares_is_read_again_when_others_come(made_up: MadeUp) -> None:
     made_up.put(1, rss=40_000, pss=20_000)
     member = made_up.member(1)
-    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
-    assert meter.measure([member], 1.0) == 20_000
+    meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    assert meter.update([member], 1.0) == 20_000
     made_up.put(1, rss=40_000, pss=13_000)
-    assert meter.measure([member], 1.0) == 20_000
-    meter.members_changed()
-    assert meter.measure([member], 1.0) == 13_000
+    assert meter.update([member], 1.0) == 20_000
+    meter.processes_changed()
+    assert meter.update([member], 1.0) == 13_000
 
 
 def test_a_parent_is_read_again_after_a_fork_but_not_after_an_exec(made_up: MadeUp) -> None:
@@ -155,15 +155,15 @@ def test_a_parent_is_read_again_after_a_fork_but_not_after_an_exec(made_up: Made
     made_up.put(2, rss=2_000, pss=500)
     made_up.put(3, rss=390_000, pss=200_000)
     parent, program, worker = (made_up.member(pid) for pid in (1, 2, 3))
-    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
-    meter.measure([parent], 1.0)
+    meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    meter.update([parent], 1.0)
     made_up.put(1, rss=400_000, pss=200_000)
-    meter.members_changed()
-    meter.member_born(parent, program)
-    assert meter.measure([parent, program], 1.0) == 400_500
-    meter.members_changed()
-    meter.member_born(parent, worker)
-    assert meter.measure([parent, program, worker], 1.0) == 400_500
+    meter.processes_changed()
+    meter.process_born(parent, program)
+    assert meter.update([parent, program], 1.0) == 400_500
+    meter.processes_changed()
+    meter.process_born(parent, worker)
+    assert meter.update([parent, program, worker], 1.0) == 400_500
 
 
 def test_pages_that_a_new_process_has_not_touched_are_its_parents(made_up: MadeUp) -> None:
@@ -171,20 +171,20 @@ def test_pages_that_a_new_process_has_not_touched_are_its_parents(made_up: MadeU
     made_up.put(2, rss=40_000, pss=10_000, faults=500)
     members = [made_up.member(1), made_up.member(2)]
     # The first reading is always allowed; it uses up what there is.
-    meter = PssMeter(clock=CostlyClock(0.01), share=1e-9, interval_s=1.0)
-    assert meter.measure(members, 1.0) == 40_000 + 500 * PAGE_KIB
-    assert PssMeter(clock=CostlyClock(0.01), share=0.0, interval_s=1.0).measure(members, 1.0) == 80_000
+    meter = PssEstimator(clock=CostlyClock(0.01), share=1e-9, interval_s=1.0)
+    assert meter.update(members, 1.0) == 40_000 + 500 * PAGE_KIB
+    assert PssEstimator(clock=CostlyClock(0.01), share=0.0, interval_s=1.0).update(members, 1.0) == 80_000
 
 
 def test_rss_stands_in_where_pss_is_not_to_be_had(made_up: MadeUp) -> None:
     made_up.put(1, rss=40_000, pss=None)
     member = made_up.member(1)
-    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
-    assert meter.measure([member], 1.0) == 40_000
+    meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    assert meter.update([member], 1.0) == 40_000
     made_up.put(1, rss=44_000, pss=1)
     member.read(made_up.ledger)
     # Asked once, and never again.
-    assert meter.measure([member], 1.0) == 44_000
+    assert meter.update([member], 1.0) == 44_000
 
 
 def test_a_pid_of_another_start_time_is_another_process(made_up: MadeUp) -> None:
@@ -215,23 +215,23 @@ def test_a_damaged_list_of_children_names_those_that_can_be_read(made_up: MadeUp
     assert member.children() == [12, 45]
 
 
-def started(made_up: MadeUp, *pids: int) -> tuple[list[Member], PssMeter, CostlyClock]:
+def started(made_up: MadeUp, *pids: int) -> tuple[list[TrackedProcess], PssEstimator, CostlyClock]:
     """Members whose PSS has all been read, which has used up the budget."""
     members = [made_up.member(pid) for pid in pids]
     # 25 ms are there at first: for each an equal part of it, and the last goes a little beyond.
     clock = CostlyClock(0.0251 / len(pids))
-    meter = PssMeter(clock=clock, share=0.01, interval_s=1.0)
-    meter.measure(members, 0.0)
+    meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0)
+    meter.update(members, 0.0)
     assert all(member.pss.kib >= 0 for member in members)
     return members, meter, clock
 
 
-def without_budget(made_up: MadeUp, members: list[Member], meter: PssMeter, clock: CostlyClock) -> float:
+def without_budget(made_up: MadeUp, members: list[TrackedProcess], meter: PssEstimator, clock: CostlyClock) -> float:
     """The next row, which no reading of PSS is left for."""
     spent_s = clock.time_s
     for member in members:
         assert member.read(made_up.ledger)
-    memory_kib = meter.measure(members, 0.0)
+    memory_kib = meter.update(members, 0.0)
     assert clock.time_s == spent_s, "PSS was read"
     return memory_kib
 
@@ -253,15 +253,15 @@ def test_shared_pages_of_a_process_that_was_read_later_are_the_others_unless_nob
     made_up.put(1, rss=200_000, pss=200_000, shared=200_000, shared_pss=200_000, private=200_000)
     members = [made_up.member(1)]
     # One reading uses up the budget of some rows.
-    meter = PssMeter(clock=CostlyClock(0.03), share=0.01, interval_s=1.0)
-    assert meter.measure(members, 1.0) == 200_000
+    meter = PssEstimator(clock=CostlyClock(0.03), share=0.01, interval_s=1.0)
+    assert meter.update(members, 1.0) == 200_000
     for pid in (1, 2):
         made_up.put(pid, rss=200_000, pss=share, shared=200_000, shared_pss=share, private=private)
     members.append(made_up.member(2))
-    meter.members_changed()
+    meter.processes_changed()
     sums, read = [], set()
     for _ in range(12):
-        sums.append(meter.measure(members, 1.0))
+        sums.append(meter.update(members, 1.0))
         read.add(tuple(member.pss.read_at_s > 1.0 for member in members))
     assert (False, True) in read, "one was read, the other not yet again"
     assert sums == [together] * 12
@@ -278,23 +278,23 @@ def test_shared_memory_that_workers_are_getting_to_is_there_once_until_it_is_giv
     put(0)
     members = [made_up.member(1)]
     # The budget of a row is one reading.
-    meter = PssMeter(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
-    assert meter.measure(members, 1.0) == 304_000
+    meter = PssEstimator(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
+    assert meter.update(members, 1.0) == 304_000
     members += [made_up.member(pid) for pid in (2, 3)]
-    meter.members_changed()
+    meter.processes_changed()
     sums = []
     for row in range(1, 21):
         put(min(300_000, 70_000 * row))
         for member in members:
             member.read(made_up.ledger)
-        sums.append(meter.measure(members, 1.0))
+        sums.append(meter.update(members, 1.0))
     # A worker that was not read yet may have no more than what the others are known to have.
     assert 250_000 < min(sums) <= max(sums) <= 312_000
     assert sums[-5:] == [312_000] * 5
     put(30_000, 30_000)
     for member in members:
         member.read(made_up.ledger)
-    assert meter.measure(members, 1.0) <= 12_000 + 30_000 * 1.5
+    assert meter.update(members, 1.0) <= 12_000 + 30_000 * 1.5
 
 
 def test_what_was_touched_before_the_first_row_is_there_although_all_have_been_read_since(
@@ -307,23 +307,23 @@ def test_what_was_touched_before_the_first_row_is_there_although_all_have_been_r
 
     put(0)
     members = [made_up.member(1)]
-    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
-    assert meter.measure(members, 1.0) == 4_000
+    meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    assert meter.update(members, 1.0) == 4_000
     put(100_000)
     members[0].read(made_up.ledger)
     members.append(made_up.member(2))
-    meter.members_changed()
-    read_file, order = Member.read_file, []
+    meter.processes_changed()
+    read_file, order = TrackedProcess.read_file, []
 
-    def touched_in_between(member: Member, name: str) -> bytes:
+    def touched_in_between(member: TrackedProcess, name: str) -> bytes:
         if name == "smaps_rollup":
             order.append(member.pid)
             if len(order) == 2:
                 put(104_000)
         return read_file(member, name)
 
-    monkeypatch.setattr(Member, "read_file", touched_in_between)
-    assert meter.measure(members, 1.0) == pytest.approx(108_000, rel=0.05)
+    monkeypatch.setattr(TrackedProcess, "read_file", touched_in_between)
+    assert meter.update(members, 1.0) == pytest.approx(108_000, rel=0.05)
     assert sorted(order[:2]) == [1, 2]
 
 
@@ -332,17 +332,17 @@ def test_pages_touched_little_by_little_are_no_rush_after_one_that_did_not_end(m
     made_up.put(2, rss=200_000, pss=100_000, shared=200_000, shared_pss=100_000, private=0)
     (made_up.proc / "2" / "smaps_rollup").write_text("")
     members = [made_up.member(1)]
-    meter = PssMeter(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
-    meter.measure(members, 1.0)
+    meter = PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
+    meter.update(members, 1.0)
     members.append(made_up.member(2))
-    meter.members_changed()
+    meter.processes_changed()
     rushes = []
     for row in range(200):
         shared = 200_000 + row * 4_000
         made_up.put(1, rss=shared, pss=shared, shared=shared, shared_pss=shared, private=shared)
         members[0].read(made_up.ledger)
-        meter.measure(members, 1.0)
-        rushes.append(meter._is_rush())
+        meter.update(members, 1.0)
+        rushes.append(meter._is_in_burst())
     assert rushes == [True] * 10 + [False] * 190
 
 
@@ -350,16 +350,16 @@ def test_small_processes_that_come_and_go_leave_the_sum_of_a_pool_alone(made_up:
     for pid in range(1, 5):
         made_up.put(pid, rss=204_000, pss=54_000, shared=200_000, shared_pss=50_000, private=4_000)
     members = [made_up.member(pid) for pid in range(1, 5)]
-    meter = PssMeter(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
+    meter = PssEstimator(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
     for _ in range(10):
-        meter.measure(members, 1.0)
+        meter.update(members, 1.0)
     for row in range(40):
         shared = 10_000 if row % 2 else 0
         made_up.put(9, rss=4_000 + shared, pss=4_000 + shared, shared=shared, shared_pss=shared, private=4_000 + shared)
         small = made_up.member(9)
-        meter.members_changed()
-        assert meter.measure([*members, small], 1.0) == pytest.approx(216_000 + 4_000 + shared, rel=0.05)
-        meter.member_gone(small)
+        meter.processes_changed()
+        assert meter.update([*members, small], 1.0) == pytest.approx(216_000 + 4_000 + shared, rel=0.05)
+        meter.process_gone(small)
 
 
 def test_shared_pages_that_are_touched_between_two_readings_of_a_row_are_there_once(
@@ -368,9 +368,9 @@ def test_shared_pages_that_are_touched_between_two_readings_of_a_row_are_there_o
     made_up.put(1, rss=200_000, pss=200_000, shared=200_000, shared_pss=200_000)
     made_up.put(2, rss=300_000, pss=300_000)
     members = [made_up.member(pid) for pid in (1, 2)]
-    read_file, order = Member.read_file, []
+    read_file, order = TrackedProcess.read_file, []
 
-    def touched_in_between(member: Member, name: str) -> bytes:
+    def touched_in_between(member: TrackedProcess, name: str) -> bytes:
         if name == "smaps_rollup":
             order.append(member.pid)
             if order == [1, 2]:
@@ -378,13 +378,13 @@ def test_shared_pages_that_are_touched_between_two_readings_of_a_row_are_there_o
                 made_up.put(2, rss=500_000, pss=400_000, shared=200_000, shared_pss=100_000, private=300_000)
         return read_file(member, name)
 
-    monkeypatch.setattr(Member, "read_file", touched_in_between)
-    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
-    assert meter.measure(members, 1.0) == 500_000
+    monkeypatch.setattr(TrackedProcess, "read_file", touched_in_between)
+    meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    assert meter.update(members, 1.0) == 500_000
     assert order[:2] == [1, 2]
     for member in members:
         member.read(made_up.ledger)
-    assert meter.measure(members, 1.0) == 500_000
+    assert meter.update(members, 1.0) == 500_000
     assert order[2:] == [1, 2], "both once more"
 
 
@@ -428,7 +428,7 @@ def test_processes_that_touch_different_files_are_put_right_by_the_next_reading(
     assert without_budget(made_up, members, meter, clock) == 70_000
     clock.cost_s = 0.0
     # Nothing that was read says that they share; that they may is enough.
-    assert meter.measure(members, 30.0) == 120_000
+    assert meter.update(members, 30.0) == 120_000
 
 
 def test_who_was_read_alone_is_read_again_at_once_when_another_turns_out_to_share(made_up: MadeUp) -> None:
@@ -440,7 +440,7 @@ def test_who_was_read_alone_is_read_again_at_once_when_another_turns_out_to_shar
     made_up.put(2, rss=60_000, pss=35_000, shared=50_000, shared_pss=25_000)
     members[1].read(made_up.ledger)
     # Nothing of the first's own has changed; reading the second shows that it is due as well.
-    assert meter.measure(members, 30.0) == 35_000 + 35_000
+    assert meter.update(members, 30.0) == 35_000 + 35_000
 
 
 def test_a_process_that_ends_while_it_is_read_does_not_count_its_shared_pages_again(made_up: MadeUp) -> None:
@@ -448,17 +448,17 @@ def test_a_process_that_ends_while_it_is_read_does_not_count_its_shared_pages_ag
         made_up.put(pid, rss=60_000, pss=35_000, shared=50_000, shared_pss=25_000, faults=100_000)
     members, meter, clock = started(made_up, 1, 2)
     clock.cost_s = 0.0
-    meter.members_changed()
+    meter.processes_changed()
     made_up.end(2)
-    assert meter.measure(members, 30.0) == 70_000
+    assert meter.update(members, 30.0) == 70_000
     assert not members[1].pss.denied
 
 
 def test_a_kernel_without_rollups_gives_resident_sets(made_up: MadeUp) -> None:
     made_up.put(1, rss=60_000, pss=None, shared=50_000)
     member = made_up.member(1)
-    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
-    assert meter.measure([member], 1.0) == 60_000
+    meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    assert meter.update([member], 1.0) == 60_000
     assert member.pss.denied
 
 

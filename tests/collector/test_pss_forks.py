@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from fakes.processes import CostlyClock, MadeUp
 
-from sentinel_collector.sensors.process_tree.process import PAGE_KIB, Member
-from sentinel_collector.sensors.process_tree.pss_meter import PssMeter
+from sentinel_collector.sensors.process_tree.process import PAGE_KIB, TrackedProcess
+from sentinel_collector.sensors.process_tree.pss_meter import PssEstimator
 from sentinel_collector.sensors.process_tree.tree import ProcessTree
 from sentinel_protocol.common.clock import SystemClock
 
@@ -23,17 +23,17 @@ def made_up(tmp_path: Path) -> MadeUp:
 
 def read_as_parent_and_child(
     made_up: MadeUp, clock: CostlyClock, *, is_closed: bool = True
-) -> tuple[Member, Member, PssMeter]:
+) -> tuple[TrackedProcess, TrackedProcess, PssEstimator]:
     """A parent of 40,000 KiB and a fork of it with 1,000 of its own are read."""
     made_up.put(1, rss=40_000, pss=40_000)
     made_up.put(2, rss=41_000, pss=21_000, private=1_000, faults=250)
-    meter = PssMeter(clock=clock, share=0.01, interval_s=1.0, is_closed=is_closed)
+    meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0, is_closed=is_closed)
     parent, child = made_up.member(1), made_up.member(2)
-    assert meter.measure([parent], 1.0) == 40_000
+    assert meter.update([parent], 1.0) == 40_000
     made_up.put(1, rss=40_000, pss=20_000, private=0)
-    meter.members_changed()
-    meter.member_born(parent, child)
-    assert meter.measure([parent, child], 1.0) == 41_000
+    meter.processes_changed()
+    meter.process_born(parent, child)
+    assert meter.update([parent, child], 1.0) == 41_000
     return parent, child, meter
 
 
@@ -43,88 +43,88 @@ def test_a_child_that_gave_its_memory_up_leaves_its_parent_whole(made_up: MadeUp
     made_up.put(2, rss=0, pss=None)
     made_up.put(1, rss=40_000, pss=31_000, private=11_000)
     child.read(made_up.ledger)
-    assert meter.measure([parent, child], 1.0) == 40_000
-    meter.member_gone(child)
+    assert meter.update([parent, child], 1.0) == 40_000
+    meter.process_gone(child)
     made_up.put(1, rss=40_000, pss=40_000)
-    assert meter.measure([parent], 1.0) == 40_000
+    assert meter.update([parent], 1.0) == 40_000
 
 
 def test_a_child_that_is_read_without_its_parent_adds_what_is_its_own(made_up: MadeUp) -> None:
     clock = CostlyClock(0.0)
     parent, child, meter = read_as_parent_and_child(made_up, clock)
-    meter.member_gone(child)
+    meter.process_gone(child)
     made_up.put(3, rss=40_500, pss=20_500, private=500, faults=125)
     other = made_up.member(3)
-    meter.member_born(parent, other)
+    meter.process_born(parent, other)
     # The next reading uses up all there is.
     clock.cost_s = 1.0
-    assert meter.measure([parent, other], 1.0) == 40_500
+    assert meter.update([parent, other], 1.0) == 40_500
     assert other.pss.kib >= 0
     assert parent.pss.has_forked
 
 
 def test_a_child_that_no_search_has_seen_does_not_halve_its_parent(made_up: MadeUp) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
-    meter.member_gone(child)
-    assert meter.measure([parent], 1.0) == 40_000
+    meter.process_gone(child)
+    assert meter.update([parent], 1.0) == 40_000
     assert parent.pss.kib == 20_000
 
 
 def test_what_others_outside_the_tree_share_stays_theirs(made_up: MadeUp) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0), is_closed=False)
     made_up.put(1, rss=40_000, pss=10_000, private=0)
-    meter.members_changed()
-    assert meter.measure([parent, child], 1.0) == 31_000
+    meter.processes_changed()
+    assert meter.update([parent, child], 1.0) == 31_000
 
 
 def test_shared_memory_that_one_process_alone_has_touched_is_not_its_own_twice(made_up: MadeUp) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     made_up.put(2, rss=51_000, pss=31_000, shared=10_000, shared_pss=10_000, shmem=10_000, private=11_000, faults=2_750)
     child.read(made_up.ledger)
-    assert meter.measure([parent, child], 1.0) == 51_000
-    meter.members_changed()
+    assert meter.update([parent, child], 1.0) == 51_000
+    meter.processes_changed()
     parent.pss.has_forked = True
-    assert meter.measure([parent, child], 1.0) == 51_000
+    assert meter.update([parent, child], 1.0) == 51_000
 
 
-def read_as_three_generations(made_up: MadeUp, clock: CostlyClock) -> tuple[list[Member], PssMeter]:
+def read_as_three_generations(made_up: MadeUp, clock: CostlyClock) -> tuple[list[TrackedProcess], PssEstimator]:
     """A process of 40,000 KiB, a fork of it that has got 60,000 of its own, and a fork of that one."""
     made_up.put(1, rss=40_000, pss=40_000)
     made_up.put(2, rss=40_000, pss=20_000, private=0)
     made_up.put(3, rss=100_000, pss=43_330, private=0)
-    meter = PssMeter(clock=clock, share=0.01, interval_s=1.0, is_closed=True)
+    meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0, is_closed=True)
     first, second = made_up.member(1), made_up.member(2)
-    assert meter.measure([first], 1.0) == 40_000
-    meter.member_born(first, second)
+    assert meter.update([first], 1.0) == 40_000
+    meter.process_born(first, second)
     made_up.put(1, rss=40_000, pss=20_000, private=0)
     made_up.put(2, rss=100_000, pss=80_000, private=60_000, faults=15_000)
     second.read(made_up.ledger)
-    assert meter.measure([first, second], 1.0) == 100_000
+    assert meter.update([first, second], 1.0) == 100_000
     made_up.put(1, rss=40_000, pss=13_340, private=0)
     made_up.put(2, rss=100_000, pss=43_330, private=0, faults=15_000)
     third = made_up.member(3)
-    meter.members_changed()
-    meter.member_born(second, third)
+    meter.processes_changed()
+    meter.process_born(second, third)
     return [first, second, third], meter
 
 
 def test_what_was_forked_and_forked_again_is_there_once(made_up: MadeUp) -> None:
     members, meter = read_as_three_generations(made_up, CostlyClock(0.0))
-    assert meter.measure(members, 1.0) == 100_000
+    assert meter.update(members, 1.0) == 100_000
     # The same when some were read with the others, some without.
-    meter.members_changed()
+    meter.processes_changed()
     members[0].pss.has_forked = True
     assert without_reading(meter, members) == 100_000
 
 
 def test_what_the_first_lent_stays_there_once_when_one_in_between_ends(made_up: MadeUp) -> None:
     members, meter = read_as_three_generations(made_up, CostlyClock(0.0))
-    meter.measure(members, 1.0)
-    meter.member_gone(members.pop(1))
+    meter.update(members, 1.0)
+    meter.process_gone(members.pop(1))
     assert without_reading(meter, members) == 100_000
     made_up.put(1, rss=40_000, pss=20_000, private=0)
     made_up.put(3, rss=100_000, pss=80_000, private=60_000)
-    assert meter.measure(members, 1.0) == 100_000
+    assert meter.update(members, 1.0) == 100_000
 
 
 def test_forked_ones_have_what_the_first_lent_them_when_it_has_ended(made_up: MadeUp) -> None:
@@ -132,10 +132,10 @@ def test_forked_ones_have_what_the_first_lent_them_when_it_has_ended(made_up: Ma
     parent, child, meter = read_as_parent_and_child(made_up, clock)
     made_up.put(3, rss=40_500, pss=13_830, private=500, faults=125)
     other = made_up.member(3)
-    meter.member_born(parent, other)
-    meter.members_changed()
-    meter.measure([parent, child, other], 1.0)
-    meter.member_gone(parent)
+    meter.process_born(parent, other)
+    meter.processes_changed()
+    meter.update([parent, child, other], 1.0)
+    meter.process_gone(parent)
     assert without_reading(meter, [child, other]) == 41_500
 
 
@@ -147,22 +147,22 @@ def test_what_the_first_gives_back_stays_with_those_that_it_forked(made_up: Made
     assert without_reading(meter, [parent, child]) == 41_000
     # Nothing of the child's own changes: the parent's reading says that it is due.
     made_up.put(2, rss=41_000, pss=41_000)
-    assert meter.measure([parent, child], 1.0) == 45_000
+    assert meter.update([parent, child], 1.0) == 45_000
 
 
-def without_reading(meter: PssMeter, members: list[Member]) -> float:
+def without_reading(meter: PssEstimator, members: list[TrackedProcess]) -> float:
     """The row at the same moment, when all that could be read has been."""
     now_s = max(member.pss.read_at_s for member in members)
     for member in members:
         member.pss.read_at_s = now_s
-    return meter.measure(members, 0.0)
+    return meter.update(members, 0.0)
 
 
 def test_pages_of_a_mapped_file_that_it_alone_has_written_are_no_memory_of_its_own(made_up: MadeUp) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     made_up.put(2, rss=71_000, pss=51_000, shared=30_000, shared_pss=30_000, private=31_000, faults=7_750)
     child.read(made_up.ledger)
-    assert meter.measure([parent, child], 1.0) == 71_000
+    assert meter.update([parent, child], 1.0) == 71_000
     parent.pss.has_forked = True
     assert without_reading(meter, [parent, child]) == 71_000
 
@@ -170,53 +170,53 @@ def test_pages_of_a_mapped_file_that_it_alone_has_written_are_no_memory_of_its_o
 def test_a_child_about_to_begin_a_program_has_its_parents_memory_itself(made_up: MadeUp) -> None:
     made_up.put(1, rss=40_000, pss=40_000)
     made_up.put(2, rss=40_000, pss=40_000)
-    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0, is_closed=True)
+    meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0, is_closed=True)
     parent, child = made_up.member(1), made_up.member(2)
-    meter.measure([parent], 1.0)
-    meter.members_changed()
-    meter.member_born(parent, child)
-    assert meter.measure([parent, child], 1.0) == 40_000
+    meter.update([parent], 1.0)
+    meter.processes_changed()
+    meter.process_born(parent, child)
+    assert meter.update([parent, child], 1.0) == 40_000
     made_up.put(2, rss=9_000, pss=9_000, faults=2_250)
     child.read(made_up.ledger)
-    assert meter.measure([parent, child], 1.0) == 49_000
+    assert meter.update([parent, child], 1.0) == 49_000
 
 
 def test_who_writes_to_what_it_shares_leaves_the_others_more_of_it(made_up: MadeUp) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
-    assert child.pss.private_kib == 1_000
+    assert child.pss.exclusive_anon_kib == 1_000
     # Of the parent's own memory nothing changes: that its share does, the child's reading says.
     made_up.put(1, rss=40_000, pss=40_000)
     made_up.put(2, rss=41_000, pss=41_000, faults=10_250)
     child.read(made_up.ledger)
-    assert meter.measure([parent, child], 1.0) == 81_000
+    assert meter.update([parent, child], 1.0) == 81_000
     assert parent.pss.anon_pss_kib == 40_000
 
 
 def test_an_orphan_that_nobody_saw_being_forked_makes_the_others_be_read(made_up: MadeUp) -> None:
     made_up.put(1, rss=40_000, pss=40_000)
-    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0, is_closed=True)
+    meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0, is_closed=True)
     lender = made_up.member(1)
-    assert meter.measure([lender], 1.0) == 40_000
+    assert meter.update([lender], 1.0) == 40_000
     made_up.put(1, rss=40_000, pss=20_000, private=0)
     made_up.put(2, rss=40_000, pss=20_000, private=0)
     orphan = made_up.member(2)
-    meter.members_changed()
-    meter.member_born(None, orphan)
-    assert meter.measure([lender, orphan], 1.0) == 40_000
+    meter.processes_changed()
+    meter.process_born(None, orphan)
+    assert meter.update([lender, orphan], 1.0) == 40_000
 
 
 def test_what_others_outside_the_tree_have_is_theirs_also_while_a_child_comes(made_up: MadeUp) -> None:
     made_up.put(1, rss=40_000, pss=10_000, private=0)
     made_up.put(2, rss=40_000, pss=8_000, private=0)
-    meter = PssMeter(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
+    meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
     parent, child = made_up.member(1), made_up.member(2)
-    assert meter.measure([parent], 1.0) == 10_000
-    meter.members_changed()
-    meter.member_born(parent, child)
+    assert meter.update([parent], 1.0) == 10_000
+    meter.processes_changed()
+    meter.process_born(parent, child)
     assert without_reading(meter, [parent, child]) == 10_000
     made_up.put(1, rss=40_000, pss=8_000, private=0)
-    assert meter.measure([parent, child], 1.0) == 16_000
-    meter.member_gone(child)
+    assert meter.update([parent, child], 1.0) == 16_000
+    meter.process_gone(child)
     assert without_reading(meter, [parent]) == 16_000
 
 
@@ -314,6 +314,6 @@ def test_shared_memory_that_nobody_has_alone_takes_nothing_from_what_a_process_h
         3, rss=280_000, pss=117_000, shared=200_000, shared_pss=41_000, shmem=41_000, private=75_000, faults=70_000
     )
     worker = made_up.member(3)
-    meter.member_born(parent, worker)
-    meter.measure([parent, worker], 1.0)
-    assert 72_000 <= worker.pss.private_kib <= 76_000
+    meter.process_born(parent, worker)
+    meter.update([parent, worker], 1.0)
+    assert 72_000 <= worker.pss.exclusive_anon_kib <= 76_000

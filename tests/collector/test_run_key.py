@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from sentinel_collector.run_key import next_run_key, ranked_addresses, run_key_of_host, run_key_of_process
+from sentinel_collector.run_key import rank_uploaders, run_key_of_host, run_key_of_process, successor_run_key
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import MAX_RUN_KEY_CHARS
 
@@ -53,20 +53,20 @@ def test_a_host_has_a_key_for_each_state_directory(tmp_path: Path) -> None:
 
 def test_what_follows_a_run_has_its_name_and_never_grows() -> None:
     key = "~home/nightly~1"
-    first = next_run_key(key, "0123456789ab")
+    first = successor_run_key(key, "0123456789ab")
     assert first == "~home/nightly~1~0123456789ab"
-    assert next_run_key(first, "ffffffffffff") == "~home/nightly~1~ffffffffffff"
-    assert len(next_run_key("x" * MAX_RUN_KEY_CHARS, "0123456789ab")) <= MAX_RUN_KEY_CHARS
+    assert successor_run_key(first, "ffffffffffff") == "~home/nightly~1~ffffffffffff"
+    assert len(successor_run_key("x" * MAX_RUN_KEY_CHARS, "0123456789ab")) <= MAX_RUN_KEY_CHARS
 
 
 def test_runs_are_spread_over_uploaders_and_stay_where_they_are() -> None:
     addresses = [parse_address(f"tcp://10.0.0.{number}:5555", bind=False) for number in range(1, 5)]
     keys = [f"run-{number}" for number in range(400)]
-    chosen = {key: ranked_addresses(addresses, key)[0] for key in keys}
-    assert chosen == {key: ranked_addresses(addresses[::-1], key)[0] for key in keys}
+    chosen = {key: rank_uploaders(addresses, key)[0] for key in keys}
+    assert chosen == {key: rank_uploaders(addresses[::-1], key)[0] for key in keys}
     assert all(60 <= count <= 140 for count in Counter(chosen.values()).values())
     # Without one of them only its own runs move.
     left = addresses[1:]
     for key in keys:
-        assert ranked_addresses(left, key) == [one for one in ranked_addresses(addresses, key) if one in left]
-    assert all(ranked_addresses(left, key)[0] == address for key, address in chosen.items() if address in left)
+        assert rank_uploaders(left, key) == [one for one in rank_uploaders(addresses, key) if one in left]
+    assert all(rank_uploaders(left, key)[0] == address for key, address in chosen.items() if address in left)

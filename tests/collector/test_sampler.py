@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from locations import TESTS
 
-from sentinel_collector.sampling.carry_over import CarriedBytes, CarriedCpu
+from sentinel_collector.sampling.carry_over import ByteCarryOver, CpuCarryOver
 from sentinel_collector.sampling.sampler import Sampler
-from sentinel_collector.sampling.timestamps import Timeline
+from sentinel_collector.sampling.timestamps import MonotonicTimestamps
 from sentinel_collector.sensors import baseline
 from sentinel_collector.sensors.gpu.interface import GpuReading
 from sentinel_protocol.common.clock import SystemClock
@@ -34,37 +34,37 @@ class PassingClock(SteppedClock):
 
 
 def test_time_goes_on_while_the_wall_clock_is_behind() -> None:
-    timeline = Timeline(wall=1000.0, monotonic=0.0)
-    assert timeline.stamp(wall=1001.0, monotonic=1.0) == 1001.0
+    timeline = MonotonicTimestamps(wall=1000.0, monotonic=0.0)
+    assert timeline.next(wall=1001.0, monotonic=1.0) == 1001.0
     # An hour back, then seconds of it are made up, then all.
-    assert timeline.stamp(wall=-2598.0, monotonic=2.0) == 1002.0
-    assert timeline.stamp(wall=-2597.5, monotonic=2.5) == 1002.5
-    assert timeline.stamp(wall=1003.0, monotonic=3.5) == 1003.5
-    assert timeline.stamp(wall=1010.0, monotonic=4.5) == 1010.0
+    assert timeline.next(wall=-2598.0, monotonic=2.0) == 1002.0
+    assert timeline.next(wall=-2597.5, monotonic=2.5) == 1002.5
+    assert timeline.next(wall=1003.0, monotonic=3.5) == 1003.5
+    assert timeline.next(wall=1010.0, monotonic=4.5) == 1010.0
 
 
 def test_a_clock_set_forward_is_followed() -> None:
-    timeline = Timeline(wall=1000.0, monotonic=0.0)
-    assert timeline.stamp(wall=5000.0, monotonic=1.0) == 5000.0
-    assert timeline.stamp(wall=5001.0, monotonic=2.0) == 5001.0
+    timeline = MonotonicTimestamps(wall=1000.0, monotonic=0.0)
+    assert timeline.next(wall=5000.0, monotonic=1.0) == 5000.0
+    assert timeline.next(wall=5001.0, monotonic=2.0) == 5001.0
 
 
 def test_a_continued_run_goes_on_after_its_last_row() -> None:
-    timeline = Timeline(wall=1000.0, monotonic=0.0)
-    timeline.not_before(2000.5, monotonic=1.0)
-    assert timeline.stamp(wall=1001.0, monotonic=1.0) == 2000.501
-    assert timeline.stamp(wall=1002.0, monotonic=2.0) == 2001.5
-    timeline.not_before(1.0, monotonic=2.0)
-    assert timeline.stamp(wall=1003.0, monotonic=3.0) == 2002.5
+    timeline = MonotonicTimestamps(wall=1000.0, monotonic=0.0)
+    timeline.advance_past(2000.5, monotonic=1.0)
+    assert timeline.next(wall=1001.0, monotonic=1.0) == 2000.501
+    assert timeline.next(wall=1002.0, monotonic=2.0) == 2001.5
+    timeline.advance_past(1.0, monotonic=2.0)
+    assert timeline.next(wall=1003.0, monotonic=3.0) == 2002.5
 
 
 @given(st.lists(st.tuples(st.floats(-1e5, 1e5), st.floats(0, 10)), max_size=40))
 def test_time_stamps_always_increase(steps: list[tuple[float, float]]) -> None:
-    timeline = Timeline(wall=1.7e9, monotonic=100.0)
+    timeline = MonotonicTimestamps(wall=1.7e9, monotonic=100.0)
     wall, monotonic, last = 1.7e9, 100.0, 1.7e9
     for jump, elapsed in steps:
         wall, monotonic = wall + jump + elapsed, monotonic + elapsed
-        stamp = timeline.stamp(wall=wall, monotonic=monotonic)
+        stamp = timeline.next(wall=wall, monotonic=monotonic)
         assert stamp > last
         assert stamp == round(stamp, 3)
         last = stamp
@@ -72,23 +72,23 @@ def test_time_stamps_always_increase(steps: list[tuple[float, float]]) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 10**7), st.integers(0, 10**7), st.integers(0, 10**7)), max_size=40))
 def test_carried_cpu_is_bounded_and_loses_nothing(rows: list[tuple[int, int, int]]) -> None:
-    carried = CarriedCpu()
+    carried = CpuCarryOver()
     shown_user = shown_system = 0
     for user, system, limit in rows:
-        row = carried.row((user, system), limit)
+        row = carried.for_row((user, system), limit)
         assert min(row) >= 0
         assert sum(row) <= limit
         shown_user, shown_system = shown_user + row[0], shown_system + row[1]
-    last = carried.row((0, 0), None)
+    last = carried.for_row((0, 0), None)
     assert shown_user + last[0] == sum(row[0] for row in rows)
     assert shown_system + last[1] == sum(row[1] for row in rows)
 
 
 def test_carried_growth_is_never_shown_below_zero() -> None:
-    carried = CarriedBytes()
-    assert [carried.row(grown) for grown in (10, -4, 3, None, 5)] == [10, 0, 0, None, 4]
-    cpu = CarriedCpu()
-    assert [cpu.row(grown, 100) for grown in ((50, 0), (-20, 5), (30, 0))] == [(50, 0), (0, 5), (10, 0)]
+    carried = ByteCarryOver()
+    assert [carried.for_row(grown) for grown in (10, -4, 3, None, 5)] == [10, 0, 0, None, 4]
+    cpu = CpuCarryOver()
+    assert [cpu.for_row(grown, 100) for grown in ((50, 0), (-20, 5), (30, 0))] == [(50, 0), (0, 5), (10, 0)]
 
 
 def made_up(proc: Path, *, user: int, free: int = 600, forks: int = 9) -> None:
@@ -103,7 +103,7 @@ def made_up(proc: Path, *, user: int, free: int = 600, forks: int = 9) -> None:
 def made_up_sampler(tmp_path: Path, clock: PassingClock) -> Sampler:
     proc = tmp_path / "proc"
     made_up(proc, user=100)
-    before = baseline.take(clock, proc=str(proc))
+    before = baseline.capture(clock, proc=str(proc))
     return Sampler(
         clock=clock, baseline=before, root_pid=None, own_child=False, interval_s=1.0, proc=str(proc), sys=str(tmp_path)
     )
@@ -173,7 +173,7 @@ class TwoGpus:
 @linux
 def test_a_host_row_has_every_system_column_and_no_process_column() -> None:
     clock = SystemClock()
-    sampler = Sampler(clock=clock, baseline=baseline.take(clock), root_pid=None, own_child=False, interval_s=1.0)
+    sampler = Sampler(clock=clock, baseline=baseline.capture(clock), root_pid=None, own_child=False, interval_s=1.0)
     row = sampler.sample()
     check_types(row)
     empty = {name for name in COLUMNS if getattr(row, name) is None}
@@ -188,7 +188,7 @@ def test_a_host_row_has_every_system_column_and_no_process_column() -> None:
 @linux
 def test_a_tracked_row_has_every_column() -> None:
     clock = SystemClock()
-    before = baseline.take(clock)
+    before = baseline.capture(clock)
     job = subprocess.Popen(
         [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, start_new_session=True
     )
@@ -204,7 +204,7 @@ def test_a_tracked_row_has_every_column() -> None:
         assert gpu.asked == [job.pid]
         assert sampler.root_alive()
         assert sampler.sample().timestamp > row.timestamp
-        sampler.not_before(row.timestamp + 100)
+        sampler.advance_past(row.timestamp + 100)
         assert sampler.sample().timestamp > row.timestamp + 100
         peak = sampler.peak_memory_mib
         assert peak is not None
@@ -229,7 +229,7 @@ class FixedAccounting:
 @linux
 def test_another_counter_stands_in_for_the_ledger_until_it_goes_bad() -> None:
     clock = SystemClock()
-    before = baseline.take(clock)
+    before = baseline.capture(clock)
     job = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     exact = FixedAccounting((3, 1), None)
     sampler = Sampler(clock=clock, baseline=before, root_pid=job.pid, own_child=True, interval_s=1.0, accounting=exact)
@@ -248,7 +248,7 @@ def test_another_counter_stands_in_for_the_ledger_until_it_goes_bad() -> None:
 def test_a_small_jobs_peak_is_not_the_collectors_own() -> None:
     ballast = bytearray(os.urandom(1 << 20) * 64)
     clock = SystemClock()
-    before = baseline.take(clock)
+    before = baseline.capture(clock)
     code = "import sys; print('up', flush=True); sys.stdin.read()"
     job = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     # Before its exec it is a copy of this process, and just after it hardly anything.
@@ -281,7 +281,7 @@ def test_a_small_jobs_peak_is_not_the_collectors_own() -> None:
 def test_a_job_that_nobody_has_seen_alive_has_no_peak_rather_than_none_at_all() -> None:
     ballast = bytearray(os.urandom(1 << 20) * 64)
     clock = SystemClock()
-    before = baseline.take(clock)
+    before = baseline.capture(clock)
     pid = os.posix_spawn("/bin/true", ["true"], os.environ)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     sampler = Sampler(clock=clock, baseline=before, root_pid=pid, own_child=True, interval_s=1.0)
@@ -306,14 +306,14 @@ def test_the_base_line_needs_nothing_heavy() -> None:
 
 def test_a_base_line_without_proc_is_empty(tmp_path: Path) -> None:
     clock = PassingClock()
-    found = baseline.take(clock, proc=str(tmp_path))
+    found = baseline.capture(clock, proc=str(tmp_path))
     assert (found.stat, found.diskstats, found.net_dev, found.status) == (b"", b"", b"", b"")
     assert (found.wall, found.monotonic) == (clock.wall, clock.mono)
 
 
 def test_without_a_linux_proc_psutil_reads(tmp_path: Path) -> None:
     clock = SystemClock()
-    before = baseline.take(clock, proc=str(tmp_path))
+    before = baseline.capture(clock, proc=str(tmp_path))
     code = "import time\nwhile time.process_time() < .15: pass\nprint(1, flush=True)\ninput()"
     job = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert job.stdout is not None

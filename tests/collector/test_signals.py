@@ -12,7 +12,7 @@ import pytest
 from fakes.terminal import Terminal
 from fakes.wrapper import WRAPPER, Events, counting_job, wrapping
 
-from sentinel_collector.job.signals import FORWARDED, Action, Interrupts, Received, Signals
+from sentinel_collector.job.signals import FORWARDED, Action, ReceivedSignal, SignalPolicy, Signals
 
 PATIENCE_S = 20.0
 WAYS = [pytest.param({}, id="blocked"), pytest.param({"WRAPPER_HANDLERS": "1"}, id="handlers")]
@@ -120,24 +120,24 @@ def test_an_ignored_signal_stays_ignored_but_for_sigchld(with_handlers: bool) ->
 
 
 def test_the_second_interrupt_of_the_terminal_is_for_us() -> None:
-    interrupts = Interrupts(nobody)
-    assert interrupts.note(Received(signal.SIGINT, from_terminal=True)) is Action.IGNORE
-    assert interrupts.note(Received(signal.SIGWINCH, from_terminal=True)) is Action.IGNORE
-    assert interrupts.note(Received(signal.SIGQUIT, from_terminal=True)) is Action.IGNORE
-    assert interrupts.note(Received(signal.SIGINT, from_terminal=True)) is Action.LEAVE
+    interrupts = SignalPolicy(nobody)
+    assert interrupts.decide(ReceivedSignal(signal.SIGINT, from_terminal=True)) is Action.IGNORE
+    assert interrupts.decide(ReceivedSignal(signal.SIGWINCH, from_terminal=True)) is Action.IGNORE
+    assert interrupts.decide(ReceivedSignal(signal.SIGQUIT, from_terminal=True)) is Action.IGNORE
+    assert interrupts.decide(ReceivedSignal(signal.SIGINT, from_terminal=True)) is Action.DETACH
 
 
 def test_what_kill_sends_is_forwarded_however_often() -> None:
-    interrupts = Interrupts(nobody)
+    interrupts = SignalPolicy(nobody)
     for signum in [*sorted(FORWARDED), signal.SIGINT, signal.SIGINT]:
-        assert interrupts.note(Received(signum, from_terminal=False, sender_pid=4711)) is Action.FORWARD
-    assert interrupts.note(Received(signal.SIGCHLD, from_terminal=False, sender_pid=4711)) is Action.IGNORE
+        assert interrupts.decide(ReceivedSignal(signum, from_terminal=False, sender_pid=4711)) is Action.FORWARD
+    assert interrupts.decide(ReceivedSignal(signal.SIGCHLD, from_terminal=False, sender_pid=4711)) is Action.IGNORE
 
 
 def test_what_the_job_sends_is_not_sent_back() -> None:
-    interrupts = Interrupts({4711}.__contains__)
-    assert interrupts.note(Received(signal.SIGTERM, from_terminal=False, sender_pid=4711)) is Action.IGNORE
-    assert interrupts.note(Received(signal.SIGTERM, from_terminal=False, sender_pid=4712)) is Action.FORWARD
+    interrupts = SignalPolicy({4711}.__contains__)
+    assert interrupts.decide(ReceivedSignal(signal.SIGTERM, from_terminal=False, sender_pid=4711)) is Action.IGNORE
+    assert interrupts.decide(ReceivedSignal(signal.SIGTERM, from_terminal=False, sender_pid=4712)) is Action.FORWARD
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH"])
@@ -192,7 +192,7 @@ def test_a_second_ctrl_c_ends_the_wrapper_and_not_the_job(events: Events) -> Non
         events.wait_for("job SIGINT 1")
         events.wait_for("SIGINT IGNORE")
         terminal.type(b"\x03")
-        events.wait_for("SIGINT LEAVE")
+        events.wait_for("SIGINT DETACH")
         terminal.wait_for(b"code=130")
         events.wait_for("job SIGINT 2")
         job_pid = events.job_pid()

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from sentinel_collector.console import Level, Voice
+from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.reporting.summary import summary_figures, summary_json, summary_lines
 from sentinel_collector.run_description import run_metadata
 from sentinel_collector.settings import METADATA_NAMES
@@ -27,10 +27,10 @@ def figures(finished: Finished | None = None, *samples: Sample, **changes: Any) 
         "statistics": statistics,
         "peak_memory_mib": None,
         "accounting": "proc",
-        "is_durable": True,
+        "is_acknowledged": True,
         "undelivered_rows": 0,
         "finished": finished,
-        "trouble": "",
+        "delivery_error": "",
         "is_parked": False,
     }
     return summary_figures(**(values | changes))
@@ -65,7 +65,7 @@ def test_a_run_elsewhere_is_shown_on_the_uploaders_machine() -> None:
 
 
 def test_a_run_without_a_sample_or_an_answer_is_summed_up_too() -> None:
-    (line,) = summary_lines(figures(exit_code=None, undelivered_rows=3, is_durable=False))
+    (line,) = summary_lines(figures(exit_code=None, undelivered_rows=3, is_acknowledged=False))
     assert line.startswith("run key: finished; 0.0 s, CPU 0.00 s")
     assert "memory" not in line
 
@@ -108,30 +108,30 @@ def test_a_command_line_of_any_size_fits_into_a_greeting() -> None:
 
 def test_lines_are_whole_and_one_line_each(tmp_path: Path) -> None:
     read, write = os.pipe()
-    for level, expected in ((Level.QUIET, "e"), (Level.NORMAL, "ew"), (Level.VERBOSE, "ewd")):
-        voice = Voice(level, fd=write)
-        voice.error("e\nfaked: line\x1b[31m")
-        voice.warn("w")
-        voice.detail("d")
+    for level, expected in ((Verbosity.QUIET, "e"), (Verbosity.NORMAL, "ew"), (Verbosity.VERBOSE, "ewd")):
+        console = Console(level, fd=write)
+        console.error("e\nfaked: line\x1b[31m")
+        console.warn("w")
+        console.debug("d")
         lines = os.read(read, 10_000).decode().splitlines()
         assert [line.removeprefix("sentinel-collector: ")[0] for line in lines] == list(expected)
         assert "\x1b" not in lines[0]
     os.close(read)
     # Nobody reads any more: nothing is raised.
-    Voice(Level.NORMAL, fd=write).error("x")
+    Console(Verbosity.NORMAL, fd=write).error("x")
     os.close(write)
-    Voice(Level.NORMAL, fd=write).error("x")
+    Console(Verbosity.NORMAL, fd=write).error("x")
 
 
 def test_a_reader_that_is_slow_costs_lines_and_no_more() -> None:
     read, write = os.pipe()
     os.set_blocking(write, False)
-    voice = Voice(Level.NORMAL, fd=write)
+    console = Console(Verbosity.NORMAL, fd=write)
     for _ in range(10_000):
-        voice.warn("x" * 100)
+        console.warn("x" * 100)
     while len(os.read(read, 1 << 20)) == 1 << 20:
         pass
-    voice.warn("heard again")
+    console.warn("heard again")
     assert b"heard again" in os.read(read, 1 << 20)
     os.close(read)
     os.close(write)

@@ -12,8 +12,8 @@ from sentinel_collector.sensors.linux.cpu import TICK_US, CpuSensor
 from sentinel_collector.sensors.linux.disk import DiskSensor, is_whole_disk
 from sentinel_collector.sensors.linux.memory import MemorySensor
 from sentinel_collector.sensors.linux.network import NetworkSensor, counted_interfaces
-from sentinel_collector.sensors.linux.process_count import PopulationSensor
-from sentinel_collector.sensors.procfs import Descriptors, KeptFile, stat_fields
+from sentinel_collector.sensors.linux.process_count import ProcessCountSensor
+from sentinel_collector.sensors.procfs import FdBudget, ProcFile, stat_fields
 
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux' /proc")
 
@@ -198,7 +198,7 @@ def test_network_bytes_leave_loopback_out(tmp_path: Path) -> None:
 
 @linux
 def test_processes_are_counted_by_links_as_by_a_listing() -> None:
-    sensor = PopulationSensor(proc="/proc")
+    sensor = ProcessCountSensor(proc="/proc")
     sensor.read()
     before = sensor.read()
     job = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE)
@@ -215,10 +215,10 @@ def test_where_links_do_not_hold_processes_are_listed(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
     os.symlink("pid:[4026531836]", tmp_path / "self/ns/pid")
     (tmp_path / "uptime").write_text("")
-    sensor = PopulationSensor(proc=str(tmp_path))
+    sensor = ProcessCountSensor(proc=str(tmp_path))
     # Here the directory's link count holds its directories alone: three too many of them.
     assert [sensor.read() for _ in range(6)] == [3] * 6
-    assert PopulationSensor(proc=str(tmp_path / "none")).read() is None
+    assert ProcessCountSensor(proc=str(tmp_path / "none")).read() is None
 
 
 def test_a_descriptor_that_went_bad_is_replaced(tmp_path: Path) -> None:
@@ -236,18 +236,18 @@ def test_a_descriptor_that_went_bad_is_replaced(tmp_path: Path) -> None:
 def test_long_files_are_read_whole(tmp_path: Path) -> None:
     text = "x" * 200_000
     put(tmp_path / "long", text)
-    file = KeptFile(str(tmp_path / "long"))
+    file = ProcFile(str(tmp_path / "long"))
     assert file.read() == file.read_list() == file.read() == text.encode()
     file.close()
 
 
 def test_descriptors_are_given_back_on_failure(tmp_path: Path) -> None:
-    descriptors = Descriptors(1)
-    directory = KeptFile(str(tmp_path), descriptors)
+    descriptors = FdBudget(1)
+    directory = ProcFile(str(tmp_path), descriptors)
     for _ in range(3):
         with pytest.raises(OSError, match="directory"):
             directory.read()
-    assert descriptors.free == 1
+    assert descriptors.available == 1
 
 
 def test_a_name_may_hold_parentheses_and_spaces() -> None:

@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import numbers, row
 
-from sentinel_collector.delivery.overflow_file.file import SpillFile
-from sentinel_collector.delivery.overflow_file.header import SpillHead
-from sentinel_collector.delivery.send_queue import MAX_MEMORY_ROWS, Backlog
+from sentinel_collector.delivery.overflow_file.file import OverflowFile
+from sentinel_collector.delivery.overflow_file.header import OverflowHeader
+from sentinel_collector.delivery.send_queue import MAX_MEMORY_ROWS, SendQueue
 from sentinel_collector.delivery.uploader_client import (
-    AWAY_WARNING_S,
     CHUNK_ROWS,
     MAX_HELLO_WAIT_S,
-    REFUSED_WAIT_S,
-    SILENCE_S,
+    REJECTED_WAIT_S,
+    RESEND_TIMEOUT_S,
+    UNREACHABLE_WARNING_S,
     WINDOW_ROWS,
-    End,
-    Link,
+    EndReason,
+    UploaderClient,
 )
-from sentinel_collector.delivery.zmq_client import Dealer
+from sentinel_collector.delivery.zmq_client import ZmqClient
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import (
@@ -45,7 +45,7 @@ from sentinel_protocol.wire.messages import (
     encode,
 )
 from sentinel_protocol.wire.sample import encode_sample
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 
 FINISH = Finish(0, 3, "failed", 1.0)
 
@@ -67,7 +67,7 @@ class Peer:
     def receive(self) -> bytes | None:
         return self.answers.pop(0) if self.answers else None
 
-    def refusal(self, now: float) -> str | None:  # noqa: ARG002 -- the link's word for its socket
+    def poll_handshake_error(self, now: float) -> str | None:  # noqa: ARG002 -- the link's word for its socket
         refused, self.refuses = self.refuses, None
         return refused
 
@@ -95,14 +95,14 @@ class Conversation:
         self.welcomes: list[Welcome] = []
         self.closings = 0
         self.takes_new_run = takes_new_run
-        self.backlog = Backlog(
+        self.queue = SendQueue(
             open_file=self._no_file,
-            head=lambda: SpillHead(run_key="key", incarnation="one", destination="", hello=b""),
+            header=lambda: OverflowHeader(run_key="key", incarnation="one", uploader_url="", hello=b""),
             warn=self.warnings.append,
         )
-        self.link = Link(
-            dealer=self.peer,
-            backlog=self.backlog,
+        self.client = UploaderClient(
+            transport=self.peer,
+            queue=self.queue,
             hello=lambda oldest_seq: Hello(
                 1, "key", "one", 1.0, metadata={"job_name": "x"}, first_available_seq=oldest_seq
             ),
@@ -115,36 +115,36 @@ class Conversation:
         self.made = 0
 
     @staticmethod
-    def _no_file() -> SpillFile:
+    def _no_file() -> OverflowFile:
         raise OSError("no file is wanted here")
 
     def _closed(self) -> bool:
         self.closings += 1
         if self.takes_new_run:
-            self.backlog.start_new_run()
+            self.queue.start_new_run()
         return self.takes_new_run
 
     def is_settled(self) -> bool:
-        return self.link.settled
+        return self.client.is_complete
 
     def is_welcomed(self) -> bool:
-        return self.link.welcomed
+        return self.client.welcomed
 
     def rows(self, count: int) -> None:
         for _ in range(count):
             self.made += 1
-            self.backlog.append(row(self.made), self.clock.monotonic())
+            self.queue.append(row(self.made), self.clock.monotonic())
 
     def pump(self, *messages: UploaderMessage) -> None:
         self.peer.says(*messages)
-        self.link.pump()
+        self.client.poll()
 
     def later(self, seconds: float) -> None:
         self.clock.wait_for(threading.Event(), seconds)
-        self.link.pump()
+        self.client.poll()
 
     def welcomed(self, next_seq: int = 1) -> None:
-        self.link.pump()
+        self.client.poll()
         self.pump(Welcome(next_seq))
         self.peer.take()
 
@@ -156,15 +156,15 @@ def talk() -> Conversation:
 
 def test_rows_follow_the_welcome_and_the_end_follows_the_last_row(talk: Conversation) -> None:
     talk.rows(2)
-    talk.link.pump()
+    talk.client.poll()
     (hello,) = talk.peer.take()
     assert isinstance(hello, Hello)
     assert hello.first_available_seq == 0
     talk.pump(Welcome(1, "run-7", 5.0))
     assert talk.peer.take_rows() == [(1, 1), (2, 2)]
-    assert (talk.link.run_id, talk.link.has_answer) == ("run-7", True)
+    assert (talk.client.run_id, talk.client.has_answer) == ("run-7", True)
     talk.rows(1)
-    talk.link.finish(FINISH)
+    talk.client.finish(FINISH)
     talk.pump(Ack(2))
     *_, end = talk.peer.take()
     assert end == Finish(3, 3, "failed", 1.0)
@@ -173,12 +173,12 @@ def test_rows_follow_the_welcome_and_the_end_follows_the_last_row(talk: Conversa
     assert talk.is_settled()
     finished = Finished("run-7", rows=3)
     talk.pump(finished)
-    assert talk.link.finished == finished
+    assert talk.client.finished == finished
     assert not talk.warnings
 
 
 def test_greeting_is_repeated_with_growing_pauses(talk: Conversation) -> None:
-    talk.link.pump()
+    talk.client.poll()
     pauses = []
     for _ in range(8):
         before = talk.clock.time_s
@@ -186,7 +186,7 @@ def test_greeting_is_repeated_with_growing_pauses(talk: Conversation) -> None:
         while not talk.peer.heard:
             talk.later(0.25)
         pauses.append(talk.clock.time_s - before)
-    expected = [min(MAX_HELLO_WAIT_S, SILENCE_S * 2**attempt) for attempt in range(8)]
+    expected = [min(MAX_HELLO_WAIT_S, RESEND_TIMEOUT_S * 2**attempt) for attempt in range(8)]
     for pause, planned in zip(pauses, expected, strict=True):
         assert 0.75 * planned <= pause <= 1.25 * planned + 0.25
 
@@ -195,10 +195,10 @@ def test_silence_counts_from_the_oldest_unacknowledged_send(talk: Conversation) 
     """At ten rows a second each send is a new one: it must not put off the second greeting."""
     talk.welcomed()
     began = talk.clock.time_s
-    while talk.link.welcomed:
+    while talk.client.welcomed:
         talk.rows(1)
         talk.later(0.1)
-    assert SILENCE_S <= talk.clock.time_s - began <= SILENCE_S + 1.5
+    assert RESEND_TIMEOUT_S <= talk.clock.time_s - began <= RESEND_TIMEOUT_S + 1.5
     *_, hello = talk.peer.take()
     assert isinstance(hello, Hello)
     talk.pump(Welcome(11))
@@ -209,9 +209,9 @@ def test_a_connection_that_is_gone_counts_as_silence_though_nothing_is_in_flight
     talk.welcomed()
     talk.peer.is_connected = False
     talk.rows(1)
-    talk.link.pump()
+    talk.client.poll()
     assert talk.is_welcomed()
-    talk.later(SILENCE_S * 1.25)
+    talk.later(RESEND_TIMEOUT_S * 1.25)
     assert not talk.is_welcomed()
     talk.peer.is_connected = True
     talk.later(0.0)
@@ -221,16 +221,16 @@ def test_a_connection_that_is_gone_counts_as_silence_though_nothing_is_in_flight
 def test_window_bounds_what_is_in_flight(talk: Conversation) -> None:
     talk.rows(3 * WINDOW_ROWS)
     talk.welcomed()
-    assert talk.backlog.sent_rows == WINDOW_ROWS
+    assert talk.queue.sent_rows == WINDOW_ROWS
     talk.pump(Ack(100))
     rows = talk.peer.take_rows()
     assert rows[0][0] == WINDOW_ROWS + 1
     assert len(rows) == 100
-    talk.link.finish(FINISH)
+    talk.client.finish(FINISH)
     heard: list[CollectorMessage] = []
     while not talk.is_settled():
-        assert talk.backlog.sent_rows <= WINDOW_ROWS
-        seq = (talk.backlog.last_seq or 0) - talk.backlog.unsent_rows
+        assert talk.queue.sent_rows <= WINDOW_ROWS
+        seq = (talk.queue.last_seq or 0) - talk.queue.unsent_rows
         talk.pump(Ack(seq, finish=any(isinstance(message, Finish) for message in heard)))
         heard += talk.peer.take()
     assert isinstance(heard[-1], Finish)
@@ -260,7 +260,7 @@ def test_an_uploader_that_forgets_us_again_and_again_is_not_flooded(talk: Conver
 def test_superseded_ends_the_conversation(talk: Conversation) -> None:
     talk.welcomed()
     talk.pump(Reject(RejectCode.SUPERSEDED))
-    assert talk.link.end is End.SUPERSEDED
+    assert talk.client.end_reason is EndReason.SUPERSEDED
     assert talk.is_settled()
     talk.rows(1)
     talk.later(100.0)
@@ -270,12 +270,12 @@ def test_superseded_ends_the_conversation(talk: Conversation) -> None:
 def test_a_superseded_collectors_rows_that_are_durable_are_not_left_to_be_kept(talk: Conversation) -> None:
     talk.welcomed()
     talk.rows(3)
-    talk.link.pump()
+    talk.client.poll()
     assert talk.peer.take_rows() == [(1, 1), (2, 2), (3, 3)]
     # The acknowledgement of the first two got lost; what comes behind the newer collector's start is somebody else's.
     talk.pump(Reject(RejectCode.SUPERSEDED, seq=2))
-    assert talk.link.end is End.SUPERSEDED
-    assert list(talk.backlog.all_rows()) == [row(3)]
+    assert talk.client.end_reason is EndReason.SUPERSEDED
+    assert list(talk.queue.all_rows()) == [row(3)]
 
 
 def test_a_closed_run_s_rest_goes_into_one_new_run_however_often_it_is_said(talk: Conversation) -> None:
@@ -284,9 +284,9 @@ def test_a_closed_run_s_rest_goes_into_one_new_run_however_often_it_is_said(talk
     closed = Reject(RejectCode.CLOSED, seq=10)
     talk.pump(closed, closed)
     # What else was on its way is about the old run: the acknowledged end of it, above all.
-    talk.link.finish(FINISH)
+    talk.client.finish(FINISH)
     talk.pump(closed, Ack(10, finish=True), Finished("old"))
-    assert (talk.closings, talk.link.end, talk.is_settled()) == (1, None, False)
+    assert (talk.closings, talk.client.end_reason, talk.is_settled()) == (1, None, False)
     assert [type(message) for message in talk.peer.take()] == [Hello]
     talk.pump(Welcome(1))
     heard = talk.peer.take()
@@ -303,8 +303,8 @@ def test_a_closed_run_without_another_ends_the_conversation() -> None:
     talk.rows(5)
     talk.welcomed()
     talk.pump(Reject(RejectCode.CLOSED, seq=2))
-    assert talk.link.end is End.CLOSED
-    assert numbers(list(talk.backlog.all_rows())) == [3, 4, 5]
+    assert talk.client.end_reason is EndReason.CLOSED
+    assert numbers(list(talk.queue.all_rows())) == [3, 4, 5]
 
 
 def test_a_run_that_somebody_else_finished_is_a_closed_one(talk: Conversation) -> None:
@@ -312,14 +312,14 @@ def test_a_run_that_somebody_else_finished_is_a_closed_one(talk: Conversation) -
     talk.welcomed()
     talk.pump(Ack(2), Finished("run"))
     assert talk.closings == 1
-    assert talk.link.finished is None
-    assert numbers(list(talk.backlog.all_rows())) == [3]
+    assert talk.client.finished is None
+    assert numbers(list(talk.queue.all_rows())) == [3]
 
 
 def test_a_durable_end_before_the_last_row_is_not_ours(talk: Conversation) -> None:
     talk.rows(3)
     talk.welcomed()
-    talk.link.finish(FINISH)
+    talk.client.finish(FINISH)
     talk.pump(Ack(2, finish=True))
     assert not talk.is_settled()
     talk.pump(Ack(3, finish=True))
@@ -339,7 +339,7 @@ def test_busy_is_waited_for_with_back_off_and_told_once(talk: Conversation) -> N
         if talk.peer.take():
             greetings.append(talk.clock.time_s - began)
             talk.peer.says(busy)
-    assert greetings[0] <= 2 * SILENCE_S * 1.25 + 0.5
+    assert greetings[0] <= 2 * RESEND_TIMEOUT_S * 1.25 + 0.5
     assert len(greetings) <= 8
     assert [text for text in talk.warnings if "no room" in text] == [talk.warnings[0]]
     # It welcomes the run, which it knows, and takes no rows: for hours, perhaps.
@@ -357,21 +357,21 @@ def test_busy_is_waited_for_with_back_off_and_told_once(talk: Conversation) -> N
 @pytest.mark.parametrize("code", [RejectCode.NOT_ALLOWED, RejectCode.UNKNOWN_VERSION])
 def test_a_refusal_is_told_once_and_tried_again_once_a_minute(talk: Conversation, code: RejectCode) -> None:
     talk.rows(2)
-    talk.link.pump()
+    talk.client.poll()
     greetings = 0
     for _ in range(1000):
         if any(isinstance(message, Hello) for message in talk.peer.take()):
             greetings += 1
             talk.peer.says(Reject(code, "we do not like you"))
         talk.later(1.0)
-    assert greetings == pytest.approx(1000 / REFUSED_WAIT_S, abs=2)
+    assert greetings == pytest.approx(1000 / REJECTED_WAIT_S, abs=2)
     assert sum("we do not like you" in text for text in talk.warnings) == 1
-    assert talk.backlog.rows == 2
+    assert talk.queue.rows == 2
 
 
 def test_a_description_that_is_too_big_is_left_out(talk: Conversation) -> None:
     talk.rows(1)
-    talk.link.pump()
+    talk.client.poll()
     talk.peer.take()
     talk.pump(Reject(RejectCode.TOO_BIG, "longer than 16384 bytes"))
     (hello,) = talk.peer.take()
@@ -386,7 +386,7 @@ def test_a_frame_that_is_too_big_is_sent_in_halves(talk: Conversation) -> None:
     talk.rows(CHUNK_ROWS)
     talk.welcomed()
     talk.pump(Reject(RejectCode.TOO_BIG))
-    talk.later(2 * SILENCE_S * 1.25)
+    talk.later(2 * RESEND_TIMEOUT_S * 1.25)
     talk.peer.take()
     talk.pump(Welcome(1))
     assert [len(message.samples) for message in talk.peer.take() if isinstance(message, Samples)] == [64, 64]
@@ -430,11 +430,11 @@ def test_repeated_answers_change_nothing(talk: Conversation) -> None:
     talk.rows(4)
     talk.welcomed()
     talk.pump(Ack(2), Ack(2), Ack(1))
-    assert talk.backlog.rows == 2
+    assert talk.queue.rows == 2
     talk.pump(Welcome(3), Welcome(3))
     assert talk.peer.take_rows() == [(3, 3), (4, 4)]
     talk.pump(Ack(4), Welcome(5), Ack(4))
-    assert talk.backlog.rows == 0
+    assert talk.queue.rows == 0
     assert talk.is_settled()
 
 
@@ -442,12 +442,12 @@ def test_what_follows_the_last_answer_that_was_awaited_is_taken_next_time(talk: 
     talk.rows(1)
     talk.welcomed()
     talk.pump(Ack(1), Ack(1, delivery_error="storage is away"), Ack(1, delivery_error="it is back"))
-    assert (talk.backlog.rows, talk.link.trouble) == (0, "")
+    assert (talk.queue.rows, talk.client.delivery_error) == (0, "")
     talk.rows(1)
-    talk.link.pump()
-    assert talk.link.trouble == "it is back"
+    talk.client.poll()
+    assert talk.client.delivery_error == "it is back"
     talk.pump(Ack(2))
-    assert talk.backlog.rows == 0
+    assert talk.queue.rows == 0
 
 
 def test_the_door_is_looked_at_where_nobody_answers(talk: Conversation) -> None:
@@ -457,7 +457,7 @@ def test_the_door_is_looked_at_where_nobody_answers(talk: Conversation) -> None:
     talk.pump(Ack(1))
     assert not talk.warnings
     talk.rows(1)
-    talk.link.pump()
+    talk.client.poll()
     assert talk.warnings == ["the uploader does not let this collector in; keeping the samples"]
 
 
@@ -466,15 +466,15 @@ def test_all_answers_at_once_after_a_stop_give_no_row_a_second_number(talk: Conv
     talk.rows(10)
     talk.welcomed()
     talk.pump(Welcome(1), Ack(10), Welcome(11))
-    assert talk.backlog.rows == 0
+    assert talk.queue.rows == 0
     talk.rows(1)
-    talk.link.pump()
+    talk.client.poll()
     assert talk.peer.take_rows()[-1] == (11, 11)
 
 
 def test_sampling_learns_the_newest_time_stamp_of_rows_that_wait_as_well(talk: Conversation) -> None:
     talk.rows(2)
-    talk.link.pump()
+    talk.client.poll()
     talk.pump(Welcome(3, "", 1_700_000_100.0))
     assert talk.welcomes[0].last_timestamp == pytest.approx(1_700_000_101.001)
     assert any("clock was set back" in text for text in talk.warnings)
@@ -484,8 +484,8 @@ def test_what_discovery_finds_is_told_in_another_greeting(talk: Conversation) ->
     talk.rows(1)
     talk.welcomed()
     talk.pump(Ack(1))
-    talk.link.greet_again()
-    talk.later(SILENCE_S * 1.25)
+    talk.client.resend_hello()
+    talk.later(RESEND_TIMEOUT_S * 1.25)
     assert [type(message) for message in talk.peer.take()] == [Hello]
     talk.pump(Welcome(2))
     talk.later(1.0)
@@ -497,7 +497,7 @@ def test_an_uploader_that_is_away_is_told_once_and_its_return_too(talk: Conversa
     talk.peer.is_connected = False
     for _ in range(120):
         talk.later(1.0)
-    assert talk.warnings == [f"no answer from the uploader for {AWAY_WARNING_S:.0f} s; keeping the samples"]
+    assert talk.warnings == [f"no answer from the uploader for {UNREACHABLE_WARNING_S:.0f} s; keeping the samples"]
     talk.peer.is_connected = True
     talk.later(1.0)
     talk.pump(Welcome(1))
@@ -506,7 +506,7 @@ def test_an_uploader_that_is_away_is_told_once_and_its_return_too(talk: Conversa
 
 def test_rubbish_is_told_once_and_passed_over(talk: Conversation) -> None:
     talk.rows(1)
-    talk.link.pump()
+    talk.client.poll()
     talk.peer.answers += [b"HTTP/1.1 400 Bad Request", b"", b"\xc1"]
     talk.pump(Welcome(1))
     assert len(talk.peer.take()) == 2
@@ -538,13 +538,13 @@ def test_whatever_an_uploader_says_rows_go_out_in_order_and_nothing_raises(
         talk.rows(count)
         talk.pump(*messages)
         talk.later(pause_s)
-        held = numbers(list(talk.backlog.all_rows()))
+        held = numbers(list(talk.queue.all_rows()))
         assert held == list(range(talk.made - len(held) + 1, talk.made + 1))
         for message in talk.peer.take():
             if isinstance(message, Samples):
                 found = [sample.process_pid or 0 for sample in message.samples]
                 assert found == list(range(found[0], found[0] + len(found)))
-    assert talk.backlog.rows <= MAX_MEMORY_ROWS
+    assert talk.queue.rows <= MAX_MEMORY_ROWS
 
 
 class Echo:
@@ -555,11 +555,11 @@ class Echo:
         self.stored: dict[int, int] = {}
         self.is_ended = False
         self.greetings = 0
-        self.router: Router | None = None
+        self.router: ZmqServer | None = None
         self.known: set[bytes] = set()
 
     def start(self) -> None:
-        self.router = Router([self.address])
+        self.router = ZmqServer([self.address])
         self.known.clear()
 
     def kill(self) -> None:
@@ -569,7 +569,7 @@ class Echo:
 
     def serve(self) -> None:
         assert self.router is not None
-        received, _ = self.router.receive(most=100, timeout_s=0.01)
+        received, _ = self.router.receive(limit=100, timeout_s=0.01)
         for identity, frame, _ in received:
             for answer in self._answers(identity, decode_from_collector(frame)):
                 self.router.send(identity, encode(answer))
@@ -602,12 +602,12 @@ def test_rows_in_flight_when_a_router_is_killed_come_back(socket_dir: Path, tmp_
     url = f"ipc://{socket_dir}/u"
     far = Echo(url)
     far.start()
-    with Dealer(parse_address(url, bind=False)) as dealer:
+    with ZmqClient(parse_address(url, bind=False)) as transport:
         talk = Conversation()
         clock = OffsetClock()
-        link = Link(
-            dealer=dealer,
-            backlog=talk.backlog,
+        client = UploaderClient(
+            transport=transport,
+            queue=talk.queue,
             hello=lambda oldest_seq: Hello(1, "key", "one", 1.0, first_available_seq=oldest_seq),
             on_welcome=lambda _: None,
             on_closed=lambda: False,
@@ -617,21 +617,21 @@ def test_rows_in_flight_when_a_router_is_killed_come_back(socket_dir: Path, tmp_
         )
         talk.rows(50)
         while len(far.stored) < 50:
-            link.pump()
+            client.poll()
             far.serve()
         talk.rows(50)
-        while not talk.backlog.sent_rows:
-            link.pump()
+        while not talk.queue.sent_rows:
+            client.poll()
         far.kill()
-        lost = talk.backlog.sent_rows
+        lost = talk.queue.sent_rows
         assert lost >= 50, "the rows were not in flight when the ROUTER was killed"
         far.start()
-        link.finish(FINISH)
-        clock.monotonic_s += 2 * SILENCE_S
+        client.finish(FINISH)
+        clock.monotonic_s += 2 * RESEND_TIMEOUT_S
         deadline = SystemClock().monotonic() + 30
-        while not link.settled:
+        while not client.is_complete:
             assert SystemClock().monotonic() < deadline
-            link.pump()
+            client.poll()
             far.serve()
     far.kill()
     assert list(far.stored.items()) == [(seq, seq) for seq in range(1, 101)]

@@ -42,7 +42,7 @@ def collector(home: Home, name: str, *words: str, point: Point | None = None) ->
             log=home.directory / f"{name}.log",
             point=point,
             mark=home.directory / "mark",
-            constants={"sentinel_collector.session:DURABLE_WAIT_S": 0.5},
+            constants={"sentinel_collector.session:ACKNOWLEDGE_WAIT_S": 0.5},
         )
     )
 
@@ -69,7 +69,7 @@ def test_file_that_is_delivered_again_after_many_other_runs_have_ended_is_not_a_
 
     home.start_uploader("--spool-max", SMALLEST, "--target", str(home.runs))
     # Another one delivers the file, and is killed when the acknowledgement of its end has come.
-    point = At("before", "sentinel_collector.delivery.uploader_client:Link._acknowledged", given="finish")
+    point = At("before", "sentinel_collector.delivery.uploader_client:UploaderClient._handle_ack", given="finish")
     words = ("--connect", home.address, "--run-key", "deliverer", "--interval", "0.1")
     with collector(home, "deliverer", *words, point=point) as deliverer:
         deliverer.assert_killed_at_its_point()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from chaos.clock import ShiftedClock
 from fakes.backend import TOKEN, Backend
+from fakes.installation import BASE_PACKAGE, Environment
 from fakes.keyring import Keyring
 from fakes.process_harness import (
     BIN,
@@ -328,16 +329,12 @@ def test_no_uploader_in_reach_leaves_the_run_for_the_next_collector(home: Home) 
 
 
 def test_local_target_needs_no_package_of_the_extra(home: Home) -> None:
-    blocked = home.directory / "blocked"
-    blocked.mkdir()
-    for name in ("boto3", "botocore", "urllib3"):
-        (blocked / f"{name}.py").write_text("raise ImportError('not installed', name=__name__)\n", encoding="utf-8")
-    env = {"PYTHONPATH": str(blocked)}
-    done = home.collector("--", "true", env=env)
+    environment = Environment(home.directory / "environment", BASE_PACKAGE)
+    done = home.run(environment.collector, "--", "true")
 
     assert done.returncode == 0
     assert len(home.local_runs()) == 1
-    refused = home.run(UPLOADER, "serve", env=env | {"SENTINEL_API_TOKEN": TOKEN})
+    refused = home.run(environment.uploader, "serve", env={"SENTINEL_API_TOKEN": TOKEN})
     assert refused.returncode == 2
     assert "sentinel-stream[uploader]" in refused.stderr
 

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 
 from sentinel_uploader.cli import main
 from sentinel_uploader.server.allow_list import AllowList
-from sentinel_uploader.server.connection_guard import Door
+from sentinel_uploader.server.connection_guard import ConnectionGuard
 
-_doors: list[Door] = []
-_open = Door.open
+_guards: list[ConnectionGuard] = []
+_start = ConnectionGuard.start
 
 
-def _open_and_note(door: Door, endpoints: Sequence[Sequence[str]]) -> None:
-    _doors.append(door)
-    _open(door, endpoints)
+def _start_and_note(guard: ConnectionGuard, endpoints: Sequence[Sequence[str]]) -> None:
+    _guards.append(guard)
+    _start(guard, endpoints)
 
 
 def _cannot_tell(self: AllowList, key: bytes) -> bool:
@@ -29,13 +29,13 @@ def _cannot_tell(self: AllowList, key: bytes) -> bool:
 def _obey() -> None:
     for line in sys.stdin:
         if line.strip() == "stop":
-            _doors[0].stop()
+            _guards[0].stop()
         else:
-            AllowList.admits = _cannot_tell  # type: ignore[method-assign]  # that is the fault
+            AllowList.is_allowed = _cannot_tell  # type: ignore[method-assign]  # that is the fault
         print(f"{line.strip()}: done", flush=True)
 
 
 if __name__ == "__main__":
-    Door.open = _open_and_note  # type: ignore[method-assign,assignment]  # to get hold of it
+    ConnectionGuard.start = _start_and_note  # type: ignore[method-assign,assignment]  # to get hold of it
     threading.Thread(target=_obey, daemon=True).start()
     sys.exit(main.main(sys.argv[2:]))

@@ -13,11 +13,12 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +101,8 @@ class Victim:
         _FORKS.set_forkserver_preload(_PRELOADED)
         self.plan = plan
         self._process = _FORKS.Process(target=_run, args=(plan,))
+        self._lock = threading.Lock()
+        """The exit code comes once through a pipe: of two threads that read it at once, one would make up a code."""
         self._process.start()
 
     def __enter__(self) -> "Victim":
@@ -111,12 +114,13 @@ class Victim:
 
     @property
     def is_alive(self) -> bool:
-        return self._process.is_alive()
+        with self._lock:
+            return self._process.is_alive()
 
     def kill(self) -> None:
         """Kill it now, wherever it is, and reap it."""
         self._process.kill()
-        self._process.join(DEADLINE_S)
+        self._join()
 
     def terminate(self) -> None:
         """Tell it to end."""
@@ -124,9 +128,14 @@ class Victim:
 
     def wait(self) -> int:
         """Wait for its end and return its exit code, -N when signal N killed it."""
-        self._process.join(DEADLINE_S)
-        assert self._process.exitcode is not None, f"it does not end: {self.log()}"
-        return self._process.exitcode
+        exit_code = self._join()
+        assert exit_code is not None, f"it does not end: {self.log()}"
+        return exit_code
+
+    def _join(self) -> int | None:
+        connection.wait([self._process.sentinel], DEADLINE_S)
+        with self._lock:
+            return self._process.exitcode
 
     def log(self) -> str:
         """What it has said so far."""

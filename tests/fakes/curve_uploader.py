@@ -10,12 +10,12 @@ from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import ClientCurveKeys, read_key_pair
 from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.server.allow_list import AllowList
-from sentinel_uploader.server.connection_guard import Limits
+from sentinel_uploader.server.connection_guard import ConnectionLimits
 from sentinel_uploader.server.fd_limits import connection_limits
 from sentinel_uploader.server.key_store import KeyStore
-from sentinel_uploader.server.rejection_log import DoorReport
-from sentinel_uploader.server.zmq_server import Router
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.server.rejection_log import RejectionLog
+from sentinel_uploader.server.zmq_server import ZmqServer
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -28,7 +28,7 @@ class Guarded(Listening):
         self,
         directory: Path,
         *,
-        limits: Limits | None = None,
+        limits: ConnectionLimits | None = None,
         url: str = ANY_PORT,
         asked: ClientLimits | None = None,
         max_bytes: int = SPOOL_BYTES,
@@ -37,11 +37,11 @@ class Guarded(Listening):
         self.store.init()
         self.allow_list = AllowList(self.store, clock=SystemClock())
         counters = Counters()
-        router = Router(
+        router = ZmqServer(
             [parse_address(url, bind=True)],
-            guard=self.allow_list,
+            allow_list=self.allow_list,
             limits=limits or connection_limits(asked or ClientLimits()),
-            watcher=DoorReport(counters, SystemClock()),
+            events=RejectionLog(counters, SystemClock()),
         )
         super().__init__(
             directory / "spool",
@@ -56,13 +56,13 @@ class Guarded(Listening):
     def key_of(self, name: str, *, replace: bool = False) -> ClientCurveKeys:
         pair = read_key_pair(self.store.add(name, replace=replace))
         # A hand-written client knocks once.
-        wait_until(lambda: self.allow_list.admits(pair.public), "the list has it")
+        wait_until(lambda: self.allow_list.is_allowed(pair.public), "the list has it")
         return ClientCurveKeys(pair, self.store.server_pair().public)
 
     def turned_away(self, reason: str) -> float:
         return self.counters.rejected.value(reason)
 
-    def runs(self) -> dict[tuple[str, str], Run]:
+    def runs(self) -> dict[tuple[str, str], OpenRun]:
         """Return the open runs by client and run key."""
         with self.spool.lock:
             return {(run.record.owner, run.record.key): run for run in self.spool.runs.values()}

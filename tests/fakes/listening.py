@@ -9,21 +9,21 @@ from fakes.uploader_harness import SPOOL_BYTES, open_spool_at
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
-from sentinel_uploader.server.zmq_server import Router
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.server.zmq_server import ZmqServer
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
 
 class Listening:
     """Listens from the beginning until `close`."""
 
-    woken: list[Run]
-    """The runs that a dispatcher would look at now, each as often as it was named."""
+    woken: list[OpenRun]
+    """The runs that a scheduler would look at now, each as often as it was named."""
 
     def __init__(
         self,
         spool_dir: Path,
-        router: Router,
+        server: ZmqServer,
         *,
         max_bytes: int = SPOOL_BYTES,
         policy: Policy | None = None,
@@ -34,11 +34,11 @@ class Listening:
     ) -> None:
         self.clock = SteppedClock()
         self.spool = open_spool_at(spool_dir, self.clock, max_bytes=max_bytes)
-        self.router = router
+        self.server = server
         self.counters = counters or Counters()
         self.woken = []
         self.intake = Intake(
-            router=router,
+            server=server,
             spool=self.spool,
             clock=self.clock,
             wake_run=self.woken.append,
@@ -55,13 +55,13 @@ class Listening:
     @property
     def url(self) -> str:
         """Where collectors connect."""
-        return self.router.urls[0]
+        return self.server.urls[0]
 
     def close(self) -> None:
         """Stop, and close spool and socket."""
         self._stop.set()
-        self.router.wake()
+        self.server.wake()
         self._thread.join(20)
         assert not self._thread.is_alive(), "the intake outlives its test"
         self.spool.close()
-        self.router.close()
+        self.server.close()

@@ -3,9 +3,9 @@
 import threading
 from pathlib import Path
 
-from sentinel_collector.sensors.process_tree.cpu_ledger import Ledger
-from sentinel_collector.sensors.process_tree.process import PAGE_KIB, Member
-from sentinel_collector.sensors.procfs import Descriptors
+from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger
+from sentinel_collector.sensors.process_tree.process import PAGE_KIB, TrackedProcess
+from sentinel_collector.sensors.procfs import FdBudget
 
 
 class CostlyClock:
@@ -34,7 +34,7 @@ class MadeUp:
 
     def __init__(self, proc: Path) -> None:
         self.proc = proc
-        self.ledger = Ledger()
+        self.ledger = CpuLedger()
 
     def put(
         self,
@@ -75,7 +75,7 @@ class MadeUp:
         stat.write_text(stat.read_text().replace(") S ", ") Z "))
         (self.proc / str(pid) / "smaps_rollup").unlink()
 
-    def member(self, pid: int) -> Member:
-        member = Member(pid, proc=str(self.proc), descriptors=Descriptors(0), parent=None)
+    def member(self, pid: int) -> TrackedProcess:
+        member = TrackedProcess(pid, proc=str(self.proc), descriptors=FdBudget(0), parent=None)
         assert member.read(self.ledger)
         return member

@@ -5,8 +5,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
-from sentinel_uploader.runs.ports import Credentials, Ending, Registration, RunDescription
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.ports import Credentials, FinishRequest, Registration, RunDescription
 
 GATE_S = 30.0
 
@@ -111,7 +111,7 @@ class Scripted:
 class ScriptedAPI(Scripted):
     """Implements `sentinel_uploader.runs.ports.SentinelAPI`."""
 
-    destination = "https://api.test"
+    backoff_key = "https://api.test"
 
     def __init__(self, clock: SteppedClock, *, inline_limit_bytes: int = 0, lifetime_s: float | None = 3600.0) -> None:
         super().__init__(clock)
@@ -119,7 +119,7 @@ class ScriptedAPI(Scripted):
         self.lifetime_s = lifetime_s
         self.expiry_error_s = 0.0
         self.prefix = "s3://bucket/runs"
-        self.endings: list[Ending] = []
+        self.endings: list[FinishRequest] = []
         self.descriptions: list[RunDescription] = []
         self.response: dict[str, Any] = {"run": {"run_status": "done"}}
 
@@ -133,12 +133,12 @@ class ScriptedAPI(Scripted):
         self.meet("refresh", run_id)
         return self._credentials()
 
-    def finish(self, ending: Ending) -> dict[str, Any]:
+    def finish(self, ending: FinishRequest) -> dict[str, Any]:
         self.meet("finish", ending.run_id)
         self.endings.append(ending)
         return self.response
 
-    def has_changed(self) -> bool:
+    def credentials_changed(self) -> bool:
         return False
 
     def close(self) -> None:
@@ -160,9 +160,9 @@ class ScriptedStore(Scripted):
         self.objects: dict[str, list[bytes]] = defaultdict(list)
         self.credentials: list[Credentials | None] = []
 
-    def destination(self, uri: str) -> str:
+    def backoff_key(self, uri: str) -> str:
         if not uri.startswith("s3://"):
-            raise DeliveryError(f"{uri!r} is not an address", remedy=Remedy.RETRY_SLOWLY)
+            raise DeliveryError(f"{uri!r} is not an address", retry_action=RetryAction.RETRY_SLOW)
         return "/".join(uri.split("/")[:3])
 
     def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:
@@ -176,24 +176,26 @@ class ScriptedStore(Scripted):
 
 def away() -> DeliveryError:
     """No connection."""
-    return DeliveryError("connection refused", remedy=Remedy.RETRY)
+    return DeliveryError("connection refused", retry_action=RetryAction.RETRY)
 
 
 def failing(status: int = 503, *, retry_after_s: float | None = None) -> DeliveryError:
     """An answer that says: later."""
-    return DeliveryError(f"HTTP {status}", remedy=Remedy.RETRY, status_code=status, retry_after_s=retry_after_s)
+    return DeliveryError(
+        f"HTTP {status}", retry_action=RetryAction.RETRY, status_code=status, retry_after_s=retry_after_s
+    )
 
 
 def refused(status: int = 401) -> DeliveryError:
     """An answer that somebody has to do something about."""
-    return DeliveryError(f"HTTP {status}", remedy=Remedy.RETRY_SLOWLY, status_code=status)
+    return DeliveryError(f"HTTP {status}", retry_action=RetryAction.RETRY_SLOW, status_code=status)
 
 
 def expired() -> DeliveryError:
     """Storage does not take the credentials any more."""
-    return DeliveryError("HTTP 400: ExpiredToken", remedy=Remedy.REFRESH, status_code=400)
+    return DeliveryError("HTTP 400: ExpiredToken", retry_action=RetryAction.REFRESH_CREDENTIALS, status_code=400)
 
 
 def final(status: int = 404) -> DeliveryError:
     """An answer that no repetition changes."""
-    return DeliveryError(f"HTTP {status}: no such run", remedy=Remedy.GIVE_UP, status_code=status)
+    return DeliveryError(f"HTTP {status}: no such run", retry_action=RetryAction.FAIL, status_code=status)

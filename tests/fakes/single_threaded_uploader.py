@@ -1,6 +1,6 @@
 """A whole uploader without its process and its threads, which may die at any moment, within a transaction too.
 
-Real spool file, intake, dispatcher and steps; time, turns and the wire are the test's.
+Real spool file, intake, scheduler and steps; time, turns and the wire are the test's.
 """
 
 import shutil
@@ -12,25 +12,25 @@ from fakes.scripted_backend import SteppedClock
 from fakes.strict_backend import StrictAPI, StrictBackend, StrictStore
 from fakes.uploader_harness import Delivery
 from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader
-from sentinel_uploader.delivery.executor import Target
+from sentinel_uploader.delivery.executor import Backend
 from sentinel_uploader.runs.lifecycle import Policy
-from sentinel_uploader.server.zmq_server import Arrival, Router
+from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
 from sentinel_uploader.spool.database import database_path
 
 MOST_TURNS = 400
 """Far more than a few runs need at one instant: what takes longer goes round in circles."""
 
 
-class Wire(Router):
+class Wire(ZmqServer):
     """The uploader's end of the wire: what was said lies ready, what it answers is kept."""
 
     def __init__(self, heard: Callable[[bytes, UploaderMessage], None]) -> None:
         super().__init__([])
         self._heard = heard
-        self.said: deque[Arrival] = deque()
+        self.said: deque[ReceivedMessage] = deque()
 
-    def receive(self, *, most: int, timeout_s: float) -> tuple[list[Arrival], int]:  # noqa: ARG002 -- nothing is waited for
-        return [self.said.popleft() for _ in range(min(most, len(self.said)))], 0
+    def receive(self, *, limit: int, timeout_s: float) -> tuple[list[ReceivedMessage], int]:  # noqa: ARG002 -- nothing is waited for
+        return [self.said.popleft() for _ in range(min(limit, len(self.said)))], 0
 
     def send(self, identity: bytes, frame: bytes) -> bool:
         self._heard(identity, decode_from_uploader(frame))
@@ -67,20 +67,20 @@ class TurnedUploader:
             directory,
             policy=policy,
             clock=clock,
-            target=Target(api=api, store=store, needs_credentials=True),
-            router=self._wire,
+            target=Backend(api=api, store=store, needs_credentials=True),
+            server=self._wire,
         )
         self.spool = self._parts.spool
-        self.dispatcher = self._parts.dispatcher
+        self.scheduler = self._parts.scheduler
         self._turns = Turns()
         # Who has the next turn is the test's choice, and the same again when it is repeated.
-        self.dispatcher._calls = self.dispatcher._inner = self._turns  # type: ignore[assignment]
+        self.scheduler._io_pool = self.scheduler._cpu_pool = self._turns  # type: ignore[assignment]
         self.spool.database.connection.set_trace_callback(backend.moment)
 
     def say(self, identity: bytes, *frames: bytes) -> None:
         """Let the intake take these messages in one group."""
-        self._wire.said.extend(Arrival(identity, frame, b"") for frame in frames)
-        self._parts.intake.serve_once(0.0)
+        self._wire.said.extend(ReceivedMessage(identity, frame, b"") for frame in frames)
+        self._parts.intake.poll_once(0.0)
 
     def turn(self, index: int = 0) -> None:
         """Let one step that is under way come to its end."""
@@ -91,12 +91,12 @@ class TurnedUploader:
     def settle(self) -> float:
         """Do what is due until nothing is; return when (monotonic) there is more."""
         for _ in range(MOST_TURNS):
-            self.dispatcher.changed.clear()
-            self._parts.intake.serve_once(0.0)
-            due = self.dispatcher.step_due()
+            self.scheduler.wakeup.clear()
+            self._parts.intake.poll_once(0.0)
+            due = self.scheduler.run_due()
             if self._turns.tasks:
                 self.turn()
-            elif due > self._clock.monotonic() and not self.dispatcher.changed.is_set():
+            elif due > self._clock.monotonic() and not self.scheduler.wakeup.is_set():
                 return due
         raise AssertionError("something is done again and again without a pause")
 
@@ -120,6 +120,6 @@ class TurnedUploader:
                 shutil.copy(file, directory)
 
     def close(self) -> None:
-        self.dispatcher.abandon()
+        self.scheduler.abandon_steps()
         self.spool.database.connection.set_trace_callback(None)
         self._parts.close()

@@ -12,9 +12,9 @@ from typing import Any
 from fakes.uploader_harness import row_numbers
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.sample import CSV_HEADER
-from sentinel_uploader.delivery.csv_batch import rows_of_body
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
-from sentinel_uploader.runs.ports import Credentials, Ending, Registration, RunDescription
+from sentinel_uploader.delivery.csv_batch import decompress_rows
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.ports import Credentials, FinishRequest, Registration, RunDescription
 
 _ROOT = "s3://bucket/runs"
 
@@ -37,14 +37,14 @@ class ServerRun:
         self.key = run.run_key
         self.run_id = f"id-{number}"
         self.objects: dict[int, bytes] = {}
-        self.ending: Ending | None = None
+        self.ending: FinishRequest | None = None
 
     @property
     def rows(self) -> list[int]:
         """Numbers of the rows that were delivered, in order."""
         if self.ending is not None and self.ending.data_csv is not None:
             return row_numbers(self.ending.data_csv.removeprefix(CSV_HEADER))
-        return [row for _, body in sorted(self.objects.items()) for row in row_numbers(rows_of_body(body))]
+        return [row for _, body in sorted(self.objects.items()) for row in row_numbers(decompress_rows(body))]
 
 
 class StrictBackend:
@@ -74,21 +74,21 @@ class StrictBackend:
             self.meanwhile[name].popleft()()
         self.moment(name)
         if self.is_dead or fate is Fate.LOST:
-            raise DeliveryError("connection refused", remedy=Remedy.RETRY)
+            raise DeliveryError("connection refused", retry_action=RetryAction.RETRY)
         if fate is Fate.LATER:
-            raise DeliveryError("HTTP 503", remedy=Remedy.RETRY, status_code=503, retry_after_s=20.0)
+            raise DeliveryError("HTTP 503", retry_action=RetryAction.RETRY, status_code=503, retry_after_s=20.0)
         if fate is Fate.REFUSED:
-            raise DeliveryError("HTTP 401", remedy=Remedy.RETRY_SLOWLY, status_code=401)
+            raise DeliveryError("HTTP 401", retry_action=RetryAction.RETRY_SLOW, status_code=401)
         if fate is Fate.EXPIRED and name == "put":
-            raise DeliveryError("HTTP 400: ExpiredToken", remedy=Remedy.REFRESH, status_code=400)
+            raise DeliveryError("HTTP 400: ExpiredToken", retry_action=RetryAction.REFRESH_CREDENTIALS, status_code=400)
         if fate is Fate.FINAL:
-            raise DeliveryError("HTTP 404", remedy=Remedy.GIVE_UP, status_code=404)
+            raise DeliveryError("HTTP 404", retry_action=RetryAction.FAIL, status_code=404)
         answer = effect()
         self.moment(name)
         if self.is_dead or fate is Fate.ANSWER_LOST:
             if isinstance(answer, Registration):
                 self.unheard.add(answer.run_id)
-            raise DeliveryError("connection reset", remedy=Remedy.RETRY)
+            raise DeliveryError("connection reset", retry_action=RetryAction.RETRY)
         return answer
 
     def credentials(self) -> Credentials:
@@ -111,7 +111,7 @@ class StrictBackend:
 class StrictAPI:
     """Implements `sentinel_uploader.runs.ports.SentinelAPI`."""
 
-    destination = "https://api.test"
+    backoff_key = "https://api.test"
 
     def __init__(self, backend: StrictBackend, *, inline_limit_bytes: int) -> None:
         self._backend = backend
@@ -133,17 +133,17 @@ class StrictAPI:
         answer: Credentials = self._backend.call("refresh", self._backend.credentials)
         return answer
 
-    def finish(self, ending: Ending) -> dict[str, Any]:
+    def finish(self, ending: FinishRequest) -> dict[str, Any]:
         answer: dict[str, Any] = self._backend.call("finish", lambda: self._close(ending))
         return answer
 
-    def has_changed(self) -> bool:
+    def credentials_changed(self) -> bool:
         return False
 
     def close(self) -> None:
         pass
 
-    def _close(self, ending: Ending) -> dict[str, Any]:
+    def _close(self, ending: FinishRequest) -> dict[str, Any]:
         run, note = self._backend.runs[ending.run_id], self._backend.note
         if run.ending is not None:
             note(_what_counts(run.ending) != _what_counts(ending), f"{run.run_id} is finished in another way")
@@ -167,13 +167,13 @@ class StrictStore:
     def __init__(self, backend: StrictBackend) -> None:
         self._backend = backend
 
-    def destination(self, uri: str) -> str:
+    def backoff_key(self, uri: str) -> str:
         return "/".join(uri.split("/")[:3])
 
     def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:
         expires_at = None if credentials is None else credentials.expires_at
         if expires_at is None or expires_at <= self._backend.clock.now():
-            raise DeliveryError("HTTP 400: ExpiredToken", remedy=Remedy.REFRESH, status_code=400)
+            raise DeliveryError("HTTP 400: ExpiredToken", retry_action=RetryAction.REFRESH_CREDENTIALS, status_code=400)
         self._backend.call("put", lambda: self._keep(uri, body))
 
     def close(self) -> None:
@@ -190,5 +190,5 @@ class StrictStore:
         note(len(used) > 1, f"the rows of {run.key} go to {len(used)} runs")
 
 
-def _what_counts(ending: Ending) -> tuple[object, ...]:
+def _what_counts(ending: FinishRequest) -> tuple[object, ...]:
     return ending.exit_code, ending.status, ending.finished_at, ending.data_uris, ending.data_csv

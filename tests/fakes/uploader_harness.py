@@ -1,4 +1,4 @@
-"""Runs, rows and a whole uploader without its process: real spool, real dispatcher, a clock that is moved by hand."""
+"""Runs, rows and a whole uploader without its process: real spool, real scheduler, a clock that is moved by hand."""
 
 import random
 import time
@@ -11,16 +11,16 @@ from fakes.process_harness import DEADLINE_S
 from fakes.scripted_backend import Gate, ScriptedAPI, ScriptedStore, SteppedClock
 from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Finish, Hello, Samples, encode
 from sentinel_protocol.wire.sample import Sample
-from sentinel_uploader.delivery.csv_batch import rows_of_body
-from sentinel_uploader.delivery.executor import Steps, Target
-from sentinel_uploader.delivery.scheduler import Dispatcher
+from sentinel_uploader.delivery.csv_batch import decompress_rows
+from sentinel_uploader.delivery.executor import Backend, StepExecutor
+from sentinel_uploader.delivery.scheduler import Scheduler
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.runs.lifecycle import Policy
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import Database
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import StoredFrame
+from sentinel_uploader.spool.types import PendingFrame
 from sentinel_uploader.telemetry.counters import Counters
 
 SPOOL_BYTES = 8 << 20
@@ -40,9 +40,9 @@ def samples(first: int, last: int) -> Samples:
     return Samples(first, [sample(seq) for seq in range(first, last + 1)])
 
 
-def frame(run: Run, first: int, last: int) -> StoredFrame:
+def frame(run: OpenRun, first: int, last: int) -> PendingFrame:
     """Rows `first` to `last` as the intake hands them over."""
-    return StoredFrame(run, first, last - first + 1, encode(samples(first, last)), T0 + last)
+    return PendingFrame(run, first, last - first + 1, encode(samples(first, last)), T0 + last)
 
 
 def finish(last_seq: int, exit_code: int | None = 0, status: str = "finished") -> Finish:
@@ -72,8 +72,8 @@ class Delivery:
         clock: SteppedClock | None = None,
         api: ScriptedAPI | None = None,
         store: ScriptedStore | None = None,
-        target: Target | None = None,
-        router: Router | None = None,
+        target: Backend | None = None,
+        server: ZmqServer | None = None,
     ) -> None:
         self.clock = clock or SteppedClock()
         self.api = api or ScriptedAPI(self.clock, inline_limit_bytes=inline_limit_bytes, lifetime_s=lifetime_s)
@@ -82,20 +82,20 @@ class Delivery:
             upload_interval_s=60.0, stale_after_s=1e6, inline_limit_bytes=self.api.inline_limit_bytes
         )
         self.spool = open_spool_at(directory, self.clock)
-        self.router = router or Router([])
+        self.server = server or ZmqServer([])
         self.counters = Counters()
         self.intake = Intake(
-            router=self.router,
+            server=self.server,
             spool=self.spool,
             clock=self.clock,
             wake_run=self._wake,
             policy=self.policy,
             counters=self.counters,
         )
-        target = target or Target(api=self.api, store=self.store, needs_credentials=True)
-        self.dispatcher = Dispatcher(
+        target = target or Backend(api=self.api, store=self.store, needs_credentials=True)
+        self.scheduler = Scheduler(
             spool=self.spool,
-            steps=self.steps_for(target),
+            executor=self.steps_for(target),
             intake=self.intake,
             policy=self.policy,
             clock=self.clock,
@@ -103,34 +103,36 @@ class Delivery:
             counters=self.counters,
         )
 
-    def steps_for(self, target: Target) -> Steps:
+    def steps_for(self, target: Backend) -> StepExecutor:
         """Return the steps towards a target."""
-        return Steps(spool=self.spool, target=target, policy=self.policy, clock=self.clock, counters=self.counters)
+        return StepExecutor(
+            spool=self.spool, backend=target, policy=self.policy, clock=self.clock, counters=self.counters
+        )
 
-    def _wake(self, run: Run) -> None:
-        self.dispatcher.wake(run)
+    def _wake(self, run: OpenRun) -> None:
+        self.scheduler.notify(run)
 
     def close(self) -> None:
         self.spool.close()
-        self.router.close()
+        self.server.close()
 
-    def begin(self, key: str = "run", *, rows: int = 0, last: bool = False, **greeting: Any) -> Run:
+    def begin(self, key: str = "run", *, rows: int = 0, last: bool = False, **greeting: Any) -> OpenRun:
         """Open a run, store rows 1 to `rows`, end it when they are the `last` ones."""
-        run = self.spool.greet(hello(key, **greeting), owner="")
+        run = self.spool.open_run(hello(key, **greeting), owner="")
         if rows:
             self.add(run, rows)
         if last:
             self.end(run)
-        self.dispatcher.wake(run)
+        self.scheduler.notify(run)
         return run
 
-    def add(self, run: Run, rows: int) -> None:
-        self.spool.store([frame(run, run.acked_seq + 1, run.acked_seq + rows)], [])
-        run.heard_at = self.clock.monotonic()
+    def add(self, run: OpenRun, rows: int) -> None:
+        self.spool.append([frame(run, run.durable_seq + 1, run.durable_seq + rows)], [])
+        run.last_seen_at = self.clock.monotonic()
 
-    def end(self, run: Run, exit_code: int | None = 0) -> None:
-        self.spool.store([], [(run, finish(run.acked_seq, exit_code))])
-        self.dispatcher.wake(run)
+    def end(self, run: OpenRun, exit_code: int | None = 0) -> None:
+        self.spool.append([], [(run, finish(run.durable_seq, exit_code))])
+        self.scheduler.notify(run)
 
     def settle(self, held: Gate | None = None, *, times: int = 1) -> float:
         """Do what is due until nothing is; return when (monotonic) there is more.
@@ -139,14 +141,14 @@ class Delivery:
         """
         deadline = time.monotonic() + DEADLINE_S
         while True:
-            self.intake.serve_once(0.0)
-            self.dispatcher.changed.clear()
-            due = self.dispatcher.step_due()
+            self.intake.poll_once(0.0)
+            self.scheduler.wakeup.clear()
+            due = self.scheduler.run_due()
             hanging = 0 if held is None else times
-            if self.dispatcher.steps_under_way != hanging or (held is not None and held.entries != times):
+            if self.scheduler.steps_in_flight != hanging or (held is not None and held.entries != times):
                 assert time.monotonic() < deadline, "the steps do not end, or are not held"
-                self.dispatcher.changed.wait(0.01)
-            elif due > self.clock.monotonic() and not self.dispatcher.changed.is_set():
+                self.scheduler.wakeup.wait(0.01)
+            elif due > self.clock.monotonic() and not self.scheduler.wakeup.is_set():
                 return due
 
     def advance(self, seconds: float, held: Gate | None = None, *, times: int = 1) -> None:
@@ -160,7 +162,7 @@ class Delivery:
         """Move the clock."""
         self.clock.advance(seconds)
         # The intake, which loops every second, has done so all the time.
-        self.intake.looped_at = self.clock.monotonic()
+        self.intake.last_loop_at = self.clock.monotonic()
 
     def rows_stored(self, run_id: str) -> list[int]:
         """Return the row numbers in a run's objects, in the order of the objects; checks that repeats are equal."""
@@ -168,7 +170,7 @@ class Delivery:
         for uri, bodies in sorted(self.store.objects.items()):
             if f"/{run_id}/" in uri:
                 assert len(set(bodies)) == 1
-                numbers += row_numbers(rows_of_body(bodies[0]))
+                numbers += row_numbers(decompress_rows(bodies[0]))
         return numbers
 
 

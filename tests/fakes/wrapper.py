@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from sentinel_collector.job.process import SIGNAL_BASE, Job, JobStartError
-from sentinel_collector.job.signals import Action, Interrupts, Received, Signals
+from sentinel_collector.job.signals import Action, ReceivedSignal, SignalPolicy, Signals
 
 PATIENCE_S = 20.0
 """Far longer than anything takes; what runs into it has failed."""
@@ -113,15 +113,15 @@ def note_state(job: Job) -> None:
         tell(f"{'stopped' if found.si_code == os.CLD_STOPPED else 'continued'} {job.has_ended()}")
 
 
-def leaves(job: Job, interrupts: Interrupts, received: Received) -> bool:
-    action = interrupts.note(received)
+def leaves(job: Job, interrupts: SignalPolicy, received: ReceivedSignal) -> bool:
+    action = interrupts.decide(received)
     if action is Action.FORWARD:
         job.forward(received.signum)
     if received.signum == signal.SIGCHLD:
         note_state(job)
     else:
         tell(f"{signal.Signals(received.signum).name} {action.name}")
-    return action is Action.LEAVE
+    return action is Action.DETACH
 
 
 def main() -> int:
@@ -132,7 +132,7 @@ def main() -> int:
             print(f"wrapper: {error}", file=sys.stderr)
             return error.exit_code
         tell(f"spawned {job.pid}")
-        interrupts = Interrupts(job.contains)
+        interrupts = SignalPolicy(job.contains)
         while not job.has_ended():
             if any(leaves(job, interrupts, received) for received in signals.wait(60)):
                 return SIGNAL_BASE + signal.SIGINT

@@ -261,8 +261,8 @@ class _Play:
                 elif isinstance(message, Reject) and message.code is RejectCode.HELLO_FIRST:
                     self._wanted.pop(identity, None)
         for run in self._site.spool.runs.values():
-            assert run.acked_seq >= self._acked.get(run.record.uid, 0), "what was acknowledged is gone"
-            self._acked[run.record.uid] = run.acked_seq
+            assert run.durable_seq >= self._acked.get(run.record.uid, 0), "what was acknowledged is gone"
+            self._acked[run.record.uid] = run.durable_seq
 
     def _check_ends(self) -> None:
         runs = self._site.end_all()
@@ -274,7 +274,7 @@ class _Play:
             assert record.owner in CLIENTS.values()
             self.outcomes.add(str(record.state))
             rows = self._site.delivered(run)
-            assert rows.count(b"\n") == record.rows == run.acked_seq - record.missing_rows
+            assert rows.count(b"\n") == record.rows == run.durable_seq - record.missing_rows
 
 
 def _odd_row(script: Script) -> Sample:

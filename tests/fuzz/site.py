@@ -10,17 +10,17 @@ from fakes.uploader_harness import open_spool_at
 
 from fuzz.wire import Wire
 from sentinel_uploader.backends.sentinel.payload import registration, utc_text
-from sentinel_uploader.delivery.csv_batch import object_uri, rows_of_body
-from sentinel_uploader.delivery.executor import Steps, Target, park
+from sentinel_uploader.delivery.csv_batch import decompress_rows, object_uri
+from sentinel_uploader.delivery.executor import Backend, StepExecutor, quarantine_run
 from sentinel_uploader.intake.loop import Intake
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.lifecycle import Event, Policy, RunState, Step, next_step
-from sentinel_uploader.runs.ports import Credentials, Ending, Registration, RunDescription
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.runs.ports import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
 if TYPE_CHECKING:
-    from sentinel_uploader.server.zmq_server import Router
+    from sentinel_uploader.server.zmq_server import ZmqServer
 
 SPOOL_BYTES = 64 << 20
 STALE_AFTER_S = 900.0
@@ -30,11 +30,11 @@ _MOST_STEPS = 10_000
 class FarEnd:
     """API and store at once: takes everything that JSON and CSV can carry, and keeps what it was told of each run."""
 
-    destination = "https://api.test"
+    backoff_key = "https://api.test"
     inline_limit_bytes = 0
 
     def __init__(self) -> None:
-        self.endings: dict[str, Ending] = {}
+        self.endings: dict[str, FinishRequest] = {}
         self.bodies: dict[str, list[bytes]] = defaultdict(list)
 
     def forget(self) -> None:
@@ -48,14 +48,14 @@ class FarEnd:
     def refresh(self, run_id: str) -> Credentials | None:
         raise AssertionError(f"nothing here needs credentials: {run_id}")
 
-    def finish(self, ending: Ending) -> dict[str, Any]:
+    def finish(self, ending: FinishRequest) -> dict[str, Any]:
         assert ending.run_id not in self.endings, "finished twice"
         utc_text(ending.finished_at)
-        json.dumps([ending.exit_code, ending.facts, ending.data_uris], allow_nan=False, default=str)
+        json.dumps([ending.exit_code, ending.summary, ending.data_uris], allow_nan=False, default=str)
         self.endings[ending.run_id] = ending
         return {}
 
-    def has_changed(self) -> bool:
+    def credentials_changed(self) -> bool:
         return False
 
     def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:  # noqa: ARG002 -- the port's
@@ -72,7 +72,7 @@ class _Store:
         self._far_end = far_end
         self.put, self.close = far_end.put, far_end.close
 
-    def destination(self, uri: str) -> str:
+    def backoff_key(self, uri: str) -> str:
         return "/".join(uri.split("/")[:3])
 
 
@@ -93,7 +93,7 @@ class Site:
     def _open(self) -> None:
         self.spool = open_spool_at(self._directory, self.clock, max_bytes=SPOOL_BYTES)
         self.intake = Intake(
-            router=cast("Router", self.wire),
+            server=cast("ZmqServer", self.wire),
             spool=self.spool,
             clock=self.clock,
             wake_run=lambda _: None,
@@ -101,9 +101,9 @@ class Site:
             counters=self.counters,
             name_of=self._names.get,
         )
-        target = Target(api=self.far_end, store=_Store(self.far_end), needs_credentials=False)
-        self._steps = Steps(
-            spool=self.spool, target=target, policy=self._policy, clock=self.clock, counters=self.counters
+        target = Backend(api=self.far_end, store=_Store(self.far_end), needs_credentials=False)
+        self._steps = StepExecutor(
+            spool=self.spool, backend=target, policy=self._policy, clock=self.clock, counters=self.counters
         )
 
     def restart(self) -> None:
@@ -126,58 +126,58 @@ class Site:
 
     def serve(self) -> None:
         """Take what has come; every exception is a finding."""
-        self.intake.serve_once(0.0)
+        self.intake.poll_once(0.0)
 
-    def work(self, run: Run) -> None:
+    def work(self, run: OpenRun) -> None:
         """Do all that is due for a run now."""
         for _ in range(_MOST_STEPS):
             step = self._due(run)
             if step is None:
                 break
             try:
-                self._steps.perform(run, step)
+                self._steps.execute(run, step)
             except DeliveryError as error:
-                if error.remedy is not Remedy.GIVE_UP:
+                if error.retry_action is not RetryAction.FAIL:
                     raise
-                park(self.spool, run, error)
+                quarantine_run(self.spool, run, error)
         else:
             raise AssertionError(f"the steps of {run.record.key!r} do not end")
         if run.record.is_over:
-            self.intake.tell(run)
+            self.intake.notify(run)
 
-    def _due(self, run: Run) -> Step | None:
-        facts = run.facts(
-            listening_since=self.intake.listening_since, flush=False, needs_credentials=False, wants_refresh=False
+    def _due(self, run: OpenRun) -> Step | None:
+        facts = run.scheduling_facts(
+            listening_since=self.intake.receiving_since, flush=False, needs_credentials=False, wants_refresh=False
         )
         return next_step(facts, self._policy, self.clock.monotonic())[0]
 
-    def discard(self, run: Run) -> None:
+    def discard(self, run: OpenRun) -> None:
         """A person gives a run up."""
-        self.spool.end(run, Event.DISCARDED)
-        self.intake.tell(run)
+        self.spool.close_run(run, Event.DISCARDED)
+        self.intake.notify(run)
 
-    def end_all(self) -> list[Run]:
+    def end_all(self) -> list[OpenRun]:
         """Let everything come to its end: whoever has not finished has gone silent."""
         self.serve()
         runs = list(self.spool.runs.values())
         self.clock.advance(STALE_AFTER_S)
         # The intake has looped all that time.
-        self.intake.looped_at = self.clock.monotonic()
+        self.intake.last_loop_at = self.clock.monotonic()
         for run in runs:
-            heard_at = run.heard_at
-            run.heard_at = min(heard_at, self.clock.monotonic() - max(STALE_AFTER_S, 3 * run.record.interval_s) - 1)
+            heard_at = run.last_seen_at
+            run.last_seen_at = min(heard_at, self.clock.monotonic() - max(STALE_AFTER_S, 3 * run.record.interval_s) - 1)
             self.work(run)
         self.serve()
         assert not self.spool.runs, "a run does not end"
         assert not self.intake.has_sessions(), "a session outlives its run"
         return runs
 
-    def delivered(self, run: Run) -> bytes:
+    def delivered(self, run: OpenRun) -> bytes:
         """Return a run's rows as CSV lines, from the objects that `finish` named; each is there once."""
         record = run.record
-        assert record.state in {RunState.FINISHED, RunState.FAILED}
+        assert record.state in {RunState.FINISHED, RunState.STALE_CLOSED}
         ending = self.far_end.endings[record.run_id]
         assert ending.data_uris == [object_uri(record.uri_prefix, number) for number in range(1, record.batches + 1)]
         bodies = [self.far_end.bodies[uri] for uri in ending.data_uris]
         assert all(len(body) == 1 for body in bodies), "an object was put more than once"
-        return b"".join(rows_of_body(body) for (body,) in bodies)
+        return b"".join(decompress_rows(body) for (body,) in bodies)

@@ -172,7 +172,7 @@ class Listed:
         self.clock.advance(REFRESH_S)
 
     def names(self) -> list[str]:
-        self.list.admits(b"")
+        self.list.is_allowed(b"")
         return self.list.names()
 
 
@@ -190,7 +190,7 @@ def test_the_list_follows_its_directory(listed: Listed) -> None:
     listed.store.revoke("alice")
     listed.look_again()
     assert listed.names() == ["bob"]
-    assert not listed.list.admits(key)
+    assert not listed.list.is_allowed(key)
 
 
 def test_a_broken_file_concerns_its_own_client_only(listed: Listed, caplog: pytest.LogCaptureFixture) -> None:
@@ -222,14 +222,14 @@ def test_an_overwritten_file_is_noticed_though_its_directory_has_not_changed(lis
 def test_a_list_that_cannot_be_read_lets_nobody_in(listed: Listed, caplog: pytest.LogCaptureFixture) -> None:
     key = key_in(listed.store.add("alice", replace=False))
     listed.look_again()
-    assert listed.list.admits(key)
+    assert listed.list.is_allowed(key)
     os.rename(listed.store.clients_dir, listed.store.clients_dir + ".away")
     listed.look_again()
-    assert not listed.list.admits(key)
+    assert not listed.list.is_allowed(key)
     assert "nobody is let in" in caplog.text
     os.rename(listed.store.clients_dir + ".away", listed.store.clients_dir)
     listed.look_again()
-    assert listed.list.admits(key)
+    assert listed.list.is_allowed(key)
 
 
 def test_one_key_has_one_name(listed: Listed, caplog: pytest.LogCaptureFixture) -> None:

@@ -167,7 +167,7 @@ def test_every_reason_of_a_rejection_is_known_and_explained() -> None:
         for package in ("protocol", "uploader")
         for path in (ROOT / package).rglob("*.py")
         for reason in re.findall(
-            r'(?:rejected\.add\([^,)]+, |turned_away\()"([^"]+)"', path.read_text(encoding="utf-8")
+            r'(?:rejected\.add\([^,)]+, |on_rejected\()"([^"]+)"', path.read_text(encoding="utf-8")
         )
     }
     assert used

@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 
@@ -11,7 +12,8 @@ import pytest
 from fakes.process_harness import BIN
 from locations import ROOT
 
-from sentinel_uploader.limits import LIMIT_REASONS, LIMIT_SETTINGS, ClientLimits
+from sentinel_uploader.app.settings import SETTINGS as UPLOADER_SETTINGS
+from sentinel_uploader.limits import LIMIT_SETTINGS, ClientLimits, limits_of
 from sentinel_uploader.telemetry.counters import REJECT_REASONS
 
 README = ROOT / "README.md"
@@ -95,21 +97,20 @@ def test_every_limit_is_in_the_operator_s_table_and_every_reason_explained() -> 
     text = (README.parent / "docs/operation.md").read_text(encoding="utf-8")
     table = text.partition("<!-- limits -->")[2].partition("<!-- end -->")[0]
     lines = table.splitlines()
-    for setting in LIMIT_SETTINGS:
-        (line,) = [line for line in lines if f"`{setting.flag}`" in line]
-        assert f"`{LIMIT_REASONS[setting.name]}`" in line
-    assert {setting.name for setting in LIMIT_SETTINGS} == set(ClientLimits.__slots__)
+    for limit in fields(ClientLimits):
+        (line,) = [line for line in lines if f"`{limit.metadata['setting'].flag}`" in line]
+        assert f"`{limit.metadata['reason']}`" in line
+    assert {setting.name for setting in LIMIT_SETTINGS} <= {setting.name for setting in UPLOADER_SETTINGS}
     for reason in REJECT_REASONS:
         assert f"`{reason}`" in text
     assert set(re.findall(r"`([a-z-]+)`", "".join(line.split("|")[4] for line in lines[4:-1]))) <= set(REJECT_REASONS)
 
 
 def test_a_limit_s_default_is_that_of_its_setting() -> None:
-    defaults = ClientLimits()
-    for setting in LIMIT_SETTINGS:
-        value = getattr(defaults, setting.name)
-        assert setting.default_value() == value
-        assert value is None or setting.parse(setting.format_default()) == value
+    defaults = {setting.name: setting.default_value() for setting in LIMIT_SETTINGS}
+    assert limits_of(defaults) == ClientLimits()
+    written = [(each.parse(each.format_default()), each.default) for each in LIMIT_SETTINGS if each.default is not None]
+    assert all(value == default for value, default in written)
 
 
 def test_documents_that_are_linked_exist() -> None:

@@ -149,10 +149,10 @@ def test_a_whole_short_run_loads_nothing_that_it_can_do_without(home: Home) -> N
 
 def test_what_is_kept_from_msgspec_is_there_for_everybody_else() -> None:
     code = (
-        "import gc, sys; from sentinel_collector.deferred_imports import load_session; load_session();"
+        "import gc, sys; from sentinel_collector.deferred_imports import import_session; import_session();"
         "assert gc.isenabled() and gc.get_freeze_count() > 10_000;"
         "assert 'msgspec' in sys.modules and 'typing_extensions' not in sys.modules;"
-        "import typing_extensions; load_session(); assert sys.modules['typing_extensions'] is typing_extensions"
+        "import typing_extensions; import_session(); assert sys.modules['typing_extensions'] is typing_extensions"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sentinel_uploader.delivery.circuit_breaker import (
-    BASE_S,
-    CAP_S,
-    FLOOR_S,
-    HURRY_S,
-    SLOW_BASE_S,
-    Destination,
+    BASE_DELAY_S,
+    EXPEDITED_DELAY_S,
+    MAX_DELAY_S,
+    MIN_DELAY_S,
+    SLOW_BASE_DELAY_S,
+    CircuitBreaker,
     backoff,
     slow_backoff,
 )
@@ -29,18 +29,18 @@ class HighestRandom(random.Random):
 
 @given(st.integers(1, 10_000), seeds)
 def test_wait_is_between_the_floor_and_a_ceiling_that_doubles_up_to_the_cap(attempt: int, rng: random.Random) -> None:
-    assert FLOOR_S <= backoff(attempt, rng=rng) <= min(CAP_S, BASE_S * 2.0 ** min(attempt, 30))
+    assert MIN_DELAY_S <= backoff(attempt, rng=rng) <= min(MAX_DELAY_S, BASE_DELAY_S * 2.0 ** min(attempt, 30))
 
 
 @given(st.integers(1, 100), st.floats(0, 10_000), seeds)
 def test_servers_wish_is_a_lower_bound_up_to_the_cap(attempt: int, wish_s: float, rng: random.Random) -> None:
     wait = backoff(attempt, rng=rng, retry_after_s=wish_s)
-    assert min(wish_s, CAP_S) <= wait <= CAP_S + 1.0
+    assert min(wish_s, MAX_DELAY_S) <= wait <= MAX_DELAY_S + 1.0
 
 
 @given(st.integers(1, 100), seeds)
 def test_slow_wait_is_never_close_to_zero(attempt: int, rng: random.Random) -> None:
-    assert SLOW_BASE_S / 2 <= slow_backoff(attempt, rng=rng) <= CAP_S
+    assert SLOW_BASE_DELAY_S / 2 <= slow_backoff(attempt, rng=rng) <= MAX_DELAY_S
 
 
 def test_ceilings_are_exact() -> None:
@@ -54,7 +54,7 @@ class Trial:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.there = Destination("there", most_calls=2, rng=HighestRandom())
+        self.there = CircuitBreaker("there", max_concurrent=2, rng=HighestRandom())
         self.since: dict[int, float] = {}
 
     def fail(
@@ -68,20 +68,20 @@ class Trial:
     ) -> bool:
         since = self.since.get(run)
         self.since.setdefault(run, self.now)
-        return self.there.failed(
+        return self.there.record_failure(
             run,
             self.now,
             "no",
             began_at=self.now if began_at is None else began_at,
             run_failing_since=since,
-            certain=certain,
-            slowly=slowly,
+            is_destination_fault=certain,
+            needs_operator=slowly,
             retry_after_s=wish_s,
         )
 
     def succeed(self, run: int) -> bool:
         self.since.pop(run, None)
-        return self.there.succeeded(self.now)
+        return self.there.record_success(self.now)
 
 
 @pytest.fixture
@@ -131,20 +131,20 @@ def test_calls_that_were_under_way_when_the_outage_began_do_not_count_again(tria
 
 def test_one_call_at_a_time_while_failing_and_the_limit_otherwise(trial: Trial) -> None:
     there = trial.there
-    there.begin()
-    assert there.admits(1, 100.0)
-    there.begin()
-    assert not there.admits(1, 100.0)
-    there.calls = 0
+    there.acquire()
+    assert there.allows(1, 100.0)
+    there.acquire()
+    assert not there.allows(1, 100.0)
+    there.in_flight = 0
     trial.fail(1, certain=True)
-    assert not there.admits(1, 101.9)
-    assert there.admits(1, 102.0)
-    there.begin()
-    assert not there.admits(1, 102.0)
-    there.calls = 0
+    assert not there.allows(1, 101.9)
+    assert there.allows(1, 102.0)
+    there.acquire()
+    assert not there.allows(1, 102.0)
+    there.in_flight = 0
     assert trial.succeed(1)
     assert not trial.succeed(1)
-    assert there.admits(1, 100.0)
+    assert there.allows(1, 100.0)
 
 
 def test_trouble_of_a_single_run_is_tried_by_another_soon_and_then_by_all_in_turn(trial: Trial) -> None:
@@ -152,10 +152,10 @@ def test_trouble_of_a_single_run_is_tried_by_another_soon_and_then_by_all_in_tur
         trial.now += 100.0
         trial.fail(1, certain=True)
     assert trial.there.next_try_at(1) == trial.now + 64.0
-    assert trial.there.next_try_at(2) == trial.now + HURRY_S
-    assert not trial.there.admits(2, trial.now)
-    assert trial.there.admits(2, trial.now + HURRY_S)
-    trial.now += HURRY_S
+    assert trial.there.next_try_at(2) == trial.now + EXPEDITED_DELAY_S
+    assert not trial.there.allows(2, trial.now)
+    assert trial.there.allows(2, trial.now + EXPEDITED_DELAY_S)
+    trial.now += EXPEDITED_DELAY_S
     trial.fail(2, certain=True)
     assert trial.there.next_try_at(3) == trial.there.next_try_at(1) == trial.now + 128.0
 
@@ -166,14 +166,14 @@ def test_hurry_shortens_a_wait_but_neither_a_wish_nor_a_refusal_to_nothing(trial
         trial.now += 100.0
         trial.fail(1, certain=True)
     assert trial.there.not_before == trial.now + 64.0
-    trial.there.hurry()
-    assert trial.there.not_before == trial.now + HURRY_S
+    trial.there.expedite()
+    assert trial.there.not_before == trial.now + EXPEDITED_DELAY_S
 
     trial.fail(1, certain=True, wish_s=200.0)
     before = trial.there.not_before
-    trial.there.hurry()
+    trial.there.expedite()
     assert trial.there.not_before == before >= trial.now + 200.0
 
     trial.fail(1, certain=True, slowly=True)
-    trial.there.hurry()
-    assert trial.there.not_before == trial.now + SLOW_BASE_S / 2
+    trial.there.expedite()
+    assert trial.there.not_before == trial.now + SLOW_BASE_DELAY_S / 2

@@ -146,8 +146,8 @@ def test_status_of_all_of_the_users_spools(capsys: pytest.CaptureFixture[str], t
     base.mkdir(parents=True)
     for number in (1, 2):
         spool = open_spool_at(base / f"agent-{number}", SteppedClock())
-        run = spool.greet(hello(f"run-{number}", metadata={"job_name": "ü"}), owner="")
-        spool.store([frame(run, 1, 3)], [(run, finish(3, 2, "failed"))])
+        run = spool.open_run(hello(f"run-{number}", metadata={"job_name": "ü"}), owner="")
+        spool.append([frame(run, 1, 3)], [(run, finish(3, 2, "failed"))])
         spool.close()
     code, out, _ = told(capsys, "status", "--json")
     assert code == 0
@@ -177,7 +177,7 @@ def test_commands_look_where_an_uploader_with_the_same_file_keeps_its_runs(
 ) -> None:
     for name in ("named", "other"):
         spool = open_spool_at(tmp_path / name, SteppedClock())
-        spool.greet(hello(f"run-{name}"), owner="")
+        spool.open_run(hello(f"run-{name}"), owner="")
         spool.close()
     file = tmp_path / "uploader.toml"
     file.write_text(f"bind = ['tcp://127.0.0.1:7740']\nspool = '{tmp_path / 'named'}'\n", encoding="utf-8")
@@ -203,8 +203,8 @@ def test_output_that_cannot_be_written_is_one_line_and_a_failure(
     home: Home, words: str, redirection: str, reason: str
 ) -> None:
     spool = open_spool_at(home.directory / "spool", SteppedClock())
-    run = spool.greet(hello("run-1"), owner="")
-    spool.update(run, Event.REFUSED)
+    run = spool.open_run(hello("run-1"), owner="")
+    spool.update(run, Event.PERMANENT_FAILURE)
     spool.close()
     command = f"'{UPLOADER}' {words} --spool '{home.directory / 'spool'}' {redirection}"
     done = subprocess.run(["bash", "-c", command], env=home.environ, stderr=subprocess.PIPE, text=True, timeout=60)

@@ -17,16 +17,16 @@ from fakes.raw_collector import PATIENCE_S, Collectors, RawCollector, collectors
 from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import finish, hello, samples
 
-from sentinel_collector.delivery.zmq_client import Dealer
+from sentinel_collector.delivery.zmq_client import ZmqClient
 from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import KEY_BYTES, ClientCurveKeys, KeyPair
 from sentinel_protocol.wire.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
-from sentinel_uploader.server.connection_guard import Limits
-from sentinel_uploader.server.connections import SILENT_S
+from sentinel_uploader.server.connection_guard import ConnectionLimits
+from sentinel_uploader.server.connections import PENDING_TIMEOUT_S
 from sentinel_uploader.server.key_store import KeyStore
-from sentinel_uploader.server.rejection_log import DoorReport
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.rejection_log import RejectionLog
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.telemetry.counters import Counters
 
 UNHEARD_S = 0.7
@@ -71,7 +71,7 @@ def nothing_was_read(guarded: Guarded) -> None:
 def test_a_client_on_the_list_comes_in_and_its_runs_bear_its_name(guarded: Guarded, collectors: Collectors) -> None:
     is_talking(collectors.connect(keys=guarded.key_of("alice")))
     assert list(guarded.runs()) == [("alice", "run")]
-    assert guarded.router.connections == 1
+    assert guarded.server.connections == 1
 
 
 def test_without_a_key_nothing_is_read_and_nothing_answered(
@@ -126,7 +126,7 @@ def test_a_port_scanner_learns_what_everybody_may_know(guarded: Guarded) -> None
 def test_looking_whether_somebody_listens_at_a_unix_socket_is_nobody_turned_away(home: Home) -> None:
     counters = Counters()
     addresses = [parse_address(url, bind=True) for url in (home.address, "tcp://127.0.0.1:*")]
-    with Router(addresses, watcher=DoorReport(counters, SystemClock())) as router, contextlib.ExitStack() as stack:
+    with ZmqServer(addresses, events=RejectionLog(counters, SystemClock())) as router, contextlib.ExitStack() as stack:
         for _ in range(3):
             probe = stack.enter_context(socket.socket(socket.AF_UNIX))
             probe.connect(home.address.removeprefix("ipc://"))
@@ -142,7 +142,7 @@ def test_a_door_whose_keeper_is_gone_lets_nobody_in(guarded: Guarded, collectors
     alice, bob = guarded.key_of("alice"), guarded.key_of("bob")
     inside = collectors.connect(keys=alice)
     is_talking(inside)
-    guarded.router._door.stop()
+    guarded.server._guard.stop()
     late = collectors.connect(keys=bob)
     late.say(hello())
     late.hear_nothing_more(UNHEARD_S)
@@ -157,7 +157,7 @@ class Credulous:
     def __init__(self) -> None:
         self.pair = KeyPair(*(bytes.fromhex(half) for half in _PAIR))
 
-    def admits(self, key: bytes) -> bool:
+    def is_allowed(self, key: bytes) -> bool:
         return len(key) == KEY_BYTES
 
 
@@ -179,14 +179,14 @@ def test_nobody_chooses_what_zeromq_calls_a_connection_with_keys() -> None:
     called = set()
     with (
         on_one_cpu(),
-        Router([parse_address("tcp://127.0.0.1:*", bind=True)], guard=guard) as router,
+        ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)], allow_list=guard) as router,
         collectors_of(router.urls[0]) as collectors,
     ):
         for number in range(_KNOCKS):
             # As ZeroMQ's own names are: a zero, and a number.
             name = b"\0\0\0\0\1" if number % 2 else b""
             collectors.connect(keys=keys, name=name).say(hello())
-            arrivals, _ = router.receive(most=1, timeout_s=PATIENCE_S)
+            arrivals, _ = router.receive(limit=1, timeout_s=PATIENCE_S)
             assert len(arrivals) == 1, "one with the name of another is not heard"
             called.add(arrivals[0].identity)
     assert {len(name) for name in called} == {1 + 8}
@@ -200,7 +200,7 @@ class Broken:
         self.asked = 0
         self.pair = KeyPair(*(bytes.fromhex(half) for half in _PAIR))
 
-    def admits(self, key: bytes) -> bool:
+    def is_allowed(self, key: bytes) -> bool:
         assert len(key) == KEY_BYTES
         self.asked += 1
         raise OSError("the list is on a disk that is gone")
@@ -216,16 +216,16 @@ _PAIR = _new_pair()
 
 def test_a_keeper_that_breaks_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
     guard = Broken()
-    report = DoorReport(Counters(), SystemClock())
+    report = RejectionLog(Counters(), SystemClock())
     with (
-        Router([parse_address("tcp://127.0.0.1:*", bind=True)], guard=guard, watcher=report) as router,
+        ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)], allow_list=guard, events=report) as router,
         collectors_of(router.urls[0]) as collectors,
     ):
         collector = collectors.connect(keys=ClientCurveKeys(guard.pair, guard.pair.public))
         collector.say(hello())
         wait_until(lambda: guard.asked and router.connections == 0, "it was asked")
-        assert router.receive(most=10, timeout_s=UNHEARD_S) == ([], 0)
-    assert "door failed unexpectedly" in caplog.text
+        assert router.receive(limit=10, timeout_s=UNHEARD_S) == ([], 0)
+    assert "connection guard failed unexpectedly" in caplog.text
 
 
 def test_a_key_that_is_revoked_is_cut_off_at_once_and_nobody_else(guarded: Guarded, collectors: Collectors) -> None:
@@ -235,13 +235,13 @@ def test_a_key_that_is_revoked_is_cut_off_at_once_and_nobody_else(guarded: Guard
         is_talking(collector)
     guarded.store.revoke("alice")
     # Without a word from her: an open connection is not waited for.
-    wait_until(lambda: guarded.turned_away("revoked") and guarded.router.connections == 1, "she is cut off")
+    wait_until(lambda: guarded.turned_away("revoked") and guarded.server.connections == 1, "she is cut off")
     alice.say(samples(3, 9), finish(9))
     wait_until(lambda: guarded.turned_away("key"), "she knocked again")
     alice.hear_nothing_more(UNHEARD_S)
     bob.say(samples(3, 4))
     assert bob.hear(Ack) == Ack(4)
-    assert guarded.runs()["alice", "run"].acked_seq == 2
+    assert guarded.runs()["alice", "run"].durable_seq == 2
     assert not guarded.runs()["alice", "run"].record.has_ended
 
 
@@ -250,9 +250,9 @@ def test_a_connection_of_a_revoked_key_is_cut_before_its_first_word(guarded: Gua
     with collectors_of(f"tcp://127.0.0.2:0;127.0.0.1:{port}") as elsewhere:
         for place, name in ((collectors, "alice"), (elsewhere, "bob")):
             place.connect(keys=guarded.key_of(name)).wait_until_it_is_in()
-        wait_until(lambda: guarded.router.connections == 2, "both are there")
+        wait_until(lambda: guarded.server.connections == 2, "both are there")
         guarded.store.revoke("alice")
-        wait_until(lambda: guarded.router.connections == 1, "she is cut off")
+        wait_until(lambda: guarded.server.connections == 1, "she is cut off")
         assert guarded.turned_away("revoked") == 1
         assert guarded.turned_away("silent") == 0
         nothing_was_read(guarded)
@@ -262,13 +262,15 @@ def test_each_message_is_looked_at_though_its_connection_is_open(guarded: Guarde
     alice = collectors.connect(keys=guarded.key_of("alice"))
     is_talking(alice)
     # The keeper does nothing any more: what is left is the look at each message.
-    guarded.router._door.stop()
+    guarded.server._guard.stop()
     guarded.store.revoke("alice")
-    wait_until(lambda: not guarded.allow_list.admits(b"") and not guarded.allow_list.names(), "the list has changed")
+    wait_until(
+        lambda: not guarded.allow_list.is_allowed(b"") and not guarded.allow_list.names(), "the list has changed"
+    )
     alice.say(samples(3, 9), finish(9))
     wait_until(lambda: guarded.turned_away("key"), "her messages are refused")
     alice.hear_nothing_more()
-    assert guarded.runs()["alice", "run"].acked_seq == 2
+    assert guarded.runs()["alice", "run"].durable_seq == 2
 
 
 def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, collectors: Collectors) -> None:
@@ -287,7 +289,7 @@ def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, coll
     alice.say(samples(3, 3))
     assert alice.hear(Ack) == Ack(3)
     runs = guarded.runs()
-    assert (runs["alice", "run"].acked_seq, runs["mallory", "run"].acked_seq) == (3, 9)
+    assert (runs["alice", "run"].durable_seq, runs["mallory", "run"].durable_seq) == (3, 9)
     assert not runs["alice", "run"].record.has_ended
     assert runs["alice", "run"].record.incarnation == "first"
 
@@ -305,26 +307,26 @@ def test_a_connection_of_its_own_is_no_way_round_the_list(tmp_path: Path, guarde
     """The list is asked again when somebody comes back, also a collector that ZeroMQ would not have come back for."""
     keys = guarded.key_of("alice")
     guarded.store.revoke("alice")
-    wait_until(lambda: not guarded.allow_list.admits(keys.own.public), "she is off the list")
+    wait_until(lambda: not guarded.allow_list.is_allowed(keys.own.public), "she is off the list")
     clock = SystemClock()
-    with Dealer(parse_address(guarded.url, bind=False), keys=keys) as dealer:
-        words = wait_until(lambda: dealer.refusal(clock.monotonic()), "it is refused")
+    with ZmqClient(parse_address(guarded.url, bind=False), keys=keys) as dealer:
+        words = wait_until(lambda: dealer.poll_handshake_error(clock.monotonic()), "it is refused")
         assert "not on the allow list, or was revoked" in words
         os.rename(tmp_path / "keys/revoked/alice.key", tmp_path / "keys/clients/alice.key")
 
         def is_in() -> bool:
-            dealer.refusal(clock.monotonic())
+            dealer.poll_handshake_error(clock.monotonic())
             return dealer.send(b"x")
 
         wait_until(is_in, "it is let in")
 
 
-def refusal_of(dealer: Dealer, clock: Clock | None = None) -> str:
+def refusal_of(dealer: ZmqClient, clock: Clock | None = None) -> str:
     clock = clock or SystemClock()
-    return str(wait_until(lambda: dealer.refusal(clock.monotonic()), "it is refused"))
+    return str(wait_until(lambda: dealer.poll_handshake_error(clock.monotonic()), "it is refused"))
 
 
-def has_connections(router: Router, expected: int) -> bool:
+def has_connections(router: ZmqServer, expected: int) -> bool:
     return router.connections == expected
 
 
@@ -335,11 +337,11 @@ def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> Non
         (None, "wants keys"),
         (ClientCurveKeys(alice.own, alice.own.public), "--server-key is not its key"),
     ):
-        with Dealer(address, keys=keys) as dealer:
+        with ZmqClient(address, keys=keys) as dealer:
             wait_until(lambda dealer=dealer, words=words: words in refusal_of(dealer), "it says so")  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
     with (
-        Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as open_door,
-        Dealer(parse_address(open_door.urls[0], bind=False), keys=alice) as dealer,
+        ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as open_door,
+        ZmqClient(parse_address(open_door.urls[0], bind=False), keys=alice) as dealer,
     ):
         found = refusal_of(dealer)
         assert "no keys" in found or "breaks off" in found
@@ -350,11 +352,11 @@ def test_a_reason_that_is_known_does_not_become_a_vaguer_one() -> None:
     wants_keys = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = parse_address(f"tcp://127.0.0.1:{server.getsockname()[1]}", bind=False)
-        with Dealer(address) as dealer:
+        with ZmqClient(address) as dealer:
             found = []
             for greeting in (wants_keys, b"", b""):
                 clock.advance(60.0)
-                dealer.refusal(clock.monotonic())
+                dealer.poll_handshake_error(clock.monotonic())
                 connection, _ = server.accept()
                 with connection:
                     connection.sendall(greeting)
@@ -368,22 +370,25 @@ def test_an_uploader_that_ends_amid_handshakes_is_not_said_to_refuse() -> None:
     clock = SteppedClock()
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = parse_address(f"tcp://127.0.0.1:{server.getsockname()[1]}", bind=False)
-        with Dealer(address) as dealer:
+        with ZmqClient(address) as dealer:
             for _ in range(3):
                 clock.advance(60.0)
-                assert dealer.refusal(clock.monotonic()) is None
+                assert dealer.poll_handshake_error(clock.monotonic()) is None
                 connection, _ = server.accept()
                 connection.close()
-                wait_until(lambda: dealer._again_at is not None or dealer.refusal(clock.monotonic()), "it is noticed")
+                wait_until(
+                    lambda: dealer._reconnect_at is not None or dealer.poll_handshake_error(clock.monotonic()),
+                    "it is noticed",
+                )
             clock.advance(60.0)
-            assert dealer.refusal(clock.monotonic()) is None
+            assert dealer.poll_handshake_error(clock.monotonic()) is None
             connection, _ = server.accept()
             connection.close()
             assert refusal_of(dealer, clock).startswith("breaks off each handshake: it wants keys (--server-key")
 
 
 def test_a_surplus_connection_is_turned_away_and_comes_in_when_there_is_room(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, limits=Limits(connections=2, connections_of_key=2))
+    guarded = Guarded(tmp_path, limits=ConnectionLimits(max_connections=2, max_per_key=2))
     try:
         with collectors_of(guarded.url) as collectors:
             keys = {name: guarded.key_of(name) for name in ("alice", "bob", "carol")}
@@ -404,7 +409,7 @@ def test_a_surplus_connection_is_turned_away_and_comes_in_when_there_is_room(tmp
 
 
 def test_one_client_does_not_take_all_the_room(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, limits=Limits(connections=10, connections_of_key=2))
+    guarded = Guarded(tmp_path, limits=ConnectionLimits(max_connections=10, max_per_key=2))
     try:
         with collectors_of(guarded.url) as collectors:
             keys = guarded.key_of("alice")
@@ -419,10 +424,13 @@ def test_one_client_does_not_take_all_the_room(tmp_path: Path) -> None:
 
 def test_the_silent_make_room() -> None:
     counters = Counters()
-    limits = Limits(connections=4, connections_of_key=4)
+    limits = ConnectionLimits(max_connections=4, max_per_key=4)
     clock = SteppedClock()
-    with Router(
-        [parse_address("tcp://127.0.0.1:*", bind=True)], limits=limits, watcher=DoorReport(counters, clock), clock=clock
+    with ZmqServer(
+        [parse_address("tcp://127.0.0.1:*", bind=True)],
+        limits=limits,
+        events=RejectionLog(counters, clock),
+        clock=clock,
     ) as router:
         port = int(router.urls[0].rpartition(":")[2])
         with contextlib.ExitStack() as stack:
@@ -430,23 +438,23 @@ def test_the_silent_make_room() -> None:
                 stack.enter_context(socket.create_connection(("127.0.0.1", port)))
                 wait_until(partial(has_connections, router, number + 1), "it is in")
             clock.advance(6.0)
-            with Dealer(parse_address(router.urls[0], bind=False)) as dealer:
+            with ZmqClient(parse_address(router.urls[0], bind=False)) as dealer:
                 wait_until(lambda: dealer.send(b"x"), "room was made")
-                wait_until(lambda: router.receive(most=1, timeout_s=0.05)[0], "it was heard")
+                wait_until(lambda: router.receive(limit=1, timeout_s=0.05)[0], "it was heard")
                 assert counters.rejected.value("connections") == 1
-                clock.advance(SILENT_S)
+                clock.advance(PENDING_TIMEOUT_S)
                 wait_until(lambda: router.connections == 1, "those that never spoke are cut, the other is not")
 
 
 _NUMBER_OF_A_CONNECTION = """
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_collector.delivery.zmq_client import Dealer
-from sentinel_uploader.server.zmq_server import Router
-with Router([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
+from sentinel_uploader.server.zmq_server import ZmqServer
+with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
     with Dealer(parse_address(router.urls[0], bind=False)) as dealer:
         while not dealer.send(b"x"):
             dealer.poll(0.01)
-        (arrival,), _ = router.receive(most=1, timeout_s=20)
+        (arrival,), _ = router.receive(limit=1, timeout_s=20)
 print(arrival.identity.hex())
 """
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sentinel_uploader.server.connections import Connections, Place
+from sentinel_uploader.server.connections import ConnectionId, ConnectionTable
 
 NEAR, OTHER = 0, 1
 
@@ -18,8 +18,10 @@ class Listeners:
     def __init__(self) -> None:
         self.open = contextlib.ExitStack()
         self._listeners = [self.open.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        self.connections = Connections(most_of_key=10, unread_bytes=1 << 20)
-        self.connections.listen([[f"tcp://127.0.0.1:{made.getsockname()[1]}"] for made in self._listeners])
+        self.connections = ConnectionTable(max_per_key=10, max_unread_bytes=1 << 20)
+        self.connections.set_listen_endpoints(
+            [[f"tcp://127.0.0.1:{made.getsockname()[1]}"] for made in self._listeners]
+        )
 
     def accept(self, index: int) -> tuple[socket.socket, socket.socket]:
         """Return both ends, the accepted one last."""
@@ -54,21 +56,21 @@ def test_a_descriptor_that_another_socket_s_connection_has_now_is_that_one_s(lis
     known = listeners.connections
     _, near = listeners.accept(NEAR)
     descriptor = near.fileno()
-    assert known.came(Place(NEAR, descriptor), 0.0, limit=10)
-    assert known.introduce(b"old", Place(NEAR, descriptor), b"a key")
+    assert known.on_accepted(ConnectionId(NEAR, descriptor), 0.0, limit=10)
+    assert known.register(b"old", ConnectionId(NEAR, descriptor), b"a key")
     far = listeners.accept_at(OTHER, descriptor)
     # Of two sockets' events the later may be heard of first.
-    assert known.came(Place(OTHER, descriptor), 1.0, limit=10)
-    assert known.introduce(b"new", Place(OTHER, descriptor), b"other key")
-    assert known.cut(b"old")
+    assert known.on_accepted(ConnectionId(OTHER, descriptor), 1.0, limit=10)
+    assert known.register(b"new", ConnectionId(OTHER, descriptor), b"other key")
+    assert known.disconnect(b"old")
     assert is_open(far)
-    assert known.cut_unwelcome(lambda key: key == b"other key") == 1
+    assert known.drop_revoked(lambda key: key == b"other key") == 1
     assert is_open(far)
-    assert not known.went(Place(NEAR, descriptor))
-    assert not known.knows(b"old")
-    assert known.knows(b"new")
+    assert not known.on_closed(ConnectionId(NEAR, descriptor))
+    assert not known.is_registered(b"old")
+    assert known.is_registered(b"new")
     assert len(known) == 1
-    assert known.cut(b"new")
+    assert known.disconnect(b"new")
     assert not is_open(far)
 
 
@@ -76,24 +78,24 @@ def test_a_descriptor_that_a_later_connection_has_is_not_cut_for_the_earlier_one
     known = listeners.connections
     _, near = listeners.accept(NEAR)
     descriptor = near.fileno()
-    known.came(Place(NEAR, descriptor), 0.0, limit=10)
-    known.introduce(b"old", Place(NEAR, descriptor), b"")
+    known.on_accepted(ConnectionId(NEAR, descriptor), 0.0, limit=10)
+    known.register(b"old", ConnectionId(NEAR, descriptor), b"")
     far = listeners.accept_at(NEAR, descriptor)
-    assert known.cut(b"old")
+    assert known.disconnect(b"old")
     assert is_open(far)
     # Now it is told of.
-    known.came(Place(NEAR, descriptor), 1.0, limit=10)
-    known.introduce(b"new", Place(NEAR, descriptor), b"")
-    assert known.cut(b"new")
+    known.on_accepted(ConnectionId(NEAR, descriptor), 1.0, limit=10)
+    known.register(b"new", ConnectionId(NEAR, descriptor), b"")
+    assert known.disconnect(b"new")
     assert not is_open(far)
 
 
 def test_a_file_that_is_no_connection_any_more_is_left_alone(listeners: Listeners) -> None:
     far, near = listeners.accept(NEAR)
-    listeners.connections.came(Place(NEAR, near.fileno()), 0.0, limit=10)
+    listeners.connections.on_accepted(ConnectionId(NEAR, near.fileno()), 0.0, limit=10)
     one, other = socket.socketpair()
     with one, other:
         os.dup2(one.fileno(), near.fileno())
-        listeners.connections.cut_newest()
+        listeners.connections.drop_newest_pending()
         assert is_open(other)
     assert not is_open(far)

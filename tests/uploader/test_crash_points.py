@@ -16,7 +16,7 @@ from fakes.web import WebServer
 
 from sentinel_protocol.wire.messages import Ack, Finished, Samples, UploaderMessage, Welcome
 from sentinel_uploader.admin.status import read_status
-from sentinel_uploader.delivery.csv_batch import rows_of_body
+from sentinel_uploader.delivery.csv_batch import decompress_rows
 
 LONG, SHORT = 7_300, 300
 """Rows: two whole batches and the rest, in whose cutting the clock has no part; and what goes inline."""
@@ -197,42 +197,42 @@ def _frames(first: int, last: int) -> list[Samples]:
     return [samples(start, min(start + FRAME_ROWS - 1, last)) for start in range(first, last + 1, FRAME_ROWS)]
 
 
-_API = "sentinel_uploader.backends.sentinel.backend:HttpSentinelAPI"
+_API = "sentinel_uploader.backends.sentinel.backend:SentinelBackend"
 _STORE = "sentinel_uploader.backends.objectstore.s3.store:S3Store"
 IN_ANY_RUN: dict[str, Point | Held] = {
     "after-insert-before-commit": BeforeCommit("INSERT INTO frames"),
-    "after-commit-before-ack": At("after", "sentinel_uploader.spool.store:Spool.store"),
+    "after-commit-before-ack": At("after", "sentinel_uploader.spool.store:Spool.append"),
     "before-register": At("before", f"{_API}.register"),
     "during-register": Held("register"),
     "during-register-done": Held("register", after_effect=True),
     "after-register": At("after", f"{_API}.register"),
     "after-register-before-commit": BeforeCommit("UPDATE runs SET state = 'registered'"),
-    "after-register-recorded": At("after", "sentinel_uploader.delivery.executor:Steps._registered"),
+    "after-register-recorded": At("after", "sentinel_uploader.delivery.executor:StepExecutor._commit_registration"),
     "after-end-before-commit": BeforeCommit("UPDATE runs SET state = 'finishing'"),
     "before-finish": At("before", f"{_API}.finish"),
     "during-finish": Held("finish"),
     "during-finish-done": Held("finish", after_effect=True),
     "after-finish": At("after", f"{_API}.finish"),
     "after-finish-before-commit": BeforeCommit("UPDATE runs SET state = 'finished'"),
-    "after-finish-recorded": At("after", "sentinel_uploader.spool.store:Spool.end"),
+    "after-finish-recorded": At("after", "sentinel_uploader.spool.store:Spool.close_run"),
 }
 WITH_STORAGE: dict[str, Point | Held] = {
     "after-second-insert-before-commit": BeforeCommit("INSERT INTO frames", 2),
-    "after-second-commit-before-ack": At("after", "sentinel_uploader.spool.store:Spool.store", 2),
+    "after-second-commit-before-ack": At("after", "sentinel_uploader.spool.store:Spool.append", 2),
     "after-freeze-before-commit": BeforeCommit("INSERT INTO batches"),
-    "after-freeze": At("after", "sentinel_uploader.spool.store:Spool.freeze"),
-    "after-last-freeze": At("after", "sentinel_uploader.spool.store:Spool.freeze", 3),
+    "after-freeze": At("after", "sentinel_uploader.spool.store:Spool.seal_batch"),
+    "after-last-freeze": At("after", "sentinel_uploader.spool.store:Spool.seal_batch", 3),
     "before-put": At("before", f"{_STORE}.put"),
     "during-put": Held("put"),
     "during-put-stored": Held("put", after_effect=True),
     "during-last-put-stored": Held("put", 3, after_effect=True),
     "after-put": At("after", f"{_STORE}.put", 2),
     "after-delete-before-commit": BeforeCommit("DELETE FROM batches"),
-    "after-delete": At("after", "sentinel_uploader.spool.store:Spool.delivered"),
-    "after-last-delete": At("after", "sentinel_uploader.spool.store:Spool.delivered", 3),
+    "after-delete": At("after", "sentinel_uploader.spool.store:Spool.confirm_batch"),
+    "after-last-delete": At("after", "sentinel_uploader.spool.store:Spool.confirm_batch", 3),
 }
 REGISTERED_TWICE = {"during-register-done", "after-register", "after-register-before-commit"}
-_LOCAL_API = "sentinel_uploader.backends.local.run_files:LocalSentinelAPI"
+_LOCAL_API = "sentinel_uploader.backends.local.run_files:LocalRunBackend"
 _LOCAL_STORE = "sentinel_uploader.backends.objectstore.local:DirectoryStore"
 TO_A_DIRECTORY: dict[str, Point] = {
     "before-register": At("before", f"{_LOCAL_API}.register"),
@@ -301,7 +301,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 
 
 def test_undisturbed_run_is_what_the_points_are_about(undisturbed: dict[str, Outcome]) -> None:
-    rows = [row_numbers(rows_of_body(body)) for body in undisturbed["storage"].objects.values()]
+    rows = [row_numbers(decompress_rows(body)) for body in undisturbed["storage"].objects.values()]
     assert rows == [list(range(1, 3601)), list(range(3601, 7201)), list(range(7201, 7301))]
     assert undisturbed["directory"].objects == undisturbed["storage"].objects
     assert undisturbed["inline"].objects == {}

@@ -61,7 +61,7 @@ def test_credentials_are_parsed_and_never_shown() -> None:
 
 def test_expiry_is_kept_by_our_clock_when_the_servers_is_off() -> None:
     fields = {**KEYS, "expires_at": "1970-01-01T02:00:00Z"}
-    credentials = parse_credentials(fields, obtained_at=0.0, server_ahead_s=3600.0)
+    credentials = parse_credentials(fields, obtained_at=0.0, clock_offset_s=3600.0)
     assert credentials.expires_at == 3600.0
 
 

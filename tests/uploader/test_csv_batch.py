@@ -14,16 +14,16 @@ from msgspec.structs import replace
 
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Samples, encode
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
-from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, object_uri, rows_of_body
-from sentinel_uploader.intake.validation import complaint, sound_finish, sound_timestamps
+from sentinel_uploader.delivery.csv_batch import decode_frames, decompress_rows, gzip_csv, object_uri, to_csv
+from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish, validate_hello
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.spool.run_record import Run, new_record
+from sentinel_uploader.spool.run_record import OpenRun, new_record
 
 
 def test_body_is_one_gzip_member_without_a_time_and_depends_on_the_rows_alone() -> None:
     rows = decode_frames([encode(samples(1, 50)), encode(samples(51, 60))])
-    body = compress(csv_text(rows))
-    assert body == compress(csv_text([sample(seq) for seq in range(1, 61)]))
+    body = gzip_csv(to_csv(rows))
+    assert body == gzip_csv(to_csv([sample(seq) for seq in range(1, 61)]))
     assert body[4:8] == b"\0\0\0\0"
     unpacked = zlib.decompressobj(wbits=31)
     text = unpacked.decompress(body)
@@ -31,7 +31,7 @@ def test_body_is_one_gzip_member_without_a_time_and_depends_on_the_rows_alone() 
     assert not unpacked.unused_data
     assert text.startswith(CSV_HEADER)
     assert text == gzip.decompress(body)
-    assert row_numbers(rows_of_body(body)) == list(range(1, 61))
+    assert row_numbers(decompress_rows(body)) == list(range(1, 61))
 
 
 @pytest.mark.parametrize(("prefix", "number", "uri"), [
@@ -76,10 +76,10 @@ def test_estimate_of_a_runs_csv_is_never_too_low(rows: list[list[int | float | N
         encoded.append([seq, *(values[:3] if short else values)])
     payload = msgspec.msgpack.encode(["s", 1, encoded])
     decoded = decode_frames([payload])
-    run = Run(1, new_record(hello(), uid="u", owner="", now=0.0), now=0.0)
-    run.open_rows, run.open_bytes = len(decoded), len(payload)
-    facts = run.facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
-    assert len(csv_text(decoded)) <= facts.total_csv_bytes
+    run = OpenRun(1, new_record(hello(), uid="u", owner="", now=0.0), now=0.0)
+    run.unbatched_rows, run.unbatched_bytes = len(decoded), len(payload)
+    facts = run.scheduling_facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
+    assert len(to_csv(decoded)) <= facts.total_csv_bytes
 
 
 def test_rows_with_values_that_are_no_numbers_have_empty_fields() -> None:
@@ -89,12 +89,12 @@ def test_rows_with_values_that_are_no_numbers_have_empty_fields() -> None:
 
 
 def test_screening_of_times_and_ends() -> None:
-    assert sound_timestamps(samples(1, 3))
+    assert has_valid_timestamps(samples(1, 3))
     for bad in (0.0, -1.0, math.nan, math.inf):
-        assert not sound_timestamps(Samples(1, [sample(1), Sample(timestamp=bad)]))
-    assert sound_finish(finish(1))
-    assert sound_finish(finish(1, None))
-    assert sound_finish(finish(1, 3, "failed"))
+        assert not has_valid_timestamps(Samples(1, [sample(1), Sample(timestamp=bad)]))
+    assert is_valid_finish(finish(1))
+    assert is_valid_finish(finish(1, None))
+    assert is_valid_finish(finish(1, 3, "failed"))
     bad_ends: list[dict[str, Any]] = [
         {"status": "fine"},
         {"exit_code": 256},
@@ -106,11 +106,11 @@ def test_screening_of_times_and_ends() -> None:
         {"accounting": "x" * 65},
     ]
     for changes in bad_ends:
-        assert not sound_finish(replace(finish(1), **changes)), changes
+        assert not is_valid_finish(replace(finish(1), **changes)), changes
 
 
 def test_greetings_that_cannot_be_taken_are_told_why() -> None:
-    assert complaint(hello(), ClientLimits()) is None
+    assert validate_hello(hello(), ClientLimits()) is None
     bad_greetings: list[tuple[dict[str, Any], str]] = [
         ({"version": 2}, "unknown-version"),
         ({"run_key": ""}, "not-allowed"),
@@ -124,6 +124,6 @@ def test_greetings_that_cannot_be_taken_are_told_why() -> None:
         ({"metadata": {"x": "y" * 20_000}}, "too-big"),
     ]
     for changes, code in bad_greetings:
-        unfit = complaint(replace(hello(), **changes), ClientLimits())
+        unfit = validate_hello(replace(hello(), **changes), ClientLimits())
         assert unfit is not None
         assert unfit.reject.code == code

@@ -7,11 +7,11 @@ import pytest
 from fakes.process_harness import wait_until
 from fakes.scripted_backend import Gate
 
-from sentinel_uploader.util.daemon_pool import WorkerPool
+from sentinel_uploader.util.daemon_pool import DaemonThreadPool
 
 
 def test_no_more_tasks_run_at_once_than_there_are_places() -> None:
-    pool, gate, done = WorkerPool(2), Gate(), threading.Semaphore(0)
+    pool, gate, done = DaemonThreadPool(2), Gate(), threading.Semaphore(0)
 
     def task() -> None:
         gate.pass_through()
@@ -27,12 +27,12 @@ def test_no_more_tasks_run_at_once_than_there_are_places() -> None:
     assert gate.entries == 5
 
 
-def _is_idle_after(pool: WorkerPool, threads: list[int], tasks: int) -> bool:
+def _is_idle_after(pool: DaemonThreadPool, threads: list[int], tasks: int) -> bool:
     return len(threads) == tasks and pool._idle == 1
 
 
 def test_thread_that_has_nothing_to_do_takes_the_next_task() -> None:
-    pool = WorkerPool(8)
+    pool = DaemonThreadPool(8)
     threads: list[int] = []
     for number in range(1, 6):
         pool.submit(lambda: threads.append(threading.get_ident()))
@@ -45,7 +45,7 @@ def _fail() -> None:
 
 
 def test_task_that_fails_does_not_take_its_thread_with_it(caplog: pytest.LogCaptureFixture) -> None:
-    pool, done = WorkerPool(1), threading.Event()
+    pool, done = DaemonThreadPool(1), threading.Event()
     pool.submit(_fail)
     pool.submit(done.set)
     assert done.wait(30)

@@ -24,9 +24,9 @@ from sentinel_uploader.spool.database import (
     SpoolFullError,
     SpoolLockedError,
 )
-from sentinel_uploader.spool.lock import SpoolLock, owner_pid
+from sentinel_uploader.spool.lock import SpoolLock, lock_owner_pid
 from sentinel_uploader.spool.opening import open_spool
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool
 
 CLOCK = SteppedClock()
@@ -61,9 +61,9 @@ def fill_up(made: Database) -> None:
         fill(made, 100_000, first=number * 1000)
 
 
-def store_until_full(spool: Spool, run: Run) -> None:
+def store_until_full(spool: Spool, run: OpenRun) -> None:
     while True:
-        spool.store([frame(run, run.acked_seq + 1, run.acked_seq + 200)], [])
+        spool.append([frame(run, run.durable_seq + 1, run.durable_seq + 200)], [])
 
 
 def test_pragmas_of_the_live_connection_survive_a_power_cut(directory: Path) -> None:
@@ -106,8 +106,8 @@ def test_no_error_of_sqlite_escapes_from_reads_or_after_closing(directory: Path)
         with pytest.raises(SpoolError):
             made.query("SELECT nothing FROM nowhere")
         with pytest.raises(SpoolError):
-            list(made.each("SELECT nothing FROM nowhere"))
-    for use in (made.used_bytes, made.changed_elsewhere, made.shrink, lambda: made.query("SELECT 1")):
+            list(made.iterate("SELECT nothing FROM nowhere"))
+    for use in (made.used_bytes, made.data_version, made.compact, lambda: made.query("SELECT 1")):
         with pytest.raises(SpoolError, match="closed"):
             use()
     with pytest.raises(SpoolError, match="closed"), made.transaction():
@@ -122,7 +122,7 @@ def test_file_never_grows_beyond_its_limit_and_shrinks_when_it_is_emptied(direct
         assert made.query("PRAGMA integrity_check") == [("ok",)]
         with made.transaction() as connection:
             connection.execute("DELETE FROM frames")
-        while made.shrink():
+        while made.compact():
             pass
         files = sum(path.stat().st_size for path in directory.iterdir())
         assert files < 300 << 10
@@ -146,24 +146,24 @@ def test_limit_below_the_smallest_is_wrong_use(directory: Path) -> None:
 def test_limit_that_was_lowered_below_the_files_size_leaves_room_for_changes_of_state(directory: Path) -> None:
     clock = SteppedClock()
     spool = open_spool_at(directory, clock, max_bytes=4 << 20)
-    run = spool.greet(hello(), owner="")
+    run = spool.open_run(hello(), owner="")
     with pytest.raises(SpoolFullError):
         store_until_full(spool, run)
-    last = run.acked_seq
+    last = run.durable_seq
     spool.close()
     spool = open_spool_at(directory, clock, max_bytes=MIN_SPOOL_BYTES)
     run = next(iter(spool.runs.values()))
     with pytest.raises(SpoolFullError):
-        spool.store([frame(run, last + 1, last + 1)], [])
-    spool.store([], [(run, finish(last))])
+        spool.append([frame(run, last + 1, last + 1)], [])
+    spool.append([], [(run, finish(last))])
     for _ in range(50):
-        spool.update(run, last_error="e" * 500, put_tried=True)
-    assert run.acked_seq == last
+        spool.update(run, last_error="e" * 500, put_attempted=True)
+    assert run.durable_seq == last
     with spool.database.transaction() as connection:
         connection.execute("DELETE FROM frames")
-    while spool.database.shrink():
+    while spool.database.compact():
         pass
-    beside = tombstones.LEAST * tombstones.BYTES_EACH
+    beside = tombstones.MIN_COUNT * tombstones.BYTES_PER_TOMBSTONE
     assert spool.database.query("PRAGMA max_page_count") == [((MIN_SPOOL_BYTES + beside) // PAGE_BYTES,)]
     spool.close()
 
@@ -176,15 +176,15 @@ def test_reader_that_stays_does_not_hold_up_the_maintenance(directory: Path) -> 
             reader.execute("SELECT count(*) FROM frames").fetchone()
             fill(made, 50_000, first=1000)
             # A checkpoint that waited for the reader would take the ten seconds of the busy timeout, every minute.
-            made.shrink()
+            made.compact()
         assert made.query("PRAGMA busy_timeout") == [(10_000,)]
 
 
 def spool_with_a_run(directory: Path) -> None:
     spool = open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK)
-    run = spool.greet(hello(), owner="")
+    run = spool.open_run(hello(), owner="")
     for first in range(1, 3000, 100):
-        spool.store([frame(run, first, first + 99)], [])
+        spool.append([frame(run, first, first + 99)], [])
     spool.close()
 
 
@@ -197,8 +197,8 @@ def test_each_damaged_file_that_is_set_aside_has_a_name_of_its_own(directory: Pa
             file.write(b"rubbish" * 1000)
         found.append(path.read_bytes())
         open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK).close()
-        assert len(database.set_aside_files(str(directory))) == number
-    assert [Path(path).read_bytes() for path in database.set_aside_files(str(directory))] == found
+        assert len(database.quarantined_files(str(directory))) == number
+    assert [Path(path).read_bytes() for path in database.quarantined_files(str(directory))] == found
 
 
 def test_spool_that_cannot_be_opened_is_an_error_of_ours(directory: Path) -> None:
@@ -208,13 +208,13 @@ def test_spool_that_cannot_be_opened_is_an_error_of_ours(directory: Path) -> Non
 
 
 def test_second_owner_is_refused_with_a_line_that_names_the_first(directory: Path) -> None:
-    assert owner_pid(str(directory)) is None
+    assert lock_owner_pid(str(directory)) is None
     lock = SpoolLock(str(directory), clock=CLOCK)
-    assert owner_pid(str(directory)) == os.getpid()
+    assert lock_owner_pid(str(directory)) == os.getpid()
     with pytest.raises(SpoolLockedError, match=f"in use by another uploader \\(process {os.getpid()}\\)$"):
         SpoolLock(str(directory), clock=CLOCK)
     lock.release()
-    assert owner_pid(str(directory)) is None
+    assert lock_owner_pid(str(directory)) is None
     SpoolLock(str(directory), clock=CLOCK).release()
 
 
@@ -224,7 +224,7 @@ def test_command_that_looks_at_the_lock_does_not_keep_an_uploader_from_starting(
 
     def look() -> None:
         while not stop.is_set():
-            owner_pid(str(directory))
+            lock_owner_pid(str(directory))
 
     looker = threading.Thread(target=look)
     looker.start()
@@ -247,7 +247,7 @@ def test_lock_of_a_killed_owner_is_free(directory: Path) -> None:
     ) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == b"held\n"
-        assert owner_pid(str(directory)) == owner.pid
+        assert lock_owner_pid(str(directory)) == owner.pid
         owner.send_signal(signal.SIGKILL)
         owner.wait()
     SpoolLock(str(directory), clock=CLOCK).release()

@@ -15,9 +15,9 @@ from fakes.tls import make_authority, server_context
 from fakes.uploader_harness import frame, hello, open_spool_at
 
 from sentinel_protocol.common.clock import SystemClock
-from sentinel_uploader.delivery.csv_batch import rows_of_body
+from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.doctor.api_checks import JOB_NAME, check_backend
-from sentinel_uploader.doctor.findings import Finding, Verdict, exit_code, report
+from sentinel_uploader.doctor.findings import Finding, Severity, exit_code, report
 from sentinel_uploader.doctor.machine_checks import (
     check_descriptors,
     check_directory_target,
@@ -25,7 +25,7 @@ from sentinel_uploader.doctor.machine_checks import (
     check_keys,
     check_spool,
 )
-from sentinel_uploader.doctor.probe import Place
+from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.doctor.storage_checks import OpenRun, check_storage
 from sentinel_uploader.runs.lifecycle import Event
 from sentinel_uploader.server.key_store import KeyStore
@@ -80,7 +80,7 @@ def test_put_takes_an_empty_run_through_its_life(home: Home, backend: Backend) -
     assert run.finish["run_status"] == "finished"
     ((uri, body),) = backend.s3.objects().items()
     assert run.finish["data_uris"] == [uri]
-    assert rows_of_body(body) == b""
+    assert decompress_rows(body) == b""
     (registered,) = backend.api.requests.of("register")
     assert registered.decoded == {"job_name": JOB_NAME}
 
@@ -115,7 +115,7 @@ def test_token_that_cannot_be_used(environ: dict[str, str], text: str) -> None:
     found = asked(environ)
     assert list(found) == ["token"]
     token = only(found["token"])
-    assert (token.verdict, bool(token.remedy)) == (Verdict.FAILED, True)
+    assert (token.severity, bool(token.remedy)) == (Severity.FAILED, True)
     assert text in token.text
 
 
@@ -126,10 +126,10 @@ def test_token_file_that_others_can_read_is_a_warning(backend: Backend, tmp_path
     environ = {name: value for name, value in backend.environ.items() if name != "SENTINEL_API_TOKEN"}
     environ["SENTINEL_API_TOKEN_FILE"] = str(file)
     found = asked(environ)
-    assert only(found["token"]) == Finding(Verdict.WARNING, "token", f"others can read {file}", f"chmod 600 {file}")
+    assert only(found["token"]) == Finding(Severity.WARNING, "token", f"others can read {file}", f"chmod 600 {file}")
     file.chmod(0o600)
     found = asked(environ)
-    assert only(found["token"]).verdict is only(found["api"]).verdict is Verdict.OK
+    assert only(found["token"]).severity is only(found["api"]).severity is Severity.OK
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -137,7 +137,7 @@ def test_token_that_is_refused(backend: Backend, status: int) -> None:
     fault = backend.api.faults.add("refresh", status=status)
     api = only(asked(backend.environ)["api"])
     assert fault.fired == 1
-    assert (api.verdict, api.remedy) == (Verdict.FAILED, "replace the token")
+    assert (api.severity, api.remedy) == (Severity.FAILED, "replace the token")
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
@@ -145,14 +145,14 @@ def test_api_in_trouble(backend: Backend, status: int) -> None:
     fault = backend.api.faults.add("refresh", status=status)
     api = only(asked(backend.environ)["api"])
     assert fault.fired == 1
-    assert (api.verdict, api.text) == (Verdict.FAILED, f"{backend.api.url} answers HTTP {status}")
+    assert (api.severity, api.text) == (Severity.FAILED, f"{backend.api.url} answers HTTP {status}")
 
 
 def test_api_that_is_somebody_else(backend: Backend) -> None:
     fault = backend.api.faults.add("refresh", status=404, body=b"<html>not here</html>")
     api = only(asked(backend.environ)["api"])
     assert fault.fired == 1
-    assert api.verdict is Verdict.FAILED
+    assert api.severity is Severity.FAILED
     assert "SENTINEL_API_URL" in api.remedy
 
 
@@ -160,16 +160,16 @@ def test_api_that_is_not_there(backend: Backend) -> None:
     fault = backend.api.faults.add("refresh", drop_before=True)
     found = asked(backend.environ, put=True)
     assert fault.fired == 1
-    assert only(found["api"]).verdict is Verdict.FAILED
-    assert only(found["put"]) == Finding(Verdict.SKIPPED, "put", "no run is begun that could not be stored")
+    assert only(found["api"]).severity is Severity.FAILED
+    assert only(found["put"]) == Finding(Severity.SKIPPED, "put", "no run is begun that could not be stored")
     for url, text in (
         ("http://127.0.0.1:1", "Connection refused"),
         ("ftp://x", "SENTINEL_API_URL 'ftp://x': not an http"),
     ):
         api = only(asked(backend.environ | {"SENTINEL_API_URL": url})["api"])
-        assert (api.verdict, text in api.text) == (Verdict.FAILED, True), api.text
+        assert (api.severity, text in api.text) == (Severity.FAILED, True), api.text
     proxied = backend.environ | {"HTTP_PROXY": "nonsense://"}
-    assert only(asked(proxied)["api"]).verdict is Verdict.FAILED
+    assert only(asked(proxied)["api"]).severity is Severity.FAILED
 
 
 def test_storage_that_is_not_there_or_not_trusted(tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_storage_that_is_not_there_or_not_trusted(tmp_path: Path) -> None:
         assert "AWS_CA_BUNDLE" in only(found["storage"]).remedy
         assert backend.api.runs == {}
         trusting = backend.environ | {"AWS_CA_BUNDLE": str(authority.certificate)}
-        assert only(asked(trusting)["storage"]).verdict is Verdict.OK
+        assert only(asked(trusting)["storage"]).severity is Severity.OK
         missing = backend.environ | {"AWS_CA_BUNDLE": "/no/such/file"}
-        assert only(asked(missing)["storage"]).verdict is Verdict.FAILED
+        assert only(asked(missing)["storage"]).severity is Severity.FAILED
         away = backend.environ | {"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}
         assert "Connection refused" in only(asked(away)["storage"]).text
 
@@ -228,19 +228,19 @@ def test_amazon_is_asked_where_no_other_server_is_named(tmp_path: Path) -> None:
             (aws | {"AWS_REGION": "eu-west-3"}, run, "bucket.s3.eu-west-3"),
             (aws, run, "bucket.s3"),
         ):
-            found = list(check_storage(Place(environ, SystemClock()), known, None))
-            assert [(finding.verdict, finding.subject) for finding in found] == [
-                (Verdict.OK, "storage"), (Verdict.OK, "clock"),
+            found = list(check_storage(ProbeContext(environ, SystemClock()), known, None))
+            assert [(finding.severity, finding.subject) for finding in found] == [
+                (Severity.OK, "storage"), (Severity.OK, "clock"),
             ]  # fmt: skip
             assert found[0].text.startswith(f"https://{host}.amazonaws.com answers")
             assert ("may be elsewhere" in found[0].text) == (known is None)
             assert proxy.seen[-1].startswith(f"CONNECT {host}.amazonaws.com:443 ")
         # What is a guess is no failure.
         away = aws | {"HTTPS_PROXY": "127.0.0.1:1"}
-        for known, verdict in ((None, Verdict.WARNING), (run, Verdict.FAILED)):
-            storage = only(list(check_storage(Place(away, SystemClock()), known, None)))
-            assert (storage.verdict, "Connection refused" in storage.text) == (verdict, True)
-        nowhere = Place(aws | {"AWS_REGION": "no/where"}, SystemClock())
+        for known, verdict in ((None, Severity.WARNING), (run, Severity.FAILED)):
+            storage = only(list(check_storage(ProbeContext(away, SystemClock()), known, None)))
+            assert (storage.severity, "Connection refused" in storage.text) == (verdict, True)
+        nowhere = ProbeContext(aws | {"AWS_REGION": "no/where"}, SystemClock())
         assert only(list(check_storage(nowhere, None, None))).text == "'no/where' is not a region"
 
 
@@ -248,28 +248,28 @@ def test_credentials_that_had_expired_before_they_came(backend: Backend) -> None
     gone = json.dumps({"upload_credentials": {
         "access_key": "A", "secret_key": "B", "session_token": "C", "expires_at": "2001-01-01T00:00:00Z",
     }}).encode()  # fmt: skip
-    for body, verdict in ((gone, Verdict.FAILED), (gone.replace(b"expires_at", b"never"), Verdict.OK)):
+    for body, verdict in ((gone, Severity.FAILED), (gone.replace(b"expires_at", b"never"), Severity.OK)):
         fault = backend.api.faults.add(
             "refresh", status=200, body=body, times=1, where=lambda call: call.run_id == "run-1"
         )
         credentials = only(asked(backend.environ, run=OpenRun("run-1", "s3://bucket/prefix"))["credentials"])
         assert fault.fired == 1
-        assert (credentials.verdict, "B" in credentials.text) == (verdict, False)
+        assert (credentials.severity, "B" in credentials.text) == (verdict, False)
 
 
 @pytest.mark.parametrize(
     ("ahead_s", "verdict", "text"),
     [
-        (1.0, Verdict.OK, "agrees with that of"),
-        (30.0, Verdict.WARNING, "s behind that of"),
-        (-30.0, Verdict.WARNING, "s ahead of that of"),
-        (4000.0, Verdict.FAILED, "s behind that of"),
+        (1.0, Severity.OK, "agrees with that of"),
+        (30.0, Severity.WARNING, "s behind that of"),
+        (-30.0, Severity.WARNING, "s ahead of that of"),
+        (4000.0, Severity.FAILED, "s behind that of"),
     ],
 )
-def test_clock_is_compared_with_those_of_the_servers(ahead_s: float, verdict: Verdict, text: str) -> None:
+def test_clock_is_compared_with_those_of_the_servers(ahead_s: float, verdict: Severity, text: str) -> None:
     with Backend(now=lambda: time.time() + ahead_s) as backend:
         clocks = asked(backend.environ)["clock"]
-    assert [clock.verdict for clock in clocks] == [verdict, verdict]
+    assert [clock.severity for clock in clocks] == [verdict, verdict]
     for clock in clocks:
         seconds, _, rest = clock.text.rpartition(text)
         assert rest.startswith(" http://127.0.0.1:")
@@ -280,9 +280,9 @@ def test_put_that_is_refused_still_ends_its_run(backend: Backend) -> None:
     denied = backend.s3.faults.add("put", code="AccessDenied")
     found = asked(backend.environ, put=True)
     assert denied.fired == 1
-    assert (only(found["register"]).verdict, only(found["put"]).verdict) == (Verdict.OK, Verdict.FAILED)
+    assert (only(found["register"]).severity, only(found["put"]).severity) == (Severity.OK, Severity.FAILED)
     assert "AccessDenied" in only(found["put"]).text
-    assert only(found["finish"]).verdict is Verdict.OK
+    assert only(found["finish"]).severity is Severity.OK
     assert backend.only_run().finish["run_status"] == "failed"
 
 
@@ -291,7 +291,7 @@ def test_call_that_is_refused_is_named(backend: Backend, call: str) -> None:
     fault = backend.api.faults.add(call, status=400, body=b'{"detail": "no"}')
     finding = only(asked(backend.environ, put=True)[call])
     assert fault.fired >= 1
-    assert finding.verdict is Verdict.FAILED
+    assert finding.severity is Severity.FAILED
     assert "HTTP 400" in finding.text
 
 
@@ -299,14 +299,14 @@ def test_spool_with_trouble_inside(tmp_path: Path) -> None:
     directory = tmp_path / "spool"
     assert only(list(check_spool(str(directory)))).text == f"{directory} will be made"
     spool = open_spool_at(directory, SteppedClock())
-    run = spool.greet(hello("run-1"), owner="")
-    spool.store([frame(run, 1, 3)], [])
-    spool.update(run, Event.REFUSED)
-    spool.board.note_destination("s3://bucket", attempts=4, next_try_at=0.0, error="HTTP 503 SlowDown", since=0.0)
+    run = spool.open_run(hello("run-1"), owner="")
+    spool.append([frame(run, 1, 3)], [])
+    spool.update(run, Event.PERMANENT_FAILURE)
+    spool.control.publish_backoff("s3://bucket", attempts=4, next_try_at=0.0, error="HTTP 503 SlowDown", since=0.0)
     spool.close()
     found = list(check_spool(str(directory)))
-    assert [(finding.verdict, finding.subject) for finding in found] == [
-        (Verdict.OK, "spool"), (Verdict.WARNING, "deliveries"), (Verdict.WARNING, "runs"),
+    assert [(finding.severity, finding.subject) for finding in found] == [
+        (Severity.OK, "spool"), (Severity.WARNING, "deliveries"), (Severity.WARNING, "runs"),
     ]  # fmt: skip
     assert "1 runs, 3 rows wait, no uploader runs" in found[0].text
     assert found[1].text == "s3://bucket has failed 4 times, the last time with: HTTP 503 SlowDown"
@@ -314,29 +314,29 @@ def test_spool_with_trouble_inside(tmp_path: Path) -> None:
     assert f"chmod 700 {directory}" in [finding.remedy for finding in check_spool(str(directory))]
     (directory / "spool.db").write_bytes(b"")
     unfinished = list(check_spool(str(directory)))[-1]
-    assert (unfinished.verdict, "spool.db is empty" in unfinished.text) == (Verdict.OK, True)
+    assert (unfinished.severity, "spool.db is empty" in unfinished.text) == (Severity.OK, True)
     (directory / "spool.db").write_bytes(b"rubbish" * 1000)
-    assert list(check_spool(str(directory)))[-1].verdict is Verdict.FAILED
+    assert list(check_spool(str(directory)))[-1].severity is Severity.FAILED
 
 
 def test_places_that_cannot_be_written() -> None:
     # Also root cannot make anything there.
     for finding in (only(list(check_spool("/proc/none"))), check_directory_target("/proc/none")):
-        assert (finding.verdict, "cannot be made in /proc" in finding.text) == (Verdict.FAILED, True)
-    assert only(list(check_spool("/dev/null/spool"))).verdict is Verdict.FAILED
-    assert check_disk("/proc/none", GIB).verdict is Verdict.FAILED
+        assert (finding.severity, "cannot be made in /proc" in finding.text) == (Severity.FAILED, True)
+    assert only(list(check_spool("/dev/null/spool"))).severity is Severity.FAILED
+    assert check_disk("/proc/none", GIB).severity is Severity.FAILED
 
 
 def test_disk_that_is_smaller_than_the_limit_is_a_warning(tmp_path: Path) -> None:
-    assert check_disk(str(tmp_path), 1 << 20).verdict is Verdict.OK
-    assert check_disk(str(tmp_path / "not" / "there"), 1 << 60).verdict is Verdict.WARNING
+    assert check_disk(str(tmp_path), 1 << 20).severity is Severity.OK
+    assert check_disk(str(tmp_path / "not" / "there"), 1 << 60).severity is Severity.WARNING
 
 
 def test_descriptors_of_the_running_uploader_are_looked_at(home: Home) -> None:
-    assert check_descriptors(str(home.directory / "spool")).verdict is Verdict.OK
+    assert check_descriptors(str(home.directory / "spool")).severity is Severity.OK
     home.start_uploader(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40)))
     found = check_descriptors(str(home.directory / "spool"))
-    assert found.verdict in {Verdict.WARNING, Verdict.FAILED}
+    assert found.severity in {Severity.WARNING, Severity.FAILED}
     assert found.text.startswith("uploader ")
     assert " of 40" in found.text
     assert "LimitNOFILE" in found.remedy
@@ -348,12 +348,12 @@ def test_keys_that_others_can_read_or_change(tmp_path: Path) -> None:
     def found() -> Finding:
         return only(list(check_keys(store, named=True)))
 
-    assert (found().verdict, found().remedy) == (Verdict.FAILED, "sentinel-uploader keys init")
-    assert only(list(check_keys(store, named=False))).verdict is Verdict.SKIPPED
+    assert (found().severity, found().remedy) == (Severity.FAILED, "sentinel-uploader keys init")
+    assert only(list(check_keys(store, named=False))).severity is Severity.SKIPPED
     store.init()
-    assert (found().verdict, found().remedy) == (Verdict.WARNING, "sentinel-uploader keys add NAME")
+    assert (found().severity, found().remedy) == (Severity.WARNING, "sentinel-uploader keys add NAME")
     secret = Path(store.add("alice", replace=False))
-    assert found() == Finding(Verdict.OK, "keys", f"{store.directory}: a server key and 1 clients")
+    assert found() == Finding(Severity.OK, "keys", f"{store.directory}: a server key and 1 clients")
     for path, mode, good, text in (
         (secret, 0o640, 0o600, f"others can read {secret}"),
         (tmp_path / "keys/server.key_secret", 0o644, 0o600, "others may read it"),
@@ -361,15 +361,15 @@ def test_keys_that_others_can_read_or_change(tmp_path: Path) -> None:
         (tmp_path / "keys/clients", 0o770, 0o700, "others can put keys into"),
     ):
         path.chmod(mode)
-        assert (found().verdict, bool(found().remedy), text in found().text) == (Verdict.FAILED, True, True), path
+        assert (found().severity, bool(found().remedy), text in found().text) == (Severity.FAILED, True, True), path
         path.chmod(good)
-    assert found().verdict is Verdict.OK
+    assert found().severity is Severity.OK
     (tmp_path / "keys/server.key_secret").write_text("rubbish")
     assert "holds no secret CURVE key" in found().text
 
 
 def test_report_is_one_line_a_finding() -> None:
-    findings = [Finding(Verdict.OK, "disk", "8 MiB free"), Finding(Verdict.WARNING, "clock", "off", "set it")]
+    findings = [Finding(Severity.OK, "disk", "8 MiB free"), Finding(Severity.WARNING, "clock", "off", "set it")]
     assert report(findings) == "ok      disk         8 MiB free\nwarning clock        off: set it\n"
     assert exit_code(findings) == 0
-    assert exit_code([*findings, Finding(Verdict.FAILED, "api", "away")]) == 1
+    assert exit_code([*findings, Finding(Severity.FAILED, "api", "away")]) == 1

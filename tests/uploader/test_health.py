@@ -11,7 +11,7 @@ from sentinel_uploader.admin.requests import retry_run
 from sentinel_uploader.runs.lifecycle import Event
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.telemetry.health import LIVE_S, WRITTEN_S, Health
+from sentinel_uploader.telemetry.health import HANG_THRESHOLD_S, WRITE_PROBE_INTERVAL_S, Health
 
 UNHEALTHY_AFTER_S = 100.0
 
@@ -27,7 +27,7 @@ def health_of(up: Delivery, *, spool: Spool | None = None, directory: str = "/")
         spool=spool or up.spool,
         directory=directory,
         intake=up.intake,
-        turned_at=lambda: up.intake.looped_at,
+        last_main_loop_at=lambda: up.intake.last_loop_at,
         unhealthy_after_s=UNHEALTHY_AFTER_S,
         clock=up.clock,
     )
@@ -55,15 +55,15 @@ def test_rows_that_do_not_move_make_it_unhealthy_until_they_do(up: Delivery) -> 
     up.store.always["put"] = away()
     run = up.begin(rows=3)
     up.advance(99.0)
-    assert health.not_healthy() == ""
+    assert health.health_error() == ""
     assert health.backlog().objects == 1
     up.add(run, 3)
     up.advance(2.0)
-    assert "has waited for 101 s" in health.not_healthy()
+    assert "has waited for 101 s" in health.health_error()
     del up.store.always["put"]
-    up.dispatcher.retry_all_now()
+    up.scheduler.reset_backoff()
     up.advance(1.0)
-    assert (health.not_healthy(), health.backlog().oldest_s) == ("", 3.0)
+    assert (health.health_error(), health.backlog().oldest_s) == ("", 3.0)
 
 
 def test_age_outlives_the_process(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_age_outlives_the_process(tmp_path: Path) -> None:
             (run,) = again.runs.values()
             backlog = health_of(up, spool=again).backlog()
             assert (backlog.rows, backlog.oldest_s) == (5, 150.0)
-            batch = again.oldest_batch(run)
+            batch = again.next_batch(run)
             assert batch is not None
-            again.delivered(run, batch)
+            again.confirm_batch(run, batch)
             # Of rows that are in no batch only this much is known: they came after the last one was cut.
             assert health_of(up, spool=again).backlog().oldest_s == 90.0
         finally:
@@ -93,58 +93,58 @@ def test_age_outlives_the_process(tmp_path: Path) -> None:
 def test_parked_runs_are_told_apart(up: Delivery) -> None:
     health = health_of(up)
     run = up.begin(rows=3)
-    up.spool.update(run, Event.REFUSED)
+    up.spool.update(run, Event.PERMANENT_FAILURE)
     up.advance(UNHEALTHY_AFTER_S + 1)
     backlog = health.backlog()
-    assert (backlog.rows, backlog.parked_rows, backlog.oldest_s, health.not_healthy()) == (3, 3, 0.0, "")
+    assert (backlog.rows, backlog.parked_rows, backlog.oldest_s, health.health_error()) == (3, 3, 0.0, "")
     assert retry_run(up.spool, run) == "done"
     assert health.backlog().parked_rows == 0
-    assert health.not_healthy() != ""
+    assert health.health_error() != ""
 
 
 def test_loop_that_hangs_is_not_alive(up: Delivery) -> None:
     health = health_of(up)
-    up.clock.advance(LIVE_S)
-    assert health.not_live() == ""
+    up.clock.advance(HANG_THRESHOLD_S)
+    assert health.liveness_error() == ""
     up.clock.advance(1.0)
-    assert health.not_live() == "the intake has hung for 121 s; the dispatcher has hung for 121 s"
-    up.intake.serve_once(0.0)
-    assert health.not_live() == ""
+    assert health.liveness_error() == "the intake has hung for 121 s; the dispatcher has hung for 121 s"
+    up.intake.poll_once(0.0)
+    assert health.liveness_error() == ""
 
 
 def test_spool_that_cannot_be_written_is_not_ready(up: Delivery) -> None:
     health = health_of(up)
-    assert health.not_ready() == ""
+    assert health.readiness_error() == ""
     up.spool.database.connection.execute("PRAGMA query_only = 1")
-    up.clock.advance(WRITTEN_S)
-    assert "readonly" in health.not_ready()
+    up.clock.advance(WRITE_PROBE_INTERVAL_S)
+    assert "readonly" in health.readiness_error()
     up.spool.database.connection.execute("PRAGMA query_only = 0")
-    assert health.not_ready() == ""
+    assert health.readiness_error() == ""
 
 
 def test_writing_for_an_answer_changes_nothing(up: Delivery) -> None:
     health = health_of(up)
     up.begin(rows=3)
     before = [up.spool.database.query(f"SELECT * FROM {table}") for table in ("runs", "frames", "batches", "requests")]
-    up.clock.advance(WRITTEN_S)
-    assert health.not_ready() == ""
+    up.clock.advance(WRITE_PROBE_INTERVAL_S)
+    assert health.readiness_error() == ""
     after = [up.spool.database.query(f"SELECT * FROM {table}") for table in ("runs", "frames", "batches", "requests")]
     assert before == after
 
 
 def test_disk_without_room_is_not_ready(up: Delivery) -> None:
-    assert health_of(up, directory="/proc").not_ready() == "the disk of the spool /proc has 0 bytes left"
-    assert "cannot be looked at" in health_of(up, directory="/no/such/directory").not_ready()
+    assert health_of(up, directory="/proc").readiness_error() == "the disk of the spool /proc has 0 bytes left"
+    assert "cannot be looked at" in health_of(up, directory="/no/such/directory").readiness_error()
 
 
 def test_full_spool_is_not_ready(up: Delivery, tmp_path: Path) -> None:
     spool = open_spool_at(tmp_path / "small", up.clock, max_bytes=MIN_SPOOL_BYTES)
     try:
         health = health_of(up, spool=spool)
-        assert health.not_ready() == ""
+        assert health.readiness_error() == ""
         with spool.database.transaction() as connection:
             connection.execute("INSERT INTO frames VALUES (1, 1, 1, 1, zeroblob(40000))")
-        assert health.not_ready() == f"the spool has reached its limit of {MIN_SPOOL_BYTES} bytes"
+        assert health.readiness_error() == f"the spool has reached its limit of {MIN_SPOOL_BYTES} bytes"
     finally:
         spool.close()
 
@@ -152,4 +152,4 @@ def test_full_spool_is_not_ready(up: Delivery, tmp_path: Path) -> None:
 def test_uploader_that_stops_is_not_ready(up: Delivery) -> None:
     health = health_of(up)
     health.is_stopping = True
-    assert health.not_ready() == "the uploader is stopping"
+    assert health.readiness_error() == "the uploader is stopping"

@@ -12,8 +12,8 @@ from fakes.web import Reply, WebServer
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.backends.http.client import Answer, HttpClient, Origin, parse_origin, parse_retry_after
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.backends.http.client import HttpClient, HttpResponse, Origin, parse_origin, parse_retry_after
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 
 
 class Echo(WebServer):
@@ -32,7 +32,7 @@ def client(environ: dict[str, str] | None = None, **limits: float) -> contextlib
     return contextlib.closing(HttpClient(environ=environ or {}, clock=SystemClock(), **limits))  # type: ignore[arg-type]  # one of the limits is an int
 
 
-def post(http: HttpClient, url: str, path: str = "/", body: bytes = b"x") -> Answer:
+def post(http: HttpClient, url: str, path: str = "/", body: bytes = b"x") -> HttpResponse:
     origin, prefix = parse_origin(url)
     return http.request("call", "POST", origin, prefix + path, headers={"Authorization": "Bearer planted"}, body=body)
 
@@ -85,7 +85,7 @@ def test_nobody_listens() -> None:
         port = taken.getsockname()[1]
     with client() as http, pytest.raises(DeliveryError, match=f"^call: 127.0.0.1:{port}: Connection refused") as caught:
         post(http, f"http://127.0.0.1:{port}")
-    assert caught.value.remedy is Remedy.RETRY
+    assert caught.value.retry_action is RetryAction.RETRY
     assert caught.value.status_code is None
 
 
@@ -96,7 +96,7 @@ def test_a_reset_connection_is_to_be_retried_and_the_next_request_works(fault: d
         with pytest.raises(DeliveryError) as caught:
             post(http, server.url)
         assert dropped.fired == 1
-        assert caught.value.remedy is Remedy.RETRY
+        assert caught.value.retry_action is RetryAction.RETRY
         assert post(http, server.url).status == 200
 
 
@@ -106,7 +106,7 @@ def test_a_silent_server_is_left_after_the_read_timeout() -> None:
         with pytest.raises(DeliveryError, match="timed out") as caught:
             post(http, server.url)
         assert silence.fired == 1
-        assert caught.value.remedy is Remedy.RETRY
+        assert caught.value.retry_action is RetryAction.RETRY
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_an_answer_that_is_not_http_or_breaks_off_is_no_answer(answer: bytes) ->
 
     with raw_server(reply) as url, client() as http, pytest.raises(DeliveryError, match=r"^call: ") as caught:
         post(http, url)
-    assert caught.value.remedy is Remedy.RETRY
+    assert caught.value.retry_action is RetryAction.RETRY
 
 
 def test_an_answer_of_200_mb_is_not_read() -> None:
@@ -167,7 +167,7 @@ def test_an_answer_of_200_mb_is_not_read() -> None:
         huge = server.faults.add("post", huge_body_bytes=200 << 20, times=2)
         with pytest.raises(DeliveryError, match="more than 1048576 bytes") as caught:
             post(http, server.url)
-        assert (huge.fired, caught.value.remedy) == (1, Remedy.RETRY)
+        assert (huge.fired, caught.value.retry_action) == (1, RetryAction.RETRY)
         # Of an error only the beginning is kept: its status counts.
         server.faults.clear()
         server.faults.add("post", status=400, huge_body_bytes=200 << 20, times=1)
@@ -198,7 +198,7 @@ def test_closing_fails_the_requests_under_way() -> None:
         http.close()
         thread.join(10)
         assert not thread.is_alive()
-        assert errors[0].remedy is Remedy.RETRY
+        assert errors[0].retry_action is RetryAction.RETRY
         with pytest.raises(DeliveryError, match="closed"):
             post(http, server.url)
 
@@ -295,7 +295,7 @@ def test_a_private_authority_is_trusted_when_named_and_not_otherwise(tmp_path: P
             assert post(http, server.url, body=b"x" * 300_000).body == b"x" * 300_000
         with client() as http, pytest.raises(DeliveryError, match="certificate not trusted: ") as caught:
             post(http, server.url)
-        assert caught.value.remedy is Remedy.RETRY
+        assert caught.value.retry_action is RetryAction.RETRY
 
 
 def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_certificate_for_another_name_is_refused(tmp_path: Path) -> None:
 def test_tls_towards_a_plain_server_fails_clearly() -> None:
     with Echo() as server, client(read_timeout_s=5) as http, pytest.raises(DeliveryError, match="TLS failed") as caught:
         post(http, server.url.replace("http:", "https:"))
-    assert caught.value.remedy is Remedy.RETRY
+    assert caught.value.retry_action is RetryAction.RETRY
 
 
 @pytest.mark.parametrize("content", [None, "not a certificate"])
@@ -340,7 +340,9 @@ def test_retry_after(value: str | None, expected: float | None) -> None:
 
 
 def test_a_retry_after_date_is_measured_by_the_servers_clock() -> None:
-    answer = Answer(503, {"Date": "Thu, 01 Jan 1970 00:00:00 GMT", "Retry-After": "Thu, 01 Jan 1970 00:00:09 GMT"}, b"")
+    answer = HttpResponse(
+        503, {"Date": "Thu, 01 Jan 1970 00:00:00 GMT", "Retry-After": "Thu, 01 Jan 1970 00:00:09 GMT"}, b""
+    )
     assert answer.retry_after_s(now=1e9) == 9.0
 
 

@@ -28,12 +28,12 @@ from sentinel_protocol.wire.messages import (
     encode,
 )
 from sentinel_protocol.wire.sample import Sample
-from sentinel_uploader.intake.loop import GROUP_FRAMES, LATE_S, Intake
+from sentinel_uploader.intake.loop import MAX_BATCH_FRAMES, STALL_THRESHOLD_S, Intake
 from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Event, Policy, RunState
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -44,22 +44,22 @@ class Watched(Listening):
     """An intake without keys, with what its tests look at and do to it."""
 
     def __init__(self, directory: Path, *, max_bytes: int = SPOOL_BYTES) -> None:
-        router = Router([parse_address("tcp://127.0.0.1:*", bind=True)])
+        router = ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)])
         super().__init__(directory, router, max_bytes=max_bytes, policy=Policy(max_batch_rows=100))
 
-    def run(self, key: str = "run") -> Run:
+    def run(self, key: str = "run") -> OpenRun:
         return next(run for run in self.spool.runs.values() if run.record.key == key)
 
     def rejected(self, reason: str, least: int = 1) -> None:
         wait_until(lambda: self.counters.rejected.value(reason) >= least, f"{reason} is counted")
 
-    def end(self, run: Run, event: Event = Event.ACCEPTED, **changes: Any) -> None:
-        """Do what the dispatcher does at a run's end."""
+    def end(self, run: OpenRun, event: Event = Event.ACCEPTED, **changes: Any) -> None:
+        """Do what the scheduler does at a run's end."""
         if event is not Event.DISCARDED:
             ended = [Event.ENDED] if run.record.has_ended else []
             self.spool.update(run, Event.REGISTERED, *ended, run_id="id-1", uri_prefix="s3://b/p")
-        self.spool.end(run, event, **changes)
-        self.intake.tell(run)
+        self.spool.close_run(run, event, **changes)
+        self.intake.notify(run)
 
 
 @pytest.fixture
@@ -138,10 +138,10 @@ def test_duplicates_are_dropped_overlaps_trimmed_and_gaps_ignored(there: Watched
     ):
         collector.say(message)
         assert collector.hear(Ack) == Ack(acked)
-    frames = there.spool.read_open(there.run(), max_rows=1000)
+    frames = there.spool.read_unbatched(there.run(), max_rows=1000)
     assert frames is not None
     assert (frames.first_seq, frames.last_seq) == (1, 15)
-    assert there.run().open_rows == 15
+    assert there.run().unbatched_rows == 15
     assert there.counters.rows_duplicate.value() == 16
     assert there.counters.rejected.value("gap") == 1
 
@@ -185,8 +185,8 @@ def test_newer_collector_wins_and_the_older_is_told_so(collectors: Collectors) -
 
 def test_one_connection_may_begin_another_run(there: Watched, collector: RawCollector) -> None:
     collector.say(hello("a"), samples(1, 2), hello("b"), samples(1, 3), hello("a"), samples(3, 3))
-    wait_until(lambda: len(there.spool.runs) == 2 and there.run("a").acked_seq == 3, "all is stored")
-    assert there.run("b").acked_seq == 3
+    wait_until(lambda: len(there.spool.runs) == 2 and there.run("a").durable_seq == 3, "all is stored")
+    assert there.run("b").durable_seq == 3
 
 
 @pytest.mark.parametrize(
@@ -262,10 +262,10 @@ def test_run_that_ends_between_a_message_and_its_transaction_does_not_take_it(tm
     class EndsJustBefore(Spool):
         """Whatever is stored, somebody has discarded the run a moment ago."""
 
-        def store(self, frames: Any, finishes: Any) -> int:
+        def append(self, frames: Any, finishes: Any) -> int:
             for run in [frame.run for frame in frames]:
-                self.end(run, Event.DISCARDED)
-            return super().store(frames, finishes)
+                self.close_run(run, Event.DISCARDED)
+            return super().append(frames, finishes)
 
     there = Watched(tmp_path / "spool")
     there.spool.__class__ = EndsJustBefore
@@ -298,7 +298,7 @@ def test_full_spool_acknowledges_nothing_and_goes_on_by_itself(tmp_path: Path) -
                     break
                 last += 50
             assert (answer.code, answer.retry) == (RejectCode.BUSY, True)
-            assert there.run().acked_seq == last
+            assert there.run().durable_seq == last
             late.say(hello("late"))
             assert late.hear(Reject).code == RejectCode.BUSY
             # What the rows before it were too much for is still there to be said.
@@ -383,7 +383,7 @@ def test_messages_that_make_no_sense_are_counted(there: Watched, collector: RawC
     there.rejected("bad")
     collector.say(samples(1, 2))
     assert collector.hear_until(Ack).seq in {0, 2}
-    wait_until(lambda: there.run().acked_seq == 2, "the rows are stored")
+    wait_until(lambda: there.run().durable_seq == 2, "the rows are stored")
     assert not there.run().record.has_ended
 
 
@@ -416,7 +416,7 @@ def test_peer_that_does_not_read_stops_nobody(there: Watched, collectors: Collec
     other.say(hello("other"))
     other.hear(Welcome)
     for _ in range(40):
-        for _ in range(GROUP_FRAMES):
+        for _ in range(MAX_BATCH_FRAMES):
             deaf.say(hello("deaf"))
         if there.counters.answers_lost.value():
             break
@@ -433,11 +433,11 @@ def test_defect_in_one_group_does_not_deafen_the_uploader(
 
         failures = 0
 
-        def store(self, frames: Any, finishes: Any) -> int:
+        def append(self, frames: Any, finishes: Any) -> int:
             if not self.failures:
                 self.failures = 1
                 raise RuntimeError("a defect")
-            return super().store(frames, finishes)
+            return super().append(frames, finishes)
 
     collector.say(hello())
     collector.hear(Welcome)
@@ -453,8 +453,8 @@ def still(tmp_path: Path) -> Iterator[Intake]:
     """An intake without a thread and without peers."""
     clock = SteppedClock()
     spool = open_spool_at(tmp_path / "spool", clock)
-    router = Router([])
-    yield Intake(router=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters())
+    router = ZmqServer([])
+    yield Intake(server=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters())
     router.close()
     spool.close()
 
@@ -464,11 +464,11 @@ def test_silence_counts_from_when_a_suspended_uploader_listens_again(still: Inta
     assert isinstance(clock, SteppedClock)
     began = clock.monotonic()
     clock.advance(1.0)
-    still.serve_once(0.0)
-    assert (still.listening_since, still.looped_at) == (began, began + 1.0)
-    clock.advance(LATE_S + 0.1)
-    still.serve_once(0.0)
-    assert still.listening_since == still.looped_at == clock.monotonic()
+    still.poll_once(0.0)
+    assert (still.receiving_since, still.last_loop_at) == (began, began + 1.0)
+    clock.advance(STALL_THRESHOLD_S + 0.1)
+    still.poll_once(0.0)
+    assert still.receiving_since == still.last_loop_at == clock.monotonic()
 
 
 def test_suspension_in_the_middle_of_a_group_is_noticed_before_anybody_can_look(tmp_path: Path) -> None:
@@ -478,22 +478,22 @@ def test_suspension_in_the_middle_of_a_group_is_noticed_before_anybody_can_look(
     class SuspendsAtTheEnd(Intake):
         """The process sleeps while it tells collectors of their runs."""
 
-        def _tell_news(self) -> None:
+        def _send_notifications(self) -> None:
             clock.advance(3600.0)
-            super()._tell_news()
+            super()._send_notifications()
 
-    router = Router([])
+    router = ZmqServer([])
     intake = SuspendsAtTheEnd(
-        router=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters()
+        server=router, spool=spool, clock=clock, wake_run=lambda _: None, policy=Policy(), counters=Counters()
     )
-    intake.serve_once(0.0)
-    assert intake.listening_since == intake.looped_at == clock.monotonic()
+    intake.poll_once(0.0)
+    assert intake.receiving_since == intake.last_loop_at == clock.monotonic()
     router.close()
     spool.close()
 
 
 def _was_heard_at(there: Watched, now: float) -> bool:
-    return there.run().heard_at == now
+    return there.run().last_seen_at == now
 
 
 def test_every_message_counts_as_a_sign_of_life(there: Watched, collector: RawCollector) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sentinel_uploader.util.json_safe import plain
+from sentinel_uploader.util.json_safe import to_json_safe
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.just("\ud800"),
@@ -18,8 +18,8 @@ anything = st.recursive(
 @settings(max_examples=50)
 @given(anything)
 def test_whatever_was_sent_can_be_written_as_json_in_utf_8(value: object) -> None:
-    text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False).encode()
-    assert plain(json.loads(text)) == json.loads(text)
+    text = json.dumps(to_json_safe(value), allow_nan=False, ensure_ascii=False).encode()
+    assert to_json_safe(json.loads(text)) == json.loads(text)
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_whatever_was_sent_can_be_written_as_json_in_utf_8(value: object) -> Non
     ],
 )
 def test_what_json_knows_stays_and_the_rest_is_null(value: object, expected: object) -> None:
-    assert plain(value) == expected
+    assert to_json_safe(value) == expected

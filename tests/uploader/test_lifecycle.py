@@ -13,43 +13,43 @@ from sentinel_uploader.runs.lifecycle import (
     ENDED_STATES,
     OPEN_STATES,
     Event,
-    Facts,
     Policy,
     RunState,
+    SchedulingFacts,
     Step,
     TransitionError,
-    goes_inline,
     next_step,
+    should_inline,
     transition,
 )
 
 ALLOWED = {
     (RunState.NEW, Event.ENDED): RunState.NEW,
     (RunState.NEW, Event.REGISTERED): RunState.REGISTERED,
-    (RunState.NEW, Event.REFUSED): RunState.PARKED,
+    (RunState.NEW, Event.PERMANENT_FAILURE): RunState.QUARANTINED,
     (RunState.NEW, Event.DISCARDED): RunState.DISCARDED,
     (RunState.REGISTERED, Event.ENDED): RunState.FINISHING,
-    (RunState.REGISTERED, Event.REFUSED): RunState.PARKED,
+    (RunState.REGISTERED, Event.PERMANENT_FAILURE): RunState.QUARANTINED,
     (RunState.REGISTERED, Event.DISCARDED): RunState.DISCARDED,
     (RunState.FINISHING, Event.ACCEPTED): RunState.FINISHED,
-    (RunState.FINISHING, Event.CLOSED_STALE): RunState.FAILED,
-    (RunState.FINISHING, Event.REFUSED): RunState.PARKED,
+    (RunState.FINISHING, Event.CLOSED_STALE): RunState.STALE_CLOSED,
+    (RunState.FINISHING, Event.PERMANENT_FAILURE): RunState.QUARANTINED,
     (RunState.FINISHING, Event.DISCARDED): RunState.DISCARDED,
-    (RunState.PARKED, Event.ENDED): RunState.PARKED,
-    (RunState.PARKED, Event.RETRIED): RunState.NEW,
-    (RunState.PARKED, Event.DISCARDED): RunState.DISCARDED,
+    (RunState.QUARANTINED, Event.ENDED): RunState.QUARANTINED,
+    (RunState.QUARANTINED, Event.REQUEUED): RunState.NEW,
+    (RunState.QUARANTINED, Event.DISCARDED): RunState.DISCARDED,
 }
 POLICY = Policy(upload_interval_s=60.0, stale_after_s=900.0, inline_limit_bytes=5 << 20)
-FACTS = Facts(
+FACTS = SchedulingFacts(
     state=RunState.REGISTERED,
     has_ended=False,
-    open_rows=0,
-    open_bytes=0,
-    waiting_batches=0,
+    unbatched_rows=0,
+    unbatched_bytes=0,
+    pending_batches=0,
     total_csv_bytes=600,
-    was_put=False,
+    upload_attempted=False,
     created_at=1000.0,
-    cut_at=1000.0,
+    sealed_at=1000.0,
     silent_since=1000.0,
     interval_s=1.0,
     cloud_pending=False,
@@ -91,39 +91,39 @@ def test_new_run_is_registered_at_once_unless_its_cloud_is_still_being_asked() -
 
 
 def test_rows_are_cut_at_the_interval_and_then_put() -> None:
-    assert look_at(1059.9, open_rows=1) == 1060.0
-    assert step(1060.0, open_rows=1) is Step.CUT
-    assert step(1060.0, open_rows=1, waiting_batches=1) is Step.PUT
+    assert look_at(1059.9, unbatched_rows=1) == 1060.0
+    assert step(1060.0, unbatched_rows=1) is Step.SEAL_BATCH
+    assert step(1060.0, unbatched_rows=1, pending_batches=1) is Step.PUT
     assert look_at(1060.0) == 1120.0
 
 
-@pytest.mark.parametrize("state", sorted({*OPEN_STATES, RunState.PARKED}))
+@pytest.mark.parametrize("state", sorted({*OPEN_STATES, RunState.QUARANTINED}))
 def test_rows_are_cut_before_they_are_too_many_whatever_else_is_due(state: RunState) -> None:
-    assert step(state=state, open_rows=POLICY.max_batch_rows) is Step.CUT
-    assert step(state=state, open_rows=1, open_bytes=POLICY.max_batch_bytes) is Step.CUT
+    assert step(state=state, unbatched_rows=POLICY.max_batch_rows) is Step.SEAL_BATCH
+    assert step(state=state, unbatched_rows=1, unbatched_bytes=POLICY.max_batch_bytes) is Step.SEAL_BATCH
 
 
 def test_credentials_come_before_a_put_and_only_then() -> None:
-    assert step(waiting_batches=1, needs_credentials=True) is Step.REFRESH
-    assert step(waiting_batches=1, wants_refresh=True) is Step.REFRESH
+    assert step(pending_batches=1, needs_credentials=True) is Step.REFRESH
+    assert step(pending_batches=1, wants_refresh=True) is Step.REFRESH
     assert step(needs_credentials=True) is None
     assert step(wants_refresh=True) is None
 
 
 def test_flush_cuts_now_and_puts() -> None:
-    assert step(open_rows=1, flush=True) is Step.CUT
-    assert step(waiting_batches=1, flush=True) is Step.PUT
+    assert step(unbatched_rows=1, flush=True) is Step.SEAL_BATCH
+    assert step(pending_batches=1, flush=True) is Step.PUT
     assert step(flush=True) is None
 
 
 def test_end_is_told_after_the_last_row_or_with_it() -> None:
     end: dict[str, Any] = {"state": RunState.FINISHING, "has_ended": True}
-    assert step(**end, open_rows=1) is Step.FINISH
-    assert step(**end, open_rows=1, was_put=True) is Step.CUT
-    assert step(**end, waiting_batches=1, was_put=True) is Step.PUT
-    assert step(**end, was_put=True) is Step.FINISH
-    assert step(**end, open_rows=1, total_csv_bytes=(5 << 20) + 1) is Step.CUT
-    assert step(**end, waiting_batches=3) is Step.FINISH
+    assert step(**end, unbatched_rows=1) is Step.FINISH
+    assert step(**end, unbatched_rows=1, upload_attempted=True) is Step.SEAL_BATCH
+    assert step(**end, pending_batches=1, upload_attempted=True) is Step.PUT
+    assert step(**end, upload_attempted=True) is Step.FINISH
+    assert step(**end, unbatched_rows=1, total_csv_bytes=(5 << 20) + 1) is Step.SEAL_BATCH
+    assert step(**end, pending_batches=3) is Step.FINISH
 
 
 @pytest.mark.parametrize(("stale_after_s", "interval_s", "after_s"), [(900.0, 1.0, 900.0), (10.0, 60.0, 180.0)])
@@ -142,16 +142,16 @@ def test_run_that_has_ended_before_registration_is_not_stale() -> None:
 
 
 facts = st.builds(
-    Facts,
+    SchedulingFacts,
     state=st.sampled_from(RunState),
     has_ended=st.booleans(),
-    open_rows=st.integers(0, 5000),
-    open_bytes=st.integers(0, 2 << 20),
-    waiting_batches=st.integers(0, 3),
+    unbatched_rows=st.integers(0, 5000),
+    unbatched_bytes=st.integers(0, 2 << 20),
+    pending_batches=st.integers(0, 3),
     total_csv_bytes=st.integers(0, 8 << 20),
-    was_put=st.booleans(),
+    upload_attempted=st.booleans(),
     created_at=st.floats(0, 100),
-    cut_at=st.floats(0, 2000),
+    sealed_at=st.floats(0, 2000),
     silent_since=st.floats(0, 2000),
     interval_s=st.floats(0.1, 600),
     cloud_pending=st.booleans(),
@@ -168,30 +168,30 @@ policies = st.builds(
 
 
 @given(facts, policies, st.floats(0, 4000))
-def test_whatever_the_facts_the_decision_is_sound(known: Facts, policy: Policy, now: float) -> None:
+def test_whatever_the_facts_the_decision_is_sound(known: SchedulingFacts, policy: Policy, now: float) -> None:
     # The states and the end move together: `transition` sees to it.
     assume(known.has_ended or known.state is not RunState.FINISHING)
     assume(not (known.has_ended and known.state is RunState.REGISTERED))
     due, when = next_step(known, policy, now)
-    rows_wait = known.open_rows > 0 or known.waiting_batches > 0
+    rows_wait = known.unbatched_rows > 0 or known.pending_batches > 0
 
     assert (due is None) == (when > now) or (due is None and when == math.inf)
-    if known.state is RunState.PARKED and due is None:
+    if known.state is RunState.QUARANTINED and due is None:
         assert when == math.inf
     if known.state not in OPEN_STATES:
-        assert due in ({None, Step.CUT} if known.state is RunState.PARKED else {None})
+        assert due in ({None, Step.SEAL_BATCH} if known.state is RunState.QUARANTINED else {None})
     if due is Step.FINISH:
         assert known.state is RunState.FINISHING
-        assert not rows_wait or goes_inline(known, policy)
+        assert not rows_wait or should_inline(known, policy)
     if due in {Step.PUT, Step.REFRESH}:
         assert known.state in {RunState.REGISTERED, RunState.FINISHING}
-        assert known.waiting_batches
+        assert known.pending_batches
     if due is Step.PUT:
         assert not known.needs_credentials
     if due is Step.REGISTER:
         assert known.state is RunState.NEW
-    if due is Step.CUT:
-        assert known.open_rows or known.open_bytes
+    if due is Step.SEAL_BATCH:
+        assert known.unbatched_rows or known.unbatched_bytes
     if due is Step.CLOSE_STALE:
         assert not known.has_ended
         assert now - known.silent_since >= max(policy.stale_after_s, 3 * known.interval_s) - 1e-6

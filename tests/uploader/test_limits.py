@@ -39,13 +39,13 @@ def two_clients(directory: Path, **asked: Any) -> Iterator[tuple[Guarded, RawCol
 def go_on(guarded: Guarded, good: RawCollector) -> None:
     """The other client's rows are still taken, each of them."""
     for _ in range(3):
-        acked = guarded.runs()["good", "run"].acked_seq
+        acked = guarded.runs()["good", "run"].durable_seq
         good.say(samples(acked + 1, acked + 5))
         assert good.hear(Ack) == Ack(acked + 5)
 
 
 def test_a_message_that_is_too_big_is_answered_and_counted(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_message=20_000) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_message_bytes=20_000) as (guarded, bad, good, _):
         bad.say(samples(1, 2000))
         assert bad.hear(Reject).code == RejectCode.TOO_BIG
         assert guarded.turned_away("message-size") == 1
@@ -65,7 +65,7 @@ def test_a_message_of_too_many_rows_is_answered_and_counted(tmp_path: Path) -> N
 
 
 def test_so_many_seconds_worth_of_rows_come_at_once(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_client_rows=100, client_burst=2.0) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_client_rows_per_s=100, burst_s=2.0) as (guarded, bad, good, _):
         bad.say(samples(1, 250))
         assert bad.hear(Ack) == Ack(250)
         bad.say(samples(251, 260))
@@ -75,7 +75,7 @@ def test_so_many_seconds_worth_of_rows_come_at_once(tmp_path: Path) -> None:
 
 
 def test_frames_beyond_one_a_message_cost_their_sender_the_connection(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_surplus_frames=200) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_extra_frames=200) as (guarded, bad, good, _):
         for _ in range(3):
             bad.send_frames(*[b""] * 100)
         wait_until(lambda: guarded.turned_away("frames") == 1, "it is cut")
@@ -83,12 +83,12 @@ def test_frames_beyond_one_a_message_cost_their_sender_the_connection(tmp_path: 
 
 
 def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_client_rows=100) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_client_rows_per_s=100) as (guarded, bad, good, _):
         for first in range(1, 3001, 500):
             bad.say(samples(first, first + 499))
         bad.hear_until(Reject)
         wait_until(lambda: guarded.turned_away("rate") >= 3, "what is beyond is counted")
-        taken = guarded.runs()["bad", "run"].acked_seq
+        taken = guarded.runs()["bad", "run"].durable_seq
         assert 1000 <= taken < 2000
         go_on(guarded, good)
         # The stepped clock stands: nothing is taken until time has passed.
@@ -96,14 +96,14 @@ def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
         bad.say(samples(taken + 1, taken + 10))
         wait_until(lambda: guarded.turned_away("rate") >= 4, "it is too early")
         # Whoever is turned down is not silent: its run is not closed as stale.
-        wait_until(lambda: guarded.runs()["bad", "run"].heard_at == guarded.clock.monotonic(), "it is heard")
+        wait_until(lambda: guarded.runs()["bad", "run"].last_seen_at == guarded.clock.monotonic(), "it is heard")
         guarded.clock.advance(30.0)
         bad.say(samples(taken + 1, taken + 10))
-        wait_until(lambda: guarded.runs()["bad", "run"].acked_seq == taken + 10, "there is room again")
+        wait_until(lambda: guarded.runs()["bad", "run"].durable_seq == taken + 10, "there is room again")
 
 
 def test_a_flood_costs_its_sender_the_connection_and_nobody_else(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_client_rows=100, max_surplus_messages=500) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_client_rows_per_s=100, max_rejected_messages=500) as (guarded, bad, good, _):
         flood = [encode(Ping()), b"rubbish", encode(samples(7, 7))]
         for number in range(4000):
             bad.send_frames(flood[number % 3])
@@ -111,7 +111,7 @@ def test_a_flood_costs_its_sender_the_connection_and_nobody_else(tmp_path: Path)
                 go_on(guarded, good)
         wait_until(lambda: guarded.turned_away("flood"), "it is cut")
         assert guarded.turned_away("bad") > 0
-        assert guarded.runs()["bad", "run"].acked_seq == 0
+        assert guarded.runs()["bad", "run"].durable_seq == 0
 
 
 def test_a_client_has_only_so_many_open_runs(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_client_has_only_so_many_open_runs(tmp_path: Path) -> None:
 def test_a_greeting_is_measured_and_each_reason_counted(
     tmp_path: Path, greeting: Hello, reason: str, code: RejectCode
 ) -> None:
-    with two_clients(tmp_path, max_run_key=100, max_metadata=2000) as (guarded, bad, _, _):
+    with two_clients(tmp_path, max_run_key_chars=100, max_metadata_bytes=2000) as (guarded, bad, _, _):
         bad.say(greeting)
         assert bad.hear(Reject).code == code
         assert guarded.turned_away(reason) == 1
@@ -177,7 +177,7 @@ def test_one_that_stalls_keeps_nobody_waiting(tmp_path: Path) -> None:
         for number in range(3000):
             deaf.say(samples(1 + number, 1 + number))
         wait_until(lambda: ("deaf", "deaf") in guarded.runs(), "it is greeted")
-        wait_until(lambda: guarded.runs()["deaf", "deaf"].acked_seq == 3000, "it is heard")
+        wait_until(lambda: guarded.runs()["deaf", "deaf"].durable_seq == 3000, "it is heard")
         go_on(guarded, good)
         bad.say(samples(1, 2))
         bad.hear(Ack)
@@ -205,11 +205,11 @@ def descriptors(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_connections_leave_descriptors_for_everything_else(descriptors: Any, caplog: pytest.LogCaptureFixture) -> None:
     descriptors(10_000)
     free = connection_limits(ClientLimits())
-    assert 8000 < free.connections < 10_000 - 70
-    assert free.connections_of_key == free.connections * 3 // 4
+    assert 8000 < free.max_connections < 10_000 - 70
+    assert free.max_per_key == free.max_connections * 3 // 4
     assert connection_limits(ClientLimits(max_connections=100, max_client_connections=7))[:2] == (100, 7)
     assert not caplog.text
-    assert connection_limits(ClientLimits(max_connections=20_000)).connections == free.connections
+    assert connection_limits(ClientLimits(max_connections=20_000)).max_connections == free.max_connections
     assert "allows fewer connections than --max-connections" in caplog.text
     descriptors(20)
-    assert connection_limits(ClientLimits()).connections == 8
+    assert connection_limits(ClientLimits()).max_connections == 8

@@ -14,13 +14,13 @@ from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.wire.messages import Samples, encode
 from sentinel_protocol.wire.sample import Sample
-from sentinel_uploader.backends.local.run_files import LocalSentinelAPI
+from sentinel_uploader.backends.local.run_files import LocalRunBackend
 from sentinel_uploader.backends.objectstore.local import DirectoryStore, path_of_uri, uri_of_path
-from sentinel_uploader.delivery.csv_batch import rows_of_body
-from sentinel_uploader.delivery.executor import Target
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
-from sentinel_uploader.runs.ports import Ending, RunDescription
-from sentinel_uploader.spool.types import StoredFrame
+from sentinel_uploader.delivery.csv_batch import decompress_rows
+from sentinel_uploader.delivery.executor import Backend
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.ports import FinishRequest, RunDescription
+from sentinel_uploader.spool.types import PendingFrame
 
 RUN = RunDescription(
     uid="0123456789abcdef",
@@ -34,7 +34,7 @@ RUN = RunDescription(
 RUN_ID = "20231114-221320-01234567"
 
 
-def ending(**changes: Any) -> Ending:
+def ending(**changes: Any) -> FinishRequest:
     values: dict[str, Any] = {
         "run": RUN,
         "run_id": RUN_ID,
@@ -43,9 +43,9 @@ def ending(**changes: Any) -> Ending:
         "finished_at": 1_700_000_100.0,
         "data_uris": [],
         "data_csv": None,
-        "facts": {"rows": 3, "statistics": {"rows": 3}, "state": "finished"},
+        "summary": {"rows": 3, "statistics": {"rows": 3}, "state": "finished"},
     }
-    return Ending(**(values | changes))
+    return FinishRequest(**(values | changes))
 
 
 def read(directory: Path) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def read(directory: Path) -> dict[str, Any]:
 
 
 def test_run_is_described_from_its_registration_to_its_end(tmp_path: Path) -> None:
-    api = LocalSentinelAPI(str(tmp_path / "runs"))
+    api = LocalRunBackend(str(tmp_path / "runs"))
     registration = api.register(RUN)
     assert (registration.run_id, registration.credentials) == (RUN_ID, None)
     assert path_of_uri(registration.uri_prefix) == str(tmp_path / "runs" / RUN_ID)
@@ -85,7 +85,7 @@ def test_run_is_described_from_its_registration_to_its_end(tmp_path: Path) -> No
 
 
 def test_every_call_may_be_repeated(tmp_path: Path) -> None:
-    api = LocalSentinelAPI(str(tmp_path))
+    api = LocalRunBackend(str(tmp_path))
     assert api.register(RUN) == api.register(RUN)
     assert api.finish(ending()) == api.finish(ending())
     store = DirectoryStore()
@@ -121,7 +121,7 @@ def test_what_a_killed_writer_left_behind_is_overwritten(tmp_path: Path) -> None
 
 
 def test_directory_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
-    api = LocalSentinelAPI(str(tmp_path))
+    api = LocalRunBackend(str(tmp_path))
     registration = api.register(RUN)
     (tmp_path / RUN_ID / "run.json").unlink()
     (tmp_path / RUN_ID).rmdir()
@@ -133,11 +133,11 @@ def test_directory_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
 def test_target_that_cannot_be_a_directory_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot create the target directory"):
-        LocalSentinelAPI(str(tmp_path / "file" / "runs"))
+        LocalRunBackend(str(tmp_path / "file" / "runs"))
 
 
 def test_directory_that_cannot_be_written_any_more_is_tried_again(tmp_path: Path) -> None:
-    api = LocalSentinelAPI(str(tmp_path / "runs"))
+    api = LocalRunBackend(str(tmp_path / "runs"))
     registration = api.register(RUN)
     # A file where the run's directory should be stops everybody, root included.
     (tmp_path / "runs" / RUN_ID / "run.json").unlink()
@@ -150,17 +150,17 @@ def test_directory_that_cannot_be_written_any_more_is_tried_again(tmp_path: Path
     ):
         with pytest.raises(DeliveryError) as failure:
             call()
-        assert (failure.value.remedy, failure.value.status_code) == (Remedy.RETRY, None)
+        assert (failure.value.retry_action, failure.value.status_code) == (RetryAction.RETRY, None)
 
 
 @pytest.mark.parametrize("name", [b"plain", b"with space", b"a%41?b#c", "ü".encode(), b"\xff\xfe"])
 def test_any_directory_that_can_exist_can_be_a_target(tmp_path: Path, name: bytes) -> None:
     directory = os.path.join(os.fsencode(tmp_path), name)
-    api = LocalSentinelAPI(os.fsdecode(directory))
+    api = LocalRunBackend(os.fsdecode(directory))
     registration = api.register(RUN)
     store = DirectoryStore()
     uri = f"{registration.uri_prefix}/0001.csv.gz"
-    assert store.destination(uri) == registration.uri_prefix.rpartition("/")[0] == api.destination
+    assert store.backoff_key(uri) == registration.uri_prefix.rpartition("/")[0] == api.backoff_key
     store.put(uri, b"x", None)
     api.finish(ending(data_uris=[uri]))
     assert sorted(os.listdir(os.path.join(directory, RUN_ID.encode()))) == [b"0001.csv.gz", b"run.json"]
@@ -170,8 +170,8 @@ def test_any_directory_that_can_exist_can_be_a_target(tmp_path: Path, name: byte
 
 def aim_at(up: Delivery, directory: Path) -> None:
     """Deliver to a directory instead of what is scripted."""
-    target = Target(api=LocalSentinelAPI(str(directory)), store=DirectoryStore(), needs_credentials=False)
-    up.dispatcher._steps = up.steps_for(target)
+    target = Backend(api=LocalRunBackend(str(directory)), store=DirectoryStore(), needs_credentials=False)
+    up.scheduler._executor = up.steps_for(target)
 
 
 def test_whole_run_with_its_statistics(tmp_path: Path) -> None:
@@ -188,7 +188,9 @@ def test_whole_run_with_its_statistics(tmp_path: Path) -> None:
     assert described["objects"] == ["0001.csv.gz", "0002.csv.gz"]
     assert described["statistics"]["system_cpu_usage"] == {"mean": 0.5, "max": 0.5}
     assert described["statistics"]["duration_seconds"] == pytest.approx(5.0, abs=1.1)
-    rows = [number for name in described["objects"] for number in row_numbers(rows_of_body((path / name).read_bytes()))]
+    rows = [
+        number for name in described["objects"] for number in row_numbers(decompress_rows((path / name).read_bytes()))
+    ]
     assert rows == [1, 2, 3, 4, 5, 6]
 
 
@@ -228,7 +230,7 @@ def test_values_that_are_no_numbers_do_not_keep_a_run_from_its_end(tmp_path: Pat
             Sample(timestamp=1e9, system_cpu_usage=math.inf, system_utime=math.nan, system_disk_read_bytes=2**63),
             Sample(timestamp=1e300, system_cpu_usage=1.0, process_memory_mib=-math.inf),
         ]
-        up.spool.store([StoredFrame(run, 1, 2, encode(Samples(1, rows)), 1e300)], [])
+        up.spool.append([PendingFrame(run, 1, 2, encode(Samples(1, rows)), 1e300)], [])
         up.end(run)
         up.settle()
         assert up.spool.runs == {}

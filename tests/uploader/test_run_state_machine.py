@@ -20,10 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sentinel_protocol.wire.messages import Ack, Finish, Finished, Reject, RejectCode, UploaderMessage, Welcome, encode
 from sentinel_protocol.wire.sample import csv_rows
 from sentinel_uploader.admin.requests import DONE, discard_run, retry_run
-from sentinel_uploader.delivery.csv_batch import decode_frames, rows_of_body
+from sentinel_uploader.delivery.csv_batch import decode_frames, decompress_rows
 from sentinel_uploader.runs.lifecycle import Policy, RunState
 from sentinel_uploader.spool import ended_runs as spool_ended_runs
-from sentinel_uploader.spool.run_record import Run, RunRecord
+from sentinel_uploader.spool.run_record import OpenRun, RunRecord
 from sentinel_uploader.spool.tombstones import Tombstone
 
 NAMES = ("a", "b")
@@ -180,7 +180,7 @@ class RunMachine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        self._act(self.up.dispatcher.step_due)
+        self._act(self.up.scheduler.run_due)
 
     @rule(index=st.integers(0, 5))
     def turn(self, index: int) -> None:
@@ -198,20 +198,20 @@ class RunMachine(RuleBasedStateMachine):
     def collector_speaks_when_it_counts_as_silent(self, name: str) -> None:
         """The decision to close its run and its last words cross."""
         self._act(lambda: self.up.wait_without_working(STALE_AFTER_S + 1.0))
-        self._act(self.up.dispatcher.step_due)
+        self._act(self.up.scheduler.run_due)
         self._end(self.current[name], 0)
         self._act(self.up.turn)
 
     @rule()
     def flush(self) -> None:
-        self._act(self.up.dispatcher.flush)
-        self._act(self.up.dispatcher.retry_all_now)
+        self._act(self.up.scheduler.flush)
+        self._act(self.up.scheduler.reset_backoff)
 
     @rule(name=names)
     def person_discards(self, name: str) -> None:
         one = self.current[name]
         run = self._open_run(one)
-        if run is not None and not run.busy:
+        if run is not None and not run.in_flight:
             one.is_given_up = True
             self._act(lambda: self._discard(run))
 
@@ -300,19 +300,19 @@ class RunMachine(RuleBasedStateMachine):
                 self.up.close()
             self._directory.cleanup()
 
-    def _check_open(self, one: Collector, run: Run) -> None:
+    def _check_open(self, one: Collector, run: OpenRun) -> None:
         """Each row that was promised is in one confirmed object, in one batch that waits, or in one message."""
         record, spool = run.record, self.up.spool
         objects = self.backend.runs[record.run_id].objects if record.run_id else {}
         numbers = range(1, record.delivered_batches + 1)
-        delivered = [row_numbers(rows_of_body(objects[number])) for number in numbers]
-        waiting = spool.waiting_bodies(run)
+        delivered = [row_numbers(decompress_rows(objects[number])) for number in numbers]
+        waiting = spool.pending_batches(run)
         assert [batch.number for batch in waiting] == list(range(len(delivered) + 1, record.batches + 1))
-        frames = spool.read_open(run, max_rows=1 << 60)
+        frames = spool.read_unbatched(run, max_rows=1 << 60)
         open_rows = [] if frames is None else row_numbers(csv_rows(decode_frames(frames.payloads)))
-        frozen = [row_numbers(rows_of_body(batch.body)) for batch in waiting]
-        assert [*itertools.chain(*delivered, *frozen), *open_rows] == list(range(1, run.acked_seq + 1))
-        assert one.acked <= run.acked_seq <= one.rows
+        frozen = [row_numbers(decompress_rows(batch.body)) for batch in waiting]
+        assert [*itertools.chain(*delivered, *frozen), *open_rows] == list(range(1, run.durable_seq + 1))
+        assert one.acked <= run.durable_seq <= one.rows
         assert record.has_ended or not one.is_end_durable
         assert one.finished is None
 
@@ -325,8 +325,8 @@ class RunMachine(RuleBasedStateMachine):
             return
         server = self.backend.runs[record.run_id]
         assert server.ending is not None
-        assert server.rows == list(range(1, record.settled_seq + 1))
-        assert one.acked <= record.settled_seq <= one.rows
+        assert server.rows == list(range(1, record.batched_seq + 1))
+        assert one.acked <= record.batched_seq <= one.rows
         expected = (
             (None, "failed")
             if record.closed_as_stale
@@ -335,15 +335,15 @@ class RunMachine(RuleBasedStateMachine):
             else None
         )
         assert (server.ending.exit_code, server.ending.status) == expected
-        assert (record.state is RunState.FAILED) == record.closed_as_stale
+        assert (record.state is RunState.STALE_CLOSED) == record.closed_as_stale
         assert not (record.closed_as_stale and one.is_end_durable)
 
     def _check_forgotten(self, one: Collector, tombstone: Tombstone) -> None:
-        assert one.acked <= tombstone.settled_seq <= one.rows
+        assert one.acked <= tombstone.batched_seq <= one.rows
         assert tombstone.ended_by is not None or not one.is_end_durable or one.is_given_up
         if not one.is_given_up:
-            assert self.backend.runs[tombstone.run_id].rows == list(range(1, tombstone.settled_seq + 1))
-            assert tombstone.rows == tombstone.settled_seq
+            assert self.backend.runs[tombstone.run_id].rows == list(range(1, tombstone.batched_seq + 1))
+            assert tombstone.rows == tombstone.batched_seq
 
     def _known_end(self, one: Collector) -> RunRecord | Tombstone | None:
         """What the uploader knows of a run that is over."""
@@ -413,18 +413,18 @@ class RunMachine(RuleBasedStateMachine):
             case Reject():
                 note(True, f"{one} is told {message}")  # noqa: FBT003 -- whatever it is
 
-    def _open_run(self, one: Collector) -> Run | None:
+    def _open_run(self, one: Collector) -> OpenRun | None:
         return next((run for run in self.up.spool.runs.values() if run.record.key == one.key), None)
 
-    def _discard(self, run: Run) -> None:
+    def _discard(self, run: OpenRun) -> None:
         if discard_run(self.up.spool, run) == DONE:
-            self.up.dispatcher.run_is_over(run)
+            self.up.scheduler.on_run_closed(run)
 
     def _retry(self, one: Collector) -> None:
         run = self._open_run(one)
-        if run is not None and run.record.state is RunState.PARKED:
+        if run is not None and run.record.state is RunState.QUARANTINED:
             retry_run(self.up.spool, run)
-            self.up.dispatcher.wake(run)
+            self.up.scheduler.notify(run)
 
     def _moment(self, name: str) -> None:
         """The uploader may die here, if it is the uploader that works."""

@@ -18,16 +18,16 @@ from fakes.tls import make_authority, server_context
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.backends.http.client import Answer, HttpClient, Origin
+from sentinel_uploader.backends.http.client import HttpClient, HttpResponse, Origin
 from sentinel_uploader.backends.objectstore.s3.address import (
     ObjectAddress,
     configured_endpoint,
     object_location,
     parse_uri,
 )
-from sentinel_uploader.backends.objectstore.s3.errors import read_fault
+from sentinel_uploader.backends.objectstore.s3.errors import parse_error
 from sentinel_uploader.backends.objectstore.s3.store import S3Store
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.ports import Credentials
 
 PREFIX = "s3://bucket/runs/run-1"
@@ -97,7 +97,7 @@ def test_an_object_arrives_signed_and_unchanged(server: S3Server, store: S3Store
     assert headers["content-length"] == str(len(BODY))
     assert not {"content-encoding", "transfer-encoding", "expect", "x-amz-trailer"} & set(headers)
     assert server.connections_accepted == 1
-    assert store.destination(URI) == "s3://bucket"
+    assert store.backoff_key(URI) == "s3://bucket"
 
 
 HARD_KEYS = [
@@ -130,7 +130,7 @@ def test_a_real_server_that_checks_signatures_takes_the_same_keys(tmp_path: Path
             assert rclone.fetch("s3://bucket/big/0001.csv.gz") == big
             wrong = Issued(access_key, "another-secret", "session", YEAR_2100, "")
             error = failed_put(store, credentials(wrong), "s3://bucket/wrong/0001.csv.gz")
-            assert (error.status_code, error.remedy) == (403, Remedy.REFRESH)
+            assert (error.status_code, error.retry_action) == (403, RetryAction.REFRESH_CREDENTIALS)
             assert rclone.fetch("s3://bucket/wrong/0001.csv.gz") is None
 
 
@@ -145,7 +145,7 @@ def test_over_tls_with_a_private_authority(tmp_path: Path, keyring: Keyring, key
         with closing(S3Store(environ=environ, clock=SystemClock())) as store:
             error = failed_put(store, keys)
         assert "certificate not trusted" in str(error)
-        assert error.remedy is Remedy.RETRY
+        assert error.retry_action is RetryAction.RETRY
 
 
 def test_many_threads_and_credentials_at_once(keyring: Keyring, server: S3Server, store: S3Store) -> None:
@@ -170,23 +170,26 @@ def test_revoked_credentials_are_to_be_refreshed(
 ) -> None:
     assert keyring.revoke_all(code) == 1
     error = failed_put(store, keys)
-    assert error.remedy is Remedy.REFRESH
+    assert error.retry_action is RetryAction.REFRESH_CREDENTIALS
     assert code in str(error)
     store.put(URI, BODY, credentials(keyring.issue(PREFIX, YEAR_2100)))
     assert server.versions(URI) == [BODY]
 
 
 def test_expired_unknown_and_foreign_credentials_are_to_be_refreshed(keyring: Keyring, store: S3Store) -> None:
-    assert failed_put(store, credentials(keyring.issue(PREFIX, 1.0))).remedy is Remedy.REFRESH
-    assert failed_put(store, credentials(Keyring().issue(PREFIX, YEAR_2100))).remedy is Remedy.REFRESH
+    assert failed_put(store, credentials(keyring.issue(PREFIX, 1.0))).retry_action is RetryAction.REFRESH_CREDENTIALS
+    assert (
+        failed_put(store, credentials(Keyring().issue(PREFIX, YEAR_2100))).retry_action
+        is RetryAction.REFRESH_CREDENTIALS
+    )
     unknown = credentials(Issued("never-issued", "secret", "session", YEAR_2100, PREFIX))
     assert "InvalidAccessKeyId" in str(failed_put(store, unknown))
     error = failed_put(store, credentials(keyring.issue("s3://bucket/other", YEAR_2100)))
-    assert (error.remedy, "AccessDenied" in str(error)) == (Remedy.REFRESH, True)
+    assert (error.retry_action, "AccessDenied" in str(error)) == (RetryAction.REFRESH_CREDENTIALS, True)
 
 
 def test_without_credentials_nothing_is_sent(server: S3Server, store: S3Store) -> None:
-    assert failed_put(store, None).remedy is Remedy.REFRESH
+    assert failed_put(store, None).retry_action is RetryAction.REFRESH_CREDENTIALS
     assert server.requests.of() == []
 
 
@@ -203,24 +206,27 @@ def test_credentials_that_cannot_stand_in_a_header_are_not_shown(
 
 
 @pytest.mark.parametrize(
-    ("fault", "remedy"),
+    ("fault", "action"),
     [
-        ({"code": "SlowDown"}, Remedy.RETRY), ({"code": "InternalError"}, Remedy.RETRY),
-        ({"code": "ServiceUnavailable"}, Remedy.RETRY), ({"code": "RequestTimeout"}, Remedy.RETRY),
-        ({"status": 500}, Remedy.RETRY), ({"status": 503}, Remedy.RETRY), ({"status": 429}, Remedy.RETRY),
-        ({"status": 307}, Remedy.RETRY), ({"code": "AccessDenied"}, Remedy.REFRESH), ({"status": 403}, Remedy.REFRESH),
-        ({"code": "SignatureDoesNotMatch"}, Remedy.REFRESH), ({"status": 401}, Remedy.REFRESH),
-        ({"code": "NoSuchBucket"}, Remedy.RETRY_SLOWLY), ({"status": 400}, Remedy.RETRY_SLOWLY),
-        ({"status": 404}, Remedy.RETRY_SLOWLY), ({"status": 405}, Remedy.RETRY_SLOWLY),
-        ({"status": 301}, Remedy.RETRY_SLOWLY), ({"code": "EntityTooLarge"}, Remedy.RETRY_SLOWLY),
+        ({"code": "SlowDown"}, RetryAction.RETRY), ({"code": "InternalError"}, RetryAction.RETRY),
+        ({"code": "ServiceUnavailable"}, RetryAction.RETRY), ({"code": "RequestTimeout"}, RetryAction.RETRY),
+        ({"status": 500}, RetryAction.RETRY), ({"status": 503}, RetryAction.RETRY),
+        ({"status": 429}, RetryAction.RETRY), ({"status": 307}, RetryAction.RETRY),
+        ({"code": "AccessDenied"}, RetryAction.REFRESH_CREDENTIALS),
+        ({"status": 403}, RetryAction.REFRESH_CREDENTIALS),
+        ({"code": "SignatureDoesNotMatch"}, RetryAction.REFRESH_CREDENTIALS),
+        ({"status": 401}, RetryAction.REFRESH_CREDENTIALS),
+        ({"code": "NoSuchBucket"}, RetryAction.RETRY_SLOW), ({"status": 400}, RetryAction.RETRY_SLOW),
+        ({"status": 404}, RetryAction.RETRY_SLOW), ({"status": 405}, RetryAction.RETRY_SLOW),
+        ({"status": 301}, RetryAction.RETRY_SLOW), ({"code": "EntityTooLarge"}, RetryAction.RETRY_SLOW),
     ],
 )  # fmt: skip
 def test_an_error_answer_is_classified_after_one_attempt_and_never_final(
-    server: S3Server, store: S3Store, keys: Credentials, fault: dict[str, Any], remedy: Remedy
+    server: S3Server, store: S3Store, keys: Credentials, fault: dict[str, Any], action: RetryAction
 ) -> None:
     injected = server.faults.add("put", **fault, headers={"Retry-After": "9"}, times=1)
     error = failed_put(store, keys)
-    assert (injected.fired, error.remedy, error.retry_after_s) == (1, remedy, 9.0)
+    assert (injected.fired, error.retry_action, error.retry_after_s) == (1, action, 9.0)
     assert len(server.requests.of()) == 1
     store.put(URI, BODY, keys)
     assert server.versions(URI) == [BODY]
@@ -234,7 +240,7 @@ def test_a_lost_answer_is_to_be_retried_and_a_repeat_changes_nothing(
     client = HttpClient(environ={}, clock=clock, read_timeout_s=0.2)
     with closing(S3Store(environ={"AWS_ENDPOINT_URL_S3": server.url}, clock=clock, client=client)) as store:
         error = failed_put(store, keys)
-        assert (injected.fired, error.remedy, error.status_code) == (1, Remedy.RETRY, None)
+        assert (injected.fired, error.retry_action, error.status_code) == (1, RetryAction.RETRY, None)
         store.put(URI, BODY, keys)
     assert server.versions(URI) == ([BODY] * 2 if "drop_after_effect" in fault else [BODY])
 
@@ -242,7 +248,7 @@ def test_a_lost_answer_is_to_be_retried_and_a_repeat_changes_nothing(
 def test_a_huge_error_answer_is_not_held(server: S3Server, store: S3Store, keys: Credentials) -> None:
     injected = server.faults.add("put", status=503, huge_body_bytes=200 << 20)
     error = failed_put(store, keys)
-    assert (injected.fired, error.remedy) == (1, Remedy.RETRY)
+    assert (injected.fired, error.retry_action) == (1, RetryAction.RETRY)
     assert len(str(error)) < 600
 
 
@@ -258,7 +264,7 @@ def test_a_huge_error_answer_is_not_held(server: S3Server, store: S3Store, keys:
     ],
 )
 def test_error_xml_is_read_defensively(body: bytes, code: str, message: str) -> None:
-    fault = read_fault(Answer(400, {}, body))
+    fault = parse_error(HttpResponse(400, {}, body))
     assert (fault.code, fault.message) == (code, message)
 
 
@@ -272,7 +278,7 @@ def test_error_xml_is_read_defensively(body: bytes, code: str, message: str) -> 
 def test_addresses_that_are_not_objects_are_refused(
     store: S3Store, server: S3Server, keys: Credentials, uri: str
 ) -> None:
-    assert failed_put(store, keys, uri).remedy is Remedy.RETRY_SLOWLY
+    assert failed_put(store, keys, uri).retry_action is RetryAction.RETRY_SLOW
     assert server.requests.of() == []
 
 
@@ -312,7 +318,7 @@ def test_a_region_that_would_lead_elsewhere_is_refused(server: S3Server, store: 
     error = failed_put(store, credentials(keyring.issue(PREFIX, YEAR_2100), region="evil.example/"))
     assert "is not a region" in str(error)
     server.region = "evil.example/"
-    assert failed_put(store, credentials(keyring.issue(PREFIX, YEAR_2100))).remedy is Remedy.RETRY_SLOWLY
+    assert failed_put(store, credentials(keyring.issue(PREFIX, YEAR_2100))).retry_action is RetryAction.RETRY_SLOW
     assert len(server.requests.of()) == 1
 
 
@@ -432,7 +438,7 @@ def test_a_server_that_disagrees_with_its_own_clock_is_tried_twice_and_then_late
 ) -> None:
     injected = server.faults.add("put", code="RequestTimeTooSkewed")
     error = failed_put(store, keys)
-    assert (injected.fired, error.remedy) == (2, Remedy.RETRY)
+    assert (injected.fired, error.retry_action) == (2, RetryAction.RETRY)
 
 
 def test_wrong_region_and_wrong_clock_at_once(

@@ -11,7 +11,7 @@ from fakes.uploader_harness import Delivery, delivery, finish, frame, hello
 
 from sentinel_protocol.wire.messages import Ping, encode
 from sentinel_uploader.admin.requests import discard_run, retry_run
-from sentinel_uploader.delivery.circuit_breaker import CAP_S, HURRY_S, SLOW_BASE_S
+from sentinel_uploader.delivery.circuit_breaker import EXPEDITED_DELAY_S, MAX_DELAY_S, SLOW_BASE_DELAY_S
 from sentinel_uploader.delivery.wait_queues import MAX_CALLS_PER_DESTINATION
 from sentinel_uploader.runs.delivery_error import DeliveryError
 from sentinel_uploader.runs.lifecycle import Policy, RunState
@@ -61,7 +61,7 @@ def test_run_is_registered_uploaded_at_the_interval_and_finished_at_its_end(up: 
     assert up.rows_stored("id-run") == [1, 2, 3, 4, 5]
     (ending,) = up.api.endings
     assert ending.data_uris == [f"s3://bucket/runs/id-run/000{n}.csv.gz" for n in (1, 2)]
-    assert (ending.status, ending.exit_code, ending.facts["rows"]) == ("finished", 0, 5)
+    assert (ending.status, ending.exit_code, ending.summary["rows"]) == ("finished", 0, 5)
     assert state(up, "run") is RunState.FINISHED
     assert up.api.times("refresh") == []
 
@@ -82,7 +82,7 @@ def test_run_that_ends_while_it_is_being_registered_is_finished_all_the_same(up:
     up.api.script("register", gate)
     run = up.begin(rows=1)
     up.settle(gate)
-    up.spool.store([], [(run, finish(1, 3, "failed"))])
+    up.spool.append([], [(run, finish(1, 3, "failed"))])
     gate.open()
     up.settle()
     assert [(ending.status, ending.exit_code) for ending in up.api.endings] == [("failed", 3)]
@@ -103,7 +103,7 @@ def test_empty_inline_that_is_refused_as_too_large_is_parked(tmp_path: Path) -> 
         up.api.script("finish", final(413))
         up.begin(last=True)
         up.settle()
-        assert state(up, "run") is RunState.PARKED
+        assert state(up, "run") is RunState.QUARANTINED
 
 
 def test_rows_beyond_a_batch_are_cut_and_put_without_waiting_for_the_interval(tmp_path: Path) -> None:
@@ -111,12 +111,12 @@ def test_rows_beyond_a_batch_are_cut_and_put_without_waiting_for_the_interval(tm
     with delivery(tmp_path / "spool", policy=policy) as up:
         run = up.begin()
         for first in range(1, 26, 5):
-            up.spool.store([frame(run, first, first + 4)], [])
-        up.dispatcher.wake(run)
+            up.spool.append([frame(run, first, first + 4)], [])
+        up.scheduler.notify(run)
         up.settle()
         assert len(up.store.of("put")) == 2
         assert up.rows_stored("id-run") == list(range(1, 21))
-        assert run.open_rows == 5
+        assert run.unbatched_rows == 5
 
 
 def test_api_that_is_away_is_tried_by_one_run_at_a_time_with_growing_waits(up: Delivery) -> None:
@@ -130,12 +130,12 @@ def test_api_that_is_away_is_tried_by_one_run_at_a_time_with_growing_waits(up: D
     later = [time for time in times if time > times[0]]
     assert len(times) - len(later) <= MAX_CALLS_PER_DESTINATION
     assert len(set(later)) == len(later)
-    assert max(gaps(later)) <= CAP_S
+    assert max(gaps(later)) <= MAX_DELAY_S
     assert len(later) < 60
 
     up.api.always.clear()
     back = up.clock.monotonic()
-    up.advance(CAP_S + 5.0)
+    up.advance(MAX_DELAY_S + 5.0)
     after = [time for time in up.api.times("register") if time > back]
     first, *others = after
     assert len(after) == 20
@@ -173,10 +173,10 @@ def test_token_that_is_refused_is_tried_slowly_and_for_all_at_once(up: Delivery)
         up.begin(f"run-{number}")
     up.advance(1200.0)
     later = [time for time in up.api.times("register") if time > up.api.times("register")[0]]
-    assert min(gaps(later)) >= SLOW_BASE_S / 2
+    assert min(gaps(later)) >= SLOW_BASE_DELAY_S / 2
     assert len(later) <= 12
     up.api.always.clear()
-    up.advance(CAP_S + 2.0)
+    up.advance(MAX_DELAY_S + 2.0)
     assert {run.record.state for run in up.spool.runs.values()} == {RunState.REGISTERED}
 
 
@@ -189,9 +189,9 @@ def test_end_of_a_run_shortens_the_wait(up: Delivery) -> None:
     up.end(run)
     up.api.always.clear()
     up.settle()
-    up.advance(HURRY_S)
+    up.advance(EXPEDITED_DELAY_S)
     assert state(up, "run") is RunState.FINISHED
-    assert up.api.times("register")[-1] <= max(last + HURRY_S, up.clock.monotonic())
+    assert up.api.times("register")[-1] <= max(last + EXPEDITED_DELAY_S, up.clock.monotonic())
 
 
 def test_status_shows_the_failing_destination_until_it_is_back(up: Delivery) -> None:
@@ -215,14 +215,14 @@ def test_run_that_always_fails_does_not_hold_up_the_others(up: Delivery, error: 
     for _ in range(30):
         up.advance(60.0)
         up.add(good, 1)
-        good.heard_at = bad.heard_at = up.clock.monotonic()
+        good.last_seen_at = bad.last_seen_at = up.clock.monotonic()
     puts = up.store.times("put", "id-good")
     assert len(puts) == 30
     # An outage is believed once; when others had succeeded the failures are the run's own.
     assert all(58.0 <= gap <= 62.0 for gap in gaps(puts)[1:])
     tries = up.store.times("put", "id-bad")
     assert 3 <= len(tries) <= 60
-    assert max(gaps(tries)) <= CAP_S + 1.0
+    assert max(gaps(tries)) <= MAX_DELAY_S + 1.0
 
 
 def test_hung_calls_hold_up_neither_other_buckets_nor_the_cutting_of_batches(tmp_path: Path) -> None:
@@ -264,11 +264,11 @@ def test_steps_of_a_run_are_serialised_and_none_follows_its_end(up: Delivery) ->
     run = up.begin(rows=1, last=True)
     up.settle(gate)
     for _ in range(5):
-        up.dispatcher.wake(run)
+        up.scheduler.notify(run)
         up.settle(gate)
     gate.open()
     up.settle()
-    up.dispatcher.wake(run)
+    up.scheduler.notify(run)
     up.advance(3600.0)
     assert [call.name for call in up.api.calls] == ["register", "finish"]
 
@@ -279,9 +279,9 @@ def test_probe_whose_run_is_discarded_leaves_its_turn_to_another(up: Delivery) -
     up.advance(61.0)
     for run in runs[:3]:
         assert discard_run(up.spool, run) == "done"
-        up.dispatcher.run_is_over(run)
+        up.scheduler.on_run_closed(run)
     up.store.always.clear()
-    up.advance(CAP_S)
+    up.advance(MAX_DELAY_S)
     assert up.rows_stored("id-run-3") == [1]
 
 
@@ -294,9 +294,9 @@ def test_probe_whose_run_is_parked_elsewhere_leaves_its_turn_to_another(tmp_path
             # Their credentials lapse during the outage, and the server has forgotten them.
             up.api.always[f"refresh:id-{run.record.key}"] = final(404)
         up.advance(800.0)
-        assert [run.record.state for run in runs[:2]] == [RunState.PARKED] * 2
+        assert [run.record.state for run in runs[:2]] == [RunState.QUARANTINED] * 2
         up.store.always.clear()
-        up.advance(CAP_S + 1.0)
+        up.advance(MAX_DELAY_S + 1.0)
         assert up.rows_stored("id-run-2") == [1]
 
 
@@ -362,7 +362,7 @@ def test_refresh_that_fails_does_not_stop_uploads_while_the_credentials_are_good
         up.advance(30.0)
         assert up.store.times("put") == puts, "not with credentials that have expired"
         up.api.always.clear()
-        up.advance(CAP_S + 10.0)
+        up.advance(MAX_DELAY_S + 10.0)
         assert up.rows_stored("id-run") == list(range(1, 41))
 
 
@@ -381,12 +381,12 @@ def test_run_that_the_server_forgot_is_parked_with_its_data_and_can_be_retried(u
     up.api.script("finish", final(404))
     run = up.begin(rows=2, last=True)
     up.settle()
-    assert run.record.state is RunState.PARKED
+    assert run.record.state is RunState.QUARANTINED
     assert "404" in run.record.last_error
     up.advance(7200.0)
     assert len(up.api.times("finish")) == 1
     assert retry_run(up.spool, run) == "done"
-    up.dispatcher.wake(run)
+    up.scheduler.notify(run)
     up.settle()
     assert state(up, "run") is RunState.FINISHED
     assert len(up.api.times("register")) == 1
@@ -397,7 +397,7 @@ def test_repetition_of_finish_that_is_refused_parks_with_both_facts(up: Delivery
     up.api.script("finish", away(), final(422))
     run = up.begin(rows=1, last=True)
     up.advance(10.0)
-    assert run.record.state is RunState.PARKED
+    assert run.record.state is RunState.QUARANTINED
     assert "may have been accepted" in run.record.last_error
     assert "422" in run.record.last_error
 
@@ -406,12 +406,12 @@ def test_parked_run_still_takes_rows_and_its_end(up: Delivery) -> None:
     up.api.script("register", final(422))
     run = up.begin(rows=1)
     up.settle()
-    assert run.record.state is RunState.PARKED
+    assert run.record.state is RunState.QUARANTINED
     up.add(run, 2)
     up.end(run, 0)
     up.settle()
     retry_run(up.spool, run)
-    up.dispatcher.wake(run)
+    up.scheduler.notify(run)
     up.settle()
     assert up.rows_stored("id-run") == [1, 2, 3]
     assert state(up, "run") is RunState.FINISHED
@@ -421,19 +421,19 @@ def test_parked_run_is_cut_into_batches_so_that_memory_does_not_grow_with_its_ro
     up.api.script("register", final(422))
     run = up.begin(rows=1)
     up.settle()
-    assert run.record.state is RunState.PARKED
+    assert run.record.state is RunState.QUARANTINED
     most = up.policy.max_batch_rows
     for _ in range(3):
         up.add(run, most)
-        up.dispatcher.wake(run)
+        up.scheduler.notify(run)
         up.settle()
-        assert len(run.frames) <= 1
+        assert len(run.frame_ids) <= 1
     assert not up.store.objects
-    assert run.waiting_batches >= 3
+    assert run.pending_batches >= 3
     up.end(run, 0)
     up.settle()
     retry_run(up.spool, run)
-    up.dispatcher.wake(run)
+    up.scheduler.notify(run)
     up.settle()
     assert up.rows_stored("id-run") == list(range(1, 3 * most + 2))
     assert state(up, "run") is RunState.FINISHED
@@ -447,12 +447,12 @@ def test_parked_run_whose_rows_are_damaged_is_not_cut_again_and_again(up: Delive
     with up.spool.database.transaction() as connection:
         connection.execute("UPDATE frames SET payload = x'c1' WHERE run = ?", (run.id,))
     up.add(run, up.policy.max_batch_rows)
-    up.dispatcher.wake(run)
+    up.scheduler.notify(run)
     # It ends: there is a pause before the next try.
     assert up.settle() > up.clock.monotonic()
     assert run.attempts == 2
-    assert (run.record.state, run.record.last_error) == (RunState.PARKED, error)
-    assert run.waiting_rows == up.policy.max_batch_rows + 1
+    assert (run.record.state, run.record.last_error) == (RunState.QUARANTINED, error)
+    assert run.undelivered_rows == up.policy.max_batch_rows + 1
 
 
 def test_full_disk_after_register_does_not_register_again(up: Delivery) -> None:
@@ -465,7 +465,7 @@ def test_full_disk_after_register_does_not_register_again(up: Delivery) -> None:
     up.advance(20.0)
     assert len(up.api.times("register")) == 1
     up.spool.database.connection.execute("PRAGMA query_only = 0")
-    up.advance(CAP_S)
+    up.advance(MAX_DELAY_S)
     assert len(up.api.times("register")) == 1
     assert state(up, "run") is RunState.FINISHED
 
@@ -487,7 +487,7 @@ def test_batch_that_cannot_be_written_is_not_tried_in_a_tight_loop(up: Delivery)
     # One statement with a trigger is traced several times.
     assert 3 <= len(set(tries)) <= 30
     up.spool.database.connection.execute("DROP TRIGGER full")
-    up.advance(CAP_S)
+    up.advance(MAX_DELAY_S)
     assert up.rows_stored("id-run") == [1]
 
 
@@ -500,7 +500,7 @@ def test_finish_whose_answer_could_not_be_written_is_not_said_again(up: Delivery
     gate.open()
     up.advance(20.0)
     up.spool.database.connection.execute("PRAGMA query_only = 0")
-    up.advance(CAP_S)
+    up.advance(MAX_DELAY_S)
     assert len(up.api.times("finish")) == 1
     assert state(up, "run") is RunState.FINISHED
 
@@ -514,7 +514,7 @@ def test_silent_run_is_closed_as_failed_and_its_rows_are_delivered(watchful: Del
     (ending,) = watchful.api.endings
     assert (ending.status, ending.exit_code) == ("failed", None)
     assert watchful.rows_stored("id-run") == [1, 2, 3]
-    assert state(watchful, "run") is RunState.FAILED
+    assert state(watchful, "run") is RunState.STALE_CLOSED
     assert watchful.api.times("finish")[0] >= began + 900.0
 
 
@@ -531,26 +531,26 @@ def test_uploader_that_was_down_counts_silence_from_its_own_start(tmp_path: Path
         assert len(api.times("finish")) == 1
 
 
-@pytest.mark.parametrize("first_awake", ["dispatcher", "intake"])
+@pytest.mark.parametrize("first_awake", ["scheduler", "intake"])
 def test_suspended_uploader_does_not_close_the_runs_of_collectors_that_are_alive(
     watchful: Delivery, first_awake: str
 ) -> None:
     run = watchful.begin(rows=1)
     watchful.settle()
     watchful.clock.advance(4000.0)
-    if first_awake == "dispatcher":
-        watchful.dispatcher.step_due()
+    if first_awake == "scheduler":
+        watchful.scheduler.run_due()
     else:
-        watchful.intake.serve_once(0.0)
-        watchful.dispatcher.step_due()
+        watchful.intake.poll_once(0.0)
+        watchful.scheduler.run_due()
     watchful.settle()
     watchful.advance(880.0)
     assert not run.record.has_ended
-    run.heard_at = watchful.clock.monotonic()
+    run.last_seen_at = watchful.clock.monotonic()
     watchful.advance(880.0)
     assert not run.record.has_ended
     watchful.advance(30.0)
-    assert state(watchful, "run") is RunState.FAILED
+    assert state(watchful, "run") is RunState.STALE_CLOSED
 
 
 def test_run_that_ends_just_as_it_is_closed_keeps_its_own_end(tmp_path: Path) -> None:
@@ -560,10 +560,10 @@ def test_run_that_ends_just_as_it_is_closed_keeps_its_own_end(tmp_path: Path) ->
         up.settle()
         with up.spool.lock:
             clock.advance(901.0)
-            up.intake.serve_once(0.0)
-            up.intake.listening_since = 0.0
-            up.dispatcher.step_due()
-            up.spool.store([], [(run, finish(1, 7, "failed"))])
+            up.intake.poll_once(0.0)
+            up.intake.receiving_since = 0.0
+            up.scheduler.run_due()
+            up.spool.append([], [(run, finish(1, 7, "failed"))])
         up.settle()
         assert [ending.exit_code for ending in up.api.endings] == [7]
         assert state(up, "run") is RunState.FINISHED
@@ -574,15 +574,15 @@ def test_run_whose_collector_speaks_after_it_was_found_silent_is_not_closed(watc
     watchful.settle()
     with watchful.spool.lock:
         watchful.let_pass(901.0)
-        watchful.dispatcher.step_due()
-        assert watchful.dispatcher.steps_under_way == 1
-        watchful.spool.greet(hello(), owner="")
+        watchful.scheduler.run_due()
+        assert watchful.scheduler.steps_in_flight == 1
+        watchful.spool.open_run(hello(), owner="")
     watchful.settle()
     assert not run.record.has_ended
     watchful.advance(890.0)
     assert not run.record.has_ended
     watchful.advance(20.0)
-    assert state(watchful, "run") is RunState.FAILED
+    assert state(watchful, "run") is RunState.STALE_CLOSED
 
 
 @pytest.mark.parametrize("greeting", [{"epoch": "second"}, {"first_available_seq": 9}], ids=str)
@@ -593,36 +593,36 @@ def test_collector_that_a_full_disk_keeps_from_continuing_its_run_is_not_silent(
     watchful.advance(800.0)
     watchful.spool.database.connection.execute("PRAGMA query_only = 1")
     with pytest.raises(SpoolError):
-        watchful.spool.greet(hello(**greeting), owner="")
+        watchful.spool.open_run(hello(**greeting), owner="")
     watchful.spool.database.connection.execute("PRAGMA query_only = 0")
     watchful.advance(890.0)
     assert not run.record.has_ended
     watchful.advance(20.0)
-    assert state(watchful, "run") is RunState.FAILED
+    assert state(watchful, "run") is RunState.STALE_CLOSED
 
 
 def test_superseded_collector_does_not_keep_its_run_open(watchful: Delivery) -> None:
     run = watchful.begin(rows=1)
-    watchful.spool.greet(hello(epoch="second"), owner="")
+    watchful.spool.open_run(hello(epoch="second"), owner="")
     watchful.advance(800.0)
     with pytest.raises(SupersededError):
-        watchful.spool.greet(hello(), owner="")
+        watchful.spool.open_run(hello(), owner="")
     watchful.advance(110.0)
     assert run.record.closed_as_stale
 
 
 def test_flush_delivers_what_is_there_and_not_each_row_that_follows(up: Delivery) -> None:
     run = up.begin(rows=5)
-    assert up.dispatcher.is_flushed()
-    up.dispatcher.flush()
-    assert not up.dispatcher.is_flushed()
+    assert up.scheduler.is_flushed()
+    up.scheduler.flush()
+    assert not up.scheduler.is_flushed()
     up.settle()
-    assert up.dispatcher.is_flushed()
+    assert up.scheduler.is_flushed()
     up.add(run, 1)
-    up.dispatcher.wake(run)
+    up.scheduler.notify(run)
     up.settle()
-    assert up.dispatcher.is_flushed()
-    assert up.dispatcher.undelivered() == 1
+    assert up.scheduler.is_flushed()
+    assert up.scheduler.pending_run_count() == 1
     assert up.rows_stored("id-run") == [1, 2, 3, 4, 5]
 
 
@@ -631,8 +631,8 @@ def test_retry_all_now_forgets_every_wait(up: Delivery) -> None:
     up.begin(rows=1, last=True)
     up.advance(1000.0)
     up.api.always.clear()
-    up.dispatcher.flush()
-    up.dispatcher.retry_all_now()
+    up.scheduler.flush()
+    up.scheduler.reset_backoff()
     up.settle()
     assert state(up, "run") is RunState.FINISHED
 
@@ -648,8 +648,8 @@ def test_retry_all_now_does_not_ask_a_server_sooner_than_it_wants(up: Delivery, 
         up.begin(rows=1, last=True)
     up.settle()
     calls = len(source.calls)
-    up.dispatcher.flush()
-    up.dispatcher.retry_all_now()
+    up.scheduler.flush()
+    up.scheduler.reset_backoff()
     up.advance(100.0)
     assert [one.name for one in source.calls].count(call) == 1
     assert len(source.calls) == calls
@@ -672,14 +672,14 @@ def test_nothing_that_is_over_is_kept_in_memory(up: Delivery) -> None:
         up.begin(f"run-{number}", rows=1, last=True)
     up.advance(60.0)
     assert up.spool.runs == {}
-    dispatcher = up.dispatcher
+    scheduler = up.scheduler
     held: list[Sized] = [
-        dispatcher._queues, dispatcher._ended, dispatcher._trouble._steps, dispatcher._agenda,
+        scheduler._queues, scheduler._ended, scheduler._failures._steps, scheduler._due,
     ]  # fmt: skip
     assert [len(what) for what in held] == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("hurry", ["end", "retry_all_now"])
+@pytest.mark.parametrize("hurry", ["end", "reset_backoff"])
 def test_nobodys_hurry_shortens_what_the_server_wished_of_a_run(up: Delivery, hurry: str) -> None:
     gate = Gate()
     up.store.script("put:s3://bucket/runs/id-a/0001.csv.gz", failing(retry_after_s=200.0))
@@ -699,7 +699,7 @@ def test_nobodys_hurry_shortens_what_the_server_wished_of_a_run(up: Delivery, hu
     if hurry == "end":
         up.end(run)
     else:
-        up.dispatcher.retry_all_now()
+        up.scheduler.reset_backoff()
     up.advance(refused_at + 199.0 - up.clock.monotonic())
     assert up.store.times("put", "id-a") == [refused_at]
     up.advance(5.0)
@@ -727,8 +727,8 @@ def test_object_that_was_damaged_in_the_spool_is_shown_to_a_person_and_not_put(u
         connection.execute("UPDATE batches SET body = x'00'")
     up.store.always.clear()
     before = len(up.store.calls)
-    up.advance(CAP_S)
-    assert state(up, "run") is RunState.PARKED
+    up.advance(MAX_DELAY_S)
+    assert state(up, "run") is RunState.QUARANTINED
     assert len(up.store.calls) == before
 
 
@@ -744,7 +744,7 @@ def test_rows_that_were_damaged_in_the_spool_are_shown_to_a_person_and_kept(
             connection.execute("UPDATE frames SET payload = ? WHERE run = ?", (damaged, run.id))
         up.end(run)
         up.settle()
-        assert (run.record.state, state(up, "sound")) == (RunState.PARKED, RunState.FINISHED)
+        assert (run.record.state, state(up, "sound")) == (RunState.QUARANTINED, RunState.FINISHED)
         assert "rows 1 to 3 are damaged in the spool" in run.record.last_error
         assert [ending.run_id for ending in up.api.endings] == ["id-sound"]
         assert up.spool.database.query("SELECT payload FROM frames") == [(damaged,)]
@@ -759,6 +759,6 @@ def test_object_that_was_damaged_in_the_spool_is_not_delivered_inline(tmp_path: 
         with up.spool.database.transaction() as connection:
             assert connection.execute("UPDATE batches SET body = x'00'").rowcount == 1
         up.end(run)
-        up.advance(CAP_S)
-        assert run.record.state is RunState.PARKED
+        up.advance(MAX_DELAY_S)
+        assert run.record.state is RunState.QUARANTINED
         assert up.api.endings == []

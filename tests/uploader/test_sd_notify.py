@@ -10,7 +10,7 @@ import pytest
 from fakes.manual_clock import TurningClock
 from fakes.process_harness import Home, wait_until
 
-from sentinel_uploader.telemetry.sd_notify import Notifier
+from sentinel_uploader.telemetry.sd_notify import SystemdNotifier
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def test_a_watchdog_is_fed_four_times_in_its_time(tmp_path: Path) -> None:
         manager.bind(f"\0sentinel-stream{tmp_path}"[:100])
         manager.settimeout(0)
         name = "@" + str(manager.getsockname()[1:], "utf-8")
-        notifier = Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "20000000"}, clock=clock)
+        notifier = SystemdNotifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "20000000"}, clock=clock)
         times = 0
         for _ in range(200):
-            notifier.alive()
+            notifier.watchdog()
             with contextlib.suppress(BlockingIOError):
                 times += manager.recv(100) == b"WATCHDOG=1"
             clock.time_s += 0.5
@@ -59,9 +59,9 @@ def test_a_watchdog_is_fed_four_times_in_its_time(tmp_path: Path) -> None:
     ids=["no manager", "no socket", "gone"],
 )
 def test_where_nobody_listens_nothing_happens(environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-    notifier = Notifier(environ, clock=TurningClock())
+    notifier = SystemdNotifier(environ, clock=TurningClock())
     notifier.ready("listening")
-    notifier.alive()
+    notifier.watchdog()
     notifier.stopping("stopping")
     assert len(caplog.messages) == ("NOTIFY_SOCKET" in environ)
 
@@ -71,6 +71,6 @@ def test_another_process_watchdog_is_not_fed(tmp_path: Path) -> None:
         manager.bind(str(tmp_path / "n"))
         manager.settimeout(0)
         environ = {"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}
-        Notifier(environ, clock=TurningClock()).alive()
+        SystemdNotifier(environ, clock=TurningClock()).watchdog()
         with pytest.raises(BlockingIOError):
             manager.recv(100)

@@ -23,15 +23,15 @@ from sentinel_uploader.backends.sentinel.api import (
     RunStatus,
     SentinelAPIError,
     finish_run,
-    processing_complaint,
+    processing_error,
     refresh_credentials,
     register_run,
 )
-from sentinel_uploader.backends.sentinel.backend import HttpSentinelAPI
+from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.backends.sentinel.payload import command_text, registration, tags_object
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
-from sentinel_uploader.runs.ports import Ending, RunDescription
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.ports import FinishRequest, RunDescription
 
 TOKEN = "planted-token"
 CSV = f"{COLUMNS}\n1.5{',' * 31}\n2.5{',' * 31}\n"
@@ -50,8 +50,8 @@ def clock() -> OffsetClock:
 
 
 @pytest.fixture
-def api(server: SentinelServer, clock: OffsetClock) -> Iterator[HttpSentinelAPI]:
-    with closing(HttpSentinelAPI(lambda: TOKEN, server.url, clock, {})) as made:
+def api(server: SentinelServer, clock: OffsetClock) -> Iterator[SentinelBackend]:
+    with closing(SentinelBackend(lambda: TOKEN, server.url, clock, {})) as made:
         yield made
 
 
@@ -61,8 +61,10 @@ def described(**metadata: Any) -> RunDescription:
     )
 
 
-def ending(run_id: str, *, csv: str | None = CSV, uris: list[str] | None = None, exit_code: int | None = 0) -> Ending:
-    return Ending(
+def ending(
+    run_id: str, *, csv: str | None = CSV, uris: list[str] | None = None, exit_code: int | None = 0
+) -> FinishRequest:
+    return FinishRequest(
         run=described(),
         run_id=run_id,
         exit_code=exit_code,
@@ -70,7 +72,7 @@ def ending(run_id: str, *, csv: str | None = CSV, uris: list[str] | None = None,
         finished_at=1767323045.25,
         data_uris=uris,
         data_csv=None if csv is None else csv.encode(),
-        facts={"rows": 2},
+        summary={"rows": 2},
     )
 
 
@@ -150,7 +152,7 @@ def test_the_error_can_be_made_from_status_and_body() -> None:
     error = SentinelAPIError(500, "text")
     assert (error.status_code, error.body, str(error)) == (500, "text", "HTTP 500: text")
     assert isinstance(error, DeliveryError)
-    assert (error.remedy, error.retry_after_s) == (Remedy.RETRY, None)
+    assert (error.retry_action, error.retry_after_s) == (RetryAction.RETRY, None)
     assert len(SentinelAPIError(500, "x" * 100_000).body) == 4096
 
 
@@ -166,7 +168,7 @@ def test_a_token_that_cannot_be_sent_is_refused(server: SentinelServer, token: s
 def test_a_hostile_run_id_stays_one_part_of_the_path(server: SentinelServer, run_id: str) -> None:
     with pytest.raises(SentinelAPIError, match="refresh: HTTP 404") as caught:
         refresh_credentials(TOKEN, run_id)
-    assert caught.value.remedy is Remedy.GIVE_UP
+    assert caught.value.retry_action is RetryAction.FAIL
     (request,) = server.requests.of()
     assert (request.call, request.run_id) == ("refresh", run_id)
 
@@ -183,7 +185,7 @@ def test_a_run_id_that_cannot_stand_in_a_path_is_refused(server: SentinelServer,
 )
 def test_an_address_that_cannot_be_used_is_named(url: str) -> None:
     with pytest.raises(UsageError, match="SENTINEL_API_URL") as caught:
-        HttpSentinelAPI(lambda: TOKEN, url, SystemClock(), {})
+        SentinelBackend(lambda: TOKEN, url, SystemClock(), {})
     assert "planted" not in str(caught.value)
     assert repr(redact_url(url)) in str(caught.value)
     # The collector says the same before the job, and knows no HTTP library.
@@ -193,7 +195,7 @@ def test_an_address_that_cannot_be_used_is_named(url: str) -> None:
 @pytest.mark.parametrize("url", ["https://h", "HTTP://h:80/", "https://[::1]:8080/a/b@c", "http://127.0.0.1:1/prefix/"])
 def test_an_address_that_can_be_used_has_no_fault(url: str) -> None:
     assert api_url_error(url) == ""
-    HttpSentinelAPI(lambda: TOKEN, url, SystemClock(), {}).close()
+    SentinelBackend(lambda: TOKEN, url, SystemClock(), {}).close()
 
 
 @pytest.mark.parametrize(
@@ -218,16 +220,17 @@ CALLS: Mapping[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
-    ("status", "remedy"),
+    ("status", "action"),
     [
-        (408, Remedy.RETRY), (425, Remedy.RETRY), (429, Remedy.RETRY), (500, Remedy.RETRY), (503, Remedy.RETRY),
-        (599, Remedy.RETRY), (401, Remedy.RETRY_SLOWLY), (403, Remedy.RETRY_SLOWLY), (302, Remedy.RETRY_SLOWLY),
-        (308, Remedy.RETRY_SLOWLY), (400, Remedy.GIVE_UP), (404, Remedy.GIVE_UP), (409, Remedy.GIVE_UP),
-        (410, Remedy.GIVE_UP), (422, Remedy.GIVE_UP),
+        (408, RetryAction.RETRY), (425, RetryAction.RETRY), (429, RetryAction.RETRY), (500, RetryAction.RETRY),
+        (503, RetryAction.RETRY), (599, RetryAction.RETRY), (401, RetryAction.RETRY_SLOW),
+        (403, RetryAction.RETRY_SLOW), (302, RetryAction.RETRY_SLOW), (308, RetryAction.RETRY_SLOW),
+        (400, RetryAction.FAIL), (404, RetryAction.FAIL), (409, RetryAction.FAIL),
+        (410, RetryAction.FAIL), (422, RetryAction.FAIL),
     ],
 )  # fmt: skip
 def test_an_error_answer_is_classified_after_one_attempt(
-    server: SentinelServer, call: str, status: int, remedy: Remedy
+    server: SentinelServer, call: str, status: int, action: RetryAction
 ) -> None:
     text = f"no\x1b[31m luck\n with {TOKEN} " + "x" * 500
     fault = server.faults.add(call, status=status, body=text.encode(), headers={"Retry-After": "7", "Location": "/x"})
@@ -235,7 +238,7 @@ def test_an_error_answer_is_classified_after_one_attempt(
         CALLS[call]()
     assert fault.fired == 1
     error = caught.value
-    assert (error.status_code, error.remedy, error.retry_after_s) == (status, remedy, 7.0)
+    assert (error.status_code, error.retry_action, error.retry_after_s) == (status, action, 7.0)
     assert TOKEN not in str(error) + error.body
     assert "\x1b" not in str(error)
     assert len(str(error)) < 260
@@ -248,7 +251,7 @@ def test_a_success_that_is_not_a_json_object_is_an_error(server: SentinelServer,
     fault = server.faults.add(call, status=200, body=body)
     with pytest.raises(SentinelAPIError, match=f"{call}: HTTP 200: the answer .*not (JSON|a JSON object)") as caught:
         CALLS[call]()
-    assert (fault.fired, caught.value.remedy, caught.value.body) == (1, Remedy.RETRY, "")
+    assert (fault.fired, caught.value.retry_action, caught.value.body) == (1, RetryAction.RETRY, "")
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -256,7 +259,7 @@ def test_a_huge_answer_is_not_held(server: SentinelServer, call: str) -> None:
     fault = server.faults.add(call, status=200, huge_body_bytes=200 << 20)
     with pytest.raises(SentinelAPIError, match=f"{call}: HTTP 200 with an answer of more than") as caught:
         CALLS[call]()
-    assert (fault.fired, caught.value.remedy) == (1, Remedy.RETRY)
+    assert (fault.fired, caught.value.retry_action) == (1, RetryAction.RETRY)
 
 
 def test_an_empty_answer_to_finish_is_an_empty_object(server: SentinelServer) -> None:
@@ -295,7 +298,7 @@ def test_an_answer_without_a_required_key_names_the_key(
     for call in calls:
         with pytest.raises(SentinelAPIError, match=f"{call}: .*'{'.'.join(path)}'") as caught:
             CALLS[call]()
-        assert caught.value.remedy is Remedy.RETRY_SLOWLY
+        assert caught.value.retry_action is RetryAction.RETRY_SLOW
         assert "planted" not in str(caught.value) + caught.value.body
 
 
@@ -304,7 +307,7 @@ def test_a_lost_answer_is_to_be_retried(server: SentinelServer, fault: dict[str,
     lost = server.faults.add("register", times=1, **fault)
     with pytest.raises(SentinelAPIError, match=r"^register: ") as caught:
         CALLS["register"]()
-    assert (lost.fired, caught.value.remedy, caught.value.status_code) == (1, Remedy.RETRY, None)
+    assert (lost.fired, caught.value.retry_action, caught.value.status_code) == (1, RetryAction.RETRY, None)
     assert len(server.runs) == (1 if "drop_after_effect" in fault else 0)
     CALLS["register"]()
 
@@ -318,7 +321,7 @@ def test_a_redirect_does_not_carry_the_token_elsewhere(server: SentinelServer) -
 
 
 def test_unknown_fields_are_left_out_with_a_warning_and_remembered_for_an_hour(
-    server: SentinelServer, api: HttpSentinelAPI, clock: OffsetClock, caplog: pytest.LogCaptureFixture
+    server: SentinelServer, api: SentinelBackend, clock: OffsetClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.behaviour.refuse = {"pid", "team"}
     with caplog.at_level(logging.WARNING):
@@ -335,7 +338,7 @@ def test_unknown_fields_are_left_out_with_a_warning_and_remembered_for_an_hour(
     assert statuses(server, "register")[4:] == [422, 201]
 
 
-def test_pid_goes_out_when_it_is_given(server: SentinelServer, api: HttpSentinelAPI) -> None:
+def test_pid_goes_out_when_it_is_given(server: SentinelServer, api: SentinelBackend) -> None:
     api.register(described(pid=17))
     api.register(described())
     assert [body.get("pid") for body in bodies(server, "register")] == [17, None]
@@ -350,7 +353,7 @@ def test_pid_goes_out_when_it_is_given(server: SentinelServer, api: HttpSentinel
     ],
 )
 def test_tags_become_a_list_and_then_go(
-    server: SentinelServer, api: HttpSentinelAPI, wanted: str, sent: list[Any]
+    server: SentinelServer, api: SentinelBackend, wanted: str, sent: list[Any]
 ) -> None:
     server.behaviour.tags = wanted
     api.register(described(tags={"k": "v", "n": 1}))
@@ -360,7 +363,7 @@ def test_tags_become_a_list_and_then_go(
 
 
 def test_a_value_that_is_refused_does_not_cost_another_run_its_field(
-    server: SentinelServer, api: HttpSentinelAPI
+    server: SentinelServer, api: SentinelBackend
 ) -> None:
     def is_bad(request: Recorded) -> bool:
         return bool(request.decoded.get("job_name") == "bad")
@@ -381,11 +384,11 @@ def test_a_422_that_names_nothing_we_sent_is_final(server: SentinelServer, body:
     fault = server.faults.add("register", status=422, body=body)
     with pytest.raises(SentinelAPIError, match="HTTP 422") as caught:
         CALLS["register"]()
-    assert (fault.fired, caught.value.remedy) == (1, Remedy.GIVE_UP)
+    assert (fault.fired, caught.value.retry_action) == (1, RetryAction.FAIL)
 
 
 def test_a_server_that_refuses_one_field_after_another_is_not_asked_for_ever(
-    server: SentinelServer, api: HttpSentinelAPI
+    server: SentinelServer, api: SentinelBackend
 ) -> None:
     fields = ["job_name", "team", "env", "language", "executor", "stage_name", "task_name", "project_name"]
 
@@ -407,24 +410,24 @@ def test_a_server_that_refuses_one_field_after_another_is_not_asked_for_ever(
 
 @pytest.mark.parametrize("status", [400, 415, 422])
 def test_a_server_that_cannot_unzip_gets_the_body_plain_and_is_remembered(
-    server: SentinelServer, api: HttpSentinelAPI, status: int
+    server: SentinelServer, api: SentinelBackend, status: int
 ) -> None:
     server.behaviour.gzip, server.behaviour.gzip_refusal = "refused", status
     for number in (1, 2):
         run_id = api.register(described()).run_id
-        assert processing_complaint(api.finish(ending(run_id)), 2) is None
+        assert processing_error(api.finish(ending(run_id)), 2) is None
         assert server.runs[run_id].finish is not None
         assert len(server.requests.of("finish")) == number + 1
     assert [request.headers.get("content-encoding") for request in server.requests.of("finish")] == ["gzip", None, None]
 
 
 def test_a_wrong_header_is_refused_gzipped_and_plain_and_then_final(
-    server: SentinelServer, api: HttpSentinelAPI
+    server: SentinelServer, api: SentinelBackend
 ) -> None:
     run_id = api.register(described()).run_id
     with pytest.raises(SentinelAPIError, match=r"HTTP 422: .*columns") as caught:
         api.finish(ending(run_id, csv="time,cpu\n1,2\n"))
-    assert caught.value.remedy is Remedy.GIVE_UP
+    assert caught.value.retry_action is RetryAction.FAIL
     assert statuses(server, "finish") == [422, 422]
     # That it was refused plain too says nothing about gzip.
     api.finish(ending(run_id))
@@ -435,7 +438,7 @@ def test_a_wrong_header_is_refused_gzipped_and_plain_and_then_final(
     ]
 
 
-def test_a_server_that_does_not_know_finished_at_does_without(server: SentinelServer, api: HttpSentinelAPI) -> None:
+def test_a_server_that_does_not_know_finished_at_does_without(server: SentinelServer, api: SentinelBackend) -> None:
     server.behaviour.refuse = {"finished_at"}
     for _ in range(2):
         run = server.runs[api.register(described()).run_id]
@@ -443,7 +446,7 @@ def test_a_server_that_does_not_know_finished_at_does_without(server: SentinelSe
     assert statuses(server, "finish") == [422, 200, 200]
 
 
-def test_the_port_registers_refreshes_and_finishes(server: SentinelServer, api: HttpSentinelAPI) -> None:
+def test_the_port_registers_refreshes_and_finishes(server: SentinelServer, api: SentinelBackend) -> None:
     server.behaviour = Behaviour(lifetime_s=900, expiry_key="expiration", expiry_format="offset-fraction")
     before = time.time()
     registration = api.register(described(command="python 'a b.py'"))
@@ -459,11 +462,11 @@ def test_the_port_registers_refreshes_and_finishes(server: SentinelServer, api: 
     assert accepted is not None
     assert (accepted["finished_at"], accepted["run_status"]) == ("2026-01-02T03:04:05.250Z", "finished")
     assert "exit_code" not in accepted
-    assert api.destination == server.url
+    assert api.backoff_key == server.url
     assert api.inline_limit_bytes == 5 * 2**20
 
 
-def test_finish_after_a_lost_answer_is_success(server: SentinelServer, api: HttpSentinelAPI) -> None:
+def test_finish_after_a_lost_answer_is_success(server: SentinelServer, api: SentinelBackend) -> None:
     run_id = api.register(described()).run_id
     lost = server.faults.add("finish", drop_after_effect=True, times=1)
     with pytest.raises(SentinelAPIError):
@@ -475,7 +478,7 @@ def test_finish_after_a_lost_answer_is_success(server: SentinelServer, api: Http
         finish_run(TOKEN, run_id, data_source=DataSource.inline, data_csv=CSV)
 
 
-def test_a_finish_that_may_be_repeated_gives_the_first_answer(server: SentinelServer, api: HttpSentinelAPI) -> None:
+def test_a_finish_that_may_be_repeated_gives_the_first_answer(server: SentinelServer, api: SentinelBackend) -> None:
     server.behaviour.second_finish = 200
     run_id = api.register(described()).run_id
     assert api.finish(ending(run_id)) == api.finish(ending(run_id))
@@ -483,7 +486,7 @@ def test_a_finish_that_may_be_repeated_gives_the_first_answer(server: SentinelSe
 
 @pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
 def test_credentials_expire_by_our_own_clock_however_wrong_that_is(
-    server: SentinelServer, api: HttpSentinelAPI, clock: OffsetClock, ahead_s: float
+    server: SentinelServer, api: SentinelBackend, clock: OffsetClock, ahead_s: float
 ) -> None:
     clock.wall_s = -ahead_s
     credentials = api.register(described()).credentials
@@ -495,7 +498,7 @@ def test_credentials_expire_by_our_own_clock_however_wrong_that_is(
 @pytest.mark.parametrize("expiry_format", ["z", "z-fraction", "offset", "offset-fraction"])
 @pytest.mark.parametrize("expiry_key", ["expires_at", "expiration", ""])
 def test_credentials_are_read_in_every_form(
-    server: SentinelServer, api: HttpSentinelAPI, expiry_key: str, expiry_format: str
+    server: SentinelServer, api: SentinelBackend, expiry_key: str, expiry_format: str
 ) -> None:
     server.behaviour = Behaviour(expiry_key=expiry_key, expiry_format=expiry_format, region=None)
     credentials = api.register(described()).credentials
@@ -509,10 +512,10 @@ def test_a_rotated_token_file_is_picked_up(server: SentinelServer, tmp_path: Pat
     path.write_text("old-token\n")
     source = token_source({"SENTINEL_API_TOKEN_FILE": str(path)})
     assert source is not None
-    with closing(HttpSentinelAPI(source, server.url, SystemClock(), {})) as api:
+    with closing(SentinelBackend(source, server.url, SystemClock(), {})) as api:
         with pytest.raises(SentinelAPIError, match="401") as caught:
             api.register(described())
-        assert caught.value.remedy is Remedy.RETRY_SLOWLY
+        assert caught.value.retry_action is RetryAction.RETRY_SLOW
         path.write_text(f"{TOKEN}\n")
         api.register(described())
     assert statuses(server, "register") == [401, 201]
@@ -525,7 +528,7 @@ def test_over_tls_through_a_proxy(tmp_path: Path) -> None:
         SentinelServer(token=TOKEN, tls=context) as server,
         HttpProxy(routes={"api.example:443": server.port}) as proxy,
         closing(
-            HttpSentinelAPI(
+            SentinelBackend(
                 lambda: TOKEN,
                 "https://api.example",
                 SystemClock(),
@@ -580,4 +583,4 @@ def test_registration_is_flat_and_without_nulls() -> None:
     ],
 )
 def test_what_the_server_says_of_the_data_is_compared(response: dict[str, Any], complaint: str | None) -> None:
-    assert processing_complaint(response, 5) == complaint
+    assert processing_error(response, 5) == complaint

@@ -18,9 +18,9 @@ from fakes.uploader_harness import finish, hello, row_numbers, samples
 
 from sentinel_protocol.wire.messages import Ack, Finished, Ping, Reject, Welcome
 from sentinel_uploader.admin.status import read_status
-from sentinel_uploader.app.service import STOP_DRAIN_S
+from sentinel_uploader.app.service import SHUTDOWN_DRAIN_S
 from sentinel_uploader.cli.main import main
-from sentinel_uploader.delivery.csv_batch import rows_of_body
+from sentinel_uploader.delivery.csv_batch import decompress_rows
 
 STOP_LIMIT_S = 20.0
 """Eight seconds of delivering, and what a loaded machine may take beside; a stop that hangs takes for ever."""
@@ -79,7 +79,7 @@ def test_termination_delivers_the_open_rows_and_tells_the_rest_next_time(
     send(first, 1, 20)
     assert stop(uploader) < STOP_LIMIT_S
     assert uploader.returncode == 0
-    assert [row_numbers(rows_of_body(body)) for body in backend.s3.objects().values()] == [list(range(1, 21))]
+    assert [row_numbers(decompress_rows(body)) for body in backend.s3.objects().values()] == [list(range(1, 21))]
 
     home.start_uploader(env=backend.environ)
     assert greet(second).next_seq == 21
@@ -116,7 +116,7 @@ def test_termination_while_storage_hangs_ends_in_time_and_loses_nothing(
     send(collector, 1, 10)
     wait_until(lambda: hang.fired, "storage hangs")
     send(collector, 11, 15)
-    assert STOP_DRAIN_S <= 8.0
+    assert SHUTDOWN_DRAIN_S <= 8.0
     assert stop(uploader) < STOP_LIMIT_S
     assert uploader.returncode == 0
     assert "rows_left=5 objects_left=1" in log_of(home).splitlines()[-1]
@@ -212,7 +212,7 @@ def test_drain_delivers_what_is_there_and_ends_the_uploader_though_collectors_go
     done = ask(home, "drain", "--timeout", "30", env=backend.environ)
     assert (done.returncode, done.stdout) == (0, "runs with something left to deliver: 0\n"), done.stderr
     assert uploader.wait(60) == 0
-    assert [row_numbers(rows_of_body(body)) for body in backend.s3.objects().values()] == [list(range(1, 11))]
+    assert [row_numbers(decompress_rows(body)) for body in backend.s3.objects().values()] == [list(range(1, 11))]
 
 
 def test_drain_without_an_uploader_delivers_by_itself(home: Home, backend: Backend, collector: RawCollector) -> None:

@@ -21,12 +21,12 @@ from locations import TESTS
 from msgspec.structs import replace
 
 from sentinel_protocol.wire.messages import Finish
-from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, rows_of_body
+from sentinel_uploader.delivery.csv_batch import decode_frames, decompress_rows, gzip_csv, to_csv
 from sentinel_uploader.runs.lifecycle import Event, RunState, TransitionError
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES, SpoolFullError
-from sentinel_uploader.spool.run_record import Run, decode_record
+from sentinel_uploader.spool.run_record import OpenRun, decode_record
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import Batch, OpenFrames, RunClosedError, SupersededError
+from sentinel_uploader.spool.types import Batch, RunClosedError, SupersededError, UnbatchedFrames
 
 
 @pytest.fixture
@@ -41,29 +41,29 @@ def spool(tmp_path: Path, clock: SteppedClock) -> Iterator[Spool]:
     made.close()
 
 
-def cut(spool: Spool, run: Run, max_rows: int = 3600) -> OpenFrames | None:
+def cut(spool: Spool, run: OpenRun, max_rows: int = 3600) -> UnbatchedFrames | None:
     """Freeze the oldest rows, as the step does."""
-    frames = spool.read_open(run, max_rows=max_rows)
+    frames = spool.read_unbatched(run, max_rows=max_rows)
     if frames is not None:
         rows = decode_frames(frames.payloads)
-        body = compress(csv_text(rows))
+        body = gzip_csv(to_csv(rows))
         number = run.record.batches + 1
         batch = Batch(number, frames.first_seq, frames.last_seq, len(rows), body, hashlib.sha256(body).digest())
-        spool.freeze(run, frames, batch, batches=number, rows=run.record.rows + len(rows))
+        spool.seal_batch(run, frames, batch, batches=number, rows=run.record.rows + len(rows))
     return frames
 
 
-def register(spool: Spool, run: Run) -> None:
+def register(spool: Spool, run: OpenRun) -> None:
     events = [Event.REGISTERED, *([Event.ENDED] if run.record.has_ended else [])]
     spool.update(run, *events, run_id="id", uri_prefix="s3://b/id")
 
 
 def test_time_of_the_newest_row_is_known_after_a_restart(tmp_path: Path, clock: SteppedClock) -> None:
     first = open_spool_at(tmp_path / "spool", clock)
-    run = first.greet(hello(), owner="")
-    first.store([frame(run, 1, 3)], [])
+    run = first.open_run(hello(), owner="")
+    first.append([frame(run, 1, 3)], [])
     cut(first, run)
-    first.store([frame(run, 4, 5)], [])
+    first.append([frame(run, 4, 5)], [])
     newest = run.last_timestamp
     first.close()
 
@@ -75,124 +75,124 @@ def test_time_of_the_newest_row_is_known_after_a_restart(tmp_path: Path, clock: 
 
 
 def test_same_collector_continues_and_a_newer_one_takes_over(spool: Spool) -> None:
-    run = spool.greet(hello(), owner="")
-    assert spool.greet(hello(), owner="") is run
-    assert spool.greet(hello(epoch="second", interval_s=5.0), owner="") is run
-    assert (run.record.incarnation, run.record.interval_s, run.record.superseded) == ("second", 5.0, ["first"])
+    run = spool.open_run(hello(), owner="")
+    assert spool.open_run(hello(), owner="") is run
+    assert spool.open_run(hello(epoch="second", interval_s=5.0), owner="") is run
+    assert (run.record.incarnation, run.record.interval_s, run.record.fenced_epochs) == ("second", 5.0, ["first"])
     with pytest.raises(SupersededError):
-        spool.greet(hello(), owner="")
+        spool.open_run(hello(), owner="")
     for number in range(100):
-        spool.greet(hello(epoch=f"later-{number}"), owner="")
-    assert len(run.record.superseded) == len(run.record.superseded_seq) == 32
+        spool.open_run(hello(epoch=f"later-{number}"), owner="")
+    assert len(run.record.fenced_epochs) == len(run.record.fenced_seq) == 32
 
 
 def test_superseded_collector_is_told_up_to_where_its_rows_were_taken(spool: Spool) -> None:
-    run = spool.greet(hello(), owner="")
-    spool.store([frame(run, 1, 5)], [])
+    run = spool.open_run(hello(), owner="")
+    spool.append([frame(run, 1, 5)], [])
     # The newer one says at once that it cannot send 6 to 8, which the older one may still have.
-    spool.greet(hello(epoch="second", first_available_seq=9), owner="")
-    spool.store([frame(run, 9, 12)], [])
-    spool.greet(hello(epoch="third"), owner="")
+    spool.open_run(hello(epoch="second", first_available_seq=9), owner="")
+    spool.append([frame(run, 9, 12)], [])
+    spool.open_run(hello(epoch="third"), owner="")
     for incarnation, seq in (("first", 5), ("second", 12)):
         with pytest.raises(SupersededError) as superseded:
-            spool.greet(hello(epoch=incarnation), owner="")
+            spool.open_run(hello(epoch=incarnation), owner="")
         assert superseded.value.seq == seq
 
 
 def test_each_client_has_run_keys_of_its_own(spool: Spool) -> None:
-    of = {owner: spool.greet(hello(epoch=f"of {owner}"), owner=owner) for owner in ("alice", "bob", "")}
+    of = {owner: spool.open_run(hello(epoch=f"of {owner}"), owner=owner) for owner in ("alice", "bob", "")}
     assert len({run.id for run in of.values()}) == 3
-    spool.store([frame(of["alice"], 1, 3)], [])
-    assert [run.acked_seq for run in of.values()] == [3, 0, 0]
-    spool.update(of["alice"], Event.REFUSED)
-    spool.end(of["alice"], Event.DISCARDED)
+    spool.append([frame(of["alice"], 1, 3)], [])
+    assert [run.durable_seq for run in of.values()] == [3, 0, 0]
+    spool.update(of["alice"], Event.PERMANENT_FAILURE)
+    spool.close_run(of["alice"], Event.DISCARDED)
     with pytest.raises(RunClosedError):
-        spool.greet(hello(), owner="alice")
-    assert spool.greet(hello(epoch="of bob"), owner="bob") is of["bob"]
+        spool.open_run(hello(), owner="alice")
+    assert spool.open_run(hello(epoch="of bob"), owner="bob") is of["bob"]
     assert spool.ended_record("run", owner="bob") is None
     assert spool.ended_record("run", owner="alice") is not None
 
 
 def test_run_that_has_ended_is_never_continued(spool: Spool) -> None:
-    run = spool.greet(hello(), owner="")
-    spool.store([frame(run, 1, 5)], [])
-    spool.store([], [(run, finish(5))])
+    run = spool.open_run(hello(), owner="")
+    spool.append([frame(run, 1, 5)], [])
+    spool.append([], [(run, finish(5))])
     with pytest.raises(RunClosedError) as closed:
-        spool.greet(hello(epoch="second"), owner="")
+        spool.open_run(hello(epoch="second"), owner="")
     assert closed.value.seq == 5
-    assert spool.greet(hello(), owner="") is run
+    assert spool.open_run(hello(), owner="") is run
     register(spool, run)
-    spool.end(run, Event.ACCEPTED)
+    spool.close_run(run, Event.ACCEPTED)
     for incarnation in ("first", "second"):
         with pytest.raises(RunClosedError) as closed:
-            spool.greet(hello(epoch=incarnation), owner="")
+            spool.open_run(hello(epoch=incarnation), owner="")
         assert closed.value.seq == 5
 
 
 def test_discarded_run_tells_up_to_where_rows_were_taken(spool: Spool) -> None:
-    run = spool.greet(hello(), owner="")
-    spool.store([frame(run, 1, 5)], [])
-    spool.end(run, Event.DISCARDED)
+    run = spool.open_run(hello(), owner="")
+    spool.append([frame(run, 1, 5)], [])
+    spool.close_run(run, Event.DISCARDED)
     with pytest.raises(RunClosedError) as closed:
-        spool.greet(hello(), owner="")
+        spool.open_run(hello(), owner="")
     assert closed.value.seq == 5
 
 
 def test_rows_that_a_collector_no_longer_has_are_counted_as_missing_once(spool: Spool, tmp_path: Path) -> None:
-    run = spool.greet(hello(first_available_seq=11), owner="")
-    assert (run.acked_seq, run.record.missing_rows) == (10, 10)
-    spool.store([frame(run, 11, 12)], [])
-    spool.greet(hello(first_available_seq=16), owner="")
-    spool.greet(hello(first_available_seq=16), owner="")
-    assert (run.acked_seq, run.record.missing_rows) == (15, 13)
+    run = spool.open_run(hello(first_available_seq=11), owner="")
+    assert (run.durable_seq, run.record.missing_rows) == (10, 10)
+    spool.append([frame(run, 11, 12)], [])
+    spool.open_run(hello(first_available_seq=16), owner="")
+    spool.open_run(hello(first_available_seq=16), owner="")
+    assert (run.durable_seq, run.record.missing_rows) == (15, 13)
     cut(spool, run)
-    assert run.record.settled_seq == 15
+    assert run.record.batched_seq == 15
     spool.close()
     again = open_spool_at(tmp_path / "spool", SteppedClock())
     (loaded,) = again.runs.values()
-    assert (loaded.acked_seq, loaded.record.missing_rows) == (15, 13)
+    assert (loaded.durable_seq, loaded.record.missing_rows) == (15, 13)
     again.close()
 
 
 def test_what_was_settled_while_rows_were_encoded_is_not_forgotten(spool: Spool) -> None:
-    run = spool.greet(hello(), owner="")
-    spool.store([frame(run, 1, 5)], [])
-    frames = spool.read_open(run, max_rows=10)
+    run = spool.open_run(hello(), owner="")
+    spool.append([frame(run, 1, 5)], [])
+    frames = spool.read_unbatched(run, max_rows=10)
     assert frames is not None
-    spool.greet(hello(epoch="second", first_available_seq=9), owner="")
-    spool.freeze(run, frames, Batch(1, 1, 5, 5, b"x", b"y"), batches=1)
-    assert run.record.settled_seq == 8
-    assert run.acked_seq == 8
+    spool.open_run(hello(epoch="second", first_available_seq=9), owner="")
+    spool.seal_batch(run, frames, Batch(1, 1, 5, 5, b"x", b"y"), batches=1)
+    assert run.record.batched_seq == 8
+    assert run.durable_seq == 8
 
 
 def test_late_cloud_is_learnt_until_the_run_is_registered(spool: Spool) -> None:
-    run = spool.greet(hello(cloud_pending=True), owner="")
+    run = spool.open_run(hello(cloud_pending=True), owner="")
     assert run.cloud_pending
-    spool.greet(hello(cloud={"cloud_vendor_id": "aws"}), owner="")
+    spool.open_run(hello(cloud={"cloud_vendor_id": "aws"}), owner="")
     assert (run.record.cloud, run.cloud_pending) == ({"cloud_vendor_id": "aws"}, False)
     register(spool, run)
-    spool.greet(hello(cloud={"cloud_vendor_id": "gcp"}), owner="")
+    spool.open_run(hello(cloud={"cloud_vendor_id": "gcp"}), owner="")
     assert run.record.cloud == {"cloud_vendor_id": "aws"}
 
 
 def test_many_frames_of_many_runs_are_one_transaction(spool: Spool) -> None:
-    runs = [spool.greet(hello(f"run-{number}"), owner="") for number in range(20)]
+    runs = [spool.open_run(hello(f"run-{number}"), owner="") for number in range(20)]
     statements: list[str] = []
     spool.database.connection.set_trace_callback(statements.append)
-    spool.store([frame(run, 1, 5) for run in runs], [(run, finish(5)) for run in runs[:5]])
+    spool.append([frame(run, 1, 5) for run in runs], [(run, finish(5)) for run in runs[:5]])
     assert statements.count("COMMIT") == 1
-    assert [run.acked_seq for run in runs] == [5] * 20
+    assert [run.durable_seq for run in runs] == [5] * 20
     assert sum(run.record.has_ended for run in runs) == 5
 
 
 def test_rows_and_ends_for_a_run_that_has_ended_meanwhile_are_left_out(spool: Spool, tmp_path: Path) -> None:
-    gone = spool.greet(hello("gone"), owner="")
-    closed = spool.greet(hello("closed"), owner="")
-    there = spool.greet(hello("there"), owner="")
-    spool.end(gone, Event.DISCARDED)
+    gone = spool.open_run(hello("gone"), owner="")
+    closed = spool.open_run(hello("closed"), owner="")
+    there = spool.open_run(hello("there"), owner="")
+    spool.close_run(gone, Event.DISCARDED)
     spool.update(closed, Event.ENDED, finish=finish(0, None, "failed"), closed_as_stale=True)
-    spool.store([frame(run, 1, 5) for run in (gone, closed, there)], [(closed, finish(5)), (gone, finish(5))])
-    assert [run.acked_seq for run in (gone, closed, there)] == [0, 0, 5]
+    spool.append([frame(run, 1, 5) for run in (gone, closed, there)], [(closed, finish(5)), (gone, finish(5))])
+    assert [run.durable_seq for run in (gone, closed, there)] == [0, 0, 5]
     assert closed.record.closed_as_stale
     assert spool.database.query("SELECT DISTINCT run FROM frames") == [(there.id,)]
     spool.close()
@@ -215,32 +215,32 @@ def test_limit_stops_rows_and_new_runs_but_not_changes_of_state_and_goes_on_afte
     tmp_path: Path, clock: SteppedClock
 ) -> None:
     spool = open_spool_at(tmp_path / "spool", clock, max_bytes=MIN_SPOOL_BYTES)
-    run = spool.greet(hello(), owner="")
+    run = spool.open_run(hello(), owner="")
     before = -1
-    while run.acked_seq > before:
-        before = run.acked_seq
+    while run.durable_seq > before:
+        before = run.durable_seq
         try:
-            spool.store([frame(run, before + 1, before + 20)], [])
+            spool.append([frame(run, before + 1, before + 20)], [])
         except SpoolFullError:
             break
     else:
         pytest.fail("the limit was not reached")
     with pytest.raises(SpoolFullError):
-        spool.greet(hello("another"), owner="")
+        spool.open_run(hello("another"), owner="")
     assert before > 20
-    spool.store([], [(run, finish(before))])
+    spool.append([], [(run, finish(before))])
     register(spool, run)
     delivered: list[int] = []
-    while (batch := spool.oldest_batch(run)) is not None or cut(spool, run, max_rows=40) is not None:
+    while (batch := spool.next_batch(run)) is not None or cut(spool, run, max_rows=40) is not None:
         if batch is not None:
-            spool.update(run, put_tried=True)
-            delivered += row_numbers(rows_of_body(batch.body))
-            spool.delivered(run, batch)
-    spool.end(run, Event.ACCEPTED, response={"text": "x" * 2000})
+            spool.update(run, put_attempted=True)
+            delivered += row_numbers(decompress_rows(batch.body))
+            spool.confirm_batch(run, batch)
+    spool.close_run(run, Event.ACCEPTED, response={"text": "x" * 2000})
     assert delivered == list(range(1, before + 1))
-    other = spool.greet(hello("another"), owner="")
-    spool.store([frame(other, 1, 20)], [])
-    while spool.database.shrink():
+    other = spool.open_run(hello("another"), owner="")
+    spool.append([frame(other, 1, 20)], [])
+    while spool.database.compact():
         pass
     assert os.path.getsize(spool.database.path) <= MIN_SPOOL_BYTES
     spool.close()
@@ -249,16 +249,16 @@ def test_limit_stops_rows_and_new_runs_but_not_changes_of_state_and_goes_on_afte
 def test_smallest_spool_does_not_fill_up_with_the_memory_of_ended_runs(tmp_path: Path, clock: SteppedClock) -> None:
     spool = open_spool_at(tmp_path / "spool", clock, max_bytes=MIN_SPOOL_BYTES)
     for number in range(30):
-        run = spool.greet(hello(f"run-{number}", metadata={"job_name": "x" * 3000}), owner="")
-        spool.store([frame(run, 1, 10)], [(run, finish(10))])
+        run = spool.open_run(hello(f"run-{number}", metadata={"job_name": "x" * 3000}), owner="")
+        spool.append([frame(run, 1, 10)], [(run, finish(10))])
         register(spool, run)
-        spool.end(run, Event.ACCEPTED, response={"text": "y" * 2000})
+        spool.close_run(run, Event.ACCEPTED, response={"text": "y" * 2000})
     with pytest.raises(RunClosedError):
-        spool.greet(hello("run-29"), owner="")
+        spool.open_run(hello("run-29"), owner="")
     assert 1 <= spool.database.query("SELECT count(*) FROM runs")[0][0] < 10
     spool.close()
     again = open_spool_at(tmp_path / "spool", clock, max_bytes=MIN_SPOOL_BYTES)
-    again.greet(hello("new"), owner="")
+    again.open_run(hello("new"), owner="")
     again.close()
 
 
@@ -270,14 +270,14 @@ def statements_of_a_cycle(spool: Spool, key: str) -> int:
         count += 1
 
     spool.database.connection.set_trace_callback(note)
-    run = spool.greet(hello(key), owner="")
-    spool.store([frame(run, 1, 10)], [(run, finish(10))])
+    run = spool.open_run(hello(key), owner="")
+    spool.append([frame(run, 1, 10)], [(run, finish(10))])
     register(spool, run)
     cut(spool, run)
-    batch = spool.oldest_batch(run)
+    batch = spool.next_batch(run)
     assert batch is not None
-    spool.delivered(run, batch)
-    spool.end(run, Event.ACCEPTED)
+    spool.confirm_batch(run, batch)
+    spool.close_run(run, Event.ACCEPTED)
     spool.database.connection.set_trace_callback(None)
     return count
 
@@ -285,8 +285,8 @@ def statements_of_a_cycle(spool: Spool, key: str) -> int:
 def test_a_run_costs_the_same_however_many_have_ended(spool: Spool) -> None:
     first = statements_of_a_cycle(spool, "first")
     for number in range(100):
-        run = spool.greet(hello(f"run-{number}"), owner="")
-        spool.end(run, Event.DISCARDED)
+        run = spool.open_run(hello(f"run-{number}"), owner="")
+        spool.close_run(run, Event.DISCARDED)
     assert statements_of_a_cycle(spool, "last") == first
     plans = [
         "SELECT record FROM runs WHERE key = ?",
@@ -306,14 +306,14 @@ def test_a_run_costs_the_same_however_many_have_ended(spool: Spool) -> None:
 
 
 def test_record_does_not_grow_with_the_length_of_a_run(spool: Spool) -> None:
-    run = spool.greet(hello(), owner="")
+    run = spool.open_run(hello(), owner="")
     sizes = []
     for _ in range(50):
-        spool.store([frame(run, run.acked_seq + 1, run.acked_seq + 10)], [])
+        spool.append([frame(run, run.durable_seq + 1, run.durable_seq + 10)], [])
         cut(spool, run)
-        batch = spool.oldest_batch(run)
+        batch = spool.next_batch(run)
         assert batch is not None
-        spool.delivered(run, batch)
+        spool.confirm_batch(run, batch)
         sizes.append(len(msgspec.msgpack.encode(run.record)))
     assert sizes[-1] <= sizes[0] + 20
 
@@ -327,22 +327,22 @@ from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import finish, frame, hello, open_spool_at
 point = sys.argv[2]
 spool = open_spool_at(Path(sys.argv[1]), SteppedClock())
-run = spool.greet(hello(), owner="")
-spool.store([frame(run, 1, 10)], [])
+run = spool.open_run(hello(), owner="")
+spool.append([frame(run, 1, 10)], [])
 def watch(statement):
     if statement.startswith(point):
         print("at", statement[:40], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 spool.database.connection.set_trace_callback(watch)
-spool.store([frame(run, 11, 20)], [])
+spool.append([frame(run, 11, 20)], [])
 here.cut(spool, run, max_rows=15)
-batch = spool.oldest_batch(run)
-spool.delivered(run, batch)
-spool.store([], [(run, finish(20))])
+batch = spool.next_batch(run)
+spool.confirm_batch(run, batch)
+spool.append([], [(run, finish(20))])
 here.register(spool, run)
 here.cut(spool, run)
-spool.delivered(run, spool.oldest_batch(run))
-spool.end(run, here.Event.ACCEPTED)
+spool.confirm_batch(run, spool.next_batch(run))
+spool.close_run(run, here.Event.ACCEPTED)
 """
 
 
@@ -370,12 +370,12 @@ def test_spool_of_a_killed_process_holds_every_acknowledged_row_once(
 
     spool = open_spool_at(directory, clock)
     (run,) = spool.runs.values()
-    assert run.acked_seq == rows_by_then
+    assert run.durable_seq == rows_by_then
     rows: list[int] = list(range(1, run.record.delivered_rows + 1))
     while cut(spool, run) is not None:
         pass
-    for batch in spool.waiting_bodies(run):
-        rows += row_numbers(rows_of_body(batch.body))
+    for batch in spool.pending_batches(run):
+        rows += row_numbers(decompress_rows(batch.body))
     assert rows == list(range(1, rows_by_then + 1))
     spool.close()
 
@@ -404,16 +404,16 @@ class SpoolMachine(RuleBasedStateMachine):
     def _fresh(self, name: str) -> None:
         key = f"{name}-{next(self.numbers)}"
         self.key_of[name] = key
-        self.spool.greet(hello(key), owner="")
+        self.spool.open_run(hello(key), owner="")
         self.acked[key], self.missing[key], self.delivered[key] = 0, set(), []
 
-    def _run(self, name: str) -> Run:
+    def _run(self, name: str) -> OpenRun:
         return next(run for run in self.spool.runs.values() if run.record.key == self.key_of[name])
 
     @rule(name=st.sampled_from(KEYS), rows=st.integers(1, 30))
     def store(self, name: str, rows: int) -> None:
         run, key = self._run(name), self.key_of[name]
-        self.spool.store([frame(run, run.acked_seq + 1, run.acked_seq + rows)], [])
+        self.spool.append([frame(run, run.durable_seq + 1, run.durable_seq + rows)], [])
         if not run.record.has_ended:
             self.acked[key] += rows
 
@@ -422,8 +422,8 @@ class SpoolMachine(RuleBasedStateMachine):
         run, key = self._run(name), self.key_of[name]
         if run.record.has_ended:
             return
-        first = run.acked_seq + 1
-        self.spool.greet(hello(key, run.record.incarnation, first_available_seq=first + gap), owner="")
+        first = run.durable_seq + 1
+        self.spool.open_run(hello(key, run.record.incarnation, first_available_seq=first + gap), owner="")
         self.missing[key] |= set(range(first, first + gap))
         self.acked[key] += gap
 
@@ -431,7 +431,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def take_over(self, name: str) -> None:
         run = self._run(name)
         if not run.record.has_ended:
-            self.spool.greet(hello(self.key_of[name], f"i{next(self.numbers)}"), owner="")
+            self.spool.open_run(hello(self.key_of[name], f"i{next(self.numbers)}"), owner="")
 
     @rule(name=st.sampled_from(KEYS), max_rows=st.integers(1, 40))
     def freeze(self, name: str, max_rows: int) -> None:
@@ -440,16 +440,16 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(KEYS))
     def deliver(self, name: str) -> None:
         run = self._run(name)
-        batch = self.spool.oldest_batch(run)
+        batch = self.spool.next_batch(run)
         if batch is not None:
-            self.spool.delivered(run, batch)
-            self.delivered[self.key_of[name]] += row_numbers(rows_of_body(batch.body))
+            self.spool.confirm_batch(run, batch)
+            self.delivered[self.key_of[name]] += row_numbers(decompress_rows(batch.body))
 
     @rule(name=st.sampled_from(KEYS))
     def say_finish(self, name: str) -> None:
         run = self._run(name)
-        self.spool.store([], [(run, finish(run.acked_seq))])
-        self.spool.store([frame(run, run.acked_seq + 1, run.acked_seq + 3)], [])
+        self.spool.append([], [(run, finish(run.durable_seq))])
+        self.spool.append([frame(run, run.durable_seq + 1, run.durable_seq + 3)], [])
         assert run.record.has_ended
 
     @rule(name=st.sampled_from(KEYS), event=st.sampled_from(Event))
@@ -469,9 +469,9 @@ class SpoolMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from(KEYS))
     def end(self, name: str) -> None:
         run, key = self._run(name), self.key_of[name]
-        if run.record.state is not RunState.FINISHING or run.open_rows or run.waiting_batches:
+        if run.record.state is not RunState.FINISHING or run.unbatched_rows or run.pending_batches:
             return
-        self.spool.end(run, Event.ACCEPTED)
+        self.spool.close_run(run, Event.ACCEPTED)
         assert self.delivered[key] == [seq for seq in range(1, self.acked[key] + 1) if seq not in self.missing[key]]
         self._fresh(name)
 
@@ -486,15 +486,13 @@ class SpoolMachine(RuleBasedStateMachine):
     def every_row_is_somewhere_once(self) -> None:
         for name in self.KEYS:
             run, key = self._run(name), self.key_of[name]
-            assert run.acked_seq == self.acked[key]
-            frozen = [row_numbers(rows_of_body(batch.body)) for batch in self.spool.waiting_bodies(run)]
-            frames = self.spool.read_open(run, max_rows=2**62)
-            open_rows = (
-                [] if frames is None else row_numbers(csv_text(decode_frames(frames.payloads)).split(b"\n", 1)[1])
-            )
+            assert run.durable_seq == self.acked[key]
+            frozen = [row_numbers(decompress_rows(batch.body)) for batch in self.spool.pending_batches(run)]
+            frames = self.spool.read_unbatched(run, max_rows=2**62)
+            open_rows = [] if frames is None else row_numbers(to_csv(decode_frames(frames.payloads)).split(b"\n", 1)[1])
             rows = [*self.delivered[key], *itertools.chain(*frozen), *open_rows]
             assert rows == [seq for seq in range(1, self.acked[key] + 1) if seq not in self.missing[key]]
-            assert (run.open_rows, run.waiting_batches) == (len(open_rows), len(frozen))
+            assert (run.unbatched_rows, run.pending_batches) == (len(open_rows), len(frozen))
 
     @precondition(lambda self: self.key_of)
     @invariant()
@@ -503,14 +501,22 @@ class SpoolMachine(RuleBasedStateMachine):
         assert loaded.runs.keys() == self.spool.runs.keys()
         for run_id, run in self.spool.runs.items():
             other = loaded.runs[run_id]
-            for name in ("record", "acked_seq", "open_rows", "open_bytes", "waiting_batches", "batch_bytes", "frames"):
+            for name in (
+                "record",
+                "durable_seq",
+                "unbatched_rows",
+                "unbatched_bytes",
+                "pending_batches",
+                "batch_bytes",
+                "frame_ids",
+            ):
                 assert getattr(run, name) == getattr(other, name), name
 
     @precondition(lambda self: self.key_of)
     @invariant()
     def its_client_has_what_is_there(self) -> None:
-        assert self.spool.holdings.bytes_of("") == sum(run.spool_bytes for run in self.spool.runs.values())
-        assert self.spool.holdings.runs_of("") == len(self.spool.runs)
+        assert self.spool.usage.spool_bytes("") == sum(run.spool_bytes for run in self.spool.runs.values())
+        assert self.spool.usage.open_runs("") == len(self.spool.runs)
 
     def teardown(self) -> None:
         self.spool.close()

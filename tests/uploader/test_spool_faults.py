@@ -20,7 +20,7 @@ from fakes.uploader_harness import finish, hello, row_numbers, samples
 from locations import TESTS
 from rows import row
 
-from sentinel_collector.delivery.overflow_file.header import SpillHead
+from sentinel_collector.delivery.overflow_file.header import OverflowHeader
 from sentinel_collector.delivery.state_dir import open_run_file
 from sentinel_collector.delivery.uploader_client import MAX_HELLO_WAIT_S
 from sentinel_protocol.wire.messages import Ack, Finished, Hello, Reject, RejectCode, Welcome, encode
@@ -146,12 +146,14 @@ def test_spool_at_its_limit_holds_up_acknowledgements_and_its_file_shrinks_after
     runs.rmdir()
     runs.write_text("in the way")
     file = home.directory / "state" / "sentinel-stream" / "collector"
-    spill = open_run_file(str(file), "day")
+    overflow = open_run_file(str(file), "day")
     greeting = encode(Hello(1, "day", "earlier", 1.0))
-    spill.write_head(SpillHead(run_key="day", incarnation="earlier", destination=home.address, hello=greeting))
+    overflow.write_header(
+        OverflowHeader(run_key="day", incarnation="earlier", uploader_url=home.address, hello=greeting)
+    )
     for first in range(1, BACKLOG_ROWS, 100):
-        spill.append_rows([row(number) for number in range(first, first + 100)], 0)
-    spill.close()
+        overflow.append_rows([row(number) for number in range(first, first + 100)], 0)
+    overflow.close()
     target = home.start(*python("import time; time.sleep(120)"))
     words = ("--connect", home.address, "--interval", "0.1", "--output", str(output), "--wait", "50")
     collector = home.start(COLLECTOR, *words, "--run-key", "day", "--pid", str(target.pid))

@@ -42,11 +42,11 @@ def flood(collector: RawCollector, key: str = "run") -> int:
 
 
 def held(guarded: Guarded, name: str) -> int:
-    return guarded.spool.holdings.bytes_of(name)
+    return guarded.spool.usage.spool_bytes(name)
 
 
 def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows=1 << 30))
+    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
     try:
         with collectors_of(guarded.url) as collectors:
             keys = {name: guarded.key_of(name) for name in ("bad", "worse", "good")}
@@ -68,7 +68,7 @@ def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
                 assert good.hear(Ack).seq == first + CHUNK - 1
             assert guarded.counters.spool_failures.value("full") == 0
             # Its end needs no room.
-            acked = guarded.runs()["bad", "run"].acked_seq
+            acked = guarded.runs()["bad", "run"].durable_seq
             bad.say(hello())
             bad.hear_until(Welcome)
             bad.say(finish(acked))
@@ -78,7 +78,7 @@ def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_client_that_is_alone_may_use_all(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows=1 << 30))
+    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
     try:
         with collectors_of(guarded.url) as collectors:
             only = collectors.connect(keys=guarded.key_of("only"), receives=100_000)
@@ -94,14 +94,14 @@ def test_what_clients_hold_is_known_after_a_restart(tmp_path: Path) -> None:
     clock = SteppedClock()
     spool = open_spool_at(tmp_path / "spool", clock)
     for owner, rows in (("alice", 400), ("bob", 40)):
-        run = spool.greet(hello(metadata={"job_name": owner * 100}), owner=owner)
-        spool.store([frame(run, 1, rows)], [])
-    before = {owner: spool.holdings.bytes_of(owner) for owner in ("alice", "bob", "carol")}
+        run = spool.open_run(hello(metadata={"job_name": owner * 100}), owner=owner)
+        spool.append([frame(run, 1, rows)], [])
+    before = {owner: spool.usage.spool_bytes(owner) for owner in ("alice", "bob", "carol")}
     assert before["alice"] > before["bob"] > before["carol"] == 0
     spool.close()
     spool = open_spool_at(tmp_path / "spool", clock)
-    assert {owner: spool.holdings.bytes_of(owner) for owner in before} == before
-    assert spool.holdings.clients == 2
+    assert {owner: spool.usage.spool_bytes(owner) for owner in before} == before
+    assert spool.usage.clients == 2
     spool.close()
 
 

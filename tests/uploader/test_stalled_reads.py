@@ -13,15 +13,15 @@ from fakes.uploader_harness import hello
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
-from sentinel_uploader.server.connection_guard import Limits
-from sentinel_uploader.server.connections import Place
-from sentinel_uploader.server.rejection_log import DoorReport
-from sentinel_uploader.server.unread import Unread
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.connection_guard import ConnectionLimits
+from sentinel_uploader.server.connections import ConnectionId
+from sentinel_uploader.server.rejection_log import RejectionLog
+from sentinel_uploader.server.unread import StalledReadTracker
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.telemetry.counters import Counters
 
 FRAME_BYTES = 1 << 18
-LIMITS = Limits(100, 100, unread_bytes=4 << 20, surplus_frames=5_000)
+LIMITS = ConnectionLimits(100, 100, max_unread_bytes=4 << 20, max_extra_frames=5_000)
 
 
 @pytest.fixture
@@ -30,19 +30,19 @@ def counters() -> Counters:
 
 
 @pytest.fixture
-def router(counters: Counters) -> Iterator[Router]:
-    report = DoorReport(counters, SystemClock())
-    with Router([parse_address("tcp://127.0.0.1:*", bind=True)], limits=LIMITS, watcher=report) as made:
+def router(counters: Counters) -> Iterator[ZmqServer]:
+    report = RejectionLog(counters, SystemClock())
+    with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)], limits=LIMITS, events=report) as made:
         yield made
 
 
-def test_a_message_without_end_is_cut_before_it_fills_the_memory(router: Router, counters: Counters) -> None:
+def test_a_message_without_end_is_cut_before_it_fills_the_memory(router: ZmqServer, counters: Counters) -> None:
     with collectors_of(router.urls[0]) as collectors, closing(HalfMessage(router.urls[0])) as endless:
         honest = collectors.connect()
 
         def is_cut() -> bool:
             honest.say(hello())
-            received, _ = router.receive(most=10, timeout_s=20.0)
+            received, _ = router.receive(limit=10, timeout_s=20.0)
             assert len(received) == 1, "nobody else is disturbed"
             return not endless.say(MAX_COLLECTOR_FRAME_BYTES)
 
@@ -51,40 +51,40 @@ def test_a_message_without_end_is_cut_before_it_fills_the_memory(router: Router,
         wait_until(lambda: router.connections == 1, "the honest one is still there")
 
 
-def test_whoever_sends_much_that_can_be_taken_is_not_cut(router: Router, counters: Counters) -> None:
+def test_whoever_sends_much_that_can_be_taken_is_not_cut(router: ZmqServer, counters: Counters) -> None:
     with collectors_of(router.urls[0]) as collectors:
         honest = collectors.connect()
-        for _ in range(LIMITS.unread_bytes * 5 // 4 // FRAME_BYTES):
+        for _ in range(LIMITS.max_unread_bytes * 5 // 4 // FRAME_BYTES):
             honest.send_frames(bytes(FRAME_BYTES))
-            received, _ = router.receive(most=10, timeout_s=20.0)
+            received, _ = router.receive(limit=10, timeout_s=20.0)
             assert len(received) == 1
         assert counters.rejected.value("unread") == 0
         assert router.connections == 1
 
 
 def test_a_connection_that_has_just_been_closed_is_nothing_to_look_at() -> None:
-    unread = Unread(0)
+    unread = StalledReadTracker(0)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sender:
         taker, _ = server.accept()
-        place = Place(0, taker.fileno())
-        assert not unread.is_too_much(place, was_taken=False)
+        place = ConnectionId(0, taker.fileno())
+        assert not unread.exceeds_limit(place, was_read=False)
         sender.sendall(b"some bytes")
-        wait_until(lambda: unread.is_too_much(place, was_taken=False), "they are counted")
+        wait_until(lambda: unread.exceeds_limit(place, was_read=False), "they are counted")
         taker.close()
-    assert not unread.is_too_much(place, was_taken=False)
+    assert not unread.exceeds_limit(place, was_read=False)
 
 
-def test_many_frames_cost_their_sender_the_connection(router: Router, counters: Counters) -> None:
+def test_many_frames_cost_their_sender_the_connection(router: ZmqServer, counters: Counters) -> None:
     with collectors_of(router.urls[0]) as collectors:
         honest, bad = collectors.connect(), collectors.connect()
 
         def is_cut() -> bool:
             honest.say(hello())
-            bad.send_frames(*[b""] * (LIMITS.surplus_frames // 4))
-            received, _ = router.receive(most=10, timeout_s=20.0)
+            bad.send_frames(*[b""] * (LIMITS.max_extra_frames // 4))
+            received, _ = router.receive(limit=10, timeout_s=20.0)
             assert all(arrival.frame for arrival in received), "what has several frames is not taken"
             return counters.rejected.value("frames") == 1
 
         wait_until(is_cut, "its connection is cut")
         honest.say(hello())
-        assert router.receive(most=1, timeout_s=20.0)[0], "nobody else is disturbed"
+        assert router.receive(limit=1, timeout_s=20.0)[0], "nobody else is disturbed"

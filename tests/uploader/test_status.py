@@ -15,7 +15,7 @@ from fakes.uploader_harness import Delivery, delivery, open_spool_at
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import spools_home
-from sentinel_uploader.admin.status import describe_run, has_something_left, matches, read_status, status_text
+from sentinel_uploader.admin.status import describe_run, is_undelivered, matches, read_status, status_text
 from sentinel_uploader.runs.lifecycle import Event
 from sentinel_uploader.spool.database import SCHEMA_VERSION
 from sentinel_uploader.spool.lock import SpoolLock
@@ -62,7 +62,7 @@ def test_every_run_is_shown_with_what_waits_and_what_went_wrong(up: Delivery, tm
     assert "closed_as_stale: no" in described
     # A person reads it: nothing is written as Python has it.
     assert not {"{", "}", "[", "None", "False", "True"} & set(re.findall(r"[{}\[]|\w+", described))
-    assert [key for key, run in runs.items() if has_something_left(run)] == ["parked", "waiting"]
+    assert [key for key, run in runs.items() if is_undelivered(run)] == ["parked", "waiting"]
 
 
 def test_run_that_waits_behind_another_says_for_what_and_a_healthy_one_says_nothing(
@@ -167,5 +167,5 @@ def test_rows_that_are_missing_are_shown(up: Delivery, tmp_path: Path) -> None:
     up.add(run, 2)
     assert shown(tmp_path)["lossy"]["rows_missing"] == 7
     assert "0 (7 missing)" in status_text([read_status(str(tmp_path / "spool"))], now=0.0)
-    up.spool.end(run, Event.DISCARDED)
+    up.spool.close_run(run, Event.DISCARDED)
     assert shown(tmp_path)["lossy"]["state"] == "discarded"

@@ -19,7 +19,7 @@ from fakes.s3 import S3Server
 from fakes.sentinel_api import SentinelServer
 from fakes.tls import make_authority, server_context
 
-from sentinel_uploader.delivery.circuit_breaker import FLOOR_S
+from sentinel_uploader.delivery.circuit_breaker import MIN_DELAY_S
 
 UPLOADS = ("--upload-interval", "0.2")
 HOUR_S = 3600.0
@@ -105,7 +105,7 @@ def test_storage_that_is_overloaded_is_tried_again_after_a_pause(
     deliver(home, backend)
 
     assert overloaded.fired == 1
-    assert_pauses(backend, overloaded, at_least_s=FLOOR_S)
+    assert_pauses(backend, overloaded, at_least_s=MIN_DELAY_S)
 
 
 def test_slow_down_with_retry_after_is_obeyed(home: Home, backend: Backend) -> None:
@@ -122,7 +122,7 @@ def test_connection_reset_is_repaired_by_the_same_object(home: Home, backend: Ba
     deliver(home, backend)
 
     assert reset.fired == 1
-    assert_pauses(backend, reset, at_least_s=FLOOR_S)
+    assert_pauses(backend, reset, at_least_s=MIN_DELAY_S)
     run = backend.only_run()
     versions = backend.s3.versions(f"{run.prefix}/0001.csv.gz")
     assert len(versions) == (2 if when == "drop_after_effect" else 1)

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from sentinel_uploader.backends.sentinel.token import TokenError, check_token, token_source
-from sentinel_uploader.runs.delivery_error import Remedy
+from sentinel_uploader.runs.delivery_error import RetryAction
 
 
 def test_no_token_is_configured() -> None:
@@ -31,7 +31,7 @@ def test_a_token_file_is_read_again_on_every_use(tmp_path: os.PathLike[str]) -> 
     assert source is not None
     with pytest.raises(TokenError, match="No such file") as caught:
         source()
-    assert caught.value.remedy is Remedy.RETRY_SLOWLY
+    assert caught.value.retry_action is RetryAction.RETRY_SLOW
     for token in ("one", "two"):
         with open(path, "w", encoding="utf-8") as file:
             file.write(f" {token}\n")

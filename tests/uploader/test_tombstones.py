@@ -13,11 +13,11 @@ from fakes.uploader_harness import finish, frame, hello, open_spool_at, samples
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import Ack, Finished, Reject, RejectCode, Welcome
 from sentinel_uploader.runs.lifecycle import Event
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool import tombstones
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES, SpoolFullError
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.tombstones import BYTES_EACH, LEAST, MOST
+from sentinel_uploader.spool.tombstones import BYTES_PER_TOMBSTONE, MAX_COUNT, MIN_COUNT
 from sentinel_uploader.spool.types import RunClosedError
 
 RUN_ID = "6f6a9d8a-4a39-4d2f-9a0e-3f9f0c1f8f57"
@@ -40,17 +40,17 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 
 def deliver(spool: Spool, key: str, *, rows: int = 5, event: Event = Event.ACCEPTED) -> None:
     """Take a run to its end."""
-    run = spool.greet(hello(key, metadata=DETAILS), owner="")
-    spool.store([frame(run, 1, rows)], [(run, finish(rows))])
+    run = spool.open_run(hello(key, metadata=DETAILS), owner="")
+    spool.append([frame(run, 1, rows)], [(run, finish(rows))])
     spool.update(run, Event.REGISTERED, Event.ENDED, run_id=RUN_ID, uri_prefix="s3://b/p")
-    spool.end(run, event, delivered_rows=rows)
+    spool.close_run(run, event, delivered_rows=rows)
 
 
 def deliver_many(spool: Spool, count: int, *, first: int = 0) -> None:
     """Many runs that come and go without a row."""
     for number in range(first, first + count):
-        run = spool.greet(hello(f"many-{number}", metadata=DETAILS), owner="")
-        spool.end(run, Event.DISCARDED, run_id=RUN_ID)
+        run = spool.open_run(hello(f"many-{number}", metadata=DETAILS), owner="")
+        spool.close_run(run, Event.DISCARDED, run_id=RUN_ID)
 
 
 def count(spool: Spool, table: str) -> int:
@@ -59,7 +59,7 @@ def count(spool: Spool, table: str) -> int:
 
 
 def test_collectors_of_forgotten_runs_hear_what_they_would_have_heard_before(tmp_path: Path) -> None:
-    router = Router([parse_address("tcp://127.0.0.1:*", bind=True)])
+    router = ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)])
     there = Listening(tmp_path / "spool", router, max_bytes=MIN_SPOOL_BYTES)
     try:
         deliver(there.spool, "accepted")
@@ -93,61 +93,63 @@ def test_forgotten_runs_are_known_after_a_restart_and_to_their_own_client_alone(
     spool = open_at(tmp_path / "spool")
     deliver(spool, "run")
     deliver_many(spool, 80)
-    pages = spool.database.exempt_pages
+    pages = spool.database.uncounted_pages
     spool.close()
     spool = open_at(tmp_path / "spool")
-    assert spool.database.exempt_pages == pages > 2
+    assert spool.database.uncounted_pages == pages > 2
     with pytest.raises(RunClosedError) as closed:
-        spool.greet(hello("run", first_available_seq=4), owner="")
+        spool.open_run(hello("run", first_available_seq=4), owner="")
     assert closed.value.seq == 5
-    spool.greet(hello("run"), owner="somebody else")
+    spool.open_run(hello("run"), owner="somebody else")
     spool.close()
 
 
 def test_only_the_oldest_are_forgotten_altogether(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tombstones, "LEAST", 30)
-    monkeypatch.setattr(tombstones, "MOST", 30)
+    monkeypatch.setattr(tombstones, "MIN_COUNT", 30)
+    monkeypatch.setattr(tombstones, "MAX_COUNT", 30)
     spool = open_at(tmp_path / "spool")
     deliver_many(spool, 100)
     details = count(spool, "runs")
     assert count(spool, "tombstones") == 30
     for number in range(100 - details - 30, 100):
         with pytest.raises(RunClosedError):
-            spool.greet(hello(f"many-{number}"), owner="")
-    spool.greet(hello(f"many-{100 - details - 30 - 1}"), owner="")
+            spool.open_run(hello(f"many-{number}"), owner="")
+    spool.open_run(hello(f"many-{100 - details - 30 - 1}"), owner="")
     # A lower limit is reached step by step.
     spool.close()
-    monkeypatch.setattr(tombstones, "LEAST", 10)
-    monkeypatch.setattr(tombstones, "MOST", 10)
+    monkeypatch.setattr(tombstones, "MIN_COUNT", 10)
+    monkeypatch.setattr(tombstones, "MAX_COUNT", 10)
     spool = open_at(tmp_path / "spool")
     deliver_many(spool, 1, first=100)
     assert count(spool, "tombstones") == 10
     spool.close()
 
 
-@pytest.mark.parametrize(("max_bytes", "most"), [(MIN_SPOOL_BYTES, LEAST), (256 << 20, 95_325), (2 << 30, MOST)])
+@pytest.mark.parametrize(
+    ("max_bytes", "most"), [(MIN_SPOOL_BYTES, MIN_COUNT), (256 << 20, 95_325), (2 << 30, MAX_COUNT)]
+)
 def test_number_that_is_remembered_has_a_floor_and_a_ceiling(tmp_path: Path, max_bytes: int, most: int) -> None:
     spool = open_at(tmp_path / "spool", max_bytes=max_bytes)
-    assert spool.database.query("PRAGMA max_page_count") == [((max_bytes + most * BYTES_EACH) // 4096,)]
+    assert spool.database.query("PRAGMA max_page_count") == [((max_bytes + most * BYTES_PER_TOMBSTONE) // 4096,)]
     spool.close()
 
 
 def test_smallest_spool_takes_as_many_rows_however_many_runs_have_ended(spool: Spool) -> None:
     def capacity(key: str) -> int:
         """Rows that fit in; they are given up again."""
-        run = spool.greet(hello(key), owner="")
+        run = spool.open_run(hello(key), owner="")
         with contextlib.suppress(SpoolFullError):
             for first in range(1, 10_000, 5):
-                spool.store([frame(run, first, first + 4)], [])
-        taken = run.acked_seq
-        spool.end(run, Event.DISCARDED)
+                spool.append([frame(run, first, first + 4)], [])
+        taken = run.durable_seq
+        spool.close_run(run, Event.DISCARDED)
         return taken
 
     # Until the share of the details is full.
     deliver_many(spool, 10)
     before = capacity("before")
     deliver_many(spool, 300, first=10)
-    assert spool.database.exempt_pages * 4096 > 20_000
+    assert spool.database.uncounted_pages * 4096 > 20_000
     # A page holds some forty rows.
     assert abs(capacity("after") - before) <= 80
     assert spool.database.query("PRAGMA integrity_check") == [("ok",)]
@@ -155,11 +157,11 @@ def test_smallest_spool_takes_as_many_rows_however_many_runs_have_ended(spool: S
 
 def test_size_of_each_stays_below_what_is_allowed_for(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     longest = tombstones.Tombstone(2**53, 2**53, bytes(8), "r" * 64)
-    pages = spool.database.exempt_pages
+    pages = spool.database.uncounted_pages
     with spool.database.transaction() as connection:
-        for number in range(LEAST):
+        for number in range(MIN_COUNT):
             pages = spool._ended._tombstones.put(connection, f"run {number}", longest, pages=pages)
-    assert LEAST * 100 < pages * 4096 < LEAST * BYTES_EACH
+    assert MIN_COUNT * 100 < pages * 4096 < MIN_COUNT * BYTES_PER_TOMBSTONE
 
 
 def test_record_that_cannot_be_read_does_not_keep_others_from_ending(
@@ -170,25 +172,25 @@ def test_record_that_cannot_be_read_does_not_keep_others_from_ending(
         connection.execute("UPDATE runs SET record = CAST(x'c1' || zeroblob(1000) AS BLOB)")
     # Whoever asks for it meanwhile hears that it is over.
     with pytest.raises(RunClosedError) as closed:
-        spool.greet(hello("scribbled"), owner="")
+        spool.open_run(hello("scribbled"), owner="")
     assert closed.value.seq == 0
     caplog.clear()
     deliver_many(spool, 20)
     assert "cannot be read key=scribbled" in caplog.text
     with pytest.raises(RunClosedError) as closed:
-        spool.greet(hello("scribbled"), owner="")
+        spool.open_run(hello("scribbled"), owner="")
     assert closed.value.seq == 0
 
 
 def test_number_of_a_forgotten_run_is_not_given_to_another(tmp_path: Path) -> None:
     clock = SteppedClock()
     spool = open_spool_at(tmp_path / "spool", clock, max_bytes=MIN_SPOOL_BYTES)
-    first, last = (spool.greet(hello(key, metadata=DETAILS), owner="") for key in ("first", "last"))
-    spool.end(last, Event.DISCARDED)
+    first, last = (spool.open_run(hello(key, metadata=DETAILS), owner="") for key in ("first", "last"))
+    spool.close_run(last, Event.DISCARDED)
     clock.advance(1.0)
-    spool.end(first, Event.DISCARDED, response={"note": "x" * 9000})
+    spool.close_run(first, Event.DISCARDED, response={"note": "x" * 9000})
     assert spool.database.query("SELECT id FROM runs") == [(first.id,)], "the highest number is free"
-    assert spool.greet(hello("another"), owner="").id > last.id
+    assert spool.open_run(hello("another"), owner="").id > last.id
     spool.close()
 
 

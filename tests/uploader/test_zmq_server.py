@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import zmq
 
-from sentinel_collector.delivery.zmq_client import Dealer
+from sentinel_collector.delivery.zmq_client import ZmqClient
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.common.errors import AddressError
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
-from sentinel_uploader.server.zmq_server import Arrival, Router
+from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
 
 PATIENCE_S = 20.0
 
@@ -28,32 +28,32 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-def router(url: str) -> Iterator[Router]:
-    with Router([parse_address("tcp://127.0.0.1:*", bind=True), parse_address(url, bind=True)]) as router:
+def router(url: str) -> Iterator[ZmqServer]:
+    with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True), parse_address(url, bind=True)]) as router:
         yield router
 
 
-def dealer_to(url: str) -> Dealer:
-    return Dealer(parse_address(url, bind=False))
+def dealer_to(url: str) -> ZmqClient:
+    return ZmqClient(parse_address(url, bind=False))
 
 
-def sent(dealer: Dealer, frame: bytes) -> None:
+def sent(dealer: ZmqClient, frame: bytes) -> None:
     deadline = SystemClock().monotonic() + PATIENCE_S
     while not dealer.send(frame):
         assert SystemClock().monotonic() < deadline
         dealer.poll(0.01)
 
 
-def received(router: Router) -> tuple[list[Arrival], int]:
+def received(router: ZmqServer) -> tuple[list[ReceivedMessage], int]:
     deadline = SystemClock().monotonic() + PATIENCE_S
     while True:
-        pairs, malformed = router.receive(most=100, timeout_s=0.05)
+        pairs, malformed = router.receive(limit=100, timeout_s=0.05)
         if pairs or malformed:
             return pairs, malformed
         assert SystemClock().monotonic() < deadline
 
 
-def test_frames_go_both_ways_over_tcp_and_unix_sockets(router: Router) -> None:
+def test_frames_go_both_ways_over_tcp_and_unix_sockets(router: ZmqServer) -> None:
     assert router.urls[0].startswith("tcp://127.0.0.1:")
     assert not router.urls[0].endswith((":*", ":0"))
     for url in router.urls:
@@ -74,24 +74,24 @@ def test_nothing_is_queued_towards_nobody(url: str) -> None:
         assert not dealer.poll(0.0)
 
 
-def test_answering_a_peer_that_is_gone_is_no_error(router: Router) -> None:
+def test_answering_a_peer_that_is_gone_is_no_error(router: ZmqServer) -> None:
     assert not router.send(b"\0nobody", b"x")
 
 
-def test_a_unix_socket_is_this_user_s_alone(router: Router, url: str) -> None:
+def test_a_unix_socket_is_this_user_s_alone(router: ZmqServer, url: str) -> None:
     path = Path(url.removeprefix("ipc://"))
     assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
     router.stop_listening()
     assert not path.exists()
 
 
-def test_messages_of_several_frames_are_counted_and_passed_over(router: Router) -> None:
+def test_messages_of_several_frames_are_counted_and_passed_over(router: ZmqServer) -> None:
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
         stranger.setsockopt(zmq.LINGER, 0)
         stranger.connect(router.urls[0])
         stranger.send_multipart([b"a", b"b", b"c"])
         stranger.send_multipart([b"single"])
-        arrivals: list[Arrival] = []
+        arrivals: list[ReceivedMessage] = []
         malformed = 0
         while not arrivals:
             more, count = received(router)
@@ -109,7 +109,7 @@ def test_messages_of_several_frames_are_counted_and_passed_over(router: Router) 
             assert dealer.receive() == b"good"
 
 
-def test_an_oversize_frame_costs_its_sender_the_connection_and_nobody_else(router: Router) -> None:
+def test_an_oversize_frame_costs_its_sender_the_connection_and_nobody_else(router: ZmqServer) -> None:
     with dealer_to(router.urls[0]) as other, dealer_to(router.urls[0]) as greedy:
         sent(greedy, b"x" * (MAX_COLLECTOR_FRAME_BYTES + 1))
         sent(other, b"x" * MAX_COLLECTOR_FRAME_BYTES)
@@ -119,16 +119,16 @@ def test_an_oversize_frame_costs_its_sender_the_connection_and_nobody_else(route
         assert other.poll(PATIENCE_S)
 
 
-def test_waking_makes_a_waiting_receive_return_and_does_no_harm_later(router: Router) -> None:
+def test_waking_makes_a_waiting_receive_return_and_does_no_harm_later(router: ZmqServer) -> None:
     for _ in range(100_000):
         router.wake()
     waker = threading.Timer(0.05, router.wake)
-    assert router.receive(most=1, timeout_s=PATIENCE_S) == ([], 0)
+    assert router.receive(limit=1, timeout_s=PATIENCE_S) == ([], 0)
     for _ in range(20):
-        router.receive(most=1, timeout_s=0.0)
+        router.receive(limit=1, timeout_s=0.0)
     waker.start()
     # Longer than the test may take.
-    router.receive(most=1, timeout_s=1000.0)
+    router.receive(limit=1, timeout_s=1000.0)
     waker.join()
     router.close()
     router.wake()
@@ -141,6 +141,6 @@ def test_an_address_that_cannot_be_used_is_named() -> None:
         taken.listen()
         address = parse_address(f"tcp://127.0.0.1:{taken.getsockname()[1]}", bind=True)
         with pytest.raises(AddressError, match="cannot listen at"):
-            Router([address])
+            ZmqServer([address])
     with pytest.raises(AddressError, match="cannot listen at"):
-        Router([parse_address("ipc:///nowhere/at/all", bind=True)])
+        ZmqServer([parse_address("ipc:///nowhere/at/all", bind=True)])

@@ -1,7 +1,23 @@
-"""`python -m sentinel_uploader`."""
+"""`python -m sentinel_uploader`, the command `sentinel-uploader`, and the same file run by its path."""
 
+import os
 import sys
 
-from sentinel_uploader.cli.main import main
 
-sys.exit(main())
+def run() -> None:
+    """Run the command line isolated from what the environment says of Python, and exit with its code."""
+    # Run by its path the interpreter knows neither where we are nor, with -E, what PYTHONPATH says.
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for entry in (root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        if entry and entry not in sys.path:
+            sys.path.append(entry)
+    from sentinel_protocol.common.interpreter import isolate
+
+    isolate(__file__)
+    from sentinel_uploader.cli.main import main
+
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

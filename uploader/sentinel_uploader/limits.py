@@ -1,15 +1,17 @@
 """Limits on what clients may send and hold: each is one field of `ClientLimits`, with its setting beside it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sentinel_protocol.common.settings.model import Parse, integer, seconds, setting, size
+from sentinel_protocol.common.settings.model import Parse, Setting, integer, seconds, setting, size
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_RUN_KEY_CHARS
 
 _T = TypeVar("_T")
 
 
 def limit(
+    name: str,
     default: _T,
     parse: Parse,
     metavar: str,
@@ -18,8 +20,8 @@ def limit(
     default_text: str | None = None,
 ) -> _T:
     """Declare a field of `ClientLimits` with its setting; `rejected_total` counts what exceeds it as `reason`."""
-    facts = {"parse": parse, "metavar": metavar, "help": help, "default": default, "default_text": default_text}
-    return field(default=default, metadata={"reason": reason, "setting": facts})
+    declared = setting(name, parse, metavar, help, default=default, default_text=default_text)
+    return field(default=default, metadata={"reason": reason, "setting": declared})
 
 
 def percentage(value: object) -> float:
@@ -33,9 +35,10 @@ def percentage(value: object) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClientLimits:
-    """Limits for each client; a field has the name of its setting (`max_name`: `--max-name`, `SENTINEL_MAX_NAME`)."""
+    """Limits of an uploader's clients; `None` for connections: as many as the descriptor limit allows."""
 
     max_connections: int | None = limit(
+        "max_connections",
         None,
         integer(minimum=1),
         "N",
@@ -44,6 +47,7 @@ class ClientLimits:
         "what the descriptor limit leaves",
     )
     max_client_connections: int | None = limit(
+        "max_client_connections",
         None,
         integer(minimum=1),
         "N",
@@ -51,15 +55,19 @@ class ClientLimits:
         "most connections with one client's key at a time",
         "three quarters of `max_connections`",
     )
-    max_client_runs: int = limit(10_000, integer(minimum=1), "N", "runs-of-client", "most open runs of one client")
-    max_client_rows: int = limit(
+    max_client_runs: int = limit(
+        "max_client_runs", 10_000, integer(minimum=1), "N", "runs-of-client", "most open runs of one client"
+    )
+    max_client_rows_per_s: int = limit(
+        "max_client_rows",
         10_000,
         integer(minimum=100),
         "N",
         "rate",
         "most samples a second from one client (from one connection, where there are no keys)",
     )
-    client_spool_share: float = limit(
+    spool_share: float = limit(
+        "client_spool_share",
         0.5,
         percentage,
         "PERCENT",
@@ -67,7 +75,8 @@ class ClientLimits:
         "largest part of the spool for one client while there are others; less when the spool is fuller",
         "50%",
     )
-    client_burst: float = limit(
+    burst_s: float = limit(
+        "client_burst",
         10.0,
         seconds(minimum=1, maximum=3600),
         "SECONDS",
@@ -75,14 +84,16 @@ class ClientLimits:
         "a client that catches up may send the samples of so many seconds at once",
     )
     # A collector of ours never sends on after it was told to wait.
-    max_surplus_messages: int = limit(
+    max_rejected_messages: int = limit(
+        "max_surplus_messages",
         10_000,
         integer(minimum=100),
         "N",
         "flood",
         "a connection is closed after so many messages in a row beyond `max_client_rows`",
     )
-    max_message: int = limit(
+    max_message_bytes: int = limit(
+        "max_message",
         MAX_COLLECTOR_FRAME_BYTES,
         size(minimum=16 << 10, maximum=MAX_COLLECTOR_FRAME_BYTES),
         "SIZE",
@@ -91,6 +102,7 @@ class ClientLimits:
     )
     # The shortest row takes 2 bytes on the wire and hundreds in memory.
     max_message_rows: int = limit(
+        "max_message_rows",
         8192,
         integer(minimum=1, maximum=1 << 16),
         "N",
@@ -98,31 +110,40 @@ class ClientLimits:
         "most samples in one message; the collector is told and sends fewer",
     )
     # The minimum is more than the longest message that is answered.
-    max_unread: int = limit(
+    max_unread_bytes: int = limit(
+        "max_unread",
         8 << 20,
         size(minimum=4 * MAX_COLLECTOR_FRAME_BYTES),
         "SIZE",
         "unread",
         "a connection is closed after so many bytes without the end of a message",
     )
-    max_surplus_frames: int = limit(
+    max_extra_frames: int = limit(
+        "max_surplus_frames",
         20_000,
         integer(minimum=1),
         "N",
         "frames",
         "a connection is closed after so many frames beyond one a message",
     )
-    max_metadata: int = limit(
+    max_metadata_bytes: int = limit(
+        "max_metadata",
         16 << 10,
         size(minimum=1 << 10, maximum=MAX_COLLECTOR_FRAME_BYTES // 2),
         "SIZE",
         "metadata-size",
         "largest metadata of a run; a run with more is recorded without them",
     )
-    max_run_key: int = limit(
-        MAX_RUN_KEY_CHARS, integer(minimum=50, maximum=MAX_RUN_KEY_CHARS), "CHARS", "run-key", "longest run key"
+    max_run_key_chars: int = limit(
+        "max_run_key",
+        MAX_RUN_KEY_CHARS,
+        integer(minimum=50, maximum=MAX_RUN_KEY_CHARS),
+        "CHARS",
+        "run-key",
+        "longest run key",
     )
-    max_name: int = limit(
+    max_name_chars: int = limit(
+        "max_name",
         64,
         integer(minimum=32, maximum=1000),
         "CHARS",
@@ -131,5 +152,9 @@ class ClientLimits:
     )
 
 
-LIMIT_REASONS = {each.name: str(each.metadata["reason"]) for each in fields(ClientLimits)}
-LIMIT_SETTINGS = tuple(setting(each.name, **each.metadata["setting"]) for each in fields(ClientLimits))
+LIMIT_SETTINGS: tuple[Setting, ...] = tuple(each.metadata["setting"] for each in fields(ClientLimits))
+
+
+def limits_of(values: Mapping[str, Any]) -> ClientLimits:
+    """Return the limits that the values of `LIMIT_SETTINGS` say."""
+    return ClientLimits(**{each.name: values[each.metadata["setting"].name] for each in fields(ClientLimits)})

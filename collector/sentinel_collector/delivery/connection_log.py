@@ -2,76 +2,76 @@
 
 from collections.abc import Callable
 
-_AWAY = "away"
+_UNREACHABLE = "away"
 
 
-class Remarks:
+class ConnectionLog:
     """Remarks on one uploader, which they call `peer`; `warn` says a line."""
 
     def __init__(self, peer: str, warn: Callable[[str], None]) -> None:
         self._peer = peer
         self._warn = warn
-        self._said: set[str] = set()
-        self._refusals: dict[str, str] = {}
+        self._logged: set[str] = set()
+        self._rejections: dict[str, str] = {}
         """In words, by what they are about."""
-        self._rows_refused: set[str] = set()
+        self._row_rejections: set[str] = set()
         """Those of the refusals that a welcome does not lift."""
 
     @property
-    def why_refused(self) -> str:
+    def rejection_reason(self) -> str:
         """What the peer has said why it takes nothing, empty when it has taken something since."""
-        return next(reversed(self._refusals.values()), "")
+        return next(reversed(self._rejections.values()), "")
 
-    def say(self, words: str) -> None:
+    def log(self, words: str) -> None:
         """Say something of the peer."""
         self._warn(f"{self._peer} {words}")
 
-    def say_once(self, topic: str, words: str) -> None:
+    def log_once(self, topic: str, words: str) -> None:
         """Say something of the peer unless something was said on this topic before."""
-        if self._is_new(topic):
-            self.say(words)
+        if self._is_first(topic):
+            self.log(words)
 
-    def disk(self, error: Exception) -> None:
+    def on_disk_error(self, error: Exception) -> None:
         """The file of undelivered samples cannot be used."""
-        if self._is_new("disk"):
+        if self._is_first("disk"):
             self._warn(f"cannot use the file of undelivered samples: {error}; trying again")
 
-    def refusal(self, topic: str, why: str, *, of_rows: bool = False) -> None:
+    def on_rejected(self, topic: str, why: str, *, of_rows: bool = False) -> None:
         """The peer takes nothing, and this is why; `of_rows`: although it had welcomed the run."""
-        self._refusals[topic] = why
+        self._rejections[topic] = why
         if of_rows:
-            self._rows_refused.add(topic)
-        self.say_once(topic, f"{why}; keeping the samples")
+            self._row_rejections.add(topic)
+        self.log_once(topic, f"{why}; keeping the samples")
 
-    def welcome(self) -> None:
+    def on_welcome(self) -> None:
         """The peer takes the run; its samples as well, unless it has refused such."""
-        self._lift(self._refusals.keys() - self._rows_refused)
+        self._clear(self._rejections.keys() - self._row_rejections)
 
-    def rows_taken(self) -> None:
+    def on_rows_accepted(self) -> None:
         """The peer has taken samples."""
-        if self._rows_refused:
-            self._rows_refused.clear()
-            self._lift(set(self._refusals))
+        if self._row_rejections:
+            self._row_rejections.clear()
+            self._clear(set(self._rejections))
 
-    def away(self, silent_s: float) -> None:
+    def on_unreachable(self, silent_s: float) -> None:
         """The peer has said nothing for so many seconds."""
-        if self._is_new(_AWAY):
+        if self._is_first(_UNREACHABLE):
             self._warn(f"no answer from {self._peer} for {silent_s:.0f} s; keeping the samples")
 
-    def back(self, silent_s: float) -> None:
+    def on_recovered(self, silent_s: float) -> None:
         """The peer has said something."""
-        if _AWAY in self._said:
-            self._said.discard(_AWAY)
-            self.say(f"is back after {silent_s:.0f} s")
+        if _UNREACHABLE in self._logged:
+            self._logged.discard(_UNREACHABLE)
+            self.log(f"is back after {silent_s:.0f} s")
 
-    def _lift(self, refusals: set[str]) -> None:
+    def _clear(self, refusals: set[str]) -> None:
         for topic in refusals:
-            del self._refusals[topic]
-        self._said -= refusals
-        if refusals and not self._refusals:
-            self.say("takes samples again")
+            del self._rejections[topic]
+        self._logged -= refusals
+        if refusals and not self._rejections:
+            self.log("takes samples again")
 
-    def _is_new(self, topic: str) -> bool:
-        is_new = topic not in self._said
-        self._said.add(topic)
+    def _is_first(self, topic: str) -> bool:
+        is_new = topic not in self._logged
+        self._logged.add(topic)
         return is_new

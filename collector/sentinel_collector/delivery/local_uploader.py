@@ -2,60 +2,60 @@
 
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Mapping
 
 from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.interpreter import module_words
 from sentinel_protocol.common.local_uploader import LocalUploaderPaths, is_listening, local_uploader_environ
 from sentinel_protocol.common.paths import make_private_dir, make_socket_dir
 
-IDLE_S = 10.0
+EXIT_WHEN_IDLE_S = 10.0
 """An agent leaves when everything is delivered and nobody has called for so long."""
 _FIRST_RETRY_S = 1.0
 _MAX_RETRY_S = 30.0
 _MAX_LOG_BYTES = 1 << 20
-_WRONG_USE = 2
+_USAGE_ERROR = 2
 """Exit code of an uploader whose settings cannot be used."""
 _STDERR = 2
 _SHELL = "/bin/sh"
-_FROM_THE_ROOT = 'cd / && exec "$@"'
+_EXEC_IN_ROOT_DIR = 'cd / && exec "$@"'
 """An agent outlives the job, whose directory may have to be removed or unmounted; posix_spawn cannot change it."""
 
 
-class AgentStarter:
+class LocalUploaderSupervisor:
     """Sees to it that an agent listens. Starting two at once is harmless: the spool's lock lets one live.
 
-    `started` hears the pid of each agent that is started: it is a child of this process, and no part of the job.
+    `on_started` hears the pid of each agent that is started: it is a child of this process, and no part of the job.
     """
 
     def __init__(
         self,
-        place: LocalUploaderPaths,
+        paths: LocalUploaderPaths,
         *,
         environ: Mapping[str, str],
         warn: Callable[[str], None],
-        started: Callable[[int], None],
+        on_started: Callable[[int], None],
     ) -> None:
-        self._place = place
+        self._paths = paths
         self._environ = environ
         self._warn = warn
-        self._started = started
+        self._on_started = on_started
         self._retry_s = _FIRST_RETRY_S
         self._due_at = 0.0
         self._children: list[int] = []
-        self._was_refused = False
+        self._exited_with_usage_error = False
         self._is_failing = False
-        self._log_begin: int | None = None
+        self._log_offset: int | None = None
         """Where what our agents log begins: the log goes on from one agent to the next."""
         self._make_socket_dir()
 
-    def ensure(self, now: float) -> None:
+    def ensure_running(self, now: float) -> None:
         """Start an agent if none listens; cheap when called often (`now`: monotonic seconds)."""
         if now < self._due_at:
             return
         self._due_at = now + self._retry_s
         self._reap()
-        if is_listening(self._place.socket_path):
+        if is_listening(self._paths.socket_path):
             self._retry_s = _FIRST_RETRY_S
             return
         if self._children:
@@ -66,21 +66,21 @@ class AgentStarter:
             self._start()
             self._is_failing = False
         except (OSError, UsageError) as error:
-            self._failed(error)
+            self._report_failure(error)
 
     @property
-    def is_hopeless(self) -> bool:
+    def cannot_start(self) -> bool:
         """Whether an agent cannot start as things are: its settings or directories are wrong."""
         self._reap()
-        return self._is_failing or self._was_refused
+        return self._is_failing or self._exited_with_usage_error
 
-    def last_words(self) -> str:
+    def last_log_line(self) -> str:
         """Return the last line that an agent of ours has logged, for when it does not answer."""
-        if self._log_begin is None:
+        if self._log_offset is None:
             return ""
         try:
-            with open(self._place.log_path, "rb") as file:
-                file.seek(self._log_begin)
+            with open(self._paths.log_path, "rb") as file:
+                file.seek(self._log_offset)
                 lines = file.read()[-2000:].decode("utf-8", "replace").strip().splitlines()
         except OSError:
             return ""
@@ -89,40 +89,36 @@ class AgentStarter:
     def _make_socket_dir(self) -> None:
         """Before anything connects there: afterwards nobody else can put a socket of theirs into it."""
         try:
-            make_socket_dir(os.path.dirname(self._place.socket_path))
+            make_socket_dir(os.path.dirname(self._paths.socket_path))
         except UsageError as error:
-            self._failed(error)
+            self._report_failure(error)
 
-    def _failed(self, error: Exception) -> None:
+    def _report_failure(self, error: Exception) -> None:
         if not self._is_failing:
             self._is_failing = True
             self._warn(f"cannot start an uploader: {error}; keeping the samples")
 
     def _start(self) -> None:
-        make_socket_dir(os.path.dirname(self._place.socket_path))
-        make_private_dir(os.path.dirname(self._place.log_path))
-        log = os.open(self._place.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        make_socket_dir(os.path.dirname(self._paths.socket_path))
+        make_private_dir(os.path.dirname(self._paths.log_path))
+        log = os.open(self._paths.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             if os.fstat(log).st_size > _MAX_LOG_BYTES:
                 os.ftruncate(log, 0)
-                self._log_begin = 0
-            elif self._log_begin is None:
-                self._log_begin = os.fstat(log).st_size
-            place = ["--bind", self._place.url, "--spool", self._place.spool_dir]
-            # -P: what lies in a directory that we happen to be in must not be taken for our packages.
-            words = [
-                sys.executable,
-                "-P",
-                "-m",
-                "sentinel_uploader",
+                self._log_offset = 0
+            elif self._log_offset is None:
+                self._log_offset = os.fstat(log).st_size
+            location = ["--bind", self._paths.url, "--spool", self._paths.spool_dir]
+            command = [
+                *module_words("sentinel_uploader", self._environ),
                 "serve",
-                *place,
+                *location,
                 "--exit-when-idle",
-                f"{IDLE_S:g}",
+                f"{EXIT_WHEN_IDLE_S:g}",
             ]
             pid = os.posix_spawn(
                 _SHELL,
-                [_SHELL, "-c", _FROM_THE_ROOT, _SHELL, *words],
+                [_SHELL, "-c", _EXEC_IN_ROOT_DIR, _SHELL, *command],
                 local_uploader_environ(self._environ),
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -137,7 +133,7 @@ class AgentStarter:
         finally:
             os.close(log)
         self._children.append(pid)
-        self._started(pid)
+        self._on_started(pid)
 
     def _reap(self) -> None:
         for pid in list(self._children):
@@ -147,7 +143,7 @@ class AgentStarter:
                 ended, status = pid, 0
             if ended:
                 self._children.remove(pid)
-                self._was_refused = os.waitstatus_to_exitcode(status) == _WRONG_USE
+                self._exited_with_usage_error = os.waitstatus_to_exitcode(status) == _USAGE_ERROR
 
 
 def _inherited_fds() -> list[int]:

@@ -9,14 +9,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sentinel_collector.console import WAIT, Voice, counted
-from sentinel_collector.delivery.overflow_file.file import SpillFile, SpillInUseError
-from sentinel_collector.delivery.overflow_file.header import SpillHead, hello_of
-from sentinel_collector.delivery.send_queue import Backlog
-from sentinel_collector.delivery.state_dir import create_run_file, is_run_taken, keep_rows, modified_at, run_files
-from sentinel_collector.delivery.uploader_client import End, Link
-from sentinel_collector.delivery.zmq_client import Dealer
-from sentinel_collector.run_key import next_run_key
+from sentinel_collector.console import WAIT, Console, pluralize
+from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
+from sentinel_collector.delivery.overflow_file.header import OverflowHeader, decode_hello
+from sentinel_collector.delivery.send_queue import SendQueue
+from sentinel_collector.delivery.state_dir import (
+    create_run_file,
+    is_run_in_use,
+    modified_at,
+    run_files,
+    save_undeliverable_rows,
+)
+from sentinel_collector.delivery.uploader_client import EndReason, UploaderClient
+from sentinel_collector.delivery.zmq_client import ZmqClient
+from sentinel_collector.run_key import successor_run_key
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.endpoints import parse_address, require_encryption
 from sentinel_protocol.common.errors import SentinelStreamError
@@ -28,25 +34,25 @@ if TYPE_CHECKING:
     from sentinel_protocol.wire.curve_keys import ClientCurveKeys
 
 _POLL_S = 0.2
-_GIVE_UP_S = 30.0
-_ANSWER_S = 1.0
+_STALL_TIMEOUT_S = 30.0
+_MAX_SILENCE_S = 1.0
 """Longest silence of a destination that the end of a job waits for."""
-_MAY_COME_BACK_S = 60.0
+_RESTART_GRACE_S = 60.0
 """Age up to which a file without an end is left to whoever continues the run of a killed collector."""
 _ABANDONED_AFTER_S = 86_400.0
 """Age of a file without rows and without an end: its collector was killed, and whoever continues the run needs it."""
-_NAMELESS_AFTER_S = 600.0
+_HEADERLESS_AFTER_S = 600.0
 """Age of a file without a run's name, which a full disk leaves: its collector sent nothing that the file would tell."""
 
 
-class _Belonging:
+class _MutableHeader:
     """Whose rows these are, which may change: a run that is over takes no more."""
 
-    def __init__(self, head: SpillHead) -> None:
-        self.head = head
+    def __init__(self, header: OverflowHeader) -> None:
+        self.header = header
 
 
-class Leftovers:
+class OrphanRecovery:
     """Looks for files of ended collectors whenever it is told to, and delivers them."""
 
     def __init__(
@@ -54,37 +60,39 @@ class Leftovers:
         *,
         state_dir: str,
         clock: Clock,
-        voice: Voice,
+        console: Console,
         insecure: bool,
         keys: "Mapping[str, ClientCurveKeys] | None" = None,
     ) -> None:
         self._state_dir = state_dir
         self._clock = clock
-        self._voice = voice
+        self._console = console
         self._insecure = insecure
         self._keys = keys or {}
         self._stop = threading.Event()
-        self._over = threading.Event()
+        self._done = threading.Event()
         self._thread: threading.Thread | None = None
-        self.has_looked = False
+        self.has_scanned = False
         """Whether `start` was called yet."""
-        self._silent: set[str] = set()
+        self._unreachable: set[str] = set()
         """Destinations that did not answer: not asked again for another file."""
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         """Files and destinations of which was said what there is to say."""
         self._answered_at = clock.monotonic()
 
     def start(self, own_path: str | None) -> None:
         """Begin, if there is anything beside the file of the run at hand and nothing is under way."""
-        self.has_looked = True
-        if self._thread is not None and not self._over.is_set():
+        self.has_scanned = True
+        if self._thread is not None and not self._done.is_set():
             return
         # The newest first: what has lain there for long is likely to go on lying there.
         paths = sorted((path for path in run_files(self._state_dir) if path != own_path), key=modified_at, reverse=True)
         if paths:
-            self._over.clear()
-            self._silent.clear()
-            self._thread = threading.Thread(target=self._deliver_all, args=(paths,), name="leftovers", daemon=True)
+            self._done.clear()
+            self._unreachable.clear()
+            self._thread = threading.Thread(
+                target=self._deliver_all, args=(paths,), name="orphan-recovery", daemon=True
+            )
             self._thread.start()
 
     def finish(self, timeout_s: float) -> None:
@@ -93,9 +101,9 @@ class Leftovers:
             return
         began = self._clock.monotonic()
         while (waited_s := (now := self._clock.monotonic()) - began) < timeout_s:
-            if now - max(began, self._answered_at) >= _ANSWER_S:
+            if now - max(began, self._answered_at) >= _MAX_SILENCE_S:
                 break
-            if self._clock.wait_for(self._over, min(_POLL_S, timeout_s - waited_s)):
+            if self._clock.wait_for(self._done, min(_POLL_S, timeout_s - waited_s)):
                 break
         self._stop.set()
         self._thread.join(_POLL_S * 5)
@@ -107,149 +115,155 @@ class Leftovers:
                     return
                 try:
                     self._deliver(path)
-                except (SpillInUseError, FileNotFoundError):
+                except (OverflowFileInUseError, FileNotFoundError):
                     continue
                 except (OSError, SentinelStreamError, msgspec.DecodeError) as error:
-                    self._tell_once(path, f"cannot deliver {path}: {error}")
+                    self._log_once(path, f"cannot deliver {path}: {error}")
         finally:
-            self._over.set()
+            self._done.set()
 
     def _deliver(self, path: str) -> None:
         # Before it is opened, which finishes an empty one.
         age_s = self._clock.now() - modified_at(path) / 1e9
-        if not SpillFile.tells_end(path) and 0 <= age_s < _MAY_COME_BACK_S:
+        if not OverflowFile.has_finish(path) and 0 <= age_s < _RESTART_GRACE_S:
             # Not even locked for a moment: its collector may be starting again just now.
             return
-        spill = SpillFile.open(path)
-        owned: SpillFile | Backlog = spill
+        overflow = OverflowFile.open(path)
+        owned: OverflowFile | SendQueue = overflow
         try:
-            if age_s > _NAMELESS_AFTER_S and spill.is_nameless:
-                spill.unlink()
+            if age_s > _HEADERLESS_AFTER_S and overflow.has_no_header:
+                overflow.unlink()
                 return
-            head = self._head_if_due(spill)
-            if head is None or head.destination in self._silent:
+            header = self._header_if_recoverable(overflow)
+            if header is None or header.uploader_url in self._unreachable:
                 return
-            address = parse_address(head.destination, bind=False)
+            address = parse_address(header.uploader_url, bind=False)
             # An uploader that is not named any more may have the key of one that is; a wrong key harms nobody.
             keys = self._keys.get(address.url) or next(iter(self._keys.values()), None)
             require_encryption(address, has_keys=keys is not None, insecure=self._insecure, role="connect")
-            hello_of(head)
-            belongs = _Belonging(head)
-            backlog = owned = Backlog(
-                open_file=lambda: create_run_file(self._state_dir, head.run_key),
-                head=lambda: belongs.head,
-                warn=self._voice.warn,
-                recovered=spill,
+            decode_hello(header)
+            owner = _MutableHeader(header)
+            queue = owned = SendQueue(
+                open_file=lambda: create_run_file(self._state_dir, header.run_key),
+                header=lambda: owner.header,
+                warn=self._console.warn,
+                recovered=overflow,
             )
-            with Dealer(address, keys=keys) as dealer:
-                self._converse(dealer, backlog, belongs, path)
+            with ZmqClient(address, keys=keys) as transport:
+                self._deliver_over(transport, queue, owner, path)
         finally:
             owned.close()
 
-    def _head_if_due(self, spill: SpillFile) -> SpillHead | None:
+    def _header_if_recoverable(self, overflow: OverflowFile) -> OverflowHeader | None:
         """Return whose rows these are; `None` where there is nothing to be done, or not yet."""
-        if spill.set_aside is not None:
-            self._voice.error(f"{spill.path} was damaged; what could not be read of it is in {spill.set_aside}")
-        rows = spill.numbered_rows + spill.unnumbered_rows
-        age_s = self._clock.now() - spill.modified_at
-        if not rows and spill.finish is None:
+        if overflow.quarantined_path is not None:
+            self._console.error(
+                f"{overflow.path} was damaged; what could not be read of it is in {overflow.quarantined_path}"
+            )
+        rows = overflow.numbered_rows + overflow.unnumbered_rows
+        age_s = self._clock.now() - overflow.modified_at
+        if not rows and overflow.finish is None:
             if age_s > _ABANDONED_AFTER_S:
-                spill.unlink()
+                overflow.unlink()
             return None
-        if spill.head is None:
-            self._tell_once(
-                spill.path, f"{spill.path} holds {counted(rows, 'sample')} of an unknown run; it is left there"
+        if overflow.header is None:
+            self._log_once(
+                overflow.path, f"{overflow.path} holds {pluralize(rows, 'sample')} of an unknown run; it is left there"
             )
             return None
-        if spill.finish is None and 0 <= age_s < _MAY_COME_BACK_S:
+        if overflow.finish is None and 0 <= age_s < _RESTART_GRACE_S:
             return None
-        return spill.head
+        return overflow.header
 
-    def _converse(self, dealer: Dealer, backlog: Backlog, belongs: _Belonging, path: str) -> None:
-        head = belongs.head
-        link = Link(
-            dealer=dealer,
-            backlog=backlog,
-            hello=lambda oldest_seq: msgspec.structs.replace(hello_of(belongs.head), first_available_seq=oldest_seq),
+    def _deliver_over(self, transport: ZmqClient, queue: SendQueue, owner: _MutableHeader, path: str) -> None:
+        header = owner.header
+        client = UploaderClient(
+            transport=transport,
+            queue=queue,
+            hello=lambda oldest_seq: msgspec.structs.replace(
+                decode_hello(owner.header), first_available_seq=oldest_seq
+            ),
             on_welcome=lambda _: None,
-            on_closed=lambda: _begin_another_run(backlog, belongs),
-            warn=self._voice.detail,
+            on_closed=lambda: _start_new_run(queue, owner),
+            warn=self._console.debug,
             clock=self._clock,
-            peer=head.destination,
+            peer=header.uploader_url,
         )
-        if backlog.finish is not None:
-            link.finish(backlog.finish)
-        rows = backlog.rows
+        if queue.finish is not None:
+            client.finish(queue.finish)
+        rows = queue.rows
         began_at = self._clock.monotonic()
-        if not self._is_talked_out(link, dealer, backlog, path):
+        if not self._run_until_done(client, transport, queue, path):
             return
-        if link.end is not None:
-            self._set_aside(backlog, head, link.end)
-        elif link.settled:
+        if client.end_reason is not None:
+            self._save_undeliverable(queue, header, client.end_reason)
+        elif client.is_complete:
             # Without an end the run may be continued: that there was one before is what its empty file says.
-            if backlog.finish is not None:
-                backlog.discard_file()
-            self._voice.warn(f"delivered what an earlier collector had left: {counted(rows, 'sample')}")
-        elif not link.has_answer and (link.refusal or self._clock.monotonic() - began_at >= _ANSWER_S):
-            self._silent.add(head.destination)
-            self._tell_silence(head.destination, link.refusal, rows, backlog.path)
+            if queue.finish is not None:
+                queue.discard_file()
+            self._console.warn(f"delivered what an earlier collector had left: {pluralize(rows, 'sample')}")
+        elif not client.has_answer and (
+            client.rejection_reason or self._clock.monotonic() - began_at >= _MAX_SILENCE_S
+        ):
+            self._unreachable.add(header.uploader_url)
+            self._log_unreachable(header.uploader_url, client.rejection_reason, rows, queue.path)
 
-    def _is_talked_out(self, link: Link, dealer: Dealer, backlog: Backlog, path: str) -> bool:
+    def _run_until_done(self, client: UploaderClient, transport: ZmqClient, queue: SendQueue, path: str) -> bool:
         """Talk until there is no more to say, or no use in it; False when somebody else delivers the run."""
-        held = backlog.rows
-        give_up_at = self._clock.monotonic() + _GIVE_UP_S
-        while not link.settled and not self._stop.is_set():
-            link.pump()
-            if link.has_answer:
+        held = queue.rows
+        give_up_at = self._clock.monotonic() + _STALL_TIMEOUT_S
+        while not client.is_complete and not self._stop.is_set():
+            client.poll()
+            if client.has_answer:
                 self._answered_at = self._clock.monotonic()
-            dealer.poll(_POLL_S)
-            if backlog.rows < held:
-                held = backlog.rows
-                give_up_at = self._clock.monotonic() + _GIVE_UP_S
-            if backlog.finish is None and is_run_taken(path):
+            transport.poll(_POLL_S)
+            if queue.rows < held:
+                held = queue.rows
+                give_up_at = self._clock.monotonic() + _STALL_TIMEOUT_S
+            if queue.finish is None and is_run_in_use(path):
                 # Whoever continues the run delivers these rows as well, in their order.
                 return False
-            if link.is_refused or self._clock.monotonic() >= give_up_at:
+            if client.is_rejected or self._clock.monotonic() >= give_up_at:
                 break
         return True
 
-    def _tell_silence(self, destination: str, refusal: str, rows: int, path: str | None) -> None:
-        samples = f"{counted(rows, 'sample')} of an earlier run {WAIT[rows != 1]}"
-        self._tell_once(
-            destination,
-            f"{samples if rows else 'the end of an earlier run waits'} for {destination}, "
-            f"{f'whose uploader {refusal},' if refusal else 'where no uploader answers,'} "
+    def _log_unreachable(self, uploader_url: str, rejection: str, rows: int, path: str | None) -> None:
+        samples = f"{pluralize(rows, 'sample')} of an earlier run {WAIT[rows != 1]}"
+        self._log_once(
+            uploader_url,
+            f"{samples if rows else 'the end of an earlier run waits'} for {uploader_url}, "
+            f"{f'whose uploader {rejection},' if rejection else 'where no uploader answers,'} "
             f"in {path}; a run with that uploader's address, or that target and token, delivers them; "
             "deleting the file discards them",
         )
 
-    def _tell_once(self, topic: str, text: str) -> None:
-        if topic not in self._told:
-            self._told.add(topic)
-            self._voice.warn(text)
+    def _log_once(self, topic: str, text: str) -> None:
+        if topic not in self._logged:
+            self._logged.add(topic)
+            self._console.warn(text)
 
-    def _set_aside(self, backlog: Backlog, head: SpillHead, end: End) -> None:
-        if backlog.rows:
-            path = keep_rows(self._state_dir, head.run_key, head.incarnation, backlog.all_rows())
-            self._voice.error(
-                f"{counted(backlog.rows, 'sample')} of an earlier collector cannot be added to the run any more "
+    def _save_undeliverable(self, queue: SendQueue, header: OverflowHeader, end: EndReason) -> None:
+        if queue.rows:
+            path = save_undeliverable_rows(self._state_dir, header.run_key, header.incarnation, queue.all_rows())
+            self._console.error(
+                f"{pluralize(queue.rows, 'sample')} of an earlier collector cannot be added to the run any more "
                 f"({end.value}); kept in {path}"
             )
-        backlog.discard_file()
+        queue.discard_file()
 
 
-def _begin_another_run(backlog: Backlog, belongs: _Belonging) -> bool:
+def _start_new_run(queue: SendQueue, owner: _MutableHeader) -> bool:
     """Whether a run that was closed without its collector's knowing lets these rows be another's.
 
     They are where no row of them was ever sent, and their own end is known: the run that has ended under this key is
     an earlier one, and a collector that was alive would have begun another as well.
     """
-    if backlog.finish is None or backlog.oldest_seq or not backlog.rows:
+    if queue.finish is None or queue.oldest_seq or not queue.rows:
         return False
-    head = belongs.head
-    hello = hello_of(head)
-    run_key = next_run_key(head.run_key, os.urandom(6).hex())
+    header = owner.header
+    hello = decode_hello(header)
+    run_key = successor_run_key(header.run_key, os.urandom(6).hex())
     hello = msgspec.structs.replace(hello, run_key=run_key)
-    belongs.head = msgspec.structs.replace(head, run_key=run_key, hello=encode(hello))
-    backlog.start_new_run()
+    owner.header = msgspec.structs.replace(header, run_key=run_key, hello=encode(hello))
+    queue.start_new_run()
     return True

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import msgspec
 
-from sentinel_collector.delivery.overflow_file.file import SpillFile, SpillInUseError
-from sentinel_collector.delivery.overflow_file.header import SpillError, SpillHead
+from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
+from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.common.hashing import sha256
 from sentinel_protocol.common.paths import make_private_dir
@@ -19,77 +19,77 @@ from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows, decode_samples
 
 _SUFFIX = ".rows"
 _NAME_CHARS = 24
-_MOST_OF_ONE_RUN = 100
-_ROWS_A_WRITE = 1000
-_ROWS_A_RECORD = 128
-_MOST_KEPT = 1000
+_MAX_FILES_PER_RUN = 100
+_MAX_WRITE_ROWS = 1000
+_MAX_RECORD_ROWS = 128
+_MAX_UNDELIVERABLE_FILES = 1000
 
 
-def open_run_file(state_dir: str, run_key: str) -> SpillFile:
+def open_run_file(state_dir: str, run_key: str) -> OverflowFile:
     """Open and lock the newest file of a run that no living collector holds, or make one.
 
-    Raises `OSError`, `UsageError`, or `SpillError` for a file that cannot be read.
+    Raises `OSError`, `UsageError`, or `OverflowFileError` for a file that cannot be read.
     """
     make_private_dir(state_dir)
-    ended: SpillFile | None = None
-    for path in sorted(_found(state_dir, run_key), key=modified_at, reverse=True):
+    ended: OverflowFile | None = None
+    for path in sorted(_existing_files(state_dir, run_key), key=modified_at, reverse=True):
         try:
-            spill = SpillFile.open(path)
-        except (SpillInUseError, FileNotFoundError):
+            overflow = OverflowFile.open(path)
+        except (OverflowFileInUseError, FileNotFoundError):
             continue
-        if spill.finish is None:
+        if overflow.finish is None:
             if ended is not None:
                 ended.close()
-            return spill
+            return overflow
         if ended is None:
-            ended = spill
+            ended = overflow
         else:
-            spill.close()
+            overflow.close()
     return ended or create_run_file(state_dir, run_key)
 
 
 def has_ended_file(state_dir: str, run_key: str) -> bool:
     """Whether a file tells the end of the run, one that another collector delivers at the moment included."""
-    for path in _found(state_dir, run_key):
+    for path in _existing_files(state_dir, run_key):
         with contextlib.suppress(OSError):
-            if SpillFile.tells_end(path):
+            if OverflowFile.has_finish(path):
                 return True
     return False
 
 
 def has_other_file(state_dir: str, run_key: str, path: str) -> bool:
     """Whether there is a file of the run beside the one at `path`."""
-    return any(other != path for other in _found(state_dir, run_key))
+    return any(other != path for other in _existing_files(state_dir, run_key))
 
 
-def take_over_file(state_dir: str, run_key: str, path: str) -> SpillFile | None:
+def claim_other_file(state_dir: str, run_key: str, path: str) -> OverflowFile | None:
     """Open a file of the run beside the one at `path`, if there is a free one without an end.
 
-    Raises `OSError`, or `SpillError` for a file that cannot be read.
+    Raises `OSError`, or `OverflowFileError` for a file that cannot be read.
     """
-    for other in _found(state_dir, run_key):
+    for other in _existing_files(state_dir, run_key):
         if other == path:
             continue
         try:
-            spill = SpillFile.open(other)
-        except (SpillInUseError, FileNotFoundError):
+            overflow = OverflowFile.open(other)
+        except (OverflowFileInUseError, FileNotFoundError):
             continue
-        if spill.finish is None:
-            return spill
-        spill.close()
+        if overflow.finish is None:
+            return overflow
+        overflow.close()
     return None
 
 
-def is_run_taken(path: str) -> bool:
+def is_run_in_use(path: str) -> bool:
     """Whether another collector holds a file of the same run as the one at `path`; raises `OSError`."""
     directory, name = os.path.split(path)
     return any(
-        other != path and os.path.basename(other).startswith(name[:_NAME_CHARS]) and _is_held(other)
+        other != path and os.path.basename(other).startswith(name[:_NAME_CHARS]) and _is_locked(other)
         for other in run_files(directory)
     )
 
 
-def _is_held(path: str) -> bool:
+def _is_locked(path: str) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -103,19 +103,19 @@ def _is_held(path: str) -> bool:
     return False
 
 
-def create_run_file(state_dir: str, run_key: str) -> SpillFile:
-    """Make another file of a run, beside those that are there; raises `OSError`, `UsageError` or `SpillError`."""
+def create_run_file(state_dir: str, run_key: str) -> OverflowFile:
+    """Make another file of a run; raises `OSError`, `UsageError` or `OverflowFileError`."""
     make_private_dir(state_dir)
-    for path in _paths(state_dir, run_key):
+    for path in _candidate_paths(state_dir, run_key):
         try:
-            return SpillFile.open(path, create=True)
-        except (FileExistsError, SpillInUseError):
+            return OverflowFile.open(path, create=True)
+        except (FileExistsError, OverflowFileInUseError):
             continue
-    raise SpillError(f"there are {_MOST_OF_ONE_RUN} files of the run {run_key!r} already")
+    raise OverflowFileError(f"there are {_MAX_FILES_PER_RUN} files of the run {run_key!r} already")
 
 
-def leave_run_file(
-    state_dir: str, run_key: str, head: SpillHead, numbered: tuple[int, list[bytes]], end: Finish
+def write_finished_part(
+    state_dir: str, run_key: str, header: OverflowHeader, numbered: tuple[int, list[bytes]], end: Finish
 ) -> str:
     """Write a whole run, its rows from the given number on, to another file and return its path.
 
@@ -124,9 +124,9 @@ def leave_run_file(
     first_seq, rows = numbered
     left = create_run_file(state_dir, run_key)
     try:
-        left.write_head(head)
-        for start in range(0, len(rows), _ROWS_A_RECORD):
-            left.append_rows(rows[start : start + _ROWS_A_RECORD], first_seq + start)
+        left.write_header(header)
+        for start in range(0, len(rows), _MAX_RECORD_ROWS):
+            left.append_rows(rows[start : start + _MAX_RECORD_ROWS], first_seq + start)
         left.write_finish(end)
     except (OSError, SentinelStreamError):
         left.unlink()
@@ -145,10 +145,10 @@ def run_files(state_dir: str) -> Iterator[str]:
     yield from (os.path.join(state_dir, name) for name in names if name.endswith(_SUFFIX))
 
 
-def keep_rows(state_dir: str, run_key: str, incarnation: str, rows: Iterable[bytes]) -> str:
+def save_undeliverable_rows(state_dir: str, run_key: str, incarnation: str, rows: Iterable[bytes]) -> str:
     """Write rows that no uploader takes any more to a CSV file of their own and return its path.
 
-    The file is there whole or not at all. Raises `OSError`, `UsageError`, or `SpillError` for rows that are none.
+    The file is there whole or not at all. Raises `OSError`, `UsageError`, or `OverflowFileError` for invalid rows.
     """
     directory = make_private_dir(os.path.join(state_dir, "kept"))
     safe_key = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "_" for char in run_key)
@@ -157,7 +157,7 @@ def keep_rows(state_dir: str, run_key: str, incarnation: str, rows: Iterable[byt
     try:
         with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             _write_csv(file, rows)
-        for number in range(_MOST_KEPT):
+        for number in range(_MAX_UNDELIVERABLE_FILES):
             path = f"{stem}{f'-{number}' if number else ''}.csv"
             with contextlib.suppress(FileExistsError):
                 # Unlike a rename, a link never takes the place of what an earlier collector kept.
@@ -166,30 +166,30 @@ def keep_rows(state_dir: str, run_key: str, incarnation: str, rows: Iterable[byt
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(part)
-    raise SpillError(f"there are {_MOST_KEPT} files {stem}*.csv already")
+    raise OverflowFileError(f"there are {_MAX_UNDELIVERABLE_FILES} files {stem}*.csv already")
 
 
 def _write_csv(file: BinaryIO, rows: Iterable[bytes]) -> None:
     file.write(CSV_HEADER)
     remaining = iter(rows)
     try:
-        while batch := decode_samples(islice(remaining, _ROWS_A_WRITE)):
+        while batch := decode_samples(islice(remaining, _MAX_WRITE_ROWS)):
             file.write(csv_rows(batch))
     except msgspec.DecodeError as error:
-        raise SpillError(f"a row is not a sample: {error}") from error
+        raise OverflowFileError(f"a row is not a sample: {error}") from error
     file.flush()
     os.fsync(file.fileno())
 
 
-def _found(state_dir: str, run_key: str) -> list[str]:
+def _existing_files(state_dir: str, run_key: str) -> list[str]:
     """Return the files of a run that are there. One look at the directory: a hundred at what may be in it take 2 ms."""
     there = set(run_files(state_dir))
-    return [path for path in _paths(state_dir, run_key) if path in there]
+    return [path for path in _candidate_paths(state_dir, run_key) if path in there]
 
 
-def _paths(state_dir: str, run_key: str) -> Iterator[str]:
+def _candidate_paths(state_dir: str, run_key: str) -> Iterator[str]:
     name = sha256(run_key.encode("utf-8", "surrogatepass")).hex()[:_NAME_CHARS]
-    for number in range(_MOST_OF_ONE_RUN):
+    for number in range(_MAX_FILES_PER_RUN):
         yield os.path.join(state_dir, f"{name}{f'-{number}' if number else ''}{_SUFFIX}")
 
 

@@ -1,6 +1,6 @@
 """The conversation's near end: says hello, sends what is not acknowledged, and begins again after a silence.
 
-Holds no timer and no thread of its own: its owner calls `pump` at each sample and when `due_in` has passed.
+Holds no timer and no thread of its own: its owner calls `poll` at each sample and when `next_poll_in` has passed.
 """
 
 import random
@@ -11,9 +11,9 @@ from typing import Protocol
 
 import msgspec
 
-from sentinel_collector.delivery.connection_log import Remarks
-from sentinel_collector.delivery.overflow_file.header import SpillError
-from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, Backlog
+from sentinel_collector.delivery.connection_log import ConnectionLog
+from sentinel_collector.delivery.overflow_file.header import OverflowFileError
+from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, SendQueue
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import (
@@ -35,20 +35,20 @@ from sentinel_protocol.wire.messages import (
 WINDOW_ROWS = 1024
 CHUNK_ROWS = 128
 CHUNK_BYTES = 256 << 10
-SILENCE_S = 3.0
+RESEND_TIMEOUT_S = 3.0
 """Age of the oldest unacknowledged send (or vain attempt to send) at which the conversation begins again."""
 MAX_HELLO_WAIT_S = 60.0
-REFUSED_WAIT_S = 60.0
-AWAY_WARNING_S = 10.0
-_EAGER_S = 0.05
+REJECTED_WAIT_S = 60.0
+UNREACHABLE_WARNING_S = 10.0
+_FAST_POLL_S = 0.05
 _POLL_S = 1.5
-_WATCH_S = 5.0
-_MOST_FRAMES = 256
+_IDLE_POLL_S = 5.0
+_MAX_MESSAGES_PER_POLL = 256
 _MAX_TIMESTAMP = 1e11
 """UNIX seconds, far beyond any run."""
 
 
-class Dealer(Protocol):
+class Transport(Protocol):
     """The socket as the link sees it."""
 
     def send(self, frame: bytes) -> bool:
@@ -57,11 +57,11 @@ class Dealer(Protocol):
     def receive(self) -> bytes | None:
         """Return the next message that has come, or `None`."""
 
-    def refusal(self, now: float) -> str | None:
+    def poll_handshake_error(self, now: float) -> str | None:
         """Return in words how the peer has refused the connection since the last call, and see to the next try."""
 
 
-class End(Enum):
+class EndReason(Enum):
     """Why there is nothing more to say."""
 
     SUPERSEDED = "superseded"
@@ -70,7 +70,7 @@ class End(Enum):
     """The run was closed before its rows came."""
 
 
-class Link:
+class UploaderClient:
     """One run's conversation with one uploader; not thread-safe.
 
     `hello` makes the greeting for a given lowest sequence number; `on_welcome` hears each `Welcome`, with the time
@@ -81,8 +81,8 @@ class Link:
     def __init__(
         self,
         *,
-        dealer: Dealer,
-        backlog: Backlog,
+        transport: Transport,
+        queue: SendQueue,
         hello: Callable[[int], Hello],
         on_welcome: Callable[[Welcome], None],
         on_closed: Callable[[], bool],
@@ -90,14 +90,14 @@ class Link:
         clock: Clock,
         peer: str,
     ) -> None:
-        self._dealer = dealer
-        self._backlog = backlog
+        self._transport = transport
+        self._queue = queue
         self._hello = hello
         self._on_welcome = on_welcome
         self._on_closed = on_closed
         self._clock = clock
-        self._remarks = Remarks(peer, warn)
-        self._opened_at = self._heard_at = clock.monotonic()
+        self._log = ConnectionLog(peer, warn)
+        self._opened_at = self._last_message_at = clock.monotonic()
         self._ping_interval_s = 30.0
         self._sent_at = 0.0
         self._hello_due_at = 0.0
@@ -110,27 +110,27 @@ class Link:
         self._chunk_rows = CHUNK_ROWS
         self._has_answer = False
         self._hello_changed = False
-        self._is_slim = False
+        self._without_metadata = False
         self._is_new_run = False
         """Another run was begun: answers to what was sent before are not about it."""
         self.welcomed = False
-        self.is_refused = False
+        self.is_rejected = False
         """The uploader has said that it will not take this run; asked again once in a while all the same."""
-        self.end: End | None = None
+        self.end_reason: EndReason | None = None
         self.finish_durable = False
         self.finished: Finished | None = None
-        self.trouble = ""
+        self.delivery_error = ""
         """What keeps the uploader from delivering the run, in its words."""
         self.is_parked = False
         """The uploader has set the run aside until a person has looked at it."""
         self.run_id = ""
 
     @property
-    def settled(self) -> bool:
+    def is_complete(self) -> bool:
         """True when everything, the `Finish` included, is durable at the uploader, or nothing more can be said."""
-        if self.end is not None:
+        if self.end_reason is not None:
             return True
-        return self.finish_durable if self._finish is not None else self.welcomed and not self._backlog.rows
+        return self.finish_durable if self._finish is not None else self.welcomed and not self._queue.rows
 
     @property
     def has_answer(self) -> bool:
@@ -138,263 +138,263 @@ class Link:
         return self._has_answer
 
     @property
-    def refusal(self) -> str:
+    def rejection_reason(self) -> str:
         """Why the peer takes nothing, in words that follow its name; empty when it has not said so."""
-        return self._remarks.why_refused
+        return self._log.rejection_reason
 
-    def silent_s(self, now: float) -> float:
+    def unanswered_s(self, now: float) -> float:
         """For how many seconds the peer has left unanswered what was said or was to be said to it."""
-        return now - self._heard_at
+        return now - self._last_message_at
 
     def finish(self, finish: Finish) -> None:
         """The run is over: `finish` follows the last row (its `last_seq` is filled in when it is sent)."""
         self._finish = finish
 
-    def greet_again(self) -> None:
+    def resend_hello(self) -> None:
         """Say `Hello` anew at the next occasion: what it holds has changed."""
         self._hello_changed = True
 
-    def pump(self) -> None:
+    def poll(self) -> None:
         """Take in what has come and send what is due; never blocks."""
         now = self._clock.monotonic()
         try:
             if not self._receive(now):  # whoever has just answered lets us in
-                self._look_at_door(now)
-            if self.end is not None:
+                self._check_handshake(now)
+            if self.end_reason is not None:
                 return
-            if not self.welcomed or self._hello_changed or now >= self._silence_deadline():
-                self._say_hello(now)
+            if not self.welcomed or self._hello_changed or now >= self._resend_deadline():
+                self._send_hello(now)
             if self.welcomed:
                 self._send(now)
-        except (OSError, SpillError) as error:
+        except (OSError, OverflowFileError) as error:
             # Nothing in the backlog has moved: begin again when the disk may be well.
-            self._remarks.disk(error)
-            self._begin_again(now + RETRY_SPILL_S)
-        self._watch(now)
+            self._log.on_disk_error(error)
+            self._reset_session(now + RETRY_SPILL_S)
+        self._check_liveness(now)
 
-    def due_in(self) -> float:
-        """Seconds until `pump` wants to be called again, whatever the samples do."""
+    def next_poll_in(self) -> float:
+        """Seconds until `poll` wants to be called again, whatever the samples do."""
         now = self._clock.monotonic()
         if not self.welcomed:
-            return _EAGER_S if now - self._opened_at < 1.0 else _POLL_S
+            return _FAST_POLL_S if now - self._opened_at < 1.0 else _POLL_S
         if self._in_flight or self._finish_sent_at is not None or self._blocked_since is not None:
             return _POLL_S
         # Whoever is turned away between two samples says so soon.
-        return min(_WATCH_S, max(0.0, self._sent_at + self._ping_interval_s - now))
+        return min(_IDLE_POLL_S, max(0.0, self._sent_at + self._ping_interval_s - now))
 
-    def _look_at_door(self, now: float) -> None:
-        refusal = self._dealer.refusal(now)
+    def _check_handshake(self, now: float) -> None:
+        refusal = self._transport.poll_handshake_error(now)
         if refusal is not None:
-            self.is_refused = True
+            self.is_rejected = True
             # A reason that becomes known later is said as well.
-            self._remarks.refusal(refusal, refusal)
+            self._log.on_rejected(refusal, refusal)
 
     def _receive(self, now: float) -> bool:
         """Take in what has come, up to the last answer that is awaited; False when nothing has."""
         # Whoever floods us must not keep us from sampling.
-        for taken in range(_MOST_FRAMES):
-            frame = self._dealer.receive()
+        for taken in range(_MAX_MESSAGES_PER_POLL):
+            frame = self._transport.receive()
             if frame is None:
                 return taken > 0
             was_waiting = bool(self._in_flight)
-            message = self._take(frame, now)
+            message = self._handle_message(frame, now)
             if was_waiting and isinstance(message, Ack) and not self._in_flight and self._finish_sent_at is None:
                 # All is answered. To be told that there is no more costs as much; what there may be is read next time.
                 break
         return True
 
-    def _take(self, frame: bytes, now: float) -> UploaderMessage | None:
+    def _handle_message(self, frame: bytes, now: float) -> UploaderMessage | None:
         try:
             message: UploaderMessage = decode_from_uploader(frame)
         except InvalidMessageError as error:
-            self._remarks.say_once("bad-message", f"sent what is {error}; is it a sentinel-uploader?")
+            self._log.log_once("bad-message", f"sent what is {error}; is it a sentinel-uploader?")
             return None
-        self._heard(now)
+        self._note_message(now)
         match message:
             case Welcome():
-                self._welcome(message, now)
+                self._handle_welcome(message, now)
             case Ack():
-                self._acknowledged(message)
+                self._handle_ack(message)
             case Finished():
-                self._run_finished(message, now)
+                self._handle_finished(message, now)
             case Reject():
-                self._rejected(message, now)
+                self._handle_reject(message, now)
         return message
 
-    def _heard(self, now: float) -> None:
-        self._remarks.back(now - self._heard_at)
-        self._heard_at = now
+    def _note_message(self, now: float) -> None:
+        self._log.on_recovered(now - self._last_message_at)
+        self._last_message_at = now
         self._has_answer = True
 
-    def _welcome(self, welcome: Welcome, now: float) -> None:
+    def _handle_welcome(self, welcome: Welcome, now: float) -> None:
         if not 1 <= welcome.next_seq <= MAX_SEQUENCE or not 0 <= welcome.last_timestamp <= _MAX_TIMESTAMP:
-            self._remarks.say_once("bad-message", f"asks for sample {welcome.next_seq}: not taken seriously")
+            self._log.log_once("bad-message", f"asks for sample {welcome.next_seq}: not taken seriously")
             return
-        missing = self._backlog.resume(welcome.next_seq, welcome.last_timestamp)
-        self._forget_flight()
+        missing = self._queue.rewind(welcome.next_seq, welcome.last_timestamp)
+        self._clear_in_flight()
         self._is_new_run = False
         self.run_id = welcome.run_id or self.run_id
-        newest = max(welcome.last_timestamp, self._backlog.newest_timestamp)
+        newest = max(welcome.last_timestamp, self._queue.newest_timestamp)
         self._on_welcome(msgspec.structs.replace(welcome, last_timestamp=newest))
         if missing:
-            self._remarks.say_once(
+            self._log.log_once(
                 "missing", f"asks for {missing} samples that are not here any more; going on without them"
             )
             # The next greeting names the lowest row that is here, and the uploader goes on from that.
-            self._begin_again(now if self._hello_attempts <= 1 else self._hello_due_at)
+            self._reset_session(now if self._hello_attempts <= 1 else self._hello_due_at)
             return
         self.welcomed = True
-        self._remarks.welcome()
+        self._log.on_welcome()
 
-    def _acknowledged(self, ack: Ack) -> None:
+    def _handle_ack(self, ack: Ack) -> None:
         if self._is_new_run or ack.seq > MAX_SEQUENCE:
             return
-        self.trouble, self.is_parked = ack.delivery_error, ack.quarantined
+        self.delivery_error, self.is_parked = ack.delivery_error, ack.quarantined
         if self.is_parked and self._finish is None:
-            self._remarks.say_once("parked", f"keeps the run's samples and does not deliver them: {ack.delivery_error}")
-        if self._backlog.acknowledge(ack.seq):
+            self._log.log_once("parked", f"keeps the run's samples and does not deliver them: {ack.delivery_error}")
+        if self._queue.acknowledge(ack.seq):
             self._hello_attempts = 0
-            self._remarks.rows_taken()
+            self._log.on_rows_accepted()
         while self._in_flight and self._in_flight[0][0] <= ack.seq:
             self._in_flight.popleft()
         # An end without our last rows is the end of something else.
-        if ack.finish and self._finish is not None and not self._backlog.rows:
+        if ack.finish and self._finish is not None and not self._queue.rows:
             self.finish_durable = True
 
-    def _run_finished(self, finished: Finished, now: float) -> None:
+    def _handle_finished(self, finished: Finished, now: float) -> None:
         if self._is_new_run:
             return
-        if self._finish is None or self._backlog.rows:
-            self._run_closed(0, now)
+        if self._finish is None or self._queue.rows:
+            self._handle_run_closed(0, now)
             return
         self.finished = finished
         self.run_id = finished.run_id
         self.finish_durable = True
 
-    def _rejected(self, reject: Reject, now: float) -> None:
+    def _handle_reject(self, reject: Reject, now: float) -> None:
         match reject.code:
             case RejectCode.HELLO_FIRST:
                 # One for each frame that was in flight: the first has been answered already.
                 if self.welcomed:
-                    self._begin_again(self._hello_due_at if self._hello_attempts else now)
+                    self._reset_session(self._hello_due_at if self._hello_attempts else now)
             case RejectCode.SUPERSEDED:
                 if not self._is_new_run:
                     # What the run has of ours is delivered, and must not be kept a second time.
-                    self._backlog.acknowledge(min(reject.seq, MAX_SEQUENCE))
+                    self._queue.acknowledge(min(reject.seq, MAX_SEQUENCE))
                     self.welcomed = False
-                    self.end = End.SUPERSEDED
+                    self.end_reason = EndReason.SUPERSEDED
             case RejectCode.CLOSED:
                 if not self._is_new_run:
-                    self._run_closed(reject.seq, now)
+                    self._handle_run_closed(reject.seq, now)
             case RejectCode.TOO_BIG:
-                self._too_big(reject, now)
+                self._handle_too_big(reject, now)
             case RejectCode.BUSY:
                 # A greeting that is refused has its waiting time already.
-                self._refused(reject, now + self._next_hello_wait_s() if self.welcomed else self._hello_due_at)
+                self._back_off(reject, now + self._next_hello_wait_s() if self.welcomed else self._hello_due_at)
             case _:
-                self.is_refused = True
-                self._refused(reject, now + REFUSED_WAIT_S)
+                self.is_rejected = True
+                self._back_off(reject, now + REJECTED_WAIT_S)
 
-    def _run_closed(self, last_seq: int, now: float) -> None:
+    def _handle_run_closed(self, last_seq: int, now: float) -> None:
         """The run has ended without us: rows up to `last_seq` are part of it, the others are not."""
-        self._backlog.acknowledge(min(last_seq, MAX_SEQUENCE))
-        self._begin_again(now)
+        self._queue.acknowledge(min(last_seq, MAX_SEQUENCE))
+        self._reset_session(now)
         if self._on_closed():
             self._is_new_run = True
             self.finish_durable = self.is_parked = False
             self.finished = None
-            self.trouble = ""
+            self.delivery_error = ""
             self.run_id = ""
         else:
-            self.end = End.CLOSED
+            self.end_reason = EndReason.CLOSED
 
-    def _too_big(self, reject: Reject, now: float) -> None:
+    def _handle_too_big(self, reject: Reject, now: float) -> None:
         if self.welcomed:
             self._chunk_rows = max(1, self._chunk_rows // 2)
-            self._refused(reject, now + self._next_hello_wait_s())
-        elif not self._is_slim:
-            self._is_slim = True
-            self._remarks.say(f"does not take the run's description ({reject.text}); going on without it")
-            self._begin_again(now)
+            self._back_off(reject, now + self._next_hello_wait_s())
+        elif not self._without_metadata:
+            self._without_metadata = True
+            self._log.log(f"does not take the run's description ({reject.text}); going on without it")
+            self._reset_session(now)
         else:
-            self._refused(reject, now + REFUSED_WAIT_S)
+            self._back_off(reject, now + REJECTED_WAIT_S)
 
-    def _refused(self, reject: Reject, hello_due_at: float) -> None:
+    def _back_off(self, reject: Reject, hello_due_at: float) -> None:
         why = f"does not take samples ({reject.code}: {reject.text})"
-        self._remarks.refusal(reject.code, why, of_rows=self.welcomed)
-        self._begin_again(hello_due_at)
+        self._log.on_rejected(reject.code, why, of_rows=self.welcomed)
+        self._reset_session(hello_due_at)
 
-    def _begin_again(self, hello_due_at: float) -> None:
+    def _reset_session(self, hello_due_at: float) -> None:
         self.welcomed = False
-        self._forget_flight()
+        self._clear_in_flight()
         self._hello_due_at = hello_due_at
 
-    def _say_hello(self, now: float) -> None:
+    def _send_hello(self, now: float) -> None:
         if now < self._hello_due_at:
             return
-        hello = self._hello(self._backlog.oldest_seq)
-        if self._is_slim:
+        hello = self._hello(self._queue.oldest_seq)
+        if self._without_metadata:
             hello = msgspec.structs.replace(hello, metadata={}, host={}, cloud={})
-        is_sent = self._hand_over(encode(hello), now)
+        is_sent = self._try_send(encode(hello), now)
         if is_sent:
             self._hello_changed = False
             self._sent_at = now
-            self._begin_again(now + self._next_hello_wait_s())
-        elif now >= self._silence_deadline():
-            self._begin_again(now)
+            self._reset_session(now + self._next_hello_wait_s())
+        elif now >= self._resend_deadline():
+            self._reset_session(now)
 
     def _next_hello_wait_s(self) -> float:
-        wait = min(MAX_HELLO_WAIT_S, SILENCE_S * 2.0**self._hello_attempts)
+        wait = min(MAX_HELLO_WAIT_S, RESEND_TIMEOUT_S * 2.0**self._hello_attempts)
         self._hello_attempts = min(self._hello_attempts + 1, 10)
         # Thousands of collectors lost the same uploader at the same moment.
         return wait * random.uniform(0.75, 1.25)  # noqa: S311 -- spreads load, guards nothing
 
     def _send(self, now: float) -> None:
-        while (room := WINDOW_ROWS - self._backlog.sent_rows) > 0:
-            chunk = self._backlog.next_chunk(max_rows=min(self._chunk_rows, room), max_bytes=CHUNK_BYTES)
+        while (room := WINDOW_ROWS - self._queue.sent_rows) > 0:
+            chunk = self._queue.next_chunk(max_rows=min(self._chunk_rows, room), max_bytes=CHUNK_BYTES)
             if chunk is None:
                 break
             first, rows = chunk
-            if not self._hand_over(encode(SamplesRaw(first, [msgspec.Raw(row) for row in rows])), now):
+            if not self._try_send(encode(SamplesRaw(first, [msgspec.Raw(row) for row in rows])), now):
                 return
-            self._backlog.sent(len(rows))
+            self._queue.mark_sent(len(rows))
             self._in_flight.append((first + len(rows) - 1, now))
             self._sent_at = now
-        if self._finish is not None and self._finish_sent_at is None and not self._backlog.unsent_rows:
+        if self._finish is not None and self._finish_sent_at is None and not self._queue.unsent_rows:
             self._send_finish(self._finish, now)
-        elif now - self._sent_at >= self._ping_interval_s and self._hand_over(encode(Ping()), now):
+        elif now - self._sent_at >= self._ping_interval_s and self._try_send(encode(Ping()), now):
             self._sent_at = now
 
     def _send_finish(self, finish: Finish, now: float) -> None:
-        last_seq = self._backlog.last_seq
+        last_seq = self._queue.last_seq
         assert last_seq is not None
-        if self._hand_over(encode(msgspec.structs.replace(finish, last_seq=last_seq)), now):
+        if self._try_send(encode(msgspec.structs.replace(finish, last_seq=last_seq)), now):
             self._finish_sent_at = self._sent_at = now
 
-    def _hand_over(self, frame: bytes, now: float) -> bool:
-        if self._dealer.send(frame):
+    def _try_send(self, frame: bytes, now: float) -> bool:
+        if self._transport.send(frame):
             self._blocked_since = None
             return True
         if self._blocked_since is None:
             self._blocked_since = now
         return False
 
-    def _silence_deadline(self) -> float:
+    def _resend_deadline(self) -> float:
         """When to begin again, counted from the oldest unacknowledged send: a newer one moves nothing."""
         oldest: list[float] = [self._in_flight[0][1]] if self._in_flight else []
         if self._finish_sent_at is not None and not self.finish_durable:
             oldest.append(self._finish_sent_at)
         if self._blocked_since is not None:
             oldest.append(self._blocked_since)
-        return min(oldest) + SILENCE_S if oldest else float("inf")
+        return min(oldest) + RESEND_TIMEOUT_S if oldest else float("inf")
 
-    def _forget_flight(self) -> None:
+    def _clear_in_flight(self) -> None:
         self._in_flight.clear()
         self._finish_sent_at = None
 
-    def _watch(self, now: float) -> None:
-        waiting = not self.welcomed or self._in_flight or self._backlog.unsent_rows
+    def _check_liveness(self, now: float) -> None:
+        waiting = not self.welcomed or self._in_flight or self._queue.unsent_rows
         if not waiting:
-            self._heard_at = now
-        elif now - self._heard_at >= AWAY_WARNING_S and not self._remarks.why_refused:
-            self._remarks.away(AWAY_WARNING_S)
+            self._last_message_at = now
+        elif now - self._last_message_at >= UNREACHABLE_WARNING_S and not self._log.rejection_reason:
+            self._log.on_unreachable(UNREACHABLE_WARNING_S)

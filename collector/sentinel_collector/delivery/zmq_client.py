@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 _RECONNECT_MS = (500, 30_000)
 # A local uploader is back within a moment, and asking a Unix socket costs nothing.
 _RECONNECT_LOCAL_MS = (50, 2_000)
-_HANDSHAKE_WAIT_S = (0.5, 30.0)
-_UNEXPLAINED = 4
+_HANDSHAKE_RETRY_S = (0.5, 30.0)
+_UNEXPLAINED_LIMIT = 4
 """So many handshakes in a row have to be broken off without a reason before that is worth a line: five seconds.
 
 Fewer is what an uploader that ends looks like, and one with other keys has mostly said so by then.
 """
 
 
-class Dealer(ZmqContextOwner):
+class ZmqClient(ZmqContextOwner):
     """The collector's end: one connection that comes back by itself.
 
     After a refused handshake it comes back when `refusal` is called, later each time: ZeroMQ itself either never tries
@@ -50,14 +50,14 @@ class Dealer(ZmqContextOwner):
             self._socket,
             FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED,
         )
-        self.finds_nobody = False
+        self.is_unreachable = False
         """Whether the last try to connect came to nothing (as of the last `refusal`); not while the first is made."""
-        self._refusals = 0
-        self._unexplained = 0
+        self._failed_handshakes = 0
+        self._unexplained_failures = 0
         """Handshakes in a row that were broken off without a reason."""
-        self._reason: str | None = None
+        self._failure_reason: str | None = None
         """Why handshakes are refused, as far as the other end has told."""
-        self._again_at: float | None = None
+        self._reconnect_at: float | None = None
         try:
             self._socket.connect(address.url)
         except zmq.ZMQError as error:
@@ -82,7 +82,7 @@ class Dealer(ZmqContextOwner):
             if len(frames) == 1:
                 return frames[0]
 
-    def refusal(self, now: float) -> str | None:
+    def poll_handshake_error(self, now: float) -> str | None:
         """Return how a handshake was refused since the last call, in words, and try again when it is time.
 
         `now` is monotonic seconds. Cheap; to be called again and again.
@@ -90,46 +90,46 @@ class Dealer(ZmqContextOwner):
         found = None
         while (event := next_event(self._monitor)) is not None:
             if event.kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._refusals = self._unexplained = 0
-                self._reason = None
+                self._failed_handshakes = self._unexplained_failures = 0
+                self._failure_reason = None
                 continue
             if event.kind == zmq.EVENT_CONNECTED:
                 # That is not an answer yet, but one may come.
-                self.finds_nobody = False
+                self.is_unreachable = False
                 continue
             if event.kind == zmq.EVENT_CONNECT_RETRIED:
-                self.finds_nobody = True
+                self.is_unreachable = True
                 # Nobody listens there now: what was broken off before may have been its end.
-                self._unexplained = 0
+                self._unexplained_failures = 0
                 continue
-            if event.kind != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._reason is None:
-                found = self._words(event.kind) or found
+            if event.kind != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or self._failure_reason is None:
+                found = self._describe(event.kind) or found
             else:
                 # The same again, seen from less near.
-                found = self._reason
+                found = self._failure_reason
             if event.kind != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self._reason = found
-            least_s, most_s = _HANDSHAKE_WAIT_S
-            wait_s = min(most_s, least_s * 2.0**self._refusals)
-            self._refusals = min(self._refusals + 1, 10)
+                self._failure_reason = found
+            least_s, most_s = _HANDSHAKE_RETRY_S
+            wait_s = min(most_s, least_s * 2.0**self._failed_handshakes)
+            self._failed_handshakes = min(self._failed_handshakes + 1, 10)
             # Those that are turned away by one uploader were turned away together.
-            self._again_at = now + wait_s * random.uniform(0.5, 1.5)  # noqa: S311 -- spreads load, guards nothing
-        if self._again_at is not None and now >= self._again_at:
-            self._again_at = None
+            self._reconnect_at = now + wait_s * random.uniform(0.5, 1.5)  # noqa: S311 -- spreads load, guards nothing
+        if self._reconnect_at is not None and now >= self._reconnect_at:
+            self._reconnect_at = None
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.disconnect(self._url)
             self._socket.connect(self._url)
         return found
 
-    def _words(self, kind: int) -> str | None:
+    def _describe(self, kind: int) -> str | None:
         if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             return "does not let this collector in: its key (--key) is not on the allow list, or was revoked"
         if kind == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             if self._has_keys:
                 return "has no keys, and this collector insists on them (--server-key, --key)"
             return "wants keys (--server-key, --key)"
-        self._unexplained += 1
-        if self._unexplained < _UNEXPLAINED:
+        self._unexplained_failures += 1
+        if self._unexplained_failures < _UNEXPLAINED_LIMIT:
             return None
         # Also what is left of the reasons above when the other end is gone before we have read its first words.
         guess = "it"

@@ -3,7 +3,7 @@
 import os
 
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
-from sentinel_collector.sensors.linux.filesystems import StorageSensor
+from sentinel_collector.sensors.linux.filesystems import FilesystemSensor
 from sentinel_collector.sensors.linux.network import counted_interfaces
 from sentinel_collector.sensors.procfs import read_file
 
@@ -132,7 +132,7 @@ def _memory_mib(proc: str) -> float:
 
 
 def _storage_gb(proc: str) -> float:
-    sensor = StorageSensor(proc=proc)
+    sensor = FilesystemSensor(proc=proc)
     try:
         space = sensor.read()
     finally:

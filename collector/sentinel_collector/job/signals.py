@@ -36,13 +36,13 @@ FORWARDED = frozenset(
 _SI_KERNEL = 0x80
 """`si_code` of what the kernel sends by itself, as the terminal driver does (sigaction(2))."""
 
-_SHORTEST_TIMER_S = 1e-5
+_MIN_TIMER_S = 1e-5
 
 _SET_BY_PYTHON = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 """Ignored by the interpreter at its start; what they were before cannot be known any more."""
 
 
-class Received:
+class ReceivedSignal:
     """One signal: `from_terminal` says that the foreground process group, hence the job, has it too.
 
     `sender_pid` is 0 where the sender is the kernel or unknown.
@@ -57,7 +57,7 @@ class Received:
 
     def __repr__(self) -> str:
         name = signal.Signals(self.signum).name
-        return f"Received({name}, from_terminal={self.from_terminal}, sender_pid={self.sender_pid})"
+        return f"ReceivedSignal({name}, from_terminal={self.from_terminal}, sender_pid={self.sender_pid})"
 
 
 class Signals:
@@ -78,7 +78,9 @@ class Signals:
         signums = frozenset((FORWARDED | {signal.SIGCHLD}) - ignored)
         self.original_mask = frozenset(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
         self.reset_in_children = _SET_BY_PYTHON
-        self._source: _Blocked | _Caught = _Caught(signums) if with_handlers else _Blocked(signums)
+        self._source: _SigtimedwaitSource | _WakeupFdSource = (
+            _WakeupFdSource(signums) if with_handlers else _SigtimedwaitSource(signums)
+        )
 
     def __enter__(self) -> Signals:
         return self
@@ -86,7 +88,7 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def wait(self, timeout_s: float) -> list[Received]:
+    def wait(self, timeout_s: float) -> list[ReceivedSignal]:
         """Return what arrives within `timeout_s` seconds, at once when there is something; empty when nothing does.
 
         SIGCHLD among them says that a child ended, stopped or went on: look at the job.
@@ -101,7 +103,7 @@ class Signals:
             self._sigchld_was_ignored = False
 
 
-class _Blocked:
+class _SigtimedwaitSource:
     """Blocked signals, taken with `sigtimedwait(2)`: two system calls for a wait in which nothing arrives."""
 
     def __init__(self, signums: frozenset[signal.Signals]) -> None:
@@ -109,19 +111,21 @@ class _Blocked:
         self._with_timer = signums | {signal.SIGALRM}
         self._previous: set[Any] | None = signal.pthread_sigmask(signal.SIG_BLOCK, self._with_timer)
 
-    def wait(self, timeout_s: float) -> list[Received]:
-        received: list[Received] = []
-        info = self._first(timeout_s)
+    def wait(self, timeout_s: float) -> list[ReceivedSignal]:
+        received: list[ReceivedSignal] = []
+        info = self._wait_for_one(timeout_s)
         while info is not None:
             from_kernel = info.si_code == _SI_KERNEL
             # A hang-up goes to the session's leader alone: the group has it only when the leader is somebody else.
             to_group = info.si_signo != signal.SIGHUP or os.getsid(0) != os.getpid()
             sender_pid = 0 if from_kernel else info.si_pid
-            received.append(Received(info.si_signo, from_terminal=from_kernel and to_group, sender_pid=sender_pid))
+            received.append(
+                ReceivedSignal(info.si_signo, from_terminal=from_kernel and to_group, sender_pid=sender_pid)
+            )
             info = signal.sigtimedwait(self._signums, 0)
         return received
 
-    def _first(self, timeout_s: float) -> signal.struct_siginfo | None:
+    def _wait_for_one(self, timeout_s: float) -> signal.struct_siginfo | None:
         """Wait for one signal, with a timer of our own.
 
         CPython 3.11's `sigtimedwait` returns an uninitialised `siginfo` when SIGSTOP and SIGCONT interrupt it (EINTR)
@@ -130,7 +134,7 @@ class _Blocked:
         if timeout_s <= 0:
             return signal.sigtimedwait(self._signums, 0)
         # Less than a microsecond would be no timer at all.
-        signal.setitimer(signal.ITIMER_REAL, max(timeout_s, _SHORTEST_TIMER_S))
+        signal.setitimer(signal.ITIMER_REAL, max(timeout_s, _MIN_TIMER_S))
         info = signal.sigwaitinfo(self._with_timer)
         is_alarm = info.si_signo == signal.SIGALRM
         if not is_alarm or info.si_code != _SI_KERNEL:
@@ -146,7 +150,7 @@ class _Blocked:
             self._previous = None
 
 
-class _Caught:
+class _WakeupFdSource:
     """Handlers that write to a pipe, for systems without `sigtimedwait`."""
 
     def __init__(self, signums: frozenset[signal.Signals]) -> None:
@@ -154,15 +158,15 @@ class _Caught:
         os.set_blocking(self._read_fd, False)
         os.set_blocking(self._write_fd, False)
         self._previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        self._handlers = {signum: signal.signal(signum, _leave_to_the_pipe) for signum in signums}
+        self._handlers = {signum: signal.signal(signum, _noop_handler) for signum in signums}
 
-    def wait(self, timeout_s: float) -> list[Received]:
+    def wait(self, timeout_s: float) -> list[ReceivedSignal]:
         import select
 
         if not select.select([self._read_fd], [], [], timeout_s)[0]:
             return []
         signums = [signum for signum in os.read(self._read_fd, 4096) if signum in self._handlers]
-        return [Received(signum, from_terminal=_probably_from_terminal(signum)) for signum in signums]
+        return [ReceivedSignal(signum, from_terminal=_probably_from_terminal(signum)) for signum in signums]
 
     def close(self) -> None:
         if not self._handlers:
@@ -175,7 +179,7 @@ class _Caught:
         os.close(self._write_fd)
 
 
-def _leave_to_the_pipe(_signum: int, _frame: FrameType | None) -> None:
+def _noop_handler(_signum: int, _frame: FrameType | None) -> None:
     """Nothing to do: the interpreter has written the number to the wake-up descriptor."""
 
 
@@ -201,11 +205,11 @@ class Action(Enum):
     FORWARD = "forward"
     IGNORE = "ignore"
     """The job has it already, or sent it itself."""
-    LEAVE = "leave"
+    DETACH = "detach"
     """End now with exit code 130 and let the job be."""
 
 
-class Interrupts:
+class SignalPolicy:
     """Decides what follows from a signal while a job runs.
 
     `is_of_job(pid)` says whether a sender belongs to the job (`Job.contains`). Such a signal is not sent back: a job
@@ -215,17 +219,17 @@ class Interrupts:
 
     def __init__(self, is_of_job: Callable[[int], bool]) -> None:
         self._is_of_job = is_of_job
-        self._terminal_interrupts = 0
+        self._terminal_sigints = 0
 
-    def note(self, received: Received) -> Action:
+    def decide(self, received: ReceivedSignal) -> Action:
         """Return what to do about `received`; the second Ctrl-C of the terminal is the one that means us."""
         if received.signum == signal.SIGCHLD:
             return Action.IGNORE
         if received.from_terminal:
             if received.signum == signal.SIGINT:
-                self._terminal_interrupts += 1
-            is_second = received.signum == signal.SIGINT and self._terminal_interrupts > 1
-            return Action.LEAVE if is_second else Action.IGNORE
+                self._terminal_sigints += 1
+            is_second = received.signum == signal.SIGINT and self._terminal_sigints > 1
+            return Action.DETACH if is_second else Action.IGNORE
         if received.sender_pid and self._is_of_job(received.sender_pid):
             return Action.IGNORE
         return Action.FORWARD

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER
 
-_LONGEST_LINE_BYTES = 4096
+_MAX_LINE_BYTES = 4096
 _STANDARD_STREAMS = (1, 2)
-_LOCKS_UNKNOWN = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+_LOCKS_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 """Answers of file systems that know no locks: nobody is kept out there."""
-_LATEST_TIMESTAMP = 253_402_300_799.0
+_MAX_TIMESTAMP = 253_402_300_799.0
 """The end of the year 9999: what lies behind it was never written by us."""
 
 
@@ -36,9 +36,9 @@ class CsvOutput:
         try:
             make_parent(path)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            self._begin(self._fd, continued=continued)
+            self._open_for_append(self._fd, continued=continued)
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
 
     def write(self, rows: bytes) -> None:
         """Append CSV lines, whole ones only."""
@@ -47,10 +47,10 @@ class CsvOutput:
         try:
             self._write_whole(self._fd, rows)
         except OSError as error:
-            self._give_up(error)
+            self._disable(error)
 
     @property
-    def path_of_all(self) -> str:
+    def complete_path(self) -> str:
         """Path of the file when all rows are in it; empty when one could not be written, or when it is no file."""
         return self._path if self._fd is not None and self._is_file else ""
 
@@ -60,7 +60,7 @@ class CsvOutput:
             os.close(self._fd)
             self._fd = None
 
-    def _begin(self, fd: int, *, continued: bool) -> None:
+    def _open_for_append(self, fd: int, *, continued: bool) -> None:
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         if not self._is_file:
             # A pipe that nobody reads must not stop us.
@@ -75,7 +75,7 @@ class CsvOutput:
             self._write_whole(fd, CSV_HEADER)
             return
         _lock(fd)
-        size = _size_of_whole_lines(fd) if continued else 0
+        size = _complete_lines_bytes(fd) if continued else 0
         if os.pread(fd, len(CSV_HEADER), 0) != CSV_HEADER:
             size = 0
         os.ftruncate(fd, size)
@@ -94,7 +94,7 @@ class CsvOutput:
             os.ftruncate(fd, os.lseek(fd, -written, os.SEEK_CUR))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _give_up(self, error: OSError) -> None:
+    def _disable(self, error: OSError) -> None:
         self._warn(f"cannot write {self._path}: {error.strerror}")
         self.close()
 
@@ -113,7 +113,7 @@ def _lock(fd: int) -> None:
     except BlockingIOError:
         raise BlockingIOError(errno.EWOULDBLOCK, "another run is writing it, this run's rows are not in it") from None
     except OSError as error:
-        if error.errno not in _LOCKS_UNKNOWN:
+        if error.errno not in _LOCKS_UNSUPPORTED:
             raise
 
 
@@ -129,7 +129,7 @@ def _standard_stream(fd: int) -> int | None:
 
 def _timestamp_of_last_line(fd: int, size: int) -> float:
     """Return the first field of the line that ends at `size`; 0 where that is no row of ours."""
-    start = max(0, size - _LONGEST_LINE_BYTES)
+    start = max(0, size - _MAX_LINE_BYTES)
     line = os.pread(fd, size - start, start)[:-1].rpartition(b"\n")[2]
     fields = line.split(b",")
     if len(fields) != len(COLUMNS):
@@ -138,10 +138,10 @@ def _timestamp_of_last_line(fd: int, size: int) -> float:
         timestamp = float(fields[0])
     except ValueError:
         return 0.0
-    return timestamp if 0.0 <= timestamp <= _LATEST_TIMESTAMP else 0.0
+    return timestamp if 0.0 <= timestamp <= _MAX_TIMESTAMP else 0.0
 
 
-def _size_of_whole_lines(fd: int) -> int:
+def _complete_lines_bytes(fd: int) -> int:
     size = os.fstat(fd).st_size
     while size:
         start = max(0, size - 4096)

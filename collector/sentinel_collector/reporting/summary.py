@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sentinel_collector.console import counted
+from sentinel_collector.console import pluralize
 from sentinel_protocol.wire.messages import Finished
 from sentinel_protocol.wire.run_statistics import RunStatistics
 
@@ -14,11 +14,13 @@ def summary_lines(figures: dict[str, Any], *, is_remote: bool = False) -> list[s
     """Return the figures of `summary_figures` as text; `is_remote`: the uploader may be on another machine."""
     lines = [f"run {figures['run_id'] or figures['run_key']}: {_outcome(figures)}; {_usage(figures)}"]
     if figures["location"]:
-        lines.append(f"{counted(figures['rows'], 'sample')} delivered to {figures['location']}")
+        lines.append(f"{pluralize(figures['rows'], 'sample')} delivered to {figures['location']}")
     elif figures["durable"] and not figures["delivered"] and not figures["parked"]:
         if figures["trouble"]:
             lines.append(f"not delivered yet: {figures['trouble']}")
-        lines.append(f"the uploader holds everything and delivers it; {_show(figures, is_remote)} says how far it is")
+        lines.append(
+            f"the uploader holds everything and delivers it; {_show_command(figures, is_remote)} says how far it is"
+        )
     return lines
 
 
@@ -26,11 +28,11 @@ def parked_line(figures: dict[str, Any], *, is_remote: bool = False) -> str | No
     """Return what is to be known of a run that the uploader has set aside, `None` for any other."""
     if not figures["parked"]:
         return None
-    show = _show(figures, is_remote)
+    show = _show_command(figures, is_remote)
     return f"the uploader keeps the run until somebody has looked at it ({show}): {figures['trouble']}"
 
 
-def _show(figures: dict[str, Any], is_remote: bool) -> str:
+def _show_command(figures: dict[str, Any], is_remote: bool) -> str:
     name = figures["run_id"] or figures["run_key"]
     if not name.replace("-", "").isalnum() or not name.isascii():
         import shlex
@@ -48,10 +50,10 @@ def summary_figures(
     statistics: RunStatistics,
     peak_memory_mib: float | None,
     accounting: str,
-    is_durable: bool,
+    is_acknowledged: bool,
     undelivered_rows: int,
     finished: Finished | None,
-    trouble: str,
+    delivery_error: str,
     is_parked: bool,
 ) -> dict[str, Any]:
     """Return the run's figures; `statistics` are those of `run.json` (`RunStatistics.summary`)."""
@@ -64,10 +66,10 @@ def summary_figures(
         "statistics": statistics.summary(),
         "peak_memory_mib": peak_memory_mib,
         "accounting": accounting,
-        "durable": is_durable,
+        "durable": is_acknowledged,
         "delivered": finished is not None,
         "parked": is_parked and finished is None,
-        "trouble": "" if finished is not None else trouble,
+        "trouble": "" if finished is not None else delivery_error,
         "undelivered_rows": undelivered_rows,
         "location": "" if finished is None else _readable(finished.object_prefix),
         "objects": [] if finished is None else [_readable(uri) for uri in finished.objects],

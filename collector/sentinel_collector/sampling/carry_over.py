@@ -1,7 +1,7 @@
 """Growth on its way into rows: what a row may not show is carried into the next, nothing is lost."""
 
 
-class CarriedCpu:
+class CpuCarryOver:
     """CPU microseconds on their way into rows: none gets more than the machine has, none is lost.
 
     Counters tick every 10 ms and are not all read in the same instant, so that a row of a fully busy machine would
@@ -13,7 +13,7 @@ class CarriedCpu:
     def __init__(self) -> None:
         self._user_us = self._system_us = 0
 
-    def row(self, grown_us: tuple[int, int], limit_us: int | None) -> tuple[int, int]:
+    def for_row(self, grown_us: tuple[int, int], limit_us: int | None) -> tuple[int, int]:
         """Add growth and return what this row shows, at most `limit_us` (`None`: all there is) and never below 0."""
         self._user_us += grown_us[0]
         self._system_us += grown_us[1]
@@ -26,7 +26,7 @@ class CarriedCpu:
         return user, system
 
 
-class CarriedBytes:
+class ByteCarryOver:
     """Bytes on their way into rows: what one row counted too much is taken off the next ones, never shown below 0."""
 
     __slots__ = ("_bytes",)
@@ -34,7 +34,7 @@ class CarriedBytes:
     def __init__(self) -> None:
         self._bytes = 0
 
-    def row(self, grown: int | None) -> int | None:
+    def for_row(self, grown: int | None) -> int | None:
         """Add growth and return what this row shows; `None` stays unknown."""
         if grown is None:
             return None

@@ -6,7 +6,7 @@ _DOUBT_US = 20_000
 _DOUBT_PART = 128
 
 
-class TreeCpu:
+class CpuTimeSource:
     """Growth from `accounting` while it can be trusted, then from the ledger for good.
 
     The ledger never counts too much: it misses what nobody was told of, and cuts whole ticks off. So when it finds more
@@ -20,7 +20,7 @@ class TreeCpu:
         self._shown_us = (0, 0)
 
     @property
-    def source(self) -> str:
+    def name(self) -> str:
         """`proc` (the ledger), or the name of what stands in for it."""
         return self._accounting.name if self._accounting is not None else "proc"
 

@@ -7,9 +7,9 @@ against the base line. Sums over a run's rows are exact: what a row may not show
 import os
 from resource import struct_rusage
 
-from sentinel_collector.sampling.carry_over import CarriedBytes, CarriedCpu
-from sentinel_collector.sampling.cpu_source import TreeCpu
-from sentinel_collector.sampling.timestamps import Timeline
+from sentinel_collector.sampling.carry_over import ByteCarryOver, CpuCarryOver
+from sentinel_collector.sampling.cpu_source import CpuTimeSource
+from sentinel_collector.sampling.timestamps import MonotonicTimestamps
 from sentinel_collector.sensors.baseline import Baseline
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.sensors.gpu.interface import NO_GPU, GpuReading, GpuSensor
@@ -65,7 +65,7 @@ class Sampler:
     ) -> None:
         self._clock = clock
         self._gpu = gpu
-        self._cpu_source = TreeCpu(accounting)
+        self._cpu_source = CpuTimeSource(accounting)
         self._root_pid = root_pid
         self._system: SystemSensors
         self._tree: TreeSensor | None = None
@@ -86,17 +86,17 @@ class Sampler:
                     proc=proc,
                 )
         else:
-            from sentinel_collector.sensors.psutil_fallback.system_and_tree import PortableSystem, PortableTree
+            from sentinel_collector.sensors.psutil_fallback.system_and_tree import PsutilSystem, PsutilTree
 
-            self._system = PortableSystem()
+            self._system = PsutilSystem()
             if root_pid is not None:
-                self._tree = PortableTree(root_pid=root_pid, own_child=own_child)
-        self._timeline = Timeline(wall=baseline.wall, monotonic=baseline.monotonic)
+                self._tree = PsutilTree(root_pid=root_pid, own_child=own_child)
+        self._timestamps = MonotonicTimestamps(wall=baseline.wall, monotonic=baseline.monotonic)
         self._last_monotonic = baseline.monotonic
-        self._system_cpu = CarriedCpu()
-        self._tree_cpu = CarriedCpu()
-        self._read_bytes = CarriedBytes()
-        self._written_bytes = CarriedBytes()
+        self._system_cpu = CpuCarryOver()
+        self._tree_cpu = CpuCarryOver()
+        self._read_bytes = ByteCarryOver()
+        self._written_bytes = ByteCarryOver()
         self._last_memory_kib = 0.0
         self._is_over = False
 
@@ -133,9 +133,9 @@ class Sampler:
         """The tracked process still runs: the same one, not another with its pid, and no zombie."""
         return self._tree is not None and self._tree.root_alive()
 
-    def not_before(self, timestamp: float) -> None:
+    def advance_past(self, timestamp: float) -> None:
         """Rows to come are stamped after `timestamp` (UNIX seconds), that of the run's last row so far."""
-        self._timeline.not_before(timestamp, monotonic=self._clock.monotonic())
+        self._timestamps.advance_past(timestamp, monotonic=self._clock.monotonic())
 
     @property
     def living(self) -> int:
@@ -155,7 +155,7 @@ class Sampler:
     @property
     def accounting(self) -> str:
         """What the tree's CPU time is read from: `proc` (the ledger), or the name of what stands in for it."""
-        return self._cpu_source.source
+        return self._cpu_source.name
 
     def close(self) -> None:
         """Give all descriptors back."""
@@ -180,7 +180,7 @@ class Sampler:
         limit_us = max(0, int(machine.cpus * elapsed_s * 1e6))
         row_limit_us = None if is_last else limit_us
         return Sample(
-            self._timeline.stamp(wall=wall, monotonic=monotonic),
+            self._timestamps.next(wall=wall, monotonic=monotonic),
             *self._system_columns(machine, row_limit_us, elapsed_s),
             gpu.system_usage,
             gpu.system_vram_mib,
@@ -191,7 +191,7 @@ class Sampler:
     def _system_columns(self, machine: SystemReading, limit_us: int | None, elapsed_s: float) -> _SystemColumns:
         user_s = system_s = usage = None
         if machine.user_us is not None and machine.system_us is not None:
-            user_us, system_us = self._system_cpu.row((machine.user_us, machine.system_us), limit_us)
+            user_us, system_us = self._system_cpu.for_row((machine.user_us, machine.system_us), limit_us)
             user_s, system_s = user_us / 1e6, system_us / 1e6
             usage = _cores(user_us + system_us, elapsed_s, machine.cpus)
         memory = machine.memory
@@ -219,7 +219,7 @@ class Sampler:
         self, tree: TreeReading, gpu: GpuReading, cpus: int, limit_us: int | None, elapsed_s: float
     ) -> _TreeColumns:
         grown_us = self._cpu_source.growth_us((tree.user_us, tree.system_us))
-        user_us, system_us = self._tree_cpu.row(grown_us, limit_us)
+        user_us, system_us = self._tree_cpu.for_row(grown_us, limit_us)
         memory_kib = tree.memory_kib
         if memory_kib > 0:
             self._last_memory_kib = memory_kib
@@ -233,8 +233,8 @@ class Sampler:
             _cores(user_us + system_us, elapsed_s, cpus),
             # A job that was gone before anybody could look has left no figure of its own.
             _mib(int(memory_kib)) if memory_kib > 0 or limit_us is not None else None,
-            self._read_bytes.row(tree.read_bytes),
-            self._written_bytes.row(tree.written_bytes),
+            self._read_bytes.for_row(tree.read_bytes),
+            self._written_bytes.for_row(tree.written_bytes),
             gpu.process_usage,
             gpu.process_vram_mib,
             gpu.process_utilized,

@@ -32,7 +32,7 @@ class Baseline:
         self.monotonic = monotonic
 
 
-def take(clock: "Clock", *, proc: str = "/proc", host_root: str = "") -> Baseline:
+def capture(clock: "Clock", *, proc: str = "/proc", host_root: str = "") -> Baseline:
     """Read the counters that the first row's growth is measured against; never raises.
 
     The machine's own are below `host_root`; `status` is always this process'.

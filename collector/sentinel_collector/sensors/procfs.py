@@ -10,24 +10,24 @@ _SHORT_CHUNK_BYTES = 2048
 _MAX_DESCRIPTORS = 4096
 
 
-class Descriptors:
+class FdBudget:
     """How many descriptors the sensors may keep: a quarter of the soft limit, so that the rest always finds one."""
 
-    __slots__ = ("free",)
+    __slots__ = ("available",)
 
     def __init__(self, limit: int | None = None) -> None:
         if limit is None:
             soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             limit = _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft // 4, _MAX_DESCRIPTORS)
-        self.free = limit
+        self.available = limit
 
 
-class KeptFile:
+class ProcFile:
     """A file that is opened at the first read, kept while `descriptors` last, and opened again when it goes bad."""
 
     __slots__ = ("_descriptors", "_fd", "path")
 
-    def __init__(self, path: str, descriptors: Descriptors | None = None) -> None:
+    def __init__(self, path: str, descriptors: FdBudget | None = None) -> None:
         self.path = path
         self._descriptors = descriptors
         self._fd = -1
@@ -58,13 +58,13 @@ class KeptFile:
             os.close(self._fd)
             self._fd = -1
             if self._descriptors is not None:
-                self._descriptors.free += 1
+                self._descriptors.available += 1
 
     def _open_and_read(self, size: int, *, single: bool) -> bytes:
         self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        keep = self._descriptors is None or self._descriptors.free > 0
+        keep = self._descriptors is None or self._descriptors.available > 0
         if self._descriptors is not None:
-            self._descriptors.free -= 1
+            self._descriptors.available -= 1
         try:
             data = self.read(size) if single else self.read_list()
         except OSError:
@@ -81,7 +81,7 @@ class KeptFile:
         return data
 
 
-def read_machine(file: KeptFile, *, size: int = _SINGLE_BYTES) -> bytes:
+def read_with_reopen(file: ProcFile, *, size: int = _SINGLE_BYTES) -> bytes:
     """Read a file of the whole machine; opens it once more when its descriptor went bad, empty when it is missing."""
     for _ in range(2):
         try:
@@ -91,8 +91,8 @@ def read_machine(file: KeptFile, *, size: int = _SINGLE_BYTES) -> bytes:
     return b""
 
 
-def read_machine_list(file: KeptFile) -> bytes:
-    """Do as `read_machine` for a file that the kernel makes entry by entry."""
+def read_list_with_reopen(file: ProcFile) -> bytes:
+    """Do as `read_with_reopen` for a file that the kernel makes entry by entry."""
     for _ in range(2):
         try:
             return file.read_list()

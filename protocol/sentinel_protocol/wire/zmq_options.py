@@ -31,7 +31,7 @@ DEALER: dict[zmq.SocketOption, int] = _COMMON | {
     # No hidden queue towards a peer that is not there: EAGAIN is the back-pressure signal.
     zmq.IMMEDIATE: 1,
     zmq.MAXMSGSIZE: MAX_UPLOADER_FRAME_BYTES,
-    # `Dealer.refusal` tries again: ZeroMQ would do so without growing pauses.
+    # `ZmqClient.poll_handshake_error` tries again: ZeroMQ would do so without growing pauses.
     zmq.RECONNECT_STOP: zmq.RECONNECT_STOP_HANDSHAKE_FAILED,
 }
 ROUTER: dict[zmq.SocketOption, int] = _COMMON | {

@@ -8,51 +8,51 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_uploader.admin.requests import DISCARD, DONE, DRAIN, discard_run, retry_run
 from sentinel_uploader.spool.database import SpoolLockedError, connect, database_path
-from sentinel_uploader.spool.lock import SpoolLock, owner_pid
+from sentinel_uploader.spool.lock import SpoolLock, lock_owner_pid
 from sentinel_uploader.spool.opening import open_spool
 
-_ANSWER_S = 15.0
+_RESPONSE_TIMEOUT_S = 15.0
 _POLL_S = 0.05
 _UNLIMITED_BYTES = 1 << 43
 
 
-class RefusedError(SentinelStreamError):
+class RequestDeniedError(SentinelStreamError):
     """What was asked for was not done; the text says why."""
 
 
-class _OwnerGoneError(SentinelStreamError):
+class _OwnerExitedError(SentinelStreamError):
     """The uploader ended before it answered."""
 
 
-def ask(spool_dir: str, kind: str, run: int, *, clock: Clock) -> None:
-    """Have a run discarded or retried; raises `RefusedError` with the reason when it was not."""
-    deadline = clock.monotonic() + _ANSWER_S
+def request_change(spool_dir: str, kind: str, run: int, *, clock: Clock) -> None:
+    """Have a run discarded or retried; raises `RequestDeniedError` with the reason when it was not."""
+    deadline = clock.monotonic() + _RESPONSE_TIMEOUT_S
     while clock.monotonic() < deadline:
         # An uploader may come or go at any moment between two looks: then once more.
-        with contextlib.suppress(_OwnerGoneError, SpoolLockedError):
-            if owner_pid(spool_dir) is not None:
-                _ask_owner(spool_dir, kind, clock, deadline, run=run)
+        with contextlib.suppress(_OwnerExitedError, SpoolLockedError):
+            if lock_owner_pid(spool_dir) is not None:
+                _send_request(spool_dir, kind, clock, deadline, run=run)
             else:
-                _do_here(spool_dir, kind, run, clock)
+                _apply_offline(spool_dir, kind, run, clock)
             return
-    raise RefusedError(f"the uploader did not answer within {_ANSWER_S:.0f} s")
+    raise RequestDeniedError(f"the uploader did not answer within {_RESPONSE_TIMEOUT_S:.0f} s")
 
 
-def ask_to_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
+def request_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
     """Have the uploader that owns the spool deliver what is there and end, and wait until it has."""
     try:
-        _ask_owner(spool_dir, DRAIN, clock, clock.monotonic() + _ANSWER_S, timeout_s=timeout_s)
-    except _OwnerGoneError:
+        _send_request(spool_dir, DRAIN, clock, clock.monotonic() + _RESPONSE_TIMEOUT_S, timeout_s=timeout_s)
+    except _OwnerExitedError:
         return
     never = threading.Event()
-    deadline = clock.monotonic() + timeout_s + _ANSWER_S
-    while owner_pid(spool_dir) is not None:
+    deadline = clock.monotonic() + timeout_s + _RESPONSE_TIMEOUT_S
+    while lock_owner_pid(spool_dir) is not None:
         if clock.monotonic() >= deadline:
-            raise RefusedError("the uploader has not ended in time")
+            raise RequestDeniedError("the uploader has not ended in time")
         clock.wait_for(never, _POLL_S)
 
 
-def _do_here(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
+def _apply_offline(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
     lock = SpoolLock(spool_dir, clock=clock)
     try:
         _do(spool_dir, kind, number, clock)
@@ -65,15 +65,15 @@ def _do(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
     try:
         run = spool.runs.get(number)
         if run is None:
-            raise RefusedError("the run is over")
+            raise RequestDeniedError("the run is over")
         answer = discard_run(spool, run) if kind == DISCARD else retry_run(spool, run)
     finally:
         spool.close()
     if answer != DONE:
-        raise RefusedError(answer)
+        raise RequestDeniedError(answer)
 
 
-def _ask_owner(
+def _send_request(
     spool_dir: str, kind: str, clock: Clock, deadline: float, *, run: int | None = None, timeout_s: float | None = None
 ) -> None:
     try:
@@ -81,24 +81,24 @@ def _ask_owner(
             sql = "INSERT INTO requests (kind, run, timeout_s) VALUES (?, ?, ?)"
             request = connection.execute(sql, (kind, run, timeout_s)).lastrowid
             try:
-                answer = _await_answer(connection, request, spool_dir, clock, deadline)
+                answer = _await_response(connection, request, spool_dir, clock, deadline)
             finally:
                 connection.execute("DELETE FROM requests WHERE id = ?", (request,))
     except sqlite3.Error as error:
-        raise RefusedError(f"cannot ask the uploader through its spool {spool_dir}: {error}") from error
+        raise RequestDeniedError(f"cannot ask the uploader through its spool {spool_dir}: {error}") from error
     if answer != DONE:
-        raise RefusedError(answer)
+        raise RequestDeniedError(answer)
 
 
-def _await_answer(
+def _await_response(
     connection: sqlite3.Connection, request: int | None, spool_dir: str, clock: Clock, deadline: float
 ) -> str:
     never = threading.Event()
     while clock.monotonic() < deadline:
         row = connection.execute("SELECT answer FROM requests WHERE id = ?", (request,)).fetchone()
-        if row is None or (row[0] is None and owner_pid(spool_dir) is None):
-            raise _OwnerGoneError("the uploader ended before it answered")
+        if row is None or (row[0] is None and lock_owner_pid(spool_dir) is None):
+            raise _OwnerExitedError("the uploader ended before it answered")
         if row[0] is not None:
             return str(row[0])
         clock.wait_for(never, _POLL_S)
-    raise RefusedError(f"the uploader did not answer within {_ANSWER_S:.0f} s")
+    raise RequestDeniedError(f"the uploader did not answer within {_RESPONSE_TIMEOUT_S:.0f} s")

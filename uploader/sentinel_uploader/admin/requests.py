@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from sentinel_uploader.runs.lifecycle import Event, RunState, TransitionError
 from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import Request
+from sentinel_uploader.spool.types import ControlRequest
 
 log = logging.getLogger(__name__)
 
@@ -17,51 +17,57 @@ DRAIN = "drain"
 DONE = "done"
 
 
-def answer_requests(
-    spool: Spool, *, wake: Callable[[Run], None], over: Callable[[Run], None], drain: Callable[[float], None]
+def handle_requests(
+    spool: Spool,
+    *,
+    wake: Callable[[OpenRun], None],
+    on_run_closed: Callable[[OpenRun], None],
+    drain: Callable[[float], None],
 ) -> None:
     """Do what is asked and write the answer: `done`, or why not. Raises `SpoolError` when that cannot be written."""
-    for request in spool.board.requests():
+    for request in spool.control.requests():
         try:
             if request.kind == DRAIN:
                 drain(request.timeout_s or 0.0)
                 answer = DONE
             else:
-                answer = _apply(spool, request, wake, over)
+                answer = _apply(spool, request, wake, on_run_closed)
         except (SpoolError, TransitionError) as error:
             answer = str(error)
-        spool.board.answer(request, answer)
+        spool.control.answer(request, answer)
 
 
-def discard_run(spool: Spool, run: Run) -> str:
+def discard_run(spool: Spool, run: OpenRun) -> str:
     """Give a run up: its rows are deleted. Returns `done`, or why it cannot be done now."""
-    if run.busy:
+    if run.in_flight:
         return "a call about this run is under way; try again in a moment"
     record = run.record
-    rows = run.waiting_rows
-    spool.end(run, Event.DISCARDED)
+    rows = run.undelivered_rows
+    spool.close_run(run, Event.DISCARDED)
     log.warning("run discarded run=%s key=%s rows=%d", record.run_id, record.key, rows, extra=record.log_fields)
     return DONE
 
 
-def retry_run(spool: Spool, run: Run) -> str:
+def retry_run(spool: Spool, run: OpenRun) -> str:
     """Take a parked run up again."""
-    if run.record.state is not RunState.PARKED:
+    if run.record.state is not RunState.QUARANTINED:
         return f"the run is {run.record.state}, not parked: it is tried anyway"
-    spool.update(run, Event.RETRIED, last_error="", next_try_at=0.0)
+    spool.update(run, Event.REQUEUED, last_error="", next_try_at=0.0)
     run.not_before = 0.0
     run.attempts = 0
     return DONE
 
 
-def _apply(spool: Spool, request: Request, wake: Callable[[Run], None], over: Callable[[Run], None]) -> str:
+def _apply(
+    spool: Spool, request: ControlRequest, wake: Callable[[OpenRun], None], on_run_closed: Callable[[OpenRun], None]
+) -> str:
     run = spool.runs.get(request.run or 0)
     if run is None:
         return "the run is over"
     if request.kind == DISCARD:
         answer = discard_run(spool, run)
         if answer == DONE:
-            over(run)
+            on_run_closed(run)
         return answer
     if request.kind == RETRY:
         answer = retry_run(spool, run)

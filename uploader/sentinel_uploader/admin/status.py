@@ -12,12 +12,12 @@ import msgspec
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.delivery.csv_batch import object_uri
 from sentinel_uploader.runs.lifecycle import ENDED_STATES, OPEN_STATES, RunState
-from sentinel_uploader.spool.database import SCHEMA_VERSION, connect, database_path, set_aside_files
-from sentinel_uploader.spool.lock import owner_pid
+from sentinel_uploader.spool.database import SCHEMA_VERSION, connect, database_path, quarantined_files
+from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.spool.run_record import RunRecord, decode_record
 from sentinel_uploader.telemetry.counters import UNNAMED
-from sentinel_uploader.telemetry.rejections_file import read_turned_away
-from sentinel_uploader.util.json_safe import plain
+from sentinel_uploader.telemetry.rejections_file import read_rejections
+from sentinel_uploader.util.json_safe import to_json_safe
 
 _COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
 _MAX_ERROR_CHARS = 100
@@ -31,7 +31,7 @@ def read_status(spool_dir: str) -> dict[str, Any]:
     """Return `{"spool", "uploader_pid", "set_aside": […], "turned_away", "destinations": […], "runs": […]}`.
 
     Times are UNIX seconds. `set_aside` are the paths of earlier spools that could not be read; `turned_away` is what
-    `read_turned_away` returns.
+    `read_rejections` returns.
 
     Raises `NoSpoolError` when there is no spool, `UsageError` when it cannot be read.
     """
@@ -55,9 +55,9 @@ def read_status(spool_dir: str) -> dict[str, Any]:
         raise UsageError(f"cannot read the spool {path}: {error}") from error
     return {
         "spool": spool_dir,
-        "uploader_pid": owner_pid(spool_dir),
-        "set_aside": set_aside_files(spool_dir),
-        "turned_away": read_turned_away(spool_dir),
+        "uploader_pid": lock_owner_pid(spool_dir),
+        "set_aside": quarantined_files(spool_dir),
+        "turned_away": read_rejections(spool_dir),
         "destinations": destinations,
         "runs": runs,
     }
@@ -76,10 +76,10 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
         )
         lines.extend(
             f"  waiting for {entry['name']}: {_shortened(entry['error'])} "
-            f"(failed {entry['attempts']} times, next try {_when(entry['next_try_at'], now)})"
+            f"(failed {entry['attempts']} times, next try {_relative_time(entry['next_try_at'], now)})"
             for entry in status["destinations"]
         )
-        lines.extend(_turned_away(status))
+        lines.extend(_rejection_lines(status))
         rows = [_COLUMNS, *(_cells(run, now) for run in status["runs"])]
         if not any(run["client"] for run in status["runs"]):
             # Without keys there are no names.
@@ -95,12 +95,12 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _turned_away(status: dict[str, Any]) -> Iterator[str]:
+def _rejection_lines(status: dict[str, Any]) -> Iterator[str]:
     """Yield lines on what the uploader did not take since it was started; see `docs/operation.md` for the reasons."""
     noted = status["turned_away"]
     if noted is None:
         return
-    yield f"  turned away since {_utc(noted['since'])}: {_counts(noted['reasons'])}"
+    yield f"  turned away since {_utc_text(noted['since'])}: {_counts(noted['reasons'])}"
     for client, reasons in noted["clients"].items():
         held = sum(run["spool_bytes"] for run in status["runs"] if (run["client"] or UNNAMED) == client)
         yield f"  client {client} has {held} bytes of the spool; turned away: {_counts(reasons)}"
@@ -116,23 +116,23 @@ def describe_run(run: dict[str, Any]) -> str:
     for name, value in run.items():
         if isinstance(value, dict):
             lines.append(f"{name}:")
-            lines.extend(f"  {key}: {_words(item)}" for key, item in value.items())
+            lines.extend(f"  {key}: {_format(item)}" for key, item in value.items())
         elif isinstance(value, list):
             lines.append(f"{name}: {len(value)}")
-            lines.extend(f"  {_words(item)}" for item in value)
+            lines.extend(f"  {_format(item)}" for item in value)
         elif name.endswith("_at"):
-            lines.append(f"{name}: {_utc(value)}")
+            lines.append(f"{name}: {_utc_text(value)}")
         else:
-            lines.append(f"{name}: {_words(value)}")
+            lines.append(f"{name}: {_format(value)}")
     return "\n".join(lines) + "\n"
 
 
-def _words(value: object) -> str:
+def _format(value: object) -> str:
     """Return a value for people: what is nested in one line, nothing as `-`."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_words(item)}" for key, item in value.items()) or "-"
+        return ", ".join(f"{key} {_format(item)}" for key, item in value.items()) or "-"
     if isinstance(value, list):
-        return ", ".join(map(_words, value)) or "-"
+        return ", ".join(map(_format, value)) or "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)
@@ -146,7 +146,7 @@ def matches(run: dict[str, Any], name: str) -> bool:
     )
 
 
-def has_something_left(run: dict[str, Any]) -> bool:
+def is_undelivered(run: dict[str, Any]) -> bool:
     """Whether rows of the run, or its end, are still to be delivered; a parked run's are, some day."""
     is_over = run["state"] in {str(state) for state in ENDED_STATES}
     return not is_over and bool(run["rows_waiting"] or run["status"] is not None)
@@ -159,18 +159,18 @@ def _destinations(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 
 def _runs(connection: sqlite3.Connection, destinations: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    waiting = {run: _Waiting(rows, 0, size) for run, rows, size in connection.execute(_WAITING_FRAMES)}
+    waiting = {run: _Pending(rows, 0, size) for run, rows, size in connection.execute(_WAITING_FRAMES)}
     for run, rows, count, size in connection.execute(_WAITING_BATCHES):
-        frames = waiting.get(run, _Waiting())
-        waiting[run] = _Waiting(frames.rows + rows, count, frames.size + size)
+        frames = waiting.get(run, _Pending())
+        waiting[run] = _Pending(frames.rows + rows, count, frames.size + size)
     runs = []
     for number, blob in connection.execute("SELECT id, record FROM runs ORDER BY id"):
         record = decode_record(blob)
-        runs.append(_run(number, record, waiting.get(number, _Waiting()), destinations))
+        runs.append(_run(number, record, waiting.get(number, _Pending()), destinations))
     return runs
 
 
-class _Waiting(NamedTuple):
+class _Pending(NamedTuple):
     """What of a run is not delivered: rows, objects that are made of them, and bytes of the spool."""
 
     rows: int = 0
@@ -182,9 +182,9 @@ _WAITING_FRAMES = "SELECT run, sum(rows), sum(length(payload)) FROM frames GROUP
 _WAITING_BATCHES = "SELECT run, sum(rows), count(*), sum(bytes) FROM batches GROUP BY run"
 
 
-def _run(number: int, record: RunRecord, waiting: _Waiting, destinations: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _run(number: int, record: RunRecord, waiting: _Pending, destinations: dict[str, dict[str, Any]]) -> dict[str, Any]:
     next_try_at, error = record.next_try_at, record.last_error
-    behind = None if error else _destination_waited_for(record, waiting.objects, destinations)
+    behind = None if error else _blocking_destination(record, waiting.objects, destinations)
     if behind is not None:
         # It waits behind another run that tries for all.
         next_try_at, error = behind["next_try_at"], f"waiting for {behind['name']}"
@@ -215,12 +215,12 @@ def _run(number: int, record: RunRecord, waiting: _Waiting, destinations: dict[s
         "host": record.host,
         "cloud": record.cloud,
         "response": record.response,
-        "statistics": plain(record.statistics.summary()),
+        "statistics": to_json_safe(record.statistics.summary()),
         "objects": [object_uri(record.uri_prefix, n) for n in range(1, record.delivered_batches + 1)],
     }
 
 
-def _destination_waited_for(
+def _blocking_destination(
     record: RunRecord, waiting_objects: int, destinations: dict[str, dict[str, Any]]
 ) -> dict[str, Any] | None:
     """Return the failing destination that the run's next call goes to, `None` when that one is not failing."""
@@ -231,12 +231,12 @@ def _destination_waited_for(
         is_api = name.startswith(("http://", "https://"))
         if is_store and waiting_objects:
             return entry
-        if (is_api or name.startswith("file:")) and _asks_api(record, waiting_objects):
+        if (is_api or name.startswith("file:")) and _next_call_is_api(record, waiting_objects):
             return entry
     return None
 
 
-def _asks_api(record: RunRecord, waiting_objects: int) -> bool:
+def _next_call_is_api(record: RunRecord, waiting_objects: int) -> bool:
     return record.state is RunState.NEW or (record.state is RunState.FINISHING and not waiting_objects)
 
 
@@ -251,16 +251,16 @@ def _cells(run: dict[str, Any], now: float) -> tuple[str, ...]:
         rows,
         str(run["rows_waiting"]),
         str(run["objects_delivered"]),
-        _when(run["next_try_at"], now) if run["next_try_at"] else "-",
+        _relative_time(run["next_try_at"], now) if run["next_try_at"] else "-",
         _shortened(run["last_error"]) or "-",
     )
 
 
-def _when(at: float, now: float) -> str:
+def _relative_time(at: float, now: float) -> str:
     return "now" if at <= now else f"in {at - now:.0f} s"
 
 
-def _utc(at: float) -> str:
+def _utc_text(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else "-"
 
 

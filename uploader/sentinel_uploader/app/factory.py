@@ -11,16 +11,16 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target, local_uploader_paths
 from sentinel_protocol.common.paths import make_socket_dir, state_home
 from sentinel_uploader.app.service import ServiceConfig
-from sentinel_uploader.backends.local.run_files import LocalSentinelAPI
+from sentinel_uploader.backends.local.run_files import LocalRunBackend
 from sentinel_uploader.backends.objectstore.local import DirectoryStore
-from sentinel_uploader.delivery.executor import Target
-from sentinel_uploader.limits import LIMIT_SETTINGS, ClientLimits
+from sentinel_uploader.delivery.executor import Backend
+from sentinel_uploader.limits import limits_of
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.server.key_store import KeyStore
 
 
 def service_config(
-    values: Mapping[str, Any], environ: Mapping[str, str], target: Target, *, listen: bool
+    values: Mapping[str, Any], environ: Mapping[str, str], target: Backend, *, listen: bool
 ) -> ServiceConfig:
     """Return the service's configuration; raises `UsageError` for settings that contradict each other."""
     place = local_uploader_paths(environ, values["target"])
@@ -36,7 +36,7 @@ def service_config(
     return ServiceConfig(
         addresses=addresses,
         keys=store if has_keys else None,
-        limits=ClientLimits(**{each.name: values[each.name] for each in LIMIT_SETTINGS}),
+        limits=limits_of(values),
         spool_dir=spool_dir(values, environ),
         spool_max_bytes=values["spool_max"],
         policy=Policy(
@@ -60,18 +60,18 @@ def key_store(named: str | None, environ: Mapping[str, str]) -> KeyStore:
     return KeyStore(named or os.path.join(state_home(environ), "keys"))
 
 
-def make_backend(values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock) -> Target:
+def make_backend(values: Mapping[str, Any], environ: Mapping[str, str], clock: Clock) -> Backend:
     """Return the backend to which runs are delivered; raises `UsageError` if it cannot be used."""
     where = values["target"] or default_target(environ)
     if where != SENTINEL_TARGET:
         if "://" in where:
             raise UsageError(f"--target {where!r}: expected {SENTINEL_TARGET} or a directory")
-        return Target(api=LocalSentinelAPI(where), store=DirectoryStore(), needs_credentials=False)
+        return Backend(api=LocalRunBackend(where), store=DirectoryStore(), needs_credentials=False)
     try:
         # urllib3 and botocore come with an extra: a local directory needs neither.
         from sentinel_uploader.backends.http.client import TOTAL_TIMEOUT_S, HttpClient
         from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, S3Store
-        from sentinel_uploader.backends.sentinel.backend import HttpSentinelAPI
+        from sentinel_uploader.backends.sentinel.backend import SentinelBackend
         from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL
         from sentinel_uploader.backends.sentinel.token import token_source
     except ImportError as error:
@@ -91,8 +91,8 @@ def make_backend(values: Mapping[str, Any], environ: Mapping[str, str], clock: C
         total_timeout_s=max(TOTAL_TIMEOUT_S, 2 * timeout_s),
     )
     base_url = environ.get("SENTINEL_API_URL") or DEFAULT_BASE_URL
-    return Target(
-        api=HttpSentinelAPI(token, base_url, clock, environ, client=new_client()),
+    return Backend(
+        api=SentinelBackend(token, base_url, clock, environ, client=new_client()),
         store=S3Store(environ=environ, clock=clock, client=new_client(authority_variables=AUTHORITY_VARIABLES)),
         needs_credentials=True,
     )

@@ -15,35 +15,35 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import write_socket_path
-from sentinel_uploader.admin.requests import answer_requests
-from sentinel_uploader.delivery.executor import Steps, Target
-from sentinel_uploader.delivery.scheduler import Dispatcher
+from sentinel_uploader.admin.requests import handle_requests
+from sentinel_uploader.delivery.executor import Backend, StepExecutor
+from sentinel_uploader.delivery.scheduler import Scheduler
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.server.allow_list import AllowList
 from sentinel_uploader.server.fd_limits import connection_limits, raise_descriptor_limit
 from sentinel_uploader.server.key_store import KeyStore
-from sentinel_uploader.server.rejection_log import DoorReport
-from sentinel_uploader.server.zmq_server import Router
+from sentinel_uploader.server.rejection_log import RejectionLog
+from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import SpoolError
 from sentinel_uploader.spool.lock import SpoolLock
 from sentinel_uploader.spool.opening import open_spool
-from sentinel_uploader.spool.run_record import open_runs
+from sentinel_uploader.spool.run_record import active_runs
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.telemetry.health import Health
 from sentinel_uploader.telemetry.listen_address import HttpAddress
-from sentinel_uploader.telemetry.rejections_file import NOTE_INTERVAL_S, TurnedAwayFile
-from sentinel_uploader.telemetry.sd_notify import Notifier
+from sentinel_uploader.telemetry.rejections_file import WRITE_INTERVAL_S, RejectionsFile
+from sentinel_uploader.telemetry.sd_notify import SystemdNotifier
 
 if TYPE_CHECKING:
     from sentinel_uploader.telemetry.http_server import HttpServer
 
 log = logging.getLogger(__name__)
 
-STOP_DRAIN_S = 8.0
-ENDING_COLLECTORS_S = 2.0
+SHUTDOWN_DRAIN_S = 8.0
+COLLECTOR_GRACE_S = 2.0
 """How long a stop waits for collectors that are told to stop at the same moment to say how their jobs ended."""
 _TICK_S = 0.5
 _MAINTENANCE_S = 10.0
@@ -71,11 +71,11 @@ class Service:
     """
 
     def __init__(
-        self, config: ServiceConfig, *, target: Target, clock: Clock, notifier: Notifier | None = None
+        self, config: ServiceConfig, *, target: Backend, clock: Clock, notifier: SystemdNotifier | None = None
     ) -> None:
         """Take the spool and start to listen; raises `UsageError` or `SpoolError`."""
         self._config = config
-        self._notifier = notifier or Notifier({}, clock=clock)
+        self._notifier = notifier or SystemdNotifier({}, clock=clock)
         self._clock = clock
         self._target = target
         self._stops = 0
@@ -84,23 +84,23 @@ class Service:
         self._active_at = clock.monotonic()
         self._allow_list = None if config.keys is None else AllowList(config.keys, clock=clock)
         self._lock = SpoolLock(config.spool_dir, clock=clock)
-        self._front: HttpServer | None = None
+        self._http: HttpServer | None = None
         try:
             raise_descriptor_limit()
             # The spool last: whoever cannot listen leaves no empty one behind.
-            self._front = self._bind_front()
-            self._router = self._listen()
+            self._http = self._bind_http()
+            self._server = self._listen()
             self._spool = self._open_spool()
         except BaseException:
-            if self._front is not None:
-                self._front.close()
-            self._lock.undo()
+            if self._http is not None:
+                self._http.close()
+            self._lock.release_and_clean_up()
             raise
-        self._announce()
-        self._turned_away = TurnedAwayFile(config.spool_dir, self._counters, clock)
+        self._publish_socket_path()
+        self._rejections_file = RejectionsFile(config.spool_dir, self._counters, clock)
         policy = config.policy
         self._intake = Intake(
-            router=self._router,
+            server=self._server,
             spool=self._spool,
             clock=clock,
             wake_run=self._wake_run,
@@ -110,10 +110,10 @@ class Service:
             limits=config.limits,
             known_clients=self._known_clients,
         )
-        steps = Steps(spool=self._spool, target=target, policy=policy, clock=clock, counters=self._counters)
-        self._dispatcher = Dispatcher(
+        steps = StepExecutor(spool=self._spool, backend=target, policy=policy, clock=clock, counters=self._counters)
+        self._scheduler = Scheduler(
             spool=self._spool,
-            steps=steps,
+            executor=steps,
             intake=self._intake,
             policy=policy,
             clock=clock,
@@ -121,31 +121,31 @@ class Service:
             counters=self._counters,
         )
         self._intake_stop = threading.Event()
-        self._turned_at = clock.monotonic()
-        self._health = self._watch()
+        self._last_loop_at = clock.monotonic()
+        self._health = self._make_health()
 
     @property
     def urls(self) -> list[str]:
         """Where it listens, with the ports that were chosen."""
-        return self._router.urls
+        return self._server.urls
 
     def stop(self) -> None:
         """Drain and end; a second call skips the drain."""
         self._stops += 1
-        self._dispatcher.changed.set()
+        self._scheduler.wakeup.set()
 
     def drain(self, timeout_s: float) -> None:
         """Deliver what is there, for at most so long, then end."""
         self._drain_until = self._clock.monotonic() + timeout_s
         self._health.is_stopping = True
-        self._dispatcher.flush()
-        self._dispatcher.retry_all_now()
+        self._scheduler.flush()
+        self._scheduler.reset_backoff()
 
     def run(self) -> int:
         """Serve until told to stop, or idle for long enough; return how many runs still have something to deliver."""
         intake = threading.Thread(target=self._intake.run, args=(self._intake_stop,), name="intake", daemon=True)
         intake.start()
-        self._start_front()
+        self._start_http()
         self._notifier.ready(f"listening at {', '.join(self.urls)}")
         clients = "none" if self._allow_list is None else self._known_clients()
         log.info(
@@ -155,7 +155,7 @@ class Service:
             clients,
         )
         try:
-            self._serve()
+            self._main_loop()
             self._notifier.stopping("delivering what is there")
             if self._stops:
                 self._drain_at_stop()
@@ -163,20 +163,20 @@ class Service:
             left = self._close(intake)
         return left
 
-    def _listen(self) -> Router:
+    def _listen(self) -> ZmqServer:
         for address in self._config.addresses:
             _refuse_socket_in_use(address)
-        return Router(
+        return ZmqServer(
             self._config.addresses,
-            guard=self._allow_list,
+            allow_list=self._allow_list,
             limits=connection_limits(self._config.limits),
             # What is a little too big is answered; what is twice too big costs its sender the connection.
-            max_frame_bytes=2 * self._config.limits.max_message,
-            watcher=DoorReport(self._counters, self._clock),
+            max_frame_bytes=2 * self._config.limits.max_message_bytes,
+            events=RejectionLog(self._counters, self._clock),
             clock=self._clock,
         )
 
-    def _announce(self) -> None:
+    def _publish_socket_path(self) -> None:
         for url in self.urls:
             if url.startswith("ipc://"):
                 # A help for collectors that would look elsewhere: a full disk must not keep us from delivering.
@@ -189,21 +189,21 @@ class Service:
         try:
             return open_spool(config.spool_dir, max_bytes=config.spool_max_bytes, clock=self._clock)
         except BaseException:
-            self._router.close()
+            self._server.close()
             raise
 
-    def _watch(self) -> Health:
+    def _make_health(self) -> Health:
         return Health(
             spool=self._spool,
             directory=self._config.spool_dir,
             intake=self._intake,
-            turned_at=lambda: self._turned_at,
+            last_main_loop_at=lambda: self._last_loop_at,
             # Rows wait for the upload interval anyway.
             unhealthy_after_s=self._config.unhealthy_after_s + self._config.policy.upload_interval_s,
             clock=self._clock,
         )
 
-    def _bind_front(self) -> "HttpServer | None":
+    def _bind_http(self) -> "HttpServer | None":
         if self._config.http is None:
             return None
         try:
@@ -216,22 +216,22 @@ class Service:
             ) from error
         return http_server.HttpServer(self._config.http, clock=self._clock)
 
-    def _start_front(self) -> None:
-        if self._front is None or self._config.http is None:
+    def _start_http(self) -> None:
+        if self._http is None or self._config.http is None:
             return
-        from sentinel_uploader.telemetry.routes import pages_of
+        from sentinel_uploader.telemetry.routes import build_routes
 
-        pages = pages_of(
+        pages = build_routes(
             health=self._health,
             spool=self._spool,
             counters=self._counters,
-            failing_destinations=self._dispatcher.failing_destinations,
-            connections=lambda: self._router.connections,
+            failing_destinations=self._scheduler.failing_destinations,
+            connections=lambda: self._server.connections,
         )
-        self._front.start(pages)
-        log.info("health and metrics ready url=%s", self._front.url)
+        self._http.start(pages)
+        log.info("health and metrics ready url=%s", self._http.url)
         if not self._config.http.is_loopback:
-            log.warning("health and metrics can be read beyond this machine url=%s", self._front.url)
+            log.warning("health and metrics can be read beyond this machine url=%s", self._http.url)
 
     def _name_of(self, key: bytes) -> str | None:
         return None if self._allow_list is None else self._allow_list.name_of(key)
@@ -240,60 +240,60 @@ class Service:
         return 0 if self._allow_list is None else len(self._allow_list)
 
     def _wake_run(self, run: object) -> None:
-        self._dispatcher.wake(run)  # type: ignore[arg-type]  # the intake is made before the dispatcher
+        self._scheduler.notify(run)  # type: ignore[arg-type]  # the intake is made before the scheduler
 
-    def _serve(self) -> None:
+    def _main_loop(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S
         next_note = self._clock.monotonic()
         seen = -1
         while not self._stops:
-            due = self._dispatcher.step_due()
-            now = self._turned_at = self._clock.monotonic()
-            seen = self._answer(seen)
-            if self._target.api.has_changed():
+            due = self._scheduler.run_due()
+            now = self._last_loop_at = self._clock.monotonic()
+            seen = self._poll_control_requests(seen)
+            if self._target.api.credentials_changed():
                 log.info("the token was changed, trying again")
-                self._dispatcher.retry_now(self._target.api.destination)
+                self._scheduler.reset_backoff_of(self._target.api.backoff_key)
             if now >= next_note:
-                next_note = now + NOTE_INTERVAL_S
-                self._turned_away.note()
+                next_note = now + WRITE_INTERVAL_S
+                self._rejections_file.write()
             if now >= next_maintenance:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)
             if self._is_idle(now) or self._is_drained(now):
                 return
-            if not self._health.not_live():
+            if not self._health.liveness_error():
                 # A watchdog that is fed although the intake hangs would guard nothing.
-                self._notifier.alive()
+                self._notifier.watchdog()
             self._wait(min(due - now, _TICK_S))
 
     def _drain_at_stop(self) -> None:
         log.info("stopping, delivering what is there")
         self._health.is_stopping = True
-        self._dispatcher.flush()
-        self._dispatcher.retry_all_now()
+        self._scheduler.flush()
+        self._scheduler.reset_backoff()
         began = self._clock.monotonic()
         while self._stops == 1:
-            due = self._dispatcher.step_due()
-            now = self._turned_at = self._clock.monotonic()
-            ending = self._intake.has_sessions() and now - began < ENDING_COLLECTORS_S
-            if now - began >= STOP_DRAIN_S:
+            due = self._scheduler.run_due()
+            now = self._last_loop_at = self._clock.monotonic()
+            ending = self._intake.has_sessions() and now - began < COLLECTOR_GRACE_S
+            if now - began >= SHUTDOWN_DRAIN_S:
                 return
-            if not ending and self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way:
+            if not ending and self._scheduler.is_flushed() and not self._scheduler.steps_in_flight:
                 return
-            self._notifier.alive()
+            self._notifier.watchdog()
             self._wait(min(due - now, 0.1))
 
     def _wait(self, timeout_s: float) -> None:
         if timeout_s > 0:
-            self._clock.wait_for(self._dispatcher.changed, timeout_s)
-        self._dispatcher.changed.clear()
+            self._clock.wait_for(self._scheduler.wakeup, timeout_s)
+        self._scheduler.wakeup.clear()
 
-    def _answer(self, seen: int) -> int:
+    def _poll_control_requests(self, seen: int) -> int:
         try:
             with self._spool.lock:
-                version = self._spool.database.changed_elsewhere()
+                version = self._spool.database.data_version()
             if version != seen:
-                over = self._dispatcher.run_is_over
-                answer_requests(self._spool, wake=self._dispatcher.wake, over=over, drain=self.drain)
+                over = self._scheduler.on_run_closed
+                handle_requests(self._spool, wake=self._scheduler.notify, on_run_closed=over, drain=self.drain)
         except SpoolError as error:
             log.warning("cannot answer a request error=%s", error)
             return seen
@@ -303,7 +303,7 @@ class Service:
         """Keep the spool's files small; True when there is more to do."""
         try:
             with self._spool.lock:
-                return self._spool.database.shrink()
+                return self._spool.database.compact()
         except SpoolError as error:
             log.warning("spool maintenance failed error=%s", error)
             return False
@@ -313,33 +313,33 @@ class Service:
         if limit is None:
             return False
         with self._spool.lock:
-            has_open_runs = bool(open_runs(self._spool.runs.values()))
-        if has_open_runs or self._dispatcher.steps_under_way:
+            has_open_runs = bool(active_runs(self._spool.runs.values()))
+        if has_open_runs or self._scheduler.steps_in_flight:
             # Counted from the last delivery: its collector is to hear of it.
             self._active_at = now
-        return now - max(self._active_at, self._intake.heard_at) >= limit
+        return now - max(self._active_at, self._intake.last_message_at) >= limit
 
     def _is_drained(self, now: float) -> bool:
         if self._drain_until is None:
             return False
-        return now >= self._drain_until or (self._dispatcher.is_flushed() and not self._dispatcher.steps_under_way)
+        return now >= self._drain_until or (self._scheduler.is_flushed() and not self._scheduler.steps_in_flight)
 
     def _close(self, intake: threading.Thread) -> int:
-        if self._front is not None:
-            self._front.close()
+        if self._http is not None:
+            self._http.close()
         self._intake_stop.set()
-        self._router.wake()
+        self._server.wake()
         intake.join()
         # Steps that hang are left behind.
-        self._dispatcher.abandon()
+        self._scheduler.abandon_steps()
         with self._spool.lock:
-            left = self._dispatcher.undelivered()
-            rows = sum(run.open_rows for run in self._spool.runs.values())
-            batches = sum(run.waiting_batches for run in self._spool.runs.values())
+            left = self._scheduler.pending_run_count()
+            rows = sum(run.unbatched_rows for run in self._spool.runs.values())
+            batches = sum(run.pending_batches for run in self._spool.runs.values())
             self._maintain()
             self._spool.close()
-        self._router.close()
-        self._turned_away.note()
+        self._server.close()
+        self._rejections_file.write()
         self._target.api.close()
         self._target.store.close()
         log.info("uploader stopped runs_left=%d rows_left=%d objects_left=%d", left, rows, batches)

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Mapping
 
 from sentinel_protocol.common.clock import SystemClock
-from sentinel_uploader.admin.client import ask
+from sentinel_uploader.admin.client import request_change
 from sentinel_uploader.admin.requests import DISCARD as DISCARD_RUN
 from sentinel_uploader.admin.requests import RETRY as RETRY_RUN
 from sentinel_uploader.cli.command import Command
@@ -15,7 +15,7 @@ from sentinel_uploader.cli.inspection import find_run, make_run_parser
 
 def _retry_or_discard(kind: str, args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     directory, run = find_run(args, environ)
-    ask(directory, kind, run["number"], clock=SystemClock())
+    request_change(directory, kind, run["number"], clock=SystemClock())
     write_output(f"{kind}: {run['run_id'] or run['key']} done\n")
     return 0
 

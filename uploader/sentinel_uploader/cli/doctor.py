@@ -20,10 +20,10 @@ def _make_parser(prog: str, summary: str) -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     # Its checks import urllib3 and botocore.
     from sentinel_uploader.doctor.findings import exit_code, report
-    from sentinel_uploader.doctor.run import examine
+    from sentinel_uploader.doctor.run import run_checks
 
     found = []
-    for finding in examine(read_settings(args, environ), environ, clock=SystemClock(), put=args.put):
+    for finding in run_checks(read_settings(args, environ), environ, clock=SystemClock(), put=args.put):
         found.append(finding)
         if not args.json:
             write_output(report([finding]))

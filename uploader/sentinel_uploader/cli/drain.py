@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Mapping
 
 from sentinel_protocol.common.clock import SystemClock
-from sentinel_uploader.admin.client import ask_to_drain
-from sentinel_uploader.admin.status import has_something_left, read_status
+from sentinel_uploader.admin.client import request_drain
+from sentinel_uploader.admin.status import is_undelivered, read_status
 from sentinel_uploader.app.factory import spool_dir
 from sentinel_uploader.cli.command import Command, read_settings, settings_parser
 from sentinel_uploader.cli.console import write_output
 from sentinel_uploader.cli.serve import open_service
-from sentinel_uploader.spool.lock import owner_pid
+from sentinel_uploader.spool.lock import lock_owner_pid
 
 _MAX_TIMEOUT_S = 86_400 * 365
 
@@ -25,13 +25,13 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     values = read_settings(args, environ)
     clock = SystemClock()
     directory = spool_dir(values, environ)
-    if owner_pid(directory) is not None:
-        ask_to_drain(directory, args.timeout, clock=clock)
+    if lock_owner_pid(directory) is not None:
+        request_drain(directory, args.timeout, clock=clock)
     else:
         service = open_service(values, environ, clock, listen=False)
         service.drain(args.timeout)
         service.run()
-    left = sum(1 for run in read_status(directory)["runs"] if has_something_left(run))
+    left = sum(1 for run in read_status(directory)["runs"] if is_undelivered(run))
     write_output(f"runs with something left to deliver: {left}\n")
     return 1 if left else 0
 

@@ -66,7 +66,7 @@ def _list(entries: list[ClientEntry], *, as_json: bool) -> None:
         write_json([_described(entry) for entry in entries])
         return
     rows = [("client", "state", "since", "public key")]
-    rows += [(entry.name, _state(entry), _utc(entry.changed_at), entry.trouble or entry.key.hex()) for entry in entries]
+    rows += [(entry.name, _state(entry), _utc(entry.changed_at), entry.error or entry.key.hex()) for entry in entries]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     write_output("\n".join(lines) + "\n")
@@ -78,14 +78,14 @@ def _described(entry: ClientEntry) -> dict[str, str]:
         "state": _state(entry),
         "since": _utc(entry.changed_at),
         "public_key": entry.key.hex(),
-        "trouble": entry.trouble,
+        "trouble": entry.error,
     }
 
 
 def _state(entry: ClientEntry) -> str:
     if entry.is_revoked:
         return "revoked"
-    return "unusable" if entry.trouble else "active"
+    return "unusable" if entry.error else "active"
 
 
 def _utc(at: float) -> str:

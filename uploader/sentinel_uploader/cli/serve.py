@@ -11,7 +11,7 @@ from sentinel_uploader.app.factory import make_backend, service_config
 from sentinel_uploader.app.service import Service
 from sentinel_uploader.cli.command import Command, read_settings
 from sentinel_uploader.telemetry.logging_setup import set_up_logging
-from sentinel_uploader.telemetry.sd_notify import Notifier
+from sentinel_uploader.telemetry.sd_notify import SystemdNotifier
 
 
 def open_service(
@@ -21,7 +21,7 @@ def open_service(
     set_up_logging(values["log_format"], verbose=values["verbose"])
     target = make_backend(values, environ, clock)
     config = service_config(values, environ, target, listen=listen)
-    service = Service(config, target=target, clock=clock, notifier=Notifier(environ, clock=clock))
+    service = Service(config, target=target, clock=clock, notifier=SystemdNotifier(environ, clock=clock))
     _stop_on_signals(service)
     return service
 

@@ -11,87 +11,89 @@ import math
 import random
 from collections import OrderedDict
 
-CAP_S = 300.0
-BASE_S = 1.0
-SLOW_BASE_S = 10.0
-FLOOR_S = 0.25
-HURRY_S = 1.0
+MAX_DELAY_S = 300.0
+BASE_DELAY_S = 1.0
+SLOW_BASE_DELAY_S = 10.0
+MIN_DELAY_S = 0.25
+EXPEDITED_DELAY_S = 1.0
 
 
-def backoff(attempt: int, *, base_s: float = BASE_S, rng: random.Random, retry_after_s: float | None = None) -> float:
+def backoff(
+    attempt: int, *, base_s: float = BASE_DELAY_S, rng: random.Random, retry_after_s: float | None = None
+) -> float:
     """Return the seconds to wait after failure number `attempt` (from 1): exponential, full jitter, capped.
 
     A server's own wish is a lower bound, up to the same cap.
     """
-    ceiling = min(CAP_S, base_s * 2.0 ** min(attempt, 30))
-    wait = max(FLOOR_S, rng.uniform(0.0, ceiling))
+    ceiling = min(MAX_DELAY_S, base_s * 2.0 ** min(attempt, 30))
+    wait = max(MIN_DELAY_S, rng.uniform(0.0, ceiling))
     if retry_after_s is not None:
         # Everybody got the same wish: come back after it, not all at once.
-        wait = max(wait, min(CAP_S, retry_after_s) + rng.uniform(0.0, min(1.0, ceiling)))
+        wait = max(wait, min(MAX_DELAY_S, retry_after_s) + rng.uniform(0.0, min(1.0, ceiling)))
     return wait
 
 
 def slow_backoff(attempt: int, *, rng: random.Random) -> float:
     """Return the seconds to wait for somebody to change something, such as a token: never close to zero."""
-    ceiling = min(CAP_S, SLOW_BASE_S * 2.0 ** min(attempt - 1, 30))
+    ceiling = min(MAX_DELAY_S, SLOW_BASE_DELAY_S * 2.0 ** min(attempt - 1, 30))
     return rng.uniform(ceiling / 2, ceiling)
 
 
-class Destination:
-    """What is known of one API or bucket. Times are monotonic seconds; guarded by the dispatcher's lock."""
+class CircuitBreaker:
+    """What is known of one API or bucket. Times are monotonic seconds; guarded by the scheduler's lock."""
 
-    def __init__(self, name: str, *, most_calls: int, rng: random.Random) -> None:
+    def __init__(self, name: str, *, max_concurrent: int, rng: random.Random) -> None:
         self.name = name
         self.attempts = 0
         """Failures in a row while failing; 0: not failing."""
         self.not_before = 0.0
         self.failing_since = 0.0
         self.error = ""
-        self.calls = 0
+        self.in_flight = 0
         """Calls under way."""
         self.waiting: OrderedDict[int, None] = OrderedDict()
         """Runs that wait for a success, or for a place, in the order of their arrival."""
-        self._most_calls = most_calls
+        self._max_concurrent = max_concurrent
         self._rng = rng
         self._failed_run: int | None = None
         self._failed_at = 0.0
         self._succeeded_at = -math.inf
-        self._only_run: int | None = None
+        self._sole_failing_run: int | None = None
         """The run that has failed since the trouble began, `None` when there were several."""
-        self._hurried_from = 0.0
+        self._expedited_at = 0.0
         """The earliest next try, however much somebody is in a hurry."""
-        self._wish_until = 0.0
+        self._retry_after_until = 0.0
 
     @property
     def is_failing(self) -> bool:
         """Whether only one run at a time may try."""
         return self.attempts > 0
 
-    def admits(self, run_id: int, now: float) -> bool:
+    def allows(self, run_id: int, now: float) -> bool:
         """Whether the run's call may start now."""
         if self.is_failing:
-            return self.calls == 0 and now >= self.next_try_at(run_id)
-        return self.calls < self._most_calls
+            return self.in_flight == 0 and now >= self.next_try_at(run_id)
+        return self.in_flight < self._max_concurrent
 
     def next_try_at(self, run_id: int) -> float:
         """When a run may try a failing destination.
 
         As long as a single run has met the trouble, the first other one finds out soon whose trouble it is.
         """
-        if self._only_run in {None, run_id}:
+        if self._sole_failing_run in {None, run_id}:
             return self.not_before
-        return min(self.not_before, self._hurried_from)
+        return min(self.not_before, self._expedited_at)
 
-    def begin(self) -> None:
+    def acquire(self) -> None:
         """A call starts."""
-        self.calls += 1
+        self.in_flight += 1
 
     @property
-    def free_places(self) -> int:
+    def free_slots(self) -> int:
         """How many calls may start beside those under way while it is not failing."""
-        return self._most_calls - self.calls
+        return self._max_concurrent - self.in_flight
 
-    def succeeded(self, now: float) -> bool:
+    def record_success(self, now: float) -> bool:
         """A call was answered; True when the destination was failing until now."""
         recovered = self.is_failing
         self._succeeded_at = now
@@ -100,7 +102,7 @@ class Destination:
         self._failed_run = None
         return recovered
 
-    def failed(
+    def record_failure(
         self,
         run_id: int,
         now: float,
@@ -108,8 +110,8 @@ class Destination:
         *,
         began_at: float,
         run_failing_since: float | None,
-        certain: bool,
-        slowly: bool,
+        is_destination_fault: bool,
+        needs_operator: bool,
         retry_after_s: float | None,
     ) -> bool:
         """A call has failed; True when the destination counts as failing from now on.
@@ -118,42 +120,42 @@ class Destination:
         `certain`: the failure is the destination's own (no connection, no authorisation), whatever the run.
         """
         known = self.is_failing
-        if known and run_id != self._only_run:
-            self._only_run = None
+        if known and run_id != self._sole_failing_run:
+            self._sole_failing_run = None
         if known and began_at < self._failed_at:
             # It was under way already when the trouble became known: one outage, not one more failed try.
             return False
-        if not known and self._is_the_runs_own(run_id, run_failing_since, certain=certain):
+        if not known and self._is_run_specific(run_id, run_failing_since, is_destination_fault=is_destination_fault):
             return False
         if not known:
             self.failing_since = now
-            self._only_run = run_id if self._failed_run in {None, run_id} else None
+            self._sole_failing_run = run_id if self._failed_run in {None, run_id} else None
         self.attempts += 1
         self._failed_at = now
         self.error = error
-        if slowly:
+        if needs_operator:
             wait = slow_backoff(self.attempts, rng=self._rng)
-            self._hurried_from = now + min(wait, SLOW_BASE_S / 2)
+            self._expedited_at = now + min(wait, SLOW_BASE_DELAY_S / 2)
         else:
             wait = backoff(self.attempts, rng=self._rng, retry_after_s=retry_after_s)
             # A wish of the server's is never shortened.
-            self._hurried_from = now + (wait if retry_after_s else min(wait, HURRY_S))
-        self._wish_until = 0.0 if retry_after_s is None else now + min(CAP_S, retry_after_s)
+            self._expedited_at = now + (wait if retry_after_s else min(wait, EXPEDITED_DELAY_S))
+        self._retry_after_until = 0.0 if retry_after_s is None else now + min(MAX_DELAY_S, retry_after_s)
         self.not_before = now + wait
         return not known
 
-    def forget_wait(self) -> None:
+    def reset(self) -> None:
         """Try at once, or as soon as the server itself wants to be asked again."""
-        self.not_before = self._wish_until
+        self.not_before = self._retry_after_until
 
-    def hurry(self) -> None:
+    def expedite(self) -> None:
         """Somebody is waiting for a result: try soon, but not again right after the last try."""
-        self.not_before = min(self.not_before, self._hurried_from)
+        self.not_before = min(self.not_before, self._expedited_at)
 
-    def _is_the_runs_own(self, run_id: int, run_failing_since: float | None, *, certain: bool) -> bool:
+    def _is_run_specific(self, run_id: int, run_failing_since: float | None, *, is_destination_fault: bool) -> bool:
         if run_failing_since is not None and self._succeeded_at >= run_failing_since:
             return True
-        if not certain and self._failed_run in {None, run_id}:
+        if not is_destination_fault and self._failed_run in {None, run_id}:
             self._failed_run = run_id
             return True
         return False

@@ -24,18 +24,18 @@ def decode_frames(payloads: Iterable[bytes]) -> list[Sample]:
     return samples
 
 
-def csv_text(samples: Sequence[Sample]) -> bytes:
+def to_csv(samples: Sequence[Sample]) -> bytes:
     """Header and rows."""
     return CSV_HEADER + csv_rows(samples)
 
 
-def compress(csv: bytes) -> bytes:
+def gzip_csv(csv: bytes) -> bytes:
     """One gzip member without a time stamp in its header."""
     return gzip.compress(csv, compresslevel=_LEVEL, mtime=0)
 
 
-def rows_of_body(body: bytes) -> bytes:
-    """Return the rows of a body that `compress` made, without the header."""
+def decompress_rows(body: bytes) -> bytes:
+    """Return the rows of a body that `gzip_csv` made, without the header."""
     return gzip.decompress(body)[len(CSV_HEADER) :]
 
 

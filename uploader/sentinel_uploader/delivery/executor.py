@@ -16,25 +16,25 @@ from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.run_statistics import RunStatistics
 from sentinel_protocol.wire.sample import CSV_HEADER, Sample, csv_rows
 from sentinel_uploader.backends.sentinel.credentials import is_refresh_due
-from sentinel_uploader.backends.sentinel.responses import processing_complaint
-from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, object_uri, rows_of_body
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
-from sentinel_uploader.runs.lifecycle import Event, Policy, RunState, Step, goes_inline, stale_at
-from sentinel_uploader.runs.ports import Credentials, Ending, ObjectStore, SentinelAPI
-from sentinel_uploader.spool.run_record import Run, RunRecord
+from sentinel_uploader.backends.sentinel.responses import processing_error
+from sentinel_uploader.delivery.csv_batch import decode_frames, decompress_rows, gzip_csv, object_uri, to_csv
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.lifecycle import Event, Policy, RunState, Step, should_inline, stale_deadline
+from sentinel_uploader.runs.ports import Credentials, FinishRequest, ObjectStore, SentinelAPI
+from sentinel_uploader.spool.run_record import OpenRun, RunRecord
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import Batch, OpenFrames
+from sentinel_uploader.spool.types import Batch, UnbatchedFrames
 from sentinel_uploader.telemetry.counters import Counters
-from sentinel_uploader.util.json_safe import plain
+from sentinel_uploader.util.json_safe import to_json_safe
 
 log = logging.getLogger(__name__)
 
 _MAX_KEPT_RESPONSE_BYTES = 16 << 10
 _TOO_LARGE = 413
-_SHORTEST_USE_S = 1.0
+_MIN_CREDENTIAL_AGE_S = 1.0
 
 
-class Target(NamedTuple):
+class Backend(NamedTuple):
     """Where runs are delivered: the API and the store that belongs to it."""
 
     api: SentinelAPI
@@ -42,86 +42,86 @@ class Target(NamedTuple):
     needs_credentials: bool
 
 
-class Steps:
-    """Performs one step of one run at a time; steps of one run are serialised by the dispatcher."""
+class StepExecutor:
+    """Performs one step of one run at a time; steps of one run are serialised by the scheduler."""
 
-    def __init__(self, *, spool: Spool, target: Target, policy: Policy, clock: Clock, counters: Counters) -> None:
+    def __init__(self, *, spool: Spool, backend: Backend, policy: Policy, clock: Clock, counters: Counters) -> None:
         self._spool = spool
-        self._target = target
+        self._backend = backend
         self._policy = policy
         self._clock = clock
         self._counters = counters
 
-    def destination(self, run: Run, step: Step) -> str | None:
+    def backoff_key(self, run: OpenRun, step: Step) -> str | None:
         """Name what the step talks to; `None` for a step that stays inside.
 
         Raises `DeliveryError` when the run has an address that leads nowhere.
         """
-        if step in {Step.CUT, Step.CLOSE_STALE}:
+        if step in {Step.SEAL_BATCH, Step.CLOSE_STALE}:
             return None
         if step is Step.PUT:
-            return self._target.store.destination(object_uri(run.record.uri_prefix, 1))
-        return self._target.api.destination
+            return self._backend.store.backoff_key(object_uri(run.record.uri_prefix, 1))
+        return self._backend.api.backoff_key
 
-    def needs_credentials(self, run: Run) -> bool:
+    def needs_credentials(self, run: OpenRun) -> bool:
         """Whether nothing can be put without asking for credentials first."""
-        if not self._target.needs_credentials:
+        if not self._backend.needs_credentials:
             return False
         credentials = run.credentials
         return credentials is None or self._has_expired(credentials)
 
-    def wants_refresh(self, run: Run) -> bool:
+    def wants_refresh(self, run: OpenRun) -> bool:
         """Whether the credentials are good for a little while only."""
         credentials = run.credentials
         now = self._clock.now()
-        if credentials is None or abs(now - credentials.obtained_at) < _SHORTEST_USE_S:
+        if credentials is None or abs(now - credentials.obtained_at) < _MIN_CREDENTIAL_AGE_S:
             return False
         return is_refresh_due(credentials, now)
 
-    def perform(self, run: Run, step: Step) -> None:
+    def execute(self, run: OpenRun, step: Step) -> None:
         """Do one step; raises `DeliveryError` or `SpoolError`, and the same step is due again."""
         match step:
             case Step.REGISTER:
                 self._register(run)
-            case Step.CUT:
-                self._cut(run)
+            case Step.SEAL_BATCH:
+                self._seal_batch(run)
             case Step.PUT:
-                self._put(run)
+                self._upload(run)
             case Step.REFRESH:
-                run.credentials = self._target.api.refresh(run.record.run_id)
+                run.credentials = self._backend.api.refresh(run.record.run_id)
                 self._counters.refreshes.add()
             case Step.FINISH:
                 self._finish(run)
             case Step.CLOSE_STALE:
                 self._close_stale(run)
 
-    def _register(self, run: Run) -> None:
+    def _register(self, run: OpenRun) -> None:
         if run.record.run_id:
-            self._registered(run)
+            self._commit_registration(run)
             return
         if run.registration is None:
-            run.registration = self._target.api.register(run.record.describe())
+            run.registration = self._backend.api.register(run.record.describe())
         answer = run.registration
         run.credentials = answer.credentials
         # A crash between here and the commit leaves an empty run at the server: it cannot be undone.
-        self._registered(run, run_id=answer.run_id, uri_prefix=answer.uri_prefix)
+        self._commit_registration(run, run_id=answer.run_id, uri_prefix=answer.uri_prefix)
         run.registration = None
         self._counters.registered.add()
         log.info("run registered run=%s key=%s", answer.run_id, run.record.key, extra=run.record.log_fields)
 
-    def _registered(self, run: Run, **changes: str) -> None:
+    def _commit_registration(self, run: OpenRun, **changes: str) -> None:
         # The run's end may come while the API is being asked: it is looked at when the state changes, not before.
         with self._spool.lock:
             events = [Event.REGISTERED, *([Event.ENDED] if run.record.has_ended else [])]
             self._spool.update(run, *events, last_error="", next_try_at=0.0, **changes)
 
-    def _cut(self, run: Run) -> None:
-        frames = self._spool.read_open(run, max_rows=self._policy.max_batch_rows)
+    def _seal_batch(self, run: OpenRun) -> None:
+        frames = self._spool.read_unbatched(run, max_rows=self._policy.max_batch_rows)
         if frames is None:
             return
-        samples = _samples_of(frames)
-        csv = csv_text(samples)
-        body = compress(csv)
+        samples = _decode_rows(frames)
+        csv = to_csv(samples)
+        body = gzip_csv(csv)
         record = run.record
         statistics = record.statistics.copy()
         statistics.add(samples)
@@ -133,7 +133,7 @@ class Steps:
             body=body,
             sha256=hashlib.sha256(body).digest(),
         )
-        self._spool.freeze(
+        self._spool.seal_batch(
             run,
             frames,
             batch,
@@ -141,51 +141,51 @@ class Steps:
             rows=record.rows + batch.rows,
             csv_bytes=record.csv_bytes + len(csv),
             statistics=statistics,
-            cut_at=self._clock.now(),
+            sealed_at=self._clock.now(),
         )
 
-    def _put(self, run: Run) -> None:
-        batch = self._spool.oldest_batch(run)
+    def _upload(self, run: OpenRun) -> None:
+        batch = self._spool.next_batch(run)
         if batch is None:
             return
-        body = _body_of(batch)
-        if not run.record.put_tried:
-            self._spool.update(run, put_tried=True)
+        body = _verified_body(batch)
+        if not run.record.put_attempted:
+            self._spool.update(run, put_attempted=True)
         began_at = self._clock.monotonic()
-        self._target.store.put(object_uri(run.record.uri_prefix, batch.number), body, run.credentials)
+        self._backend.store.put(object_uri(run.record.uri_prefix, batch.number), body, run.credentials)
         self._counters.put_s.add(self._clock.monotonic() - began_at)
-        run.credentials_refused = 0
-        self._spool.delivered(run, batch)
+        run.credentials_rejected = 0
+        self._spool.confirm_batch(run, batch)
         self._counters.objects_delivered.add()
         self._counters.object_bytes_delivered.add(len(batch.body))
         self._counters.rows_delivered.add(batch.rows)
         name, fields = run.record.run_id, run.record.log_fields
         log.debug("object stored run=%s number=%d rows=%d", name, batch.number, batch.rows, extra=fields)
 
-    def _close_stale(self, run: Run) -> None:
+    def _close_stale(self, run: OpenRun) -> None:
         with self._spool.lock:
             # It was decided some time ago: the collector may have spoken, or ended the run, meanwhile.
-            gone_at = stale_at(self._policy, silent_since=run.heard_at, interval_s=run.record.interval_s)
+            gone_at = stale_deadline(self._policy, silent_since=run.last_seen_at, interval_s=run.record.interval_s)
             if run.record.has_ended or self._clock.monotonic() < gone_at:
                 return
-            finish = Finish(last_seq=run.acked_seq, exit_code=None, status="failed", time=self._clock.now())
+            finish = Finish(last_seq=run.durable_seq, exit_code=None, status="failed", time=self._clock.now())
             self._spool.update(run, Event.ENDED, finish=finish, closed_as_stale=True)
         self._counters.closed_as_stale.add()
         name, fields = run.record.run_id, run.record.log_fields
         log.warning("run closed, its collector is silent run=%s key=%s", name, run.record.key, extra=fields)
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: OpenRun) -> None:
         record = run.record
         finish = record.finish
         assert finish is not None
-        facts = run.facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
-        inline = goes_inline(facts, self._policy)
+        facts = run.scheduling_facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
+        inline = should_inline(facts, self._policy)
         csv, rows, statistics = self._inline_data(run) if inline else (None, record.rows, record.statistics)
         uris = None if inline else [object_uri(record.uri_prefix, n) for n in range(1, record.batches + 1)]
-        again = record.finish_tried
+        again = record.finish_attempted
         if not again:
-            self._spool.update(run, finish_tried=True)
-        ending = Ending(
+            self._spool.update(run, finish_attempted=True)
+        ending = FinishRequest(
             run=record.describe(),
             run_id=record.run_id,
             exit_code=finish.exit_code,
@@ -193,23 +193,23 @@ class Steps:
             finished_at=finish.time,
             data_uris=uris,
             data_csv=csv,
-            facts=_facts_of_run(msgspec.structs.replace(record, rows=rows, statistics=statistics)),
+            summary=_run_summary(msgspec.structs.replace(record, rows=rows, statistics=statistics)),
         )
         if run.response is None:
             try:
-                run.response = self._target.api.finish(ending)
+                run.response = self._backend.api.finish(ending)
             except DeliveryError as error:
-                self._finish_failed(run, error, inline=inline and rows > 0, again=again)
+                self._on_finish_error(run, error, inline=inline and rows > 0, again=again)
                 return
         response = run.response
-        complaint = processing_complaint(response, rows)
+        complaint = processing_error(response, rows)
         if complaint is not None:
             text = "the server reports trouble with the run's data run=%s complaint=%s"
             log.warning(text, record.run_id, complaint, extra=record.log_fields)
-        self._spool.end(
+        self._spool.close_run(
             run,
             Event.CLOSED_STALE if record.closed_as_stale else Event.ACCEPTED,
-            response=_bounded(plain(response)),
+            response=_truncate_response(to_json_safe(response)),
             rows=rows,
             delivered_rows=rows,
             statistics=statistics,
@@ -224,24 +224,24 @@ class Steps:
             extra=record.log_fields,
         )
 
-    def _finish_failed(self, run: Run, error: DeliveryError, *, inline: bool, again: bool) -> None:
+    def _on_finish_error(self, run: OpenRun, error: DeliveryError, *, inline: bool, again: bool) -> None:
         if inline and error.status_code == _TOO_LARGE:
             # The server takes less inline than the contract says: the rows go through storage instead.
-            self._spool.update(run, put_tried=True, finish_tried=False)
+            self._spool.update(run, put_attempted=True, finish_attempted=False)
             return
-        if again and error.remedy is Remedy.GIVE_UP:
+        if again and error.retry_action is RetryAction.FAIL:
             raise DeliveryError(
                 f"an earlier finish got no answer and may have been accepted; the repetition got: {error}",
-                remedy=Remedy.GIVE_UP,
+                retry_action=RetryAction.FAIL,
                 status_code=error.status_code,
             ) from error
         raise error
 
-    def _inline_data(self, run: Run) -> tuple[bytes, int, RunStatistics]:
+    def _inline_data(self, run: OpenRun) -> tuple[bytes, int, RunStatistics]:
         """Return header and all rows, how many, and the statistics over them."""
-        parts = [CSV_HEADER, *(rows_of_body(_body_of(batch)) for batch in self._spool.waiting_bodies(run))]
-        frames = self._spool.read_open(run, max_rows=2**62)
-        samples = _samples_of(frames) if frames is not None else []
+        parts = [CSV_HEADER, *(decompress_rows(_verified_body(batch)) for batch in self._spool.pending_batches(run))]
+        frames = self._spool.read_unbatched(run, max_rows=2**62)
+        samples = _decode_rows(frames) if frames is not None else []
         statistics = run.record.statistics.copy()
         statistics.add(samples)
         return b"".join([*parts, csv_rows(samples)]), run.record.rows + len(samples), statistics
@@ -251,35 +251,35 @@ class Steps:
         expires_at, obtained_at = credentials.expires_at, credentials.obtained_at
         # Credentials that had expired before they came tell of clocks that disagree, and any are good for one try:
         # otherwise a refresh would follow upon a refresh.
-        if expires_at is None or expires_at <= obtained_at or abs(now - obtained_at) < _SHORTEST_USE_S:
+        if expires_at is None or expires_at <= obtained_at or abs(now - obtained_at) < _MIN_CREDENTIAL_AGE_S:
             return False
         return expires_at <= now
 
 
-def park(spool: Spool, run: Run, error: Exception) -> None:
+def quarantine_run(spool: Spool, run: OpenRun, error: Exception) -> None:
     """Put a run aside for a person; its data stays."""
-    spool.update(run, Event.REFUSED, last_error=plain(str(error)), next_try_at=0.0)
+    spool.update(run, Event.PERMANENT_FAILURE, last_error=to_json_safe(str(error)), next_try_at=0.0)
     name, fields = run.record.run_id, run.record.log_fields
     log.error("run parked, see `sentinel-uploader status` run=%s error=%s", name, error, extra=fields)
 
 
-def _samples_of(frames: OpenFrames) -> list[Sample]:
+def _decode_rows(frames: UnbatchedFrames) -> list[Sample]:
     """Decode rows; raises `DeliveryError` where the disk has damaged them: no repetition makes them whole."""
     try:
         return decode_frames(frames.payloads)
     except InvalidMessageError as error:
         text = f"rows {frames.first_seq} to {frames.last_seq} are damaged in the spool: {error}"
-        raise DeliveryError(text, remedy=Remedy.GIVE_UP) from error
+        raise DeliveryError(text, retry_action=RetryAction.FAIL) from error
 
 
-def _body_of(batch: Batch) -> bytes:
+def _verified_body(batch: Batch) -> bytes:
     """Return an object's bytes as they were frozen; raises `DeliveryError` where the disk has damaged them."""
     if hashlib.sha256(batch.body).digest() != batch.sha256:
-        raise DeliveryError(f"object {batch.number:04d} is damaged in the spool", remedy=Remedy.GIVE_UP)
+        raise DeliveryError(f"object {batch.number:04d} is damaged in the spool", retry_action=RetryAction.FAIL)
     return batch.body
 
 
-def _facts_of_run(record: RunRecord) -> dict[str, object]:
+def _run_summary(record: RunRecord) -> dict[str, object]:
     finish = record.finish
     return {
         "rows": record.rows,
@@ -288,12 +288,12 @@ def _facts_of_run(record: RunRecord) -> dict[str, object]:
         "peak_memory_mib": None if finish is None else finish.peak_memory_mib,
         "accounting": "" if finish is None else finish.accounting,
         "scope": "" if finish is None else finish.scope,
-        "statistics": plain(record.statistics.summary()),
-        "state": str(RunState.FAILED if record.closed_as_stale else RunState.FINISHED),
+        "statistics": to_json_safe(record.statistics.summary()),
+        "state": str(RunState.STALE_CLOSED if record.closed_as_stale else RunState.FINISHED),
     }
 
 
-def _bounded(response: dict[str, object]) -> dict[str, object]:
+def _truncate_response(response: dict[str, object]) -> dict[str, object]:
     size = len(msgspec.json.encode(response))
     if size <= _MAX_KEPT_RESPONSE_BYTES:
         return response

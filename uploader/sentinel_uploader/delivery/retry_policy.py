@@ -5,14 +5,14 @@ import random
 from collections.abc import Callable
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.delivery.circuit_breaker import CAP_S, Destination, backoff, slow_backoff
-from sentinel_uploader.delivery.executor import Steps, park
-from sentinel_uploader.delivery.failure_log import TroubleReport
-from sentinel_uploader.delivery.wait_queues import Queues
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.delivery.circuit_breaker import MAX_DELAY_S, CircuitBreaker, backoff, slow_backoff
+from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
+from sentinel_uploader.delivery.failure_log import FailureReporter
+from sentinel_uploader.delivery.wait_queues import WaitQueues
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.lifecycle import RunState, Step
 from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -21,108 +21,112 @@ log = logging.getLogger(__name__)
 _WAKE_SPREAD_S = 1.0
 
 
-class Outcomes:
+class OutcomeHandler:
     """Sets when a run may be tried again; `schedule` takes a run's id and the monotonic time to look at it.
 
-    Called with the dispatcher's lock held. Steps without a destination (`None`) need nobody but the disk.
+    Called with the scheduler's lock held. Steps without a destination (`None`) need nobody but the disk.
     """
 
     def __init__(
         self,
         *,
         spool: Spool,
-        steps: Steps,
-        queues: Queues,
+        executor: StepExecutor,
+        queues: WaitQueues,
         schedule: Callable[[int, float], None],
-        trouble: TroubleReport,
+        failures: FailureReporter,
         clock: Clock,
         rng: random.Random,
         counters: Counters,
     ) -> None:
         self._spool = spool
-        self._steps = steps
+        self._executor = executor
         self._queues = queues
         self._schedule = schedule
-        self._trouble = trouble
+        self._failures = failures
         self._clock = clock
         self._rng = rng
         self._counters = counters
 
-    def succeeded(self, run: Run, step: Step, destination: Destination | None) -> None:
+    def on_success(self, run: OpenRun, step: Step, destination: CircuitBreaker | None) -> None:
         """The step is done."""
-        self._trouble.step_succeeded(run, step)
+        self._failures.step_succeeded(run, step)
         if destination is None:
             return
         run.failing_since = None
         run.attempts = 0
-        run.not_before = run.not_sooner = 0.0
+        run.not_before = run.retry_after_until = 0.0
         if step is Step.REFRESH:
             run.refresh_attempts = 0
-        self._answered(destination)
+        self._on_destination_ok(destination)
 
-    def failed(self, run: Run, step: Step, destination: Destination | None, error: Exception, began_at: float) -> None:
+    def on_failure(
+        self, run: OpenRun, step: Step, destination: CircuitBreaker | None, error: Exception, began_at: float
+    ) -> None:
         """The step that began at `began_at` (monotonic) has failed: say when it is tried again, or park the run."""
         now = self._clock.monotonic()
         failing_since, run.failing_since = run.failing_since, run.failing_since or now
         run.attempts += 1
         if not isinstance(error, DeliveryError):
             run.not_before = now + backoff(run.attempts, rng=self._rng)
-        elif error.remedy is Remedy.GIVE_UP:
-            self._give_up(run, step, destination, error, now)
+        elif error.retry_action is RetryAction.FAIL:
+            self._quarantine(run, step, destination, error, now)
             return
-        elif error.remedy is Remedy.REFRESH:
-            self._credentials_refused(run, destination, error, now)
+        elif error.retry_action is RetryAction.REFRESH_CREDENTIALS:
+            self._on_credentials_rejected(run, destination, error, now)
         elif destination is None:
             run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
         else:
-            self._delay(run, step, destination, error, now, began_at=began_at, failing_since=failing_since)
-        self._counters.retries.add(1, step, _code(error))
-        self._trouble.step_failed(run, step, error, self._next_try(run))
+            self._apply_backoff(run, step, destination, error, now, began_at=began_at, failing_since=failing_since)
+        self._counters.retries.add(1, step, _error_label(error))
+        self._failures.step_failed(run, step, error, self._next_try(run))
 
-    def _answered(self, destination: Destination) -> None:
+    def _on_destination_ok(self, destination: CircuitBreaker) -> None:
         now = self._clock.monotonic()
-        if not destination.succeeded(now):
+        if not destination.record_success(now):
             return
-        self._trouble.destination_is_back(destination)
-        for run_id in self._queues.release(destination):
+        self._failures.destination_recovered(destination)
+        for run_id in self._queues.drain(destination):
             waiting = self._spool.runs.get(run_id)
             if waiting is not None:
-                waiting.trouble = ""
+                waiting.blocked_by = ""
                 # Another run's success does not take back what the server wished of this one.
-                waiting.not_before = max(waiting.not_sooner, now + self._rng.uniform(0.0, _WAKE_SPREAD_S))
+                waiting.not_before = max(waiting.retry_after_until, now + self._rng.uniform(0.0, _WAKE_SPREAD_S))
                 self._schedule(waiting.id, waiting.not_before)
 
-    def _next_try(self, run: Run) -> float:
-        destination = self._queues.queued_at(run.id)
+    def _next_try(self, run: OpenRun) -> float:
+        destination = self._queues.waiting_for(run.id)
         return run.not_before if destination is None else destination.next_try_at(run.id)
 
-    def _delay(
+    def _apply_backoff(
         self,
-        run: Run,
+        run: OpenRun,
         step: Step,
-        destination: Destination,
+        destination: CircuitBreaker,
         error: DeliveryError,
         now: float,
         *,
         began_at: float,
         failing_since: float | None,
     ) -> None:
-        slowly = error.remedy is Remedy.RETRY_SLOWLY
+        needs_operator = error.retry_action is RetryAction.RETRY_SLOW
         # Authorisation at the API is the same for all runs; what storage refuses may be this run's own affair.
-        certain = error.status_code is None or error.retry_after_s is not None or (slowly and step is not Step.PUT)
-        began = destination.failed(
+        is_destination_fault = (
+            error.status_code is None or error.retry_after_s is not None or (needs_operator and step is not Step.PUT)
+        )
+        began = destination.record_failure(
             run.id,
             now,
             str(error),
             began_at=began_at,
             run_failing_since=failing_since,
-            certain=certain,
-            slowly=slowly,
+            is_destination_fault=is_destination_fault,
+            needs_operator=needs_operator,
             retry_after_s=error.retry_after_s,
         )
         if destination.is_failing:
-            self._trouble.destination_failed(destination, began=began)
-        if step is Step.REFRESH and not self._steps.needs_credentials(run):
+            self._failures.destination_failed(destination, began=began)
+        if step is Step.REFRESH and not self._executor.needs_credentials(run):
             # The credentials at hand are still good: uploads go on.
             run.refresh_attempts += 1
             run.refresh_not_before = now + backoff(
@@ -130,35 +134,39 @@ class Outcomes:
             )
         elif destination.is_failing:
             # Back-off belongs to the destination now; this run queues up behind those that wait already.
-            run.not_before = run.not_sooner = (
-                0.0 if error.retry_after_s is None else now + min(CAP_S, error.retry_after_s)
+            run.not_before = run.retry_after_until = (
+                0.0 if error.retry_after_s is None else now + min(MAX_DELAY_S, error.retry_after_s)
             )
-            self._queues.join(run.id, destination, now)
-        elif slowly:
+            self._queues.enqueue(run.id, destination, now)
+        elif needs_operator:
             run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
         else:
             run.not_before = now + backoff(run.attempts, rng=self._rng, retry_after_s=error.retry_after_s)
-            run.not_sooner = run.not_before if error.retry_after_s else 0.0
+            run.retry_after_until = run.not_before if error.retry_after_s else 0.0
 
-    def _credentials_refused(self, run: Run, destination: Destination | None, error: DeliveryError, now: float) -> None:
+    def _on_credentials_rejected(
+        self, run: OpenRun, destination: CircuitBreaker | None, error: DeliveryError, now: float
+    ) -> None:
         run.credentials = None
-        run.credentials_refused += 1
+        run.credentials_rejected += 1
         # The first refusal is what expiry looks like; new credentials that are refused as well are another matter.
-        if run.credentials_refused > 1:
-            run.not_before = now + backoff(run.credentials_refused, rng=self._rng)
+        if run.credentials_rejected > 1:
+            run.not_before = now + backoff(run.credentials_rejected, rng=self._rng)
         if destination is not None and error.status_code is not None:
-            self._answered(destination)
+            self._on_destination_ok(destination)
 
-    def _give_up(self, run: Run, step: Step, destination: Destination | None, error: DeliveryError, now: float) -> None:
+    def _quarantine(
+        self, run: OpenRun, step: Step, destination: CircuitBreaker | None, error: DeliveryError, now: float
+    ) -> None:
         if destination is not None and error.status_code is not None:
-            self._answered(destination)
-        if run.record.state is RunState.PARKED:
+            self._on_destination_ok(destination)
+        if run.record.state is RunState.QUARANTINED:
             # Rows that are damaged: they are what it waits for, or will be.
             run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
             return
         try:
-            park(self._spool, run, error)
-            self._counters.parked.add(1, step, _code(error))
+            quarantine_run(self._spool, run, error)
+            self._counters.quarantined.add(1, step, _error_label(error))
         except SpoolError as failure:
             run.not_before = now + backoff(run.attempts, rng=self._rng)
             log.error(  # noqa: TRY400 -- no defect, no trace
@@ -166,7 +174,7 @@ class Outcomes:
             )
 
 
-def _code(error: Exception) -> str:
+def _error_label(error: Exception) -> str:
     """What a failure is counted under."""
     if isinstance(error, DeliveryError):
         return "no-answer" if error.status_code is None else str(error.status_code)

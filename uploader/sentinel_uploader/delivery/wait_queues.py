@@ -4,97 +4,97 @@ import itertools
 import random
 from collections.abc import Callable
 
-from sentinel_uploader.delivery.circuit_breaker import Destination
+from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
 
 MAX_CALLS_PER_DESTINATION = 8
 
 
-class Queues:
-    """All destinations and who waits there; guarded by the dispatcher's lock.
+class WaitQueues:
+    """All destinations and who waits there; guarded by the scheduler's lock.
 
     `schedule(run_id, when)` has a run considered at a monotonic time; those it is called for stay in their queue until
-    they `leave` it. Nobody is ever left behind: whoever leaves without a call lets the next one have its turn.
+    they `dequeue`. Nobody is ever left behind: whoever leaves without a call lets the next one have its turn.
     """
 
     def __init__(self, *, schedule: Callable[[int, float], None], rng: random.Random) -> None:
         self._schedule = schedule
         self._rng = rng
-        self._destinations: dict[str, Destination] = {}
-        self._queued_at: dict[int, Destination] = {}
+        self._breakers: dict[str, CircuitBreaker] = {}
+        self._waiting_for: dict[int, CircuitBreaker] = {}
 
-    def destination(self, name: str) -> Destination:
+    def breaker(self, name: str) -> CircuitBreaker:
         """Return the destination of that name."""
-        if name not in self._destinations:
-            self._destinations[name] = Destination(name, most_calls=MAX_CALLS_PER_DESTINATION, rng=self._rng)
-        return self._destinations[name]
+        if name not in self._breakers:
+            self._breakers[name] = CircuitBreaker(name, max_concurrent=MAX_CALLS_PER_DESTINATION, rng=self._rng)
+        return self._breakers[name]
 
-    def queued_at(self, run_id: int) -> Destination | None:
+    def waiting_for(self, run_id: int) -> CircuitBreaker | None:
         """Return what a run waits for."""
-        return self._queued_at.get(run_id)
+        return self._waiting_for.get(run_id)
 
     def __len__(self) -> int:
         """How many runs wait."""
-        return len(self._queued_at)
+        return len(self._waiting_for)
 
-    def failing(self) -> int:
+    def failing_count(self) -> int:
         """How many destinations are failing."""
-        return sum(destination.is_failing for destination in self._destinations.values())
+        return sum(destination.is_failing for destination in self._breakers.values())
 
-    def forget_waits(self) -> None:
+    def reset_all(self) -> None:
         """Every destination may be tried at once, unless the server itself has said when."""
-        for destination in self._destinations.values():
-            destination.forget_wait()
+        for destination in self._breakers.values():
+            destination.reset()
 
-    def forget_wait(self, name: str) -> None:
+    def reset(self, name: str) -> None:
         """One destination may be tried at once, unless the server itself has said when."""
-        destination = self.destination(name)
-        destination.forget_wait()
+        destination = self.breaker(name)
+        destination.reset()
         self._schedule_probe(destination)
 
-    def join(self, run_id: int, destination: Destination, now: float) -> None:
+    def enqueue(self, run_id: int, destination: CircuitBreaker, now: float) -> None:
         """Wait there, behind those that wait already; a run that does so keeps its place."""
-        if self._queued_at.get(run_id) is not destination:
-            self.leave(run_id, now)
-            self._queued_at[run_id] = destination
+        if self._waiting_for.get(run_id) is not destination:
+            self.dequeue(run_id, now)
+            self._waiting_for[run_id] = destination
             destination.waiting[run_id] = None
         self._schedule_probe(destination)
 
-    def leave(self, run_id: int, now: float) -> None:
+    def dequeue(self, run_id: int, now: float) -> None:
         """Wait no longer, whatever for."""
-        destination = self._queued_at.pop(run_id, None)
+        destination = self._waiting_for.pop(run_id, None)
         if destination is not None:
             del destination.waiting[run_id]
-            self.wake(destination, now)
+            self.admit_next(destination, now)
 
-    def hurry(self, run_id: int) -> None:
+    def expedite(self, run_id: int) -> None:
         """Somebody waits for this run: it comes first, and soon."""
-        destination = self._queued_at.get(run_id)
+        destination = self._waiting_for.get(run_id)
         if destination is not None:
-            destination.hurry()
+            destination.expedite()
             destination.waiting.move_to_end(run_id, last=False)
             self._schedule_probe(destination)
 
-    def wake(self, destination: Destination, now: float) -> None:
+    def admit_next(self, destination: CircuitBreaker, now: float) -> None:
         """A place may have become free."""
         if destination.is_failing:
             self._schedule_probe(destination)
             return
         # With no call under way nobody would come by later and wake the rest.
-        most = destination.free_places if destination.calls else len(destination.waiting)
+        most = destination.free_slots if destination.in_flight else len(destination.waiting)
         for run_id in list(itertools.islice(destination.waiting, most)):
             self._schedule(run_id, now)
 
-    def release(self, destination: Destination) -> list[int]:
+    def drain(self, destination: CircuitBreaker) -> list[int]:
         """Let all go that wait there; returns who they are."""
         run_ids = list(destination.waiting)
         destination.waiting.clear()
         for run_id in run_ids:
-            del self._queued_at[run_id]
+            del self._waiting_for[run_id]
         return run_ids
 
-    def _schedule_probe(self, destination: Destination) -> None:
+    def _schedule_probe(self, destination: CircuitBreaker) -> None:
         """One of those that wait tries a failing destination when its time has come."""
-        if destination.is_failing and not destination.calls and destination.waiting:
+        if destination.is_failing and not destination.in_flight and destination.waiting:
             # At most one run has to wait longer than the others.
             run_id = min(itertools.islice(destination.waiting, 2), key=destination.next_try_at)
             self._schedule(run_id, destination.next_try_at(run_id))

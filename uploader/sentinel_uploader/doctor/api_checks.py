@@ -12,17 +12,17 @@ import msgspec
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError, UsageError
 from sentinel_protocol.wire.sample import CSV_HEADER
-from sentinel_uploader.backends.http.client import Answer
+from sentinel_uploader.backends.http.client import HttpResponse
 from sentinel_uploader.backends.objectstore.s3.store import S3Store
-from sentinel_uploader.backends.sentinel.backend import HttpSentinelAPI
-from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, Endpoint, run_path
+from sentinel_uploader.backends.sentinel.backend import SentinelBackend
+from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, SentinelClient, run_path
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
-from sentinel_uploader.delivery.csv_batch import compress, object_uri
-from sentinel_uploader.doctor.findings import Finding, Verdict
-from sentinel_uploader.doctor.probe import Place
+from sentinel_uploader.delivery.csv_batch import gzip_csv, object_uri
+from sentinel_uploader.doctor.findings import Finding, Severity
+from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.doctor.storage_checks import OpenRun, ask_for_credentials, check_storage
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.ports import Ending, Registration, RunDescription
+from sentinel_uploader.runs.ports import FinishRequest, Registration, RunDescription
 
 JOB_NAME = "sentinel-uploader doctor"
 
@@ -34,89 +34,93 @@ def check_backend(
 
     `run` is one that is open in the spool, if there is one: the API gives credentials to runs alone.
     """
-    place = Place(environ, clock)
+    context = ProbeContext(environ, clock)
     source = token_source(environ)
     if source is None:
         remedy = "set SENTINEL_API_TOKEN or SENTINEL_API_TOKEN_FILE"
-        yield Finding(Verdict.FAILED, "token", "there is none", remedy)
+        yield Finding(Severity.FAILED, "token", "there is none", remedy)
         return
     try:
         token = source()
     except TokenError as error:
-        yield Finding(Verdict.FAILED, "token", str(error), "write the token there, and nothing else")
+        yield Finding(Severity.FAILED, "token", str(error), "write the token there, and nothing else")
         return
     yield _token(environ)
     is_taken = False
-    for finding in _api(place, token):
-        is_taken = is_taken or (finding.subject == "api" and finding.verdict is Verdict.OK)
+    for finding in _api(context, token):
+        is_taken = is_taken or (finding.subject == "api" and finding.severity is Severity.OK)
         yield finding
     credentials = None
     if is_taken and run is not None:
-        with closing(HttpSentinelAPI(source, _base_url(environ), clock, environ)) as api:
-            finding, credentials = ask_for_credentials(place, api, run)
+        with closing(SentinelBackend(source, _base_url(environ), clock, environ)) as api:
+            finding, credentials = ask_for_credentials(context, api, run)
         yield finding
     elif is_taken and not put:
-        yield Finding(Verdict.SKIPPED, "credentials", "the API gives them to a run, and none is open: --put begins one")
+        yield Finding(
+            Severity.SKIPPED, "credentials", "the API gives them to a run, and none is open: --put begins one"
+        )
     is_reachable = True
-    for finding in check_storage(place, run, credentials):
-        is_reachable = is_reachable and finding.verdict is not Verdict.FAILED
+    for finding in check_storage(context, run, credentials):
+        is_reachable = is_reachable and finding.severity is not Severity.FAILED
         yield finding
     if not put:
-        yield Finding(Verdict.SKIPPED, "put", "nothing was stored: --put registers, stores and finishes one empty run")
+        yield Finding(Severity.SKIPPED, "put", "nothing was stored: --put registers, stores and finishes one empty run")
     elif is_taken and is_reachable:
-        yield from _whole_life(place, HttpSentinelAPI(source, _base_url(environ), clock, environ))
+        yield from _end_to_end_run(context, SentinelBackend(source, _base_url(environ), clock, environ))
     else:
-        yield Finding(Verdict.SKIPPED, "put", "no run is begun that could not be stored")
+        yield Finding(Severity.SKIPPED, "put", "no run is begun that could not be stored")
 
 
 def _token(environ: Mapping[str, str]) -> Finding:
     for variable in ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY"):
         if environ.get(variable, "").strip():
-            return Finding(Verdict.OK, "token", f"from {variable}")
+            return Finding(Severity.OK, "token", f"from {variable}")
     path = environ["SENTINEL_API_TOKEN_FILE"]
     if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
-        return Finding(Verdict.WARNING, "token", f"others can read {path}", f"chmod 600 {path}")
-    return Finding(Verdict.OK, "token", f"from the file {path}")
+        return Finding(Severity.WARNING, "token", f"others can read {path}", f"chmod 600 {path}")
+    return Finding(Severity.OK, "token", f"from the file {path}")
 
 
 def _base_url(environ: Mapping[str, str]) -> str:
     return environ.get("SENTINEL_API_URL") or DEFAULT_BASE_URL
 
 
-def _api(place: Place, token: str) -> Iterator[Finding]:
+def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
     """Ask for credentials of a run that cannot exist: whoever is let in hears that there is none."""
     remedy = "check SENTINEL_API_URL, the network, HTTPS_PROXY and SSL_CERT_FILE"
     try:
-        with place.client(("SSL_CERT_FILE",)) as client:
-            endpoint = Endpoint(_base_url(place.environ), clock=place.clock, environ=place.environ, client=client)
-            sent_at = place.clock.now()
+        with context.client(("SSL_CERT_FILE",)) as client:
+            endpoint = SentinelClient(
+                _base_url(context.environ), clock=context.clock, environ=context.environ, client=client
+            )
+            sent_at = context.clock.now()
             path = run_path("probe", f"doctor-{uuid.uuid4().hex}", "refresh-credentials")
             answer = endpoint.post("probe", path, token, b"")
     except (UsageError, DeliveryError) as error:
-        yield Finding(Verdict.FAILED, "api", str(error), remedy)
+        yield Finding(Severity.FAILED, "api", str(error), remedy)
         return
     yield _api_answer(endpoint.base_url, answer)
-    yield place.clock_finding(endpoint.base_url, answer, sent_at)
+    yield context.clock_finding(endpoint.base_url, answer, sent_at)
 
 
-def _api_answer(base_url: str, answer: Answer) -> Finding:
+def _api_answer(base_url: str, answer: HttpResponse) -> Finding:
     text = f"{base_url} answers HTTP {answer.status}"
     if answer.status in {401, 403}:
-        return Finding(Verdict.FAILED, "api", f"{text}: it refuses the token", "replace the token")
+        return Finding(Severity.FAILED, "api", f"{text}: it refuses the token", "replace the token")
     if answer.status in {408, 425, 429} or answer.status >= 500:
-        return Finding(Verdict.FAILED, "api", text, "wait, or ask those who run it; rows are kept meanwhile")
+        return Finding(Severity.FAILED, "api", text, "wait, or ask those who run it; rows are kept meanwhile")
     if not _is_json(answer.body):
         remedy = "check SENTINEL_API_URL, with its path"
-        return Finding(Verdict.FAILED, "api", f"{text}, and not as the Sentinel API does", remedy)
-    return Finding(Verdict.OK, "api", f"{base_url} takes the token")
+        return Finding(Severity.FAILED, "api", f"{text}, and not as the Sentinel API does", remedy)
+    return Finding(Severity.OK, "api", f"{base_url} takes the token")
 
 
-def _whole_life(place: Place, api: HttpSentinelAPI) -> Iterator[Finding]:
-    store = S3Store(environ=place.environ, clock=place.clock)
+def _end_to_end_run(context: ProbeContext, api: SentinelBackend) -> Iterator[Finding]:
+    store = S3Store(environ=context.environ, clock=context.clock)
     run = RunDescription(
         uid=uuid.uuid4().hex,
         run_key=JOB_NAME,
-        created_at=place.clock.now(),
+        created_at=context.clock.now(),
         interval_s=1.0,
         metadata={"job_name": JOB_NAME},
         host={},
@@ -125,45 +129,45 @@ def _whole_life(place: Place, api: HttpSentinelAPI) -> Iterator[Finding]:
     try:
         registration = api.register(run)
         yield Finding(
-            Verdict.OK, "register", f"run {registration.run_id}, to be stored under {registration.uri_prefix}"
+            Severity.OK, "register", f"run {registration.run_id}, to be stored under {registration.uri_prefix}"
         )
-        yield from _put_and_finish(place, api, store, run, registration)
+        yield from _put_and_finish(context, api, store, run, registration)
     except SentinelStreamError as error:
-        yield Finding(Verdict.FAILED, "register", str(error), "ask those who run the API")
+        yield Finding(Severity.FAILED, "register", str(error), "ask those who run the API")
     finally:
         api.close()
         store.close()
 
 
 def _put_and_finish(
-    place: Place, api: HttpSentinelAPI, store: S3Store, run: RunDescription, registration: Registration
+    context: ProbeContext, api: SentinelBackend, store: S3Store, run: RunDescription, registration: Registration
 ) -> Iterator[Finding]:
     uri = object_uri(registration.uri_prefix, 1)
-    body = compress(CSV_HEADER)
+    body = gzip_csv(CSV_HEADER)
     try:
         store.put(uri, body, registration.credentials)
         is_stored = True
         digest = hashlib.sha256(body).hexdigest()[:12]
-        yield Finding(Verdict.OK, "put", f"{uri}, {len(body)} bytes, sha256 {digest}…")
+        yield Finding(Severity.OK, "put", f"{uri}, {len(body)} bytes, sha256 {digest}…")
     except SentinelStreamError as error:
         is_stored = False
         remedy = "check AWS_ENDPOINT_URL_S3, and the rights that the API's credentials give"
-        yield Finding(Verdict.FAILED, "put", str(error), remedy)
-    ending = Ending(
+        yield Finding(Severity.FAILED, "put", str(error), remedy)
+    ending = FinishRequest(
         run=run,
         run_id=registration.run_id,
         exit_code=0 if is_stored else 1,
         status="finished" if is_stored else "failed",
-        finished_at=place.clock.now(),
+        finished_at=context.clock.now(),
         data_uris=[uri] if is_stored else None,
         data_csv=None if is_stored else CSV_HEADER,
-        facts={},
+        summary={},
     )
     try:
         api.finish(ending)
-        yield Finding(Verdict.OK, "finish", f"run {registration.run_id} is closed")
+        yield Finding(Severity.OK, "finish", f"run {registration.run_id} is closed")
     except SentinelStreamError as error:
-        yield Finding(Verdict.FAILED, "finish", str(error), f"close run {registration.run_id} by hand")
+        yield Finding(Severity.FAILED, "finish", str(error), f"close run {registration.run_id} by hand")
 
 
 def _is_json(body: bytes) -> bool:

@@ -6,7 +6,7 @@ from enum import StrEnum
 import msgspec
 
 
-class Verdict(StrEnum):
+class Severity(StrEnum):
     """How much a finding matters."""
 
     OK = "ok"
@@ -18,10 +18,10 @@ class Verdict(StrEnum):
     """It does not work; `remedy` says what to do."""
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Finding(msgspec.Struct, frozen=True, rename={"severity": "verdict"}):
     """One line of the report."""
 
-    verdict: Verdict
+    severity: Severity
     subject: str
     text: str
     remedy: str = ""
@@ -32,10 +32,10 @@ def report(findings: Iterable[Finding]) -> str:
     lines = []
     for finding in findings:
         what_to_do = f": {finding.remedy}" if finding.remedy else ""
-        lines.append(f"{finding.verdict:8}{finding.subject:13}{finding.text}{what_to_do}\n")
+        lines.append(f"{finding.severity:8}{finding.subject:13}{finding.text}{what_to_do}\n")
     return "".join(lines)
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
     """Return 1 when something does not work."""
-    return int(any(finding.verdict is Verdict.FAILED for finding in findings))
+    return int(any(finding.severity is Severity.FAILED for finding in findings))

@@ -9,14 +9,14 @@ from typing import Any
 
 from sentinel_protocol.common.errors import KeyFileError, UsageError
 from sentinel_uploader.admin.status import NoSpoolError, read_status
-from sentinel_uploader.doctor.findings import Finding, Verdict
+from sentinel_uploader.doctor.findings import Finding, Severity
 from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.spool.database import database_path
-from sentinel_uploader.spool.lock import owner_pid
+from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.telemetry.health import MIN_FREE_BYTES, free_bytes
 
-FEW_DESCRIPTORS = 1024
+MIN_RECOMMENDED_FDS = 1024
 _AT_THE_API = frozenset({RunState.REGISTERED, RunState.FINISHING})
 _NEARLY_ALL = 0.9
 _MIB = 1 << 20
@@ -27,31 +27,31 @@ _SECRET_SUFFIX = "_secret"  # noqa: S105 -- how such files are named
 def check_spool(directory: str) -> Iterator[Finding]:
     """Look at the spool's directory, and through the file into its runs and what they wait for."""
     if not os.path.isdir(directory):
-        yield _to_be_made("spool", directory)
+        yield _will_be_created("spool", directory)
         return
-    if (fault := write_fault(directory)) is not None:
-        yield Finding(Verdict.FAILED, "spool", f"{directory} cannot be written: {fault}", _GIVE)
+    if (fault := write_error(directory)) is not None:
+        yield Finding(Severity.FAILED, "spool", f"{directory} cannot be written: {fault}", _GIVE)
         return
     if stat.S_IMODE(os.stat(directory).st_mode) & 0o077:
         text = f"others can look into {directory}, where samples are kept"
-        yield Finding(Verdict.WARNING, "spool", text, f"chmod 700 {directory}")
+        yield Finding(Severity.WARNING, "spool", text, f"chmod 700 {directory}")
     if not os.path.isfile(database_path(directory)):
-        yield Finding(Verdict.OK, "spool", f"{directory}, empty so far")
+        yield Finding(Severity.OK, "spool", f"{directory}, empty so far")
         return
     try:
         status = read_status(directory)
     except NoSpoolError as error:
-        yield Finding(Verdict.OK, "spool", str(error))
+        yield Finding(Severity.OK, "spool", str(error))
         return
     except UsageError as error:
         remedy = "upgrade, or let `serve` set it aside; nothing in it is deleted"
-        yield Finding(Verdict.FAILED, "spool", str(error), remedy)
+        yield Finding(Severity.FAILED, "spool", str(error), remedy)
         return
     pid = status["uploader_pid"]
     waiting = sum(run["rows_waiting"] for run in status["runs"])
     owner = "no uploader runs" if pid is None else f"uploader {pid} runs"
-    yield Finding(Verdict.OK, "spool", f"{directory}: {len(status['runs'])} runs, {waiting} rows wait, {owner}")
-    yield from _trouble(status)
+    yield Finding(Severity.OK, "spool", f"{directory}: {len(status['runs'])} runs, {waiting} rows wait, {owner}")
+    yield from _delivery_findings(status)
 
 
 def open_run(directory: str) -> tuple[str, str] | None:
@@ -73,35 +73,39 @@ def check_disk(directory: str, spool_max_bytes: int) -> Finding:
         free = free_bytes(place)
         used = os.path.getsize(database_path(directory)) if os.path.isfile(database_path(directory)) else 0
     except OSError as error:
-        return Finding(Verdict.FAILED, "disk", f"{place} cannot be looked at: {error.strerror}", "name another --spool")
+        return Finding(
+            Severity.FAILED, "disk", f"{place} cannot be looked at: {error.strerror}", "name another --spool"
+        )
     if free < MIN_FREE_BYTES:
-        return Finding(Verdict.FAILED, "disk", f"the disk of {place} has no room", "make room, or name another --spool")
+        return Finding(
+            Severity.FAILED, "disk", f"the disk of {place} has no room", "make room, or name another --spool"
+        )
     text = f"{free // _MIB} MiB free for the spool"
     if free < spool_max_bytes - used:
         text += f", which may grow to {spool_max_bytes // _MIB} MiB"
-        return Finding(Verdict.WARNING, "disk", text, "make room, or lower --spool-max")
-    return Finding(Verdict.OK, "disk", text)
+        return Finding(Severity.WARNING, "disk", text, "make room, or lower --spool-max")
+    return Finding(Severity.OK, "disk", text)
 
 
 def check_descriptors(directory: str) -> Finding:
     """Look at how many connections there may be: those of the running uploader, else those that one would have."""
-    pid = owner_pid(directory) if os.path.isdir(directory) else None
+    pid = lock_owner_pid(directory) if os.path.isdir(directory) else None
     remedy = "raise `ulimit -n`, or LimitNOFILE of the service"
     if pid:
         try:
             used, limit = len(os.listdir(f"/proc/{pid}/fd")), _open_files_limit(pid)
         except OSError as error:
             text = f"those of uploader {pid} cannot be looked at: {error.strerror}"
-            return Finding(Verdict.SKIPPED, "descriptors", text)
+            return Finding(Severity.SKIPPED, "descriptors", text)
         text = f"uploader {pid} uses {used} of {limit}"
         if used > _NEARLY_ALL * limit:
-            return Finding(Verdict.FAILED, "descriptors", text, remedy)
+            return Finding(Severity.FAILED, "descriptors", text, remedy)
     else:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         text = f"{limit} at most"
-    if limit < FEW_DESCRIPTORS:
-        return Finding(Verdict.WARNING, "descriptors", f"{text}, one for each collector", remedy)
-    return Finding(Verdict.OK, "descriptors", text)
+    if limit < MIN_RECOMMENDED_FDS:
+        return Finding(Severity.WARNING, "descriptors", f"{text}, one for each collector", remedy)
+    return Finding(Severity.OK, "descriptors", text)
 
 
 def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
@@ -109,31 +113,31 @@ def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
     if not store.exists:
         text = f"there is no server key in {store.directory}"
         if named:
-            yield Finding(Verdict.FAILED, "keys", text, "sentinel-uploader keys init")
+            yield Finding(Severity.FAILED, "keys", text, "sentinel-uploader keys init")
         else:
-            yield Finding(Verdict.SKIPPED, "keys", f"{text}: collectors of this machine only")
+            yield Finding(Severity.SKIPPED, "keys", f"{text}: collectors of this machine only")
         return
-    faults = list(_key_faults(store))
-    yield from (Finding(Verdict.FAILED, "keys", text, remedy) for text, remedy in faults)
+    faults = list(_key_errors(store))
+    yield from (Finding(Severity.FAILED, "keys", text, remedy) for text, remedy in faults)
     if not faults:
         clients = sum(not entry.is_revoked for entry in store.clients())
         text = f"{store.directory}: a server key and {clients} clients"
         if clients:
-            yield Finding(Verdict.OK, "keys", text)
+            yield Finding(Severity.OK, "keys", text)
         else:
-            yield Finding(Verdict.WARNING, "keys", f"{text}: nobody comes in", "sentinel-uploader keys add NAME")
+            yield Finding(Severity.WARNING, "keys", f"{text}: nobody comes in", "sentinel-uploader keys add NAME")
 
 
 def check_directory_target(directory: str) -> Finding:
     """Look at the directory that runs are delivered to."""
     if not os.path.isdir(directory):
-        return _to_be_made("target", directory)
-    if (fault := write_fault(directory)) is not None:
-        return Finding(Verdict.FAILED, "target", f"{directory} cannot be written: {fault}", _GIVE)
-    return Finding(Verdict.OK, "target", f"runs are delivered to {directory}")
+        return _will_be_created("target", directory)
+    if (fault := write_error(directory)) is not None:
+        return Finding(Severity.FAILED, "target", f"{directory} cannot be written: {fault}", _GIVE)
+    return Finding(Severity.OK, "target", f"runs are delivered to {directory}")
 
 
-def write_fault(directory: str) -> str | None:
+def write_error(directory: str) -> str | None:
     """Return why no file can be made there, `None` when it can: one is tried, and is gone again."""
     try:
         with tempfile.TemporaryFile(dir=directory):
@@ -142,24 +146,24 @@ def write_fault(directory: str) -> str | None:
         return error.strerror or str(error)
 
 
-def _trouble(status: dict[str, Any]) -> Iterator[Finding]:
+def _delivery_findings(status: dict[str, Any]) -> Iterator[Finding]:
     for entry in status["destinations"]:
         text = f"{entry['name']} has failed {entry['attempts']} times, the last time with: {entry['error']}"
-        yield Finding(Verdict.WARNING, "deliveries", text)
-    parked = [run["run_id"] or run["key"] for run in status["runs"] if run["state"] == RunState.PARKED]
+        yield Finding(Severity.WARNING, "deliveries", text)
+    parked = [run["run_id"] or run["key"] for run in status["runs"] if run["state"] == RunState.QUARANTINED]
     if parked:
         remedy = "see `sentinel-uploader status`, then retry or discard"
-        yield Finding(Verdict.WARNING, "runs", f"{len(parked)} parked, {parked[0]} is one", remedy)
+        yield Finding(Severity.WARNING, "runs", f"{len(parked)} parked, {parked[0]} is one", remedy)
 
 
-def _to_be_made(subject: str, directory: str) -> Finding:
+def _will_be_created(subject: str, directory: str) -> Finding:
     place = _nearest(directory)
-    fault = write_fault(place)
+    fault = write_error(place)
     if fault is not None:
         return Finding(
-            Verdict.FAILED, subject, f"{directory} cannot be made in {place}: {fault}", f"make it, and {_GIVE}"
+            Severity.FAILED, subject, f"{directory} cannot be made in {place}: {fault}", f"make it, and {_GIVE}"
         )
-    return Finding(Verdict.OK, subject, f"{directory} will be made")
+    return Finding(Severity.OK, subject, f"{directory} will be made")
 
 
 def _nearest(path: str) -> str:
@@ -170,7 +174,7 @@ def _nearest(path: str) -> str:
     return path
 
 
-def _key_faults(store: KeyStore) -> Iterator[tuple[str, str]]:
+def _key_errors(store: KeyStore) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with keys, and what to do."""
     for directory in (store.directory, store.clients_dir):
         if os.path.isdir(directory) and stat.S_IMODE(os.stat(directory).st_mode) & 0o022:
@@ -180,8 +184,8 @@ def _key_faults(store: KeyStore) -> Iterator[tuple[str, str]]:
     except KeyFileError as error:
         yield str(error), "put it right, and make new keys if a secret one may have been read"
     for entry in store.clients():
-        if entry.trouble and not entry.is_revoked:
-            yield entry.trouble, "put it right: this client is not let in"
+        if entry.error and not entry.is_revoked:
+            yield entry.error, "put it right: this client is not let in"
     for name in sorted(os.listdir(store.clients_dir)) if os.path.isdir(store.clients_dir) else ():
         path = os.path.join(store.clients_dir, name)
         if name.endswith(_SECRET_SUFFIX) and stat.S_IMODE(os.stat(path).st_mode) & 0o077:

@@ -5,16 +5,16 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.backends.http.client import Answer, HttpClient
-from sentinel_uploader.doctor.findings import Finding, Verdict
+from sentinel_uploader.backends.http.client import HttpClient, HttpResponse
+from sentinel_uploader.doctor.findings import Finding, Severity
 
-AGREEING_S = 5.0
+MAX_OK_SKEW_S = 5.0
 """The `Date` header has whole seconds, and the answer took a while."""
-WRONG_S = 60.0
-PATIENCE_S = 15.0
+MAX_WARNING_SKEW_S = 60.0
+TIMEOUT_S = 15.0
 
 
-class Place(NamedTuple):
+class ProbeContext(NamedTuple):
     """Where the uploader would run: its environment and its clock."""
 
     environ: Mapping[str, str]
@@ -27,22 +27,22 @@ class Place(NamedTuple):
             environ=self.environ,
             clock=self.clock,
             authority_variables=authority_variables,
-            read_timeout_s=PATIENCE_S,
-            total_timeout_s=PATIENCE_S,
+            read_timeout_s=TIMEOUT_S,
+            total_timeout_s=TIMEOUT_S,
         )
         try:
             yield client
         finally:
             client.close()
 
-    def clock_finding(self, url: str, answer: Answer, sent_at: float) -> Finding:
+    def clock_finding(self, url: str, answer: HttpResponse, sent_at: float) -> Finding:
         """Compare this machine's clock with the `Date` of an answer that has just come; `sent_at` in UNIX seconds."""
-        server = answer.server_time()
+        server = answer.date()
         if server is None:
-            return Finding(Verdict.SKIPPED, "clock", f"{url} does not tell the time")
+            return Finding(Severity.SKIPPED, "clock", f"{url} does not tell the time")
         ahead_s = (sent_at + self.clock.now()) / 2 - server
-        if abs(ahead_s) <= AGREEING_S:
-            return Finding(Verdict.OK, "clock", f"agrees with that of {url}")
+        if abs(ahead_s) <= MAX_OK_SKEW_S:
+            return Finding(Severity.OK, "clock", f"agrees with that of {url}")
         text = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {url}"
-        verdict = Verdict.WARNING if abs(ahead_s) <= WRONG_S else Verdict.FAILED
+        verdict = Severity.WARNING if abs(ahead_s) <= MAX_WARNING_SKEW_S else Severity.FAILED
         return Finding(verdict, "clock", text, "set this machine's clock; rows carry its time")

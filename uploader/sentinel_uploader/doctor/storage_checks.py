@@ -14,10 +14,10 @@ from sentinel_uploader.backends.objectstore.s3.address import (
     region_origin,
 )
 from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, FALLBACK_REGION
-from sentinel_uploader.backends.sentinel.backend import HttpSentinelAPI
+from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.delivery.csv_batch import object_uri
-from sentinel_uploader.doctor.findings import Finding, Verdict
-from sentinel_uploader.doctor.probe import Place
+from sentinel_uploader.doctor.findings import Finding, Severity
+from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.runs.delivery_error import DeliveryError
 from sentinel_uploader.runs.ports import Credentials
 
@@ -36,50 +36,52 @@ class _Server(NamedTuple):
     """Whether objects go there; otherwise it is the likeliest place."""
 
 
-def ask_for_credentials(place: Place, api: HttpSentinelAPI, run: OpenRun) -> tuple[Finding, Credentials | None]:
+def ask_for_credentials(
+    context: ProbeContext, api: SentinelBackend, run: OpenRun
+) -> tuple[Finding, Credentials | None]:
     """Ask for the run's credentials, as the uploader does all the time; return what they are like, and them."""
     subject = "credentials"
     try:
         given = api.refresh(run.run_id)
     except DeliveryError as error:
         remedy = "see `sentinel-uploader status`; ask those who run the API"
-        return Finding(Verdict.FAILED, subject, f"of run {run.run_id}: {error}", remedy), None
+        return Finding(Severity.FAILED, subject, f"of run {run.run_id}: {error}", remedy), None
     text = f"of run {run.run_id}"
     if given.region and is_region(given.region):
         text += f", for {given.region}"
     if given.expires_at is None:
-        return Finding(Verdict.OK, subject, f"{text}, without an expiry"), given
-    left_s = given.expires_at - place.clock.now()
+        return Finding(Severity.OK, subject, f"{text}, without an expiry"), given
+    left_s = given.expires_at - context.clock.now()
     if left_s <= 0:
         remedy = "compare the clocks; ask those who run the API"
-        return Finding(Verdict.FAILED, subject, f"{text}, had expired {-left_s:.0f} s before they came", remedy), given
-    return Finding(Verdict.OK, subject, f"{text}, new ones are good for {left_s / 60:.0f} minutes"), given
+        return Finding(Severity.FAILED, subject, f"{text}, had expired {-left_s:.0f} s before they came", remedy), given
+    return Finding(Severity.OK, subject, f"{text}, new ones are good for {left_s / 60:.0f} minutes"), given
 
 
-def check_storage(place: Place, run: OpenRun | None, credentials: Credentials | None) -> Iterator[Finding]:
+def check_storage(context: ProbeContext, run: OpenRun | None, credentials: Credentials | None) -> Iterator[Finding]:
     """Ask the server that objects go to for nothing in particular: name, port, certificate and proxy are in order."""
     remedy = "check AWS_ENDPOINT_URL_S3, the network, HTTPS_PROXY and AWS_CA_BUNDLE"
-    verdict = Verdict.FAILED
+    verdict = Severity.FAILED
     try:
-        server = _server(place, run, credentials)
+        server = _server(context, run, credentials)
         if not server.is_certain:
-            verdict = Verdict.WARNING
-        with place.client(AUTHORITY_VARIABLES) as client:
-            sent_at = place.clock.now()
+            verdict = Severity.WARNING
+        with context.client(AUTHORITY_VARIABLES) as client:
+            sent_at = context.clock.now()
             answer = client.request("HEAD", "HEAD", server.origin, server.path, headers={})
     except (UsageError, DeliveryError) as error:
         yield Finding(verdict, "storage", str(error), remedy)
         return
     guess = "" if server.is_certain else "; a run's bucket may be elsewhere, --put tries it"
-    yield Finding(Verdict.OK, "storage", f"{server.origin.url} answers{guess}")
-    yield place.clock_finding(server.origin.url, answer, sent_at)
+    yield Finding(Severity.OK, "storage", f"{server.origin.url} answers{guess}")
+    yield context.clock_finding(server.origin.url, answer, sent_at)
 
 
-def _server(place: Place, run: OpenRun | None, credentials: Credentials | None) -> _Server:
-    configured = configured_endpoint(place.environ)
+def _server(context: ProbeContext, run: OpenRun | None, credentials: Credentials | None) -> _Server:
+    configured = configured_endpoint(context.environ)
     if configured is not None:
         return _Server(configured.origin, f"{configured.prefix}/", is_certain=True)
-    own = place.environ.get("AWS_REGION") or place.environ.get("AWS_DEFAULT_REGION") or ""
+    own = context.environ.get("AWS_REGION") or context.environ.get("AWS_DEFAULT_REGION") or ""
     region = (credentials.region if credentials is not None else None) or own
     if region and not is_region(region):
         raise UsageError(f"{region!r} is not a region")

@@ -12,36 +12,36 @@ log = logging.getLogger(__name__)
 _LOG_INTERVAL_S = 60.0
 
 
-class Refusal(NamedTuple):
+class SpoolUnavailable(NamedTuple):
     """Rows were not taken because of the spool: when last (monotonic seconds), and why."""
 
     at: float
     text: str
 
 
-class Fullness:
+class SpoolAvailability:
     """Written by the intake's thread; `refusal` may be read by any."""
 
     def __init__(self, clock: Clock, counters: Counters) -> None:
         self._clock = clock
         self._counters = counters
         self._logged_at: float | None = None
-        self.refusal: Refusal | None = None
+        self.unavailable: SpoolUnavailable | None = None
         """Set while the spool takes no rows."""
 
-    def note(self, error: SpoolError) -> None:
+    def record_failure(self, error: SpoolError) -> None:
         """Count that the spool did not take something, and say so at most once a minute."""
         is_full = isinstance(error, SpoolFullError)
         self._counters.spool_failures.add(1, "full" if is_full else "unusable")
         now = self._clock.monotonic()
-        self.refusal = Refusal(now, str(error))
+        self.unavailable = SpoolUnavailable(now, str(error))
         if self._logged_at is None or now - self._logged_at >= _LOG_INTERVAL_S:
             self._logged_at = now
             kind = "spool is full" if is_full else "spool cannot be written"
             log.error("%s, not acknowledging samples until that changes error=%s", kind, error)
 
-    def is_over(self) -> None:
+    def record_success(self) -> None:
         """Rows were taken."""
-        if self.refusal is not None:
-            self._logged_at = self.refusal = None
+        if self.unavailable is not None:
+            self._logged_at = self.unavailable = None
             log.info("spool has room again")

@@ -11,31 +11,31 @@ from collections.abc import Callable
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello, Ping, Reject, RejectCode, Samples, decode_from_collector
-from sentinel_uploader.intake.answers import Answers
-from sentinel_uploader.intake.backpressure import Fullness, Refusal
-from sentinel_uploader.intake.handshake import Greeter
-from sentinel_uploader.intake.rate_limiter import Admission, Verdict
-from sentinel_uploader.intake.responses import acknowledgement, finished_message
-from sentinel_uploader.intake.sessions import Session, Sessions
-from sentinel_uploader.intake.spool_quota import Shares
-from sentinel_uploader.intake.write_batch import Group
+from sentinel_uploader.intake.answers import ResponseSender
+from sentinel_uploader.intake.backpressure import SpoolAvailability, SpoolUnavailable
+from sentinel_uploader.intake.handshake import HandshakeHandler
+from sentinel_uploader.intake.rate_limiter import AdmissionDecision, RateLimiter
+from sentinel_uploader.intake.responses import build_ack, build_finished
+from sentinel_uploader.intake.sessions import CollectorSession, Sessions
+from sentinel_uploader.intake.spool_quota import SpoolQuota
+from sentinel_uploader.intake.write_batch import WriteBatch
 from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy, RunState
-from sentinel_uploader.server.zmq_server import Arrival, Router
-from sentinel_uploader.spool.run_record import Run, RunRecord
+from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
+from sentinel_uploader.spool.run_record import OpenRun, RunRecord
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 
 log = logging.getLogger(__name__)
 
-GROUP_FRAMES = 1000
+MAX_BATCH_FRAMES = 1000
 """Most frames that one transaction waits for."""
-GROUP_BYTES = 16 << 20
+MAX_BATCH_BYTES = 16 << 20
 _RECEIVE_FRAMES = 64
-_LOOP_S = 1.0
-LATE_S = 3.0
+_POLL_TIMEOUT_S = 1.0
+STALL_THRESHOLD_S = 3.0
 """A loop that took longer was stopped or starved: collectors were not heard meanwhile."""
-_RECOVER_S = 1.0
+_ERROR_PAUSE_S = 1.0
 
 
 class Intake:
@@ -48,10 +48,10 @@ class Intake:
     def __init__(
         self,
         *,
-        router: Router,
+        server: ZmqServer,
         spool: Spool,
         clock: Clock,
-        wake_run: Callable[[Run], None],
+        wake_run: Callable[[OpenRun], None],
         policy: Policy,
         counters: Counters,
         name_of: Callable[[bytes], str | None] = lambda _: None,
@@ -59,89 +59,89 @@ class Intake:
         known_clients: Callable[[], int] = lambda: 0,
     ) -> None:
         limits = limits or ClientLimits()
-        self._admission = Admission(name_of=name_of, limits=limits, counters=counters)
-        self._router = router
+        self._rate_limiter = RateLimiter(name_of=name_of, limits=limits, counters=counters)
+        self._server = server
         self._clock = clock
         self._counters = counters
         self._sessions = Sessions()
-        self._answers = Answers(router, counters)
-        self._fullness = Fullness(clock, counters)
-        shares = Shares(
-            spool=spool, share=limits.client_spool_share, known_clients=known_clients, clock=clock, counters=counters
+        self._responses = ResponseSender(server, counters)
+        self._availability = SpoolAvailability(clock, counters)
+        quota = SpoolQuota(
+            spool=spool, share=limits.spool_share, known_clients=known_clients, clock=clock, counters=counters
         )
-        self._group = Group(
+        self._write_batch = WriteBatch(
             spool=spool,
-            answers=self._answers,
-            fullness=self._fullness,
+            responses=self._responses,
+            availability=self._availability,
             clock=clock,
             counters=counters,
             policy=policy,
             limits=limits,
-            shares=shares,
+            quota=quota,
             wake_run=wake_run,
         )
-        self._greeter = Greeter(
+        self._handshake = HandshakeHandler(
             spool=spool,
             sessions=self._sessions,
-            answers=self._answers,
-            fullness=self._fullness,
+            responses=self._responses,
+            availability=self._availability,
             clock=clock,
             counters=counters,
             limits=limits,
-            shares=shares,
+            quota=quota,
             wake_run=wake_run,
         )
-        self._news: queue.SimpleQueue[tuple[int, RunRecord]] = queue.SimpleQueue()
+        self._notifications: queue.SimpleQueue[tuple[int, RunRecord]] = queue.SimpleQueue()
         now = clock.monotonic()
-        self.looped_at = now
-        self.listening_since = now
+        self.last_loop_at = now
+        self.receiving_since = now
         """Since when collectors have been heard without a break: silence counts from there."""
-        self.heard_at = now
+        self.last_message_at = now
         """When the last frame came."""
 
     @property
-    def refusal(self) -> Refusal | None:
+    def spool_unavailable(self) -> SpoolUnavailable | None:
         """Why the spool takes no rows; `None` when it does."""
-        return self._fullness.refusal
+        return self._availability.unavailable
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until the event is set; `Router.wake` makes it look at the event at once."""
+        """Serve until the event is set; `ZmqServer.wake` makes it look at the event at once."""
         while not stop.is_set():
             try:
-                self.serve_once(_LOOP_S)
+                self.poll_once(_POLL_TIMEOUT_S)
             except Exception:
                 # A defect must not deafen the uploader: collectors send again what was not acknowledged.
                 log.exception("intake failed unexpectedly")
-                self._forget_group()
-                self._clock.wait_for(stop, _RECOVER_S)
-        self._tell_news()
+                self._discard_write_batch()
+                self._clock.wait_for(stop, _ERROR_PAUSE_S)
+        self._send_notifications()
 
-    def serve_once(self, timeout_s: float) -> None:
+    def poll_once(self, timeout_s: float) -> None:
         """Take one group: receive, store, acknowledge."""
         received = self._receive(timeout_s)
         began_at = self._clock.monotonic()
-        if began_at - self.looped_at > LATE_S + timeout_s:
-            self.listening_since = began_at
+        if began_at - self.last_loop_at > STALL_THRESHOLD_S + timeout_s:
+            self.receiving_since = began_at
         if received:
-            self.heard_at = began_at
+            self.last_message_at = began_at
             self._counters.messages.add(len(received))
         for arrival in received:
-            self._take(arrival)
-        self._group.commit()
-        self._tell_news()
+            self._handle_message(arrival)
+        self._write_batch.commit()
+        self._send_notifications()
         now = self._clock.monotonic()
-        if now - began_at > LATE_S:
-            self.listening_since = now
+        if now - began_at > STALL_THRESHOLD_S:
+            self.receiving_since = now
         # Told last: whoever sees it knows that all that had come before is taken into account.
-        self.looped_at = now
+        self.last_loop_at = now
 
-    def _receive(self, timeout_s: float) -> list[Arrival]:
+    def _receive(self, timeout_s: float) -> list[ReceivedMessage]:
         """Wait for messages and return what is there, as long as it can be held in memory and on disk at once."""
-        received: list[Arrival] = []
+        received: list[ReceivedMessage] = []
         size = taken = 0
         # Rubbish counts as well: as long as it comes, nobody would be answered.
-        while taken < GROUP_FRAMES and size < GROUP_BYTES:
-            some, malformed = self._router.receive(most=_RECEIVE_FRAMES, timeout_s=0.0 if taken else timeout_s)
+        while taken < MAX_BATCH_FRAMES and size < MAX_BATCH_BYTES:
+            some, malformed = self._server.receive(limit=_RECEIVE_FRAMES, timeout_s=0.0 if taken else timeout_s)
             taken += len(some) + malformed
             if malformed:
                 self._counters.messages.add(malformed)
@@ -152,90 +152,90 @@ class Intake:
                 break
         return received
 
-    def _forget_group(self) -> None:
-        self._group.forget()
+    def _discard_write_batch(self) -> None:
+        self._write_batch.clear()
         for session in self._sessions:
-            session.forget_group()
+            session.reset_pending()
 
-    def tell(self, run: Run) -> None:
+    def notify(self, run: OpenRun) -> None:
         """Tell the run's collector how it ended, or what keeps it from that; may be called from any thread."""
-        self._news.put((run.id, run.record))
-        self._router.wake()
+        self._notifications.put((run.id, run.record))
+        self._server.wake()
 
     def has_sessions(self) -> bool:
         """Whether a collector of an open run is or was connected."""
         return bool(self._sessions)
 
-    def _take(self, arrival: Arrival) -> None:
-        identity, frame = arrival.identity, arrival.frame
-        owner = self._admission.owner_of(arrival)
+    def _handle_message(self, received: ReceivedMessage) -> None:
+        identity, frame = received.identity, received.frame
+        owner = self._rate_limiter.owner_of(received)
         if owner is None:
             # Revoked since it came in. Nothing is answered: what is on its way to it is not for it any more.
             self._counters.rejected.add(1, "key")
-            self._router.cut(identity)
+            self._server.disconnect(identity)
             return
-        verdict = self._admission.look(arrival, owner, self._clock.monotonic())
-        if not verdict.is_taken:
-            self._turn_down(identity, owner, verdict)
+        decision = self._rate_limiter.check(received, owner, self._clock.monotonic())
+        if not decision.is_accepted:
+            self._reject(identity, owner, decision)
             return
         try:
             message = decode_from_collector(frame)
         except InvalidMessageError:
             message = None
-        self._admission.charge(arrival, owner, message)
+        self._rate_limiter.consume(received, owner, message)
         if message is None:
             self._counters.rejected.add(1, "bad")
             return
         if isinstance(message, Hello):
-            self._group.commit()
-            self._greeter.greet(identity, message, owner)
+            self._write_batch.commit()
+            self._handshake.handle_hello(identity, message, owner)
             return
-        session = self._session_of(identity, owner)
+        session = self._active_session(identity, owner)
         if session is None:
-            self._answers.say(identity, Reject(RejectCode.HELLO_FIRST, "say hello first", retry=True))
+            self._responses.send(identity, Reject(RejectCode.HELLO_FIRST, "say hello first", retry=True))
             return
         row_time = message.samples[-1].timestamp if isinstance(message, Samples) and message.samples else None
-        self._counters.clients.saw(session.run.record.owner, self._clock.now(), row_time)
+        self._counters.clients.record(session.run.record.owner, self._clock.now(), row_time)
         match message:
             case Samples():
-                self._group.add_samples(session, message, frame)
+                self._write_batch.add_samples(session, message, frame)
             case Finish():
-                self._group.add_finish(session, message)
+                self._write_batch.add_finish(session, message)
             case Ping():
                 pass
 
-    def _session_of(self, identity: bytes, owner: str) -> Session | None:
+    def _active_session(self, identity: bytes, owner: str) -> CollectorSession | None:
         """Return the session of whoever speaks; its run is not silent."""
-        session = self._sessions.of(identity)
+        session = self._sessions.by_connection(identity)
         if session is None or session.run.record.owner != owner:
             return None
-        session.run.heard_at = self._clock.monotonic()
+        session.run.last_seen_at = self._clock.monotonic()
         return session
 
-    def _turn_down(self, identity: bytes, owner: str, verdict: Verdict) -> None:
+    def _reject(self, identity: bytes, owner: str, decision: AdmissionDecision) -> None:
         # A client that says too much may be one run that leaves nothing for another: neither is taken for gone.
-        self._session_of(identity, owner)
+        self._active_session(identity, owner)
         # Whatever the session has in this group is stored all the same; what comes behind the gap is not taken.
-        if verdict.reply is not None:
-            self._answers.say(identity, verdict.reply)
-        if verdict.cut:
-            self._router.cut(identity)
+        if decision.reply is not None:
+            self._responses.send(identity, decision.reply)
+        if decision.disconnect:
+            self._server.disconnect(identity)
 
-    def _tell_news(self) -> None:
+    def _send_notifications(self) -> None:
         while True:
             try:
-                run_id, record = self._news.get_nowait()
+                run_id, record = self._notifications.get_nowait()
             except queue.Empty:
                 return
-            session = self._sessions.of_run(run_id)
+            session = self._sessions.by_run(run_id)
             if session is None:
                 continue
             if not record.is_over:
-                self._answers.say(session.identity, acknowledgement(session.run))
+                self._responses.send(session.identity, build_ack(session.run))
                 continue
-            self._sessions.forget(session)
+            self._sessions.remove(session)
             if record.state is RunState.FINISHED:
-                self._answers.say(session.identity, finished_message(record))
+                self._responses.send(session.identity, build_finished(record))
             else:
                 text = f"this run is {record.state}"
-                self._answers.say(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.acked_seq))
+                self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))

@@ -6,41 +6,41 @@ from typing import NamedTuple
 
 from sentinel_protocol.wire.messages import Hello, Reject, RejectCode, Samples
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.server.zmq_server import Arrival
+from sentinel_uploader.server.zmq_server import ReceivedMessage
 from sentinel_uploader.telemetry.counters import Counters
 
-HELLO_ROWS = 20
+HELLO_COST_ROWS = 20
 """A greeting costs as much as so many rows: it may write to the spool."""
-_MAX_REMEMBERED = 10_000
-_TELL_S = 1.0
+_MAX_BUCKETS = 10_000
+_NOTIFY_INTERVAL_S = 1.0
 
 
-class Verdict(NamedTuple):
+class AdmissionDecision(NamedTuple):
     """What is to be done with a message: whether it is taken, what is answered otherwise, and whether to cut."""
 
-    is_taken: bool
+    is_accepted: bool
     reply: Reject | None = None
-    cut: bool = False
+    disconnect: bool = False
 
 
-_TAKEN = Verdict(is_taken=True)
-_DROPPED = Verdict(is_taken=False)
-_CUT = Verdict(is_taken=False, cut=True)
+_ACCEPTED = AdmissionDecision(is_accepted=True)
+_DROPPED = AdmissionDecision(is_accepted=False)
+_DISCONNECTED = AdmissionDecision(is_accepted=False, disconnect=True)
 
 
-class _Account:
+class _TokenBucket:
     """What one client may still send at a moment (monotonic seconds), in rows."""
 
-    __slots__ = ("at", "dropped", "left", "told_at")
+    __slots__ = ("notified_at", "rejected", "tokens", "updated_at")
 
-    def __init__(self, left: float, at: float) -> None:
-        self.left = left
-        self.at = at
-        self.dropped = 0
-        self.told_at: float | None = None
+    def __init__(self, tokens: float, updated_at: float) -> None:
+        self.tokens = tokens
+        self.updated_at = updated_at
+        self.rejected = 0
+        self.notified_at: float | None = None
 
 
-class Admission:
+class RateLimiter:
     """Looks at each message before anything is done with it. Clients without a name are told apart by connection.
 
     `name_of` says which client a public key belongs to, `None` when to none (any more).
@@ -50,53 +50,53 @@ class Admission:
         self._name_of = name_of
         self._limits = limits
         self._counters = counters
-        self._accounts: OrderedDict[str | bytes, _Account] = OrderedDict()
+        self._buckets: OrderedDict[str | bytes, _TokenBucket] = OrderedDict()
 
-    def owner_of(self, arrival: Arrival) -> str | None:
+    def owner_of(self, received: ReceivedMessage) -> str | None:
         """Return whose message this is: a client's name, empty on links without keys, `None` for one without access."""
-        return self._name_of(arrival.key) if arrival.key else ""
+        return self._name_of(received.key) if received.key else ""
 
-    def look(self, arrival: Arrival, owner: str, now: float) -> Verdict:
+    def check(self, received: ReceivedMessage, owner: str, now: float) -> AdmissionDecision:
         """Say whether the message is to be read at all; `now` is monotonic seconds."""
-        if len(arrival.frame) > self._limits.max_message:
-            self._counters.turn_down(owner, "message-size")
-            text = f"a message has at most {self._limits.max_message} bytes"
-            return Verdict(is_taken=False, reply=Reject(RejectCode.TOO_BIG, text, retry=True))
-        account = self._account(owner or arrival.identity, now)
-        if account.left > 0:
-            account.dropped = 0
-            return _TAKEN
-        self._counters.turn_down(owner, "rate")
-        account.dropped += 1
-        if account.dropped % self._limits.max_surplus_messages == 0:
-            self._counters.turn_down(owner, "flood")
-            return _CUT
-        if account.told_at is not None and now - account.told_at < _TELL_S:
+        if len(received.frame) > self._limits.max_message_bytes:
+            self._counters.count_rejection(owner, "message-size")
+            text = f"a message has at most {self._limits.max_message_bytes} bytes"
+            return AdmissionDecision(is_accepted=False, reply=Reject(RejectCode.TOO_BIG, text, retry=True))
+        bucket = self._bucket(owner or received.identity, now)
+        if bucket.tokens > 0:
+            bucket.rejected = 0
+            return _ACCEPTED
+        self._counters.count_rejection(owner, "rate")
+        bucket.rejected += 1
+        if bucket.rejected % self._limits.max_rejected_messages == 0:
+            self._counters.count_rejection(owner, "flood")
+            return _DISCONNECTED
+        if bucket.notified_at is not None and now - bucket.notified_at < _NOTIFY_INTERVAL_S:
             return _DROPPED
-        account.told_at = now
-        text = f"more than {self._limits.max_client_rows} samples a second"
-        return Verdict(is_taken=False, reply=Reject(RejectCode.BUSY, text, retry=True))
+        bucket.notified_at = now
+        text = f"more than {self._limits.max_client_rows_per_s} samples a second"
+        return AdmissionDecision(is_accepted=False, reply=Reject(RejectCode.BUSY, text, retry=True))
 
-    def charge(self, arrival: Arrival, owner: str, message: object) -> None:
+    def consume(self, received: ReceivedMessage, owner: str, message: object) -> None:
         """Count what was read towards what its client may send."""
         rows = 1
         if isinstance(message, Samples):
             rows = max(1, len(message.samples))
         elif isinstance(message, Hello):
-            rows = HELLO_ROWS
-        account = self._accounts.get(owner or arrival.identity)
-        if account is not None:
-            account.left -= rows
+            rows = HELLO_COST_ROWS
+        bucket = self._buckets.get(owner or received.identity)
+        if bucket is not None:
+            bucket.tokens -= rows
 
-    def _account(self, client: str | bytes, now: float) -> _Account:
-        most = self._limits.max_client_rows * self._limits.client_burst
-        account = self._accounts.get(client)
-        if account is None:
-            account = self._accounts[client] = _Account(most, now)
-            if len(self._accounts) > _MAX_REMEMBERED:
+    def _bucket(self, client: str | bytes, now: float) -> _TokenBucket:
+        most = self._limits.max_client_rows_per_s * self._limits.burst_s
+        bucket = self._buckets.get(client)
+        if bucket is None:
+            bucket = self._buckets[client] = _TokenBucket(most, now)
+            if len(self._buckets) > _MAX_BUCKETS:
                 # Whoever was silent for longest is likely to have all of it again.
-                self._accounts.popitem(last=False)
-        self._accounts.move_to_end(client)
-        account.left = min(most, account.left + (now - account.at) * self._limits.max_client_rows)
-        account.at = now
-        return account
+                self._buckets.popitem(last=False)
+        self._buckets.move_to_end(client)
+        bucket.tokens = min(most, bucket.tokens + (now - bucket.updated_at) * self._limits.max_client_rows_per_s)
+        bucket.updated_at = now
+        return bucket

@@ -3,56 +3,56 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 
 if TYPE_CHECKING:
     from sentinel_protocol.wire.messages import Finish
 
 
-class Session:
+class CollectorSession:
     """One connection that has said `Hello`: its run, and what the group that is being gathered adds to it."""
 
     __slots__ = ("finish", "identity", "incarnation", "next_seq", "run")
 
-    def __init__(self, identity: bytes, run: Run) -> None:
+    def __init__(self, identity: bytes, run: OpenRun) -> None:
         self.identity = identity
         self.incarnation = run.record.incarnation
         self.run = run
-        self.next_seq = run.acked_seq + 1
+        self.next_seq = run.durable_seq + 1
         self.finish: Finish | None = None
 
-    def forget_group(self) -> None:
+    def reset_pending(self) -> None:
         """Count on nothing that is not durable."""
         self.finish = None
-        self.next_seq = self.run.acked_seq + 1
+        self.next_seq = self.run.durable_seq + 1
 
 
 class Sessions:
     """All of them: at most one for each connection, and one for each run."""
 
     def __init__(self) -> None:
-        self._by_identity: dict[bytes, Session] = {}
-        self._by_run: dict[int, Session] = {}
+        self._by_identity: dict[bytes, CollectorSession] = {}
+        self._by_run: dict[int, CollectorSession] = {}
 
     def __len__(self) -> int:
         return len(self._by_run)
 
-    def __iter__(self) -> Iterator[Session]:
+    def __iter__(self) -> Iterator[CollectorSession]:
         return iter(self._by_identity.values())
 
-    def of(self, identity: bytes) -> Session | None:
+    def by_connection(self, identity: bytes) -> CollectorSession | None:
         """Return the session of a connection."""
         return self._by_identity.get(identity)
 
-    def of_run(self, run_id: int) -> Session | None:
+    def by_run(self, run_id: int) -> CollectorSession | None:
         """Return the session of a run, by the run's number in the spool."""
         return self._by_run.get(run_id)
 
-    def add(self, session: Session) -> None:
+    def add(self, session: CollectorSession) -> None:
         """Begin one, where neither its connection nor its run has another."""
         self._by_identity[session.identity] = self._by_run[session.run.id] = session
 
-    def forget(self, session: Session | None) -> None:
+    def remove(self, session: CollectorSession | None) -> None:
         """End one; nothing happens to one that has ended, or to none."""
         if session is not None and self._by_identity.get(session.identity) is session:
             del self._by_identity[session.identity]

@@ -17,12 +17,12 @@ from sentinel_uploader.telemetry.counters import UNNAMED, Counters
 
 log = logging.getLogger(__name__)
 
-_LITTLE_BYTES = 64 << 10
+_MIN_GUARANTEED_BYTES = 64 << 10
 """Whoever holds less is held back by a full spool alone: in a small one a share is less than a message."""
 _LOG_INTERVAL_S = 60.0
 
 
-class Shares:
+class SpoolQuota:
     """Looks at the spool once for each group of messages; belongs to the intake's thread.
 
     `known_clients` is how many there may be beside those that have runs here.
@@ -37,32 +37,32 @@ class Shares:
         self._clock = clock
         self._counters = counters
         self._free_bytes: float | None = None
-        self._added: Counter[str] = Counter()
-        self._held_back: dict[str, tuple[float, float]] = {}
+        self._reserved: Counter[str] = Counter()
+        self._throttled: dict[str, tuple[float, float]] = {}
         """When each client was held back last, and when that was logged (monotonic seconds)."""
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """What was added is in the spool by now, or is not to come into it."""
         self._free_bytes = None
-        self._added.clear()
+        self._reserved.clear()
 
-    def admits(self, owner: str, size: int) -> bool:
+    def try_reserve(self, owner: str, size: int) -> bool:
         """Whether a client may add so many bytes; they are counted then, otherwise it is reported."""
         if self._free_bytes is None:
-            self._free_bytes = self._look()
-        held = self._spool.holdings.bytes_of(owner) + self._added[owner]
-        free = self._free_bytes - self._added.total()
+            self._free_bytes = self._read_free_bytes()
+        held = self._spool.usage.spool_bytes(owner) + self._reserved[owner]
+        free = self._free_bytes - self._reserved.total()
         over = (held + size) * (1.0 - self._share) > free * self._share or size > free
-        if over and held + size > _LITTLE_BYTES:
-            self._hold_back(owner, held)
+        if over and held + size > _MIN_GUARANTEED_BYTES:
+            self._log_throttled(owner, held)
             return False
-        self._added[owner] += size
-        if self._held_back:
-            self._admitted(owner)
+        self._reserved[owner] += size
+        if self._throttled:
+            self._log_released(owner)
         return True
 
-    def _look(self) -> float:
-        if self._share >= 1.0 or max(self._spool.holdings.clients, self._known_clients()) <= 1:
+    def _read_free_bytes(self) -> float:
+        if self._share >= 1.0 or max(self._spool.usage.clients, self._known_clients()) <= 1:
             return float("inf")
         try:
             with self._spool.lock:
@@ -72,10 +72,10 @@ class Shares:
             # Whoever writes to it next hears why.
             return float("inf")
 
-    def _hold_back(self, owner: str, held: int) -> None:
-        self._counters.turn_down(owner, "spool-share")
+    def _log_throttled(self, owner: str, held: int) -> None:
+        self._counters.count_rejection(owner, "spool-share")
         now = self._clock.monotonic()
-        _, logged_at = self._held_back.get(owner, (now, -_LOG_INTERVAL_S + now))
+        _, logged_at = self._throttled.get(owner, (now, -_LOG_INTERVAL_S + now))
         if now - logged_at >= _LOG_INTERVAL_S:
             logged_at = now
             log.warning(
@@ -84,11 +84,11 @@ class Shares:
                 owner or UNNAMED,
                 held,
             )
-        self._held_back[owner] = (now, logged_at)
+        self._throttled[owner] = (now, logged_at)
 
-    def _admitted(self, owner: str) -> None:
-        held_back_at, _ = self._held_back.get(owner, (None, None))
+    def _log_released(self, owner: str) -> None:
+        held_back_at, _ = self._throttled.get(owner, (None, None))
         # Not at once: what is delivered makes room bit by bit.
         if held_back_at is not None and self._clock.monotonic() - held_back_at >= _LOG_INTERVAL_S:
-            del self._held_back[owner]
+            del self._throttled[owner]
             log.info("client has less than its share of the spool again client=%s", owner or UNNAMED)

@@ -16,7 +16,7 @@ from sentinel_protocol.wire.messages import (
     Samples,
 )
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.util.json_safe import plain
+from sentinel_uploader.util.json_safe import to_json_safe
 
 MAX_INCARNATION_CHARS = 64
 MAX_INTERVAL_S = 86_400.0
@@ -24,19 +24,19 @@ MAX_TIME_S = 253_402_300_799.0
 """The end of the year 9999, the last that ISO-8601 can write."""
 
 
-class Complaint(NamedTuple):
+class InvalidHello(NamedTuple):
     """Why a greeting is not accepted: for the counter, and for its sender."""
 
     reason: str
     reject: Reject
 
 
-def sound_timestamps(message: Samples) -> bool:
+def has_valid_timestamps(message: Samples) -> bool:
     """Whether each sample has a time."""
     return all(0.0 < sample.timestamp < math.inf for sample in message.samples)
 
 
-def sound_finish(message: Finish) -> bool:
+def is_valid_finish(message: Finish) -> bool:
     """Whether the end is one that can be told to the API."""
     code = message.exit_code
     peak = message.peak_memory_mib
@@ -50,38 +50,38 @@ def sound_finish(message: Finish) -> bool:
     )
 
 
-def cleaned(hello: Hello) -> Hello:
+def sanitize_hello(hello: Hello) -> Hello:
     """Return the greeting with nothing in its fields that JSON cannot carry."""
     return msgspec.structs.replace(
-        hello, metadata=plain(hello.metadata), host=plain(hello.host), cloud=plain(hello.cloud)
+        hello, metadata=to_json_safe(hello.metadata), host=to_json_safe(hello.host), cloud=to_json_safe(hello.cloud)
     )
 
 
-def complaint(hello: Hello, limits: ClientLimits) -> Complaint | None:
+def validate_hello(hello: Hello, limits: ClientLimits) -> InvalidHello | None:
     """Return why the greeting is not accepted, in words for the person who reads it at the collector."""
     if hello.version != PROTOCOL_VERSION:
         text = f"this uploader speaks version {PROTOCOL_VERSION} of the protocol, not {hello.version}"
-        return Complaint("version", Reject(RejectCode.UNKNOWN_VERSION, text))
-    if not hello.run_key or len(hello.run_key) > limits.max_run_key or not hello.run_key.isprintable():
-        return _not_allowed("run-key", f"a run key has 1 to {limits.max_run_key} printable characters")
+        return InvalidHello("version", Reject(RejectCode.UNKNOWN_VERSION, text))
+    if not hello.run_key or len(hello.run_key) > limits.max_run_key_chars or not hello.run_key.isprintable():
+        return _invalid("run-key", f"a run key has 1 to {limits.max_run_key_chars} printable characters")
     if not 1 <= len(hello.epoch) <= MAX_INCARNATION_CHARS:
-        return _not_allowed("incarnation", "the incarnation is missing or too long")
+        return _invalid("incarnation", "the incarnation is missing or too long")
     if not 0.0 < hello.interval_s <= MAX_INTERVAL_S:
-        return _not_allowed("interval", f"the interval must be above 0 and at most {MAX_INTERVAL_S:.0f} s")
+        return _invalid("interval", f"the interval must be above 0 and at most {MAX_INTERVAL_S:.0f} s")
     if not 0 <= hello.first_available_seq <= MAX_SEQUENCE:
-        return _not_allowed("sequence", "the sequence number is out of range")
+        return _invalid("sequence", "the sequence number is out of range")
     # Without its description the run is taken.
-    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > limits.max_metadata:
-        text = f"the metadata are longer than {limits.max_metadata} bytes"
-        return Complaint("metadata-size", Reject(RejectCode.TOO_BIG, text))
-    if not all(0 < len(name) <= limits.max_name and name.isprintable() for name in _names(hello)):
-        text = f"a name in the metadata has 1 to {limits.max_name} printable characters"
-        return Complaint("metadata-names", Reject(RejectCode.TOO_BIG, text))
+    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > limits.max_metadata_bytes:
+        text = f"the metadata are longer than {limits.max_metadata_bytes} bytes"
+        return InvalidHello("metadata-size", Reject(RejectCode.TOO_BIG, text))
+    if not all(0 < len(name) <= limits.max_name_chars and name.isprintable() for name in _names(hello)):
+        text = f"a name in the metadata has 1 to {limits.max_name_chars} printable characters"
+        return InvalidHello("metadata-names", Reject(RejectCode.TOO_BIG, text))
     return None
 
 
-def _not_allowed(reason: str, text: str) -> Complaint:
-    return Complaint(reason, Reject(RejectCode.NOT_ALLOWED, text))
+def _invalid(reason: str, text: str) -> InvalidHello:
+    return InvalidHello(reason, Reject(RejectCode.NOT_ALLOWED, text))
 
 
 def _names(hello: Hello) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Why a call to the API or to storage did not succeed, classified once, where the answer is read.
 
-Loops look at `DeliveryError.remedy` alone: never at a status code, never at a text.
+Loops look at `DeliveryError.retry_action` alone: never at a status code, never at a text.
 """
 
 from enum import Enum
@@ -8,16 +8,16 @@ from enum import Enum
 from sentinel_protocol.common.errors import SentinelStreamError
 
 
-class Remedy(Enum):
+class RetryAction(Enum):
     """What makes sense after a failed call."""
 
     RETRY = "retry"
     """The destination as a whole is away or overloaded (connection, timeout, 408, 425, 429, 5xx)."""
-    RETRY_SLOWLY = "retry-slowly"
+    RETRY_SLOW = "retry-slowly"
     """The destination refuses us until somebody changes something there (API token, missing bucket)."""
-    REFRESH = "refresh"
+    REFRESH_CREDENTIALS = "refresh"
     """The temporary credentials are not good any more: ask for new ones, then try again."""
-    GIVE_UP = "give-up"
+    FAIL = "give-up"
     """The answer is final for this request: a person must look at the run."""
 
 
@@ -32,11 +32,11 @@ class DeliveryError(SentinelStreamError):
         self,
         text: str,
         *,
-        remedy: Remedy,
+        retry_action: RetryAction,
         status_code: int | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(text)
-        self.remedy = remedy
+        self.retry_action = retry_action
         self.status_code = status_code
         self.retry_after_s = retry_after_s

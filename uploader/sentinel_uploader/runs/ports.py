@@ -45,7 +45,7 @@ class RunDescription(msgspec.Struct, frozen=True, kw_only=True):
     cloud: dict[str, Any]
 
 
-class Ending(msgspec.Struct, frozen=True, kw_only=True):
+class FinishRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What `finish` tells. Exactly one of `data_uris` (in order) and `data_csv` (header and all rows) is set."""
 
     run: RunDescription
@@ -57,7 +57,7 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """UNIX seconds."""
     data_uris: list[str] | None
     data_csv: bytes | None
-    facts: dict[str, Any]
+    summary: dict[str, Any]
     """What the local target also writes down: statistics, rows, missing rows, why the run was closed."""
 
 
@@ -67,7 +67,7 @@ class SentinelAPI(Protocol):
     Methods may block for the length of a request's timeout and are called from several threads at once.
     """
 
-    destination: str
+    backoff_key: str
     """Names what is shared by all calls for the purpose of back-off (a base URL or a directory)."""
     inline_limit_bytes: int
     """Largest CSV that `finish` takes inline for a run without objects; 0: never inline."""
@@ -78,10 +78,10 @@ class SentinelAPI(Protocol):
     def refresh(self, run_id: str) -> Credentials | None:
         """Return new credentials (`None` where none are needed); may be repeated."""
 
-    def finish(self, ending: Ending) -> dict[str, Any]:
+    def finish(self, request: FinishRequest) -> dict[str, Any]:
         """Close the run and return the backend's answer; a repetition after success is success."""
 
-    def has_changed(self) -> bool:
+    def credentials_changed(self) -> bool:
         """Say once whether what the last call was refused for (a token) is another one now: worth a try at once."""
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ class SentinelAPI(Protocol):
 class ObjectStore(Protocol):
     """Where objects go."""
 
-    def destination(self, uri: str) -> str:
+    def backoff_key(self, uri: str) -> str:
         """Name what the object's store shares with others for the purpose of back-off (a bucket)."""
 
     def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:

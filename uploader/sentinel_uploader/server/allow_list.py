@@ -12,15 +12,15 @@ import threading
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import KeyFileError
 from sentinel_protocol.wire.curve_keys import KeyPair, read_public
-from sentinel_uploader.server.key_store import KeyStore, name_of_file
+from sentinel_uploader.server.key_store import KeyStore, client_name_from_file
 
 log = logging.getLogger(__name__)
 
 REFRESH_S = 0.25
 _MISS_REFRESH_S = 0.05
-_RACY_S = 2.0
+_MTIME_GRANULARITY_S = 2.0
 """What was changed so shortly before it was read may have been changed again in the same tick of the file clock."""
-_WHOLE_S = 10.0
+_FULL_RESCAN_S = 10.0
 """A file that was overwritten in its place does not change its directory: all are looked at once in a while."""
 
 
@@ -36,21 +36,21 @@ class AllowList:
         self._names: dict[bytes, str] = {}
         self._seen: tuple[int, int] | None = None
         self._read_at = 0.0
-        self._looked_at: float | None = None
-        self._complaints: dict[str, str] = {}
-        self._look(0.0)
+        self._checked_at: float | None = None
+        self._logged_errors: dict[str, str] = {}
+        self._refresh(0.0)
 
-    def admits(self, key: bytes) -> bool:
+    def is_allowed(self, key: bytes) -> bool:
         """Whether this public key may come in, and stay."""
         return self.name_of(key) is not None
 
     def name_of(self, key: bytes) -> str | None:
         """Return the name of the client with this public key; `None` when it is not on the list (any more)."""
-        self._look(REFRESH_S)
+        self._refresh(REFRESH_S)
         name = self._names.get(key)
         if name is None:
             # It may have been added this moment.
-            self._look(_MISS_REFRESH_S)
+            self._refresh(_MISS_REFRESH_S)
             name = self._names.get(key)
         return name
 
@@ -61,34 +61,34 @@ class AllowList:
         """Return all names on the list."""
         return sorted(self._names.values())
 
-    def _look(self, least_age_s: float) -> None:
+    def _refresh(self, least_age_s: float) -> None:
         now = self._clock.monotonic()
         with self._lock:
-            if self._looked_at is not None and now - self._looked_at < least_age_s:
+            if self._checked_at is not None and now - self._checked_at < least_age_s:
                 return
             seen = None
             try:
                 facts = os.stat(self._directory)
                 seen = (facts.st_mtime_ns, facts.st_ino)
-                is_racy = abs(self._clock.now() - facts.st_mtime) < _RACY_S
-                if is_racy or seen != self._seen or now - self._read_at >= _WHOLE_S:
+                is_racy = abs(self._clock.now() - facts.st_mtime) < _MTIME_GRANULARITY_S
+                if is_racy or seen != self._seen or now - self._read_at >= _FULL_RESCAN_S:
                     self._names = self._read()
                     self._seen, self._read_at = seen, now
-                self._complain(self._directory, "")
+                self._log_once(self._directory, "")
             except OSError as error:
                 if error.errno in {errno.EMFILE, errno.ENFILE} and seen == self._seen:
                     # There is no descriptor to read it with, but nothing in it has changed.
-                    self._looked_at = now
+                    self._checked_at = now
                     return
                 self._names = {}
                 self._seen = None
-                self._complain(self._directory, f"nobody is let in, the list cannot be read: {error.strerror}")
-            self._looked_at = now
+                self._log_once(self._directory, f"nobody is let in, the list cannot be read: {error.strerror}")
+            self._checked_at = now
 
     def _read(self) -> dict[bytes, str]:
         names: dict[bytes, str] = {}
         for file in sorted(os.listdir(self._directory)):
-            name = name_of_file(file)
+            name = client_name_from_file(file)
             if name is None:
                 continue
             path = os.path.join(self._directory, file)
@@ -98,14 +98,14 @@ class AllowList:
                 names.setdefault(key, name)
             except KeyFileError as error:
                 complaint = str(error)
-            self._complain(path, complaint and f"client {name} is not let in: {complaint}")
+            self._log_once(path, complaint and f"client {name} is not let in: {complaint}")
         return names
 
-    def _complain(self, path: str, text: str) -> None:
+    def _log_once(self, path: str, text: str) -> None:
         """Say what is wrong once, until it is something else."""
-        if text and self._complaints.get(path) != text:
+        if text and self._logged_errors.get(path) != text:
             log.error("allow list: %s", text)
         if text:
-            self._complaints[path] = text
+            self._logged_errors[path] = text
         else:
-            self._complaints.pop(path, None)
+            self._logged_errors.pop(path, None)

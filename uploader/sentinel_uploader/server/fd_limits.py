@@ -8,14 +8,14 @@ import os
 import resource
 
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.server.connection_guard import Limits as DoorLimits
+from sentinel_uploader.server.connection_guard import ConnectionLimits as DoorLimits
 
 log = logging.getLogger(__name__)
 
-_RESERVED = 72
+_RESERVED_FDS = 72
 """For 32 calls under way, the spool, ZeroMQ's own, health and metrics, and newcomers that are turned away."""
-_FEWEST = 8
-_MOST = 100_000
+_MIN_CONNECTIONS = 8
+_MAX_CONNECTIONS = 100_000
 
 
 def raise_descriptor_limit() -> None:
@@ -28,7 +28,7 @@ def raise_descriptor_limit() -> None:
 def connection_limits(limits: ClientLimits) -> DoorLimits:
     """Return what is wished of connections, as many of them as the descriptors allow."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    possible = max(_FEWEST, min(soft - _open_now() - _RESERVED, _MOST))
+    possible = max(_MIN_CONNECTIONS, min(soft - _open_now() - _RESERVED_FDS, _MAX_CONNECTIONS))
     wished = limits.max_connections
     if wished is not None and wished > possible:
         log.warning(
@@ -41,8 +41,8 @@ def connection_limits(limits: ClientLimits) -> DoorLimits:
     return DoorLimits(
         connections,
         limits.max_client_connections or max(1, connections * 3 // 4),
-        unread_bytes=limits.max_unread,
-        surplus_frames=limits.max_surplus_frames,
+        max_unread_bytes=limits.max_unread_bytes,
+        max_extra_frames=limits.max_extra_frames,
     )
 
 
@@ -50,4 +50,4 @@ def _open_now() -> int:
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:
-        return _FEWEST
+        return _MIN_CONNECTIONS

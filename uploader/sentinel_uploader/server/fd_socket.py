@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def borrowed(descriptor: int, family: int = -1, kind: int = -1, protocol: int = -1) -> Iterator[socket.socket]:
+def socket_from_fd(descriptor: int, family: int = -1, kind: int = -1, protocol: int = -1) -> Iterator[socket.socket]:
     """Use a descriptor as a socket and leave it open; raises `OSError` when it is none (any more).
 
     Not a copy of it: there may be no descriptor left for one, which is when this is needed most. What it is is asked of

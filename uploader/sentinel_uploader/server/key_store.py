@@ -29,7 +29,7 @@ class ClientEntry(NamedTuple):
     key: bytes
     is_revoked: bool
     changed_at: float
-    trouble: str
+    error: str
 
 
 class KeyStore:
@@ -112,7 +112,7 @@ class KeyStore:
         return os.path.join(directory, name + suffix)
 
 
-def name_of_file(file: str) -> str | None:
+def client_name_from_file(file: str) -> str | None:
     """Return whose public key a file of the allow list is, `None` for any other file."""
     name = file.removesuffix(_PUBLIC)
     return name if name != file and _NAME.fullmatch(name) else None
@@ -127,7 +127,7 @@ def _entries(directory: str, *, is_revoked: bool) -> list[ClientEntry]:
         raise UsageError(f"cannot list {directory}: {error.strerror}") from error
     entries = []
     for file in files:
-        name = name_of_file(file)
+        name = client_name_from_file(file)
         if name is None:
             continue
         path = os.path.join(directory, file)

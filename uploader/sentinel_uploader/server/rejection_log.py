@@ -10,21 +10,21 @@ log = logging.getLogger(__name__)
 _INTERVAL_S = 60.0
 
 
-class DoorReport:
+class RejectionLog:
     """Counts everything, and says at most once a minute what there is no room for. Called by the door's thread."""
 
     def __init__(self, counters: Counters, clock: Clock) -> None:
         self._counters = counters
         self._clock = clock
-        self._said_at: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
-    def turned_away(self, reason: str) -> None:
+    def on_rejected(self, reason: str) -> None:
         """Count somebody who was refused or cut."""
         self._counters.rejected.add(1, reason)
         if reason == "connections-of-client" and self._is_due(reason):
             log.warning("a client has as many connections as it may, see --max-client-connections; the others wait")
 
-    def is_full(self, connections: int, limit: int) -> None:
+    def on_limit_reached(self, connections: int, limit: int) -> None:
         """Say that there are as many connections as there may be, and what to do."""
         if not self._is_due("connections"):
             return
@@ -37,12 +37,12 @@ class DoorReport:
 
     def _is_due(self, topic: str) -> bool:
         now = self._clock.monotonic()
-        said_at = self._said_at.get(topic)
+        said_at = self._logged_at.get(topic)
         if said_at is not None and now - said_at < _INTERVAL_S:
             return False
-        self._said_at[topic] = now
+        self._logged_at[topic] = now
         return True
 
-    def failed(self, error: Exception) -> None:
+    def on_error(self, error: Exception) -> None:
         """Log a defect with its trace."""
-        log.error("door failed unexpectedly", exc_info=error)
+        log.error("connection guard failed unexpectedly", exc_info=error)

@@ -16,57 +16,57 @@ import zmq
 
 from sentinel_protocol.common.errors import SentinelStreamError
 
-_PATIENCE_MS = 5_000
+_TIMEOUT_MS = 5_000
 _CREDENTIALS = struct.Struct("=iii")
 """`struct ucred` (linux/socket.h): process, user, group."""
 _PROPERTY = b"Identity"
-_NAME_BYTES = 8
+_ID_BYTES = 8
 """ZeroMQ's own names have five."""
 
 
-class NamesError(SentinelStreamError):
+class RoutingIdError(SentinelStreamError):
     """ZeroMQ's thread does not answer."""
 
 
-class Names:
+class RoutingIdAllocator:
     """Names that nobody else has; for the one thread that answers ZeroMQ's questions. `context` has one I/O thread."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
-        self._given = 0
-        self._arrivals = context.socket(zmq.STREAM)
-        self._arrivals.setsockopt(zmq.LINGER, 0)
-        self._arrivals.setsockopt(zmq.STREAM_NOTIFY, 0)
+        self._allocated = 0
+        self._barrier_in = context.socket(zmq.STREAM)
+        self._barrier_in.setsockopt(zmq.LINGER, 0)
+        self._barrier_in.setsockopt(zmq.STREAM_NOTIFY, 0)
         with socket.socket(socket.AF_UNIX) as listener:
             # An abstract name of the kernel's choice (unix(7)): there is no file to make, to protect or to remove.
             listener.bind("")
             listener.listen()
-            listener.settimeout(_PATIENCE_MS / 1000)
-            self._arrivals.connect(f"ipc://@{listener.getsockname()[1:].decode('ascii')}")
-            self._departures = _accept_own(listener)
+            listener.settimeout(_TIMEOUT_MS / 1000)
+            self._barrier_in.connect(f"ipc://@{listener.getsockname()[1:].decode('ascii')}")
+            self._barrier_out = _accept_from_self(listener)
 
-    def next(self) -> bytes:
+    def allocate(self) -> bytes:
         """Return a new name as metadata of an answer (ZeroMQ RFC 27), once the answer is the last word.
 
-        To be called after the question has come; raises `NamesError` or `OSError`.
+        To be called after the question has come; raises `RoutingIdError` or `OSError`.
         """
-        self._given += 1
-        name = self._given.to_bytes(_NAME_BYTES)
-        self._departures.sendall(name)
+        self._allocated += 1
+        name = self._allocated.to_bytes(_ID_BYTES)
+        self._barrier_out.sendall(name)
         arrived = b""
         while not arrived.endswith(name):
             # One that comes late, because our process was stopped, is not taken for the next one.
-            if not self._arrivals.poll(_PATIENCE_MS):
-                raise NamesError("ZeroMQ's thread does not answer")
-            _, arrived = self._arrivals.recv_multipart()
+            if not self._barrier_in.poll(_TIMEOUT_MS):
+                raise RoutingIdError("ZeroMQ's thread does not answer")
+            _, arrived = self._barrier_in.recv_multipart()
         return struct.pack(f">B{len(_PROPERTY)}sI", len(_PROPERTY), _PROPERTY, len(name)) + name
 
     def close(self) -> None:
         """Close both ends."""
-        self._arrivals.close(linger=0)
-        self._departures.close()
+        self._barrier_in.close(linger=0)
+        self._barrier_out.close()
 
 
-def _accept_own(listener: socket.socket) -> socket.socket:
+def _accept_from_self(listener: socket.socket) -> socket.socket:
     """Return the connection that this process has made: an abstract name is everybody's who lives here."""
     while True:
         accepted, _ = listener.accept()

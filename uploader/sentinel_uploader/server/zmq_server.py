@@ -1,6 +1,6 @@
 """The uploader's end of the conversation: a ROUTER for many peers. A collector does without all of it.
 
-Sockets belong to the thread that made them; `Router.wake` alone may be called from another one.
+Sockets belong to the thread that made them; `ZmqServer.wake` alone may be called from another one.
 """
 
 import contextlib
@@ -19,19 +19,19 @@ from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
 from sentinel_protocol.wire.zmq_monitor import open_monitor
 from sentinel_protocol.wire.zmq_options import ROUTER, ZmqContextOwner
 from sentinel_uploader.server.connection_guard import (
-    EVENTS,
+    MONITOR_EVENTS,
     ZAP_DOMAIN,
-    Door,
-    Guard,
-    Limits,
-    Watcher,
-    number_from_anywhere,
+    ConnectionEvents,
+    ConnectionGuard,
+    ConnectionLimits,
+    CurveAllowList,
+    seed_routing_ids,
 )
 
-_MANY_SENDERS = 10_000
+_MAX_TRACKED_SENDERS = 10_000
 
 
-class Arrival(NamedTuple):
+class ReceivedMessage(NamedTuple):
     """A message that has come; `key` is the public key that its sender has proved to hold, empty on a link without."""
 
     identity: bytes
@@ -39,7 +39,7 @@ class Arrival(NamedTuple):
     key: bytes
 
 
-class Router(ZmqContextOwner):
+class ZmqServer(ZmqContextOwner):
     """The uploader's end: many peers, told apart by the identity of each connection.
 
     With a `guard`, TCP addresses have keys and let in only whom it admits; Unix sockets are their owner's alone.
@@ -50,76 +50,78 @@ class Router(ZmqContextOwner):
         self,
         addresses: Iterable[Address],
         *,
-        guard: Guard | None = None,
-        limits: Limits | None = None,
+        allow_list: CurveAllowList | None = None,
+        limits: ConnectionLimits | None = None,
         max_frame_bytes: int = MAX_COLLECTOR_FRAME_BYTES,
-        watcher: Watcher | None = None,
+        events: ConnectionEvents | None = None,
         clock: Clock | None = None,
     ) -> None:
-        number_from_anywhere()
+        seed_routing_ids()
         super().__init__()
-        limits = limits or Limits(1 << 20, 1 << 20)
-        self._surplus_frames = limits.surplus_frames
+        limits = limits or ConnectionLimits(1 << 20, 1 << 20)
+        self._max_extra_frames = limits.max_extra_frames
         self.urls: list[str] = []
         self._endpoints: list[tuple[zmq.Socket[bytes], str]] = []
-        plain = self._make(zmq.ROUTER, ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes})
-        self._sockets = [plain]
-        if guard is not None:
-            self._sockets.append(_guarded(self._make(zmq.ROUTER, ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes}), guard))
+        plain_socket = self._make(zmq.ROUTER, ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes})
+        self._sockets = [plain_socket]
+        if allow_list is not None:
+            self._sockets.append(
+                _enable_curve(self._make(zmq.ROUTER, ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes}), allow_list)
+            )
         self._poller = zmq.Poller()
         self._wake_fd, self._wake_write_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
         os.set_blocking(self._wake_write_fd, False)
         self._wake_lock = threading.Lock()
         self._closed = False
-        self._surplus: Counter[bytes] = Counter()
+        self._extra_frames: Counter[bytes] = Counter()
         self._poller.register(self._wake_fd, zmq.POLLIN)
         for made in self._sockets:
             self._poller.register(made, zmq.POLLIN)
-        self._door = Door(
+        self._guard = ConnectionGuard(
             self._context,
-            [open_monitor(self._context, made, EVENTS) for made in self._sockets],
-            guard=guard,
+            [open_monitor(self._context, made, MONITOR_EVENTS) for made in self._sockets],
+            allow_list=allow_list,
             limits=limits,
-            watcher=watcher or _Unwatched(),
+            events=events or _NullEvents(),
             clock=clock or SystemClock(),
         )
         for address in addresses:
-            self._bind(address, plain if address.url.startswith("ipc:") else self._sockets[-1])
-        self._door.open([[url for its, url in self._endpoints if its is made] for made in self._sockets])
+            self._bind(address, plain_socket if address.url.startswith("ipc:") else self._sockets[-1])
+        self._guard.start([[url for its, url in self._endpoints if its is made] for made in self._sockets])
 
     @property
     def connections(self) -> int:
         """How many connections there are."""
-        return self._door.connections
+        return self._guard.connections
 
-    def receive(self, *, most: int, timeout_s: float) -> tuple[list[Arrival], int]:
+    def receive(self, *, limit: int, timeout_s: float) -> tuple[list[ReceivedMessage], int]:
         """Wait up to `timeout_s`, then return at most `most` messages without waiting further.
 
         The second value counts messages that were passed over because they had more than one frame.
         """
-        received: list[Arrival] = []
+        received: list[ReceivedMessage] = []
         taken = malformed = 0
         ready = dict(self._poller.poll(max(0, round(timeout_s * 1000))))
         if self._wake_fd in ready:
             os.read(self._wake_fd, 4096)
         waiting = list(enumerate(self._sockets))
-        while waiting and taken < most:
+        while waiting and taken < limit:
             # One of each in turn: whoever floods one socket does not keep the other from being heard.
             for entry in list(waiting):
                 try:
-                    identity, frame, frames = _whole_message(*entry)
+                    identity, frame, frames = _recv_message(*entry)
                 except zmq.Again:
                     waiting.remove(entry)
                     continue
                 # All count against `most`: rubbish must not keep the loop from committing.
                 taken += 1
-                self._door.took(identity)
+                self._guard.note_message(identity)
                 if frames > 1:
                     malformed += 1
-                    self._note_surplus(identity, frame, frames - 1)
-                elif (key := self._proven_key(identity, frame)) is not None:
-                    received.append(Arrival(identity, frame.bytes, key))
+                    self._count_extra_frames(identity, frame, frames - 1)
+                elif (key := self._authenticated_key(identity, frame)) is not None:
+                    received.append(ReceivedMessage(identity, frame.bytes, key))
         return received, malformed
 
     def send(self, identity: bytes, frame: bytes) -> bool:
@@ -132,9 +134,9 @@ class Router(ZmqContextOwner):
             raise
         return True
 
-    def cut(self, identity: bytes) -> None:
+    def disconnect(self, identity: bytes) -> None:
         """End a connection; what it has sent already still arrives."""
-        self._door.cut(identity)
+        self._guard.disconnect(identity)
 
     def wake(self) -> None:
         """Make a waiting `receive` return; may be called from any thread, also after `close`."""
@@ -165,20 +167,23 @@ class Router(ZmqContextOwner):
         self.stop_listening()
         for made in self._sockets:
             made.disable_monitor()
-        self._door.close()
+        self._guard.close()
         super().close()
 
-    def _note_surplus(self, identity: bytes, frame: zmq.Frame, frames: int) -> None:
+    def _count_extra_frames(self, identity: bytes, frame: zmq.Frame, frames: int) -> None:
         """Cut whoever goes on sending several frames a message: each costs as much as a message."""
-        self._surplus[identity] += frames
-        if self._surplus[identity] > self._surplus_frames and self._proven_key(identity, frame) is not None:
+        self._extra_frames[identity] += frames
+        if (
+            self._extra_frames[identity] > self._max_extra_frames
+            and self._authenticated_key(identity, frame) is not None
+        ):
             # What it has sent already still comes.
-            del self._surplus[identity]
-            self._door.cut(identity, "frames")
-        if len(self._surplus) > _MANY_SENDERS:
-            self._surplus.clear()
+            del self._extra_frames[identity]
+            self._guard.disconnect(identity, "frames")
+        if len(self._extra_frames) > _MAX_TRACKED_SENDERS:
+            self._extra_frames.clear()
 
-    def _proven_key(self, identity: bytes, frame: zmq.Frame) -> bytes | None:
+    def _authenticated_key(self, identity: bytes, frame: zmq.Frame) -> bytes | None:
         """Return the key that a message's sender has proved to hold; `None` when the message is not to be taken."""
         key = b""
         if identity[0]:
@@ -187,8 +192,8 @@ class Router(ZmqContextOwner):
                 key = bytes.fromhex(str(frame.get("User-Id")))
             except (zmq.ZMQError, ValueError):
                 return None
-        if not self._door.knows(identity):
-            is_welcome = self._door.introduce(identity, int(frame.get("__fd")), key)
+        if not self._guard.is_registered(identity):
+            is_welcome = self._guard.register(identity, int(frame.get("__fd")), key)
             return key if is_welcome else None
         return key
 
@@ -209,18 +214,18 @@ class Router(ZmqContextOwner):
         self.urls.append(f"{address.url.rpartition(':')[0]}:{port}" if endpoint.startswith("tcp:") else address.url)
 
 
-class _Unwatched:
-    def turned_away(self, reason: str) -> None:
+class _NullEvents:
+    def on_rejected(self, reason: str) -> None:
         pass
 
-    def is_full(self, connections: int, limit: int) -> None:
+    def on_limit_reached(self, connections: int, limit: int) -> None:
         pass
 
-    def failed(self, error: Exception) -> None:
+    def on_error(self, error: Exception) -> None:
         pass
 
 
-def _whole_message(index: int, source: "zmq.Socket[bytes]") -> tuple[bytes, zmq.Frame, int]:
+def _recv_message(index: int, source: "zmq.Socket[bytes]") -> tuple[bytes, zmq.Frame, int]:
     """Return a connection's identity, a message's last frame, and how many frames it had; raises `zmq.Again`."""
     identity = bytes((index,)) + source.recv(zmq.DONTWAIT)
     frame = source.recv(zmq.DONTWAIT, copy=False)
@@ -231,10 +236,10 @@ def _whole_message(index: int, source: "zmq.Socket[bytes]") -> tuple[bytes, zmq.
     return identity, frame, frames
 
 
-def _guarded(made: "zmq.Socket[bytes]", guard: Guard) -> "zmq.Socket[bytes]":
+def _enable_curve(made: "zmq.Socket[bytes]", allow_list: CurveAllowList) -> "zmq.Socket[bytes]":
     """Give a socket its keys, and let nobody in whom the door has not let in."""
     made.setsockopt(zmq.CURVE_SERVER, 1)
-    made.setsockopt(zmq.CURVE_SECRETKEY, guard.pair.secret)
+    made.setsockopt(zmq.CURVE_SECRETKEY, allow_list.pair.secret)
     made.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
     # Without this a socket whose door does not answer lets everybody in.
     made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)

@@ -3,28 +3,28 @@
 import threading
 
 from sentinel_uploader.spool.database import Database
-from sentinel_uploader.spool.types import Request
+from sentinel_uploader.spool.types import ControlRequest
 
 
-class Noticeboard:
+class ControlChannel:
     """Each change is one transaction, under the spool's lock."""
 
     def __init__(self, database: Database, lock: threading.RLock) -> None:
         self._database = database
         self._lock = lock
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[ControlRequest]:
         """Return what other processes ask for and nobody has answered."""
         with self._lock:
             found = self._database.query("SELECT id, kind, run, timeout_s FROM requests WHERE answer IS NULL")
-        return [Request(*row) for row in found]
+        return [ControlRequest(*row) for row in found]
 
-    def answer(self, request: Request, text: str) -> None:
+    def answer(self, request: ControlRequest, text: str) -> None:
         """Answer a request; whoever asked removes it."""
         with self._lock, self._database.transaction() as connection:
             connection.execute("UPDATE requests SET answer = ? WHERE id = ?", (text, request.id))
 
-    def note_destination(self, name: str, *, attempts: int, next_try_at: float, error: str, since: float) -> None:
+    def publish_backoff(self, name: str, *, attempts: int, next_try_at: float, error: str, since: float) -> None:
         """Show to other processes that a destination is being waited for (`attempts` 0: not any more)."""
         with self._lock, self._database.transaction() as connection:
             if not attempts:

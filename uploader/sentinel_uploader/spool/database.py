@@ -17,12 +17,12 @@ PAGE_BYTES = 4096
 MIN_SPOOL_BYTES = 128 << 10
 _WAL_LIMIT_BYTES = 4 << 20
 _CHECKPOINT_PAGES = 1000
-_SHRINK_PAGES = 2048
+_COMPACT_PAGES = 2048
 """Free pages that are given back at a time: everybody else waits meanwhile."""
 _RESERVE_BYTES = 64 << 10
 _BUSY_MS = 10_000
 _FILE_NAME = "spool.db"
-_SET_ASIDE = ".unreadable-"
+_QUARANTINE_SUFFIX = ".unreadable-"
 
 _TOMBSTONES = """
 CREATE TABLE tombstones (
@@ -106,30 +106,30 @@ class Database:
         """Open (or create) the spool in `directory`, which must be locked already.
 
         Raises `SpoolError` for a file of a newer version. A file that is not a sound database is set aside and named
-        in `set_aside`; it is never deleted.
+        in `quarantined_path`; it is never deleted.
         """
         if max_bytes < MIN_SPOOL_BYTES:
             raise UsageError(f"the spool's size limit is {max_bytes} bytes; the smallest is {MIN_SPOOL_BYTES}")
         self.path = os.path.join(directory, _FILE_NAME)
-        self.set_aside: str | None = None
+        self.quarantined_path: str | None = None
         self.migrated_from: int | None = None
         """Version of the file that was found, where it was an older one."""
         self._max_bytes = max_bytes
-        self._beside_bytes = 0
+        self._extra_bytes = 0
         self._page_limit = max_bytes // PAGE_BYTES
-        self.exempt_pages = 0
+        self.uncounted_pages = 0
         """Pages in use that do not count against the limit."""
         self._closed = False
         try:
             self.connection = self._open()
         except SpoolDamagedError:
-            self.set_aside = self._move_aside()
+            self.quarantined_path = self._quarantine()
             self.connection = self._open()
 
-    def begin_anew(self) -> None:
+    def recreate(self) -> None:
         """Set the file aside, because what it holds cannot be read, and go on with an empty one."""
         self.connection.close()
-        self.set_aside = self._move_aside()
+        self.quarantined_path = self._quarantine()
         self.connection = self._open()
 
     @contextlib.contextmanager
@@ -139,7 +139,7 @@ class Database:
         Raises `SpoolFullError` when the disk or the limit leaves no room, `SpoolError` for other trouble with the file
         or the disk: nothing of the block has happened then.
         """
-        with self._translated():
+        with self._translate_errors():
             connection = self.connection
             try:
                 connection.execute("BEGIN IMMEDIATE")
@@ -154,17 +154,17 @@ class Database:
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         """Return all rows of a query; raises `SpoolError`."""
-        with self._translated():
+        with self._translate_errors():
             return self.connection.execute(sql, parameters).fetchall()
 
-    def each(self, sql: str) -> Iterator[Any]:
+    def iterate(self, sql: str) -> Iterator[Any]:
         """Yield the rows of a query one by one; raises `SpoolError`."""
-        with self._translated():
+        with self._translate_errors():
             yield from self.connection.execute(sql)
 
     def used_bytes(self) -> int:
         """Bytes in use that count against the limit."""
-        return (self.pages_in_use() - self.exempt_pages) * PAGE_BYTES
+        return (self.pages_in_use() - self.uncounted_pages) * PAGE_BYTES
 
     def pages_in_use(self) -> int:
         """Pages of the file without the free ones; raises `SpoolError`."""
@@ -175,10 +175,10 @@ class Database:
         """The limit of all that counts against it."""
         return self._max_bytes
 
-    def allow_beside(self, beside_bytes: int) -> None:
+    def reserve_extra_bytes(self, beside_bytes: int) -> None:
         """Let the file grow by so much beyond the limit, for what does not count against it; raises `SpoolError`."""
-        self._beside_bytes = beside_bytes
-        with self._translated():
+        self._extra_bytes = beside_bytes
+        with self._translate_errors():
             self._limit_pages(self.connection, at_least=self._pages_needed(self.connection))
 
     @property
@@ -186,17 +186,17 @@ class Database:
         """Where rows stop being taken, so that changes of state always have room."""
         return self._max_bytes - max(_RESERVE_BYTES, min(self._max_bytes // 20, 8 << 20))
 
-    def shrink(self) -> bool:
+    def compact(self) -> bool:
         """Give free pages and the WAL back to the file system; True when more could be given back.
 
         One call moves a few MiB at most. Raises `SpoolError`.
         """
         free = self._pragma("freelist_count")
         worthwhile = free * PAGE_BYTES > 1 << 20 or free * 2 * PAGE_BYTES > self.used_bytes()
-        with self._translated():
+        with self._translate_errors():
             if worthwhile:
                 # `execute` would free one page only: it stops at the first row.
-                self.connection.executescript(f"PRAGMA incremental_vacuum({_SHRINK_PAGES})")
+                self.connection.executescript(f"PRAGMA incremental_vacuum({_COMPACT_PAGES})")
             # A reader that keeps the WAL in use is not waited for: there is a next time.
             self.connection.execute("PRAGMA busy_timeout = 0")
             try:
@@ -205,9 +205,9 @@ class Database:
                 self.connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
             still_needed = min(self._page_limit, self._pages_needed(self.connection))
             self._limit_pages(self.connection, at_least=still_needed)
-        return worthwhile and free > _SHRINK_PAGES
+        return worthwhile and free > _COMPACT_PAGES
 
-    def changed_elsewhere(self) -> int:
+    def data_version(self) -> int:
         """Return a number that changes when another connection has written; raises `SpoolError`."""
         return self._pragma("data_version")
 
@@ -217,7 +217,7 @@ class Database:
         self.connection.close()
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """No error of SQLite's leaves this module, whatever its kind."""
         if self._closed:
             raise SpoolError(f"the spool {self.path} is closed")
@@ -270,7 +270,7 @@ class Database:
         self._migrate(connection, version)
 
     def _limit_pages(self, connection: sqlite3.Connection, *, at_least: int) -> None:
-        self._page_limit = max((self._max_bytes + self._beside_bytes) // PAGE_BYTES, at_least)
+        self._page_limit = max((self._max_bytes + self._extra_bytes) // PAGE_BYTES, at_least)
         connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
 
     def _pages_needed(self, connection: sqlite3.Connection) -> int:
@@ -286,9 +286,9 @@ class Database:
             connection.executescript(f"BEGIN;{_MIGRATIONS[older]}PRAGMA user_version = {older + 1};COMMIT;")
             self.migrated_from = version
 
-    def _move_aside(self) -> str:
+    def _quarantine(self) -> str:
         for number in range(1, 10_000):
-            aside = f"{self.path}{_SET_ASIDE}{number}"
+            aside = f"{self.path}{_QUARANTINE_SUFFIX}{number}"
             if not os.path.exists(aside):
                 break
         os.rename(self.path, aside)
@@ -317,9 +317,9 @@ def database_path(directory: str) -> str:
     return os.path.join(directory, _FILE_NAME)
 
 
-def set_aside_files(directory: str) -> list[str]:
+def quarantined_files(directory: str) -> list[str]:
     """Return the paths of the spools in a directory that could not be read."""
-    beginning = f"{_FILE_NAME}{_SET_ASIDE}"
+    beginning = f"{_FILE_NAME}{_QUARANTINE_SUFFIX}"
     names = [name for name in os.listdir(directory) if name.startswith(beginning)]
     numbers = sorted(int(number) for name in names if (number := name.removeprefix(beginning)).isdecimal())
     return [os.path.join(directory, f"{beginning}{number}") for number in numbers]

@@ -20,7 +20,7 @@ _SHARE = 16
 """Their records take at most this fraction of the spool."""
 
 
-class Remembered(NamedTuple):
+class RetentionState(NamedTuple):
     """How many runs, the bytes of their records, and the pages of the tombstones of those before."""
 
     runs: int
@@ -33,18 +33,18 @@ class EndedRuns:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._most_bytes = database.max_bytes // _SHARE
+        self._max_bytes = database.max_bytes // _SHARE
         self._tombstones = Tombstones(database)
         ((count, total),) = database.query(
             "SELECT count(*), coalesce(sum(length(record)), 0) FROM runs "
             "WHERE state IN ('finished', 'failed', 'discarded')"
         )
-        self.committed(Remembered(count, total, self._tombstones.pages))
+        self.apply(RetentionState(count, total, self._tombstones.pages))
 
-    def committed(self, now: Remembered) -> None:
-        """What `room_for` has returned is on disk."""
+    def apply(self, now: RetentionState) -> None:
+        """What `evict_oldest` has returned is on disk."""
         self._now = now
-        self._database.exempt_pages = now.tombstone_pages
+        self._database.uncounted_pages = now.tombstone_pages
 
     def find(self, name: str) -> RunRecord | Tombstone | None:
         """Return what is known of a run that has ended: all about it, as long as that is kept; raises `SpoolError`."""
@@ -53,11 +53,11 @@ class EndedRuns:
         )
         return _read(name, found[0][0]) if found else self._tombstones.find(name)
 
-    def room_for(self, connection: sqlite3.Connection, record_bytes: int) -> Remembered:
-        """Forget the oldest records, within the transaction, so that one more fits; `committed` has to follow it."""
+    def evict_oldest(self, connection: sqlite3.Connection, record_bytes: int) -> RetentionState:
+        """Forget the oldest records, within the transaction, so that one more fits; `apply` has to follow it."""
         count, total = self._now.runs + 1, self._now.total_bytes + record_bytes
         pages = self._now.tombstone_pages
-        while count > 1 and (count > MAX_ENDED_RUNS or total > self._most_bytes):
+        while count > 1 and (count > MAX_ENDED_RUNS or total > self._max_bytes):
             oldest = connection.execute(
                 "SELECT id, key, record FROM runs WHERE state IN ('finished', 'failed', 'discarded') "
                 "ORDER BY ended_at LIMIT 1"
@@ -68,7 +68,7 @@ class EndedRuns:
             connection.execute("DELETE FROM runs WHERE id = ?", (number,))
             pages = self._tombstones.put(connection, name, _tombstone_of(name, blob), pages=pages)
             count, total = count - 1, total - len(blob)
-        return Remembered(count, total, pages)
+        return RetentionState(count, total, pages)
 
 
 def _read(name: str, blob: bytes) -> RunRecord | Tombstone:

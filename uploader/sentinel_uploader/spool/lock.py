@@ -36,7 +36,7 @@ class SpoolLock:
         """Give the lock back."""
         os.close(self._fd)
 
-    def undo(self) -> None:
+    def release_and_clean_up(self) -> None:
         """Give the lock back and leave nothing behind where nothing was and nothing has come since."""
         with contextlib.suppress(OSError):
             if self._is_new and os.listdir(self._directory) == [_LOCK_NAME]:
@@ -68,7 +68,7 @@ class SpoolLock:
         )
 
 
-def owner_pid(directory: str) -> int | None:
+def lock_owner_pid(directory: str) -> int | None:
     """Return the process that owns the spool, `None` when nobody does (0: it has not told its number yet)."""
     try:
         descriptor = os.open(os.path.join(directory, _LOCK_NAME), os.O_RDONLY | os.O_CLOEXEC)

@@ -20,13 +20,13 @@ def open_spool(directory: str, *, max_bytes: int, clock: Clock) -> Spool:
             spool = Spool(database, clock=clock)
         except SpoolDamagedError as error:
             log.error("spool cannot be read error=%s", error)  # noqa: TRY400 -- no defect, no trace
-            database.begin_anew()
+            database.recreate()
             spool = Spool(database, clock=clock)
     except BaseException:
         database.close()
         raise
     if database.migrated_from is not None:
         log.info("spool of an older version migrated from=%d to=%d", database.migrated_from, SCHEMA_VERSION)
-    if database.set_aside is not None:
-        log.error("spool is damaged and set aside, nothing in it is deleted file=%s", database.set_aside)
+    if database.quarantined_path is not None:
+        log.error("spool is damaged and set aside, nothing in it is deleted file=%s", database.quarantined_path)
     return spool

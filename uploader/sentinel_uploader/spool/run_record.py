@@ -9,7 +9,7 @@ import msgspec
 from sentinel_protocol.wire.messages import Finish, Hello
 from sentinel_protocol.wire.run_statistics import RunStatistics
 from sentinel_protocol.wire.sample import CSV_HEADER
-from sentinel_uploader.runs.lifecycle import ENDED_STATES, OPEN_STATES, Facts, RunState
+from sentinel_uploader.runs.lifecycle import ENDED_STATES, OPEN_STATES, RunState, SchedulingFacts
 from sentinel_uploader.runs.ports import Credentials, Registration, RunDescription
 
 _MAX_TEXT_PER_ENCODED_BYTE = 5
@@ -19,7 +19,18 @@ _BATCH_OVERHEAD_BYTES = 64
 """What the database needs beside a frame's payload, and a batch's body: numbers, a hash, pointers."""
 
 
-class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+_STORED_NAMES = {
+    "fenced_epochs": "superseded",
+    "fenced_seq": "superseded_seq",
+    "batched_seq": "settled_seq",
+    "put_attempted": "put_tried",
+    "finish_attempted": "finish_tried",
+    "sealed_at": "cut_at",
+}
+"""Field names of the msgpack map in `runs.record` where they differ from the attribute's: a spool outlives releases."""
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename=_STORED_NAMES):
     """Everything about a run that survives this process; one row of the spool. Times are UNIX seconds."""
 
     uid: str
@@ -27,9 +38,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     owner: str = ""
     """Name of the client whose key opened the run; empty on links without keys."""
     incarnation: str
-    superseded: list[str] = []
+    fenced_epochs: list[str] = []
     """Earlier collectors of this run, newest last: none of them gets in again."""
-    superseded_seq: dict[str, int] = {}
+    fenced_seq: dict[str, int] = {}
     """The run's last row when each of them was superseded."""
     state: RunState = RunState.NEW
     created_at: float
@@ -39,7 +50,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     cloud: dict[str, Any] = {}
     run_id: str = ""
     uri_prefix: str = ""
-    settled_seq: int = 0
+    batched_seq: int = 0
     """Every row up to this number is in a frozen batch, or is missing."""
     missing_rows: int = 0
     """Rows that the run's collector could not send again after a spool was lost."""
@@ -51,13 +62,13 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     delivered_rows: int = 0
     csv_bytes: int = 0
     object_bytes: int = 0
-    put_tried: bool = False
-    finish_tried: bool = False
+    put_attempted: bool = False
+    finish_attempted: bool = False
     finish: Finish | None = None
     closed_as_stale: bool = False
     response: dict[str, Any] = {}
     statistics: RunStatistics = msgspec.field(default_factory=RunStatistics)
-    cut_at: float = 0.0
+    sealed_at: float = 0.0
     waiting_since: float = 0.0
     """When the oldest row of the batches that are not confirmed was received; 0: there are none."""
     ended_at: float = 0.0
@@ -93,42 +104,42 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.state in ENDED_STATES
 
 
-class Run:
+class OpenRun:
     """An open run in memory: its record as committed, and what is lost and found again at a restart.
 
     Guarded by the spool's lock. Times are monotonic seconds.
     """
 
     __slots__ = (
-        "acked_seq",
+        "accounted_bytes",
         "attempts",
         "batch_bytes",
-        "batches_at",
-        "busy",
+        "batch_received_at",
+        "blocked_by",
         "cloud_pending",
-        "counted_bytes",
         "created_at",
         "credentials",
-        "credentials_refused",
-        "cut_at",
+        "credentials_rejected",
+        "durable_seq",
         "failing_since",
-        "frames",
-        "frames_at",
-        "heard_at",
+        "frame_ids",
+        "frame_received_at",
         "id",
+        "in_flight",
+        "last_seen_at",
         "last_timestamp",
         "not_before",
-        "not_sooner",
-        "open_bytes",
-        "open_rows",
+        "pending_batches",
         "record",
         "record_bytes",
         "refresh_attempts",
         "refresh_not_before",
         "registration",
         "response",
-        "trouble",
-        "waiting_batches",
+        "retry_after_until",
+        "sealed_at",
+        "unbatched_bytes",
+        "unbatched_rows",
     )
 
     def __init__(self, run_id: int, record: RunRecord, *, now: float, record_bytes: int = 0) -> None:
@@ -136,28 +147,28 @@ class Run:
         self.record = record
         self.record_bytes = record_bytes
         """Of the encoded record, as it was when the run was opened or found."""
-        self.counted_bytes = 0
+        self.accounted_bytes = 0
         """What of `spool_bytes` its client's account has."""
-        self.frames = array("q")
+        self.frame_ids = array("q")
         """Row ids of the frames that are not in a batch yet, oldest first: 8 bytes each, bounded by the batch size."""
-        self.frames_at = array("d")
+        self.frame_received_at = array("d")
         """When each of them was received (UNIX seconds)."""
-        self.open_rows = 0
-        self.open_bytes = 0
+        self.unbatched_rows = 0
+        self.unbatched_bytes = 0
         self.batch_bytes = 0
         """Of the bodies of batches that are not confirmed."""
-        self.acked_seq = record.settled_seq
+        self.durable_seq = record.batched_seq
         self.last_timestamp = record.statistics.last_timestamp
-        self.waiting_batches = record.batches - record.delivered_batches
+        self.pending_batches = record.batches - record.delivered_batches
         # What was received when is not kept for every batch: none is older than the first.
-        self.batches_at = array("d", [record.waiting_since or record.cut_at]) * self.waiting_batches
+        self.batch_received_at = array("d", [record.waiting_since or record.sealed_at]) * self.pending_batches
         """When the oldest row of each batch that is not confirmed was received, oldest batch first."""
         self.created_at = now
-        self.cut_at = now
-        self.heard_at = now
+        self.sealed_at = now
+        self.last_seen_at = now
         self.cloud_pending = False
         self.credentials: Credentials | None = None
-        self.credentials_refused = 0
+        self.credentials_rejected = 0
         self.registration: Registration | None = None
         """An answer that could not be written down yet: asking again would make another run at the server."""
         self.response: dict[str, Any] | None = None
@@ -166,61 +177,63 @@ class Run:
         """Failures since the last success."""
         self.failing_since: float | None = None
         self.not_before = 0.0
-        self.not_sooner = 0.0
+        self.retry_after_until = 0.0
         """A server's wish for this run, which no hurry shortens."""
         self.refresh_attempts = 0
         self.refresh_not_before = 0.0
         """Holds for a refresh that is only wanted; uploads go on meanwhile."""
-        self.busy = False
-        self.trouble = ""
+        self.in_flight = False
+        self.blocked_by = ""
         """What it waits for although it has met no failure itself: a destination that is failing."""
 
-    def note_frame(self, frame_id: int, first_seq: int, rows: int, size: int, *, received_at: float) -> None:
+    def add_frame(self, frame_id: int, first_seq: int, rows: int, size: int, *, received_at: float) -> None:
         """Take a stored message into account; `received_at` is UNIX seconds."""
-        self.frames.append(frame_id)
-        self.frames_at.append(received_at)
-        self.open_rows += rows
-        self.open_bytes += size
+        self.frame_ids.append(frame_id)
+        self.frame_received_at.append(received_at)
+        self.unbatched_rows += rows
+        self.unbatched_bytes += size
         # Rows may be missing in between: then what is settled lies above the oldest frames.
-        self.acked_seq = max(self.acked_seq, first_seq + rows - 1)
+        self.durable_seq = max(self.durable_seq, first_seq + rows - 1)
 
     @property
     def spool_bytes(self) -> int:
         """About how much of the spool the run takes."""
-        rows = self.open_bytes + _FRAME_OVERHEAD_BYTES * len(self.frames)
-        return self.record_bytes + rows + self.batch_bytes + _BATCH_OVERHEAD_BYTES * self.waiting_batches
+        rows = self.unbatched_bytes + _FRAME_OVERHEAD_BYTES * len(self.frame_ids)
+        return self.record_bytes + rows + self.batch_bytes + _BATCH_OVERHEAD_BYTES * self.pending_batches
 
     @property
     def waiting_since(self) -> float | None:
         """When the oldest row that is not delivered was received (UNIX seconds), `None` when all are."""
-        if self.batches_at:
-            return self.batches_at[0]
-        return self.frames_at[0] if self.frames_at else None
+        if self.batch_received_at:
+            return self.batch_received_at[0]
+        return self.frame_received_at[0] if self.frame_received_at else None
 
     @property
-    def waiting_rows(self) -> int:
+    def undelivered_rows(self) -> int:
         """Rows that are not delivered."""
-        return self.open_rows + self.record.rows - self.record.delivered_rows
+        return self.unbatched_rows + self.record.rows - self.record.delivered_rows
 
-    def facts(self, *, listening_since: float, flush: bool, needs_credentials: bool, wants_refresh: bool) -> Facts:
+    def scheduling_facts(
+        self, *, listening_since: float, flush: bool, needs_credentials: bool, wants_refresh: bool
+    ) -> SchedulingFacts:
         """What `next_step` wants to know; silence counts only while the uploader was there to hear."""
         record = self.record
-        return Facts(
+        return SchedulingFacts(
             state=record.state,
             has_ended=record.has_ended,
-            open_rows=self.open_rows,
-            open_bytes=self.open_bytes,
-            waiting_batches=self.waiting_batches,
+            unbatched_rows=self.unbatched_rows,
+            unbatched_bytes=self.unbatched_bytes,
+            pending_batches=self.pending_batches,
             # One byte of msgpack may be four as text with its comma (-32), five are up to 21; columns that a row leaves
             # out are commas all the same.
             total_csv_bytes=record.csv_bytes
-            + _MAX_TEXT_PER_ENCODED_BYTE * self.open_bytes
-            + _MAX_TEXT_PER_ROW_BYTES * self.open_rows
+            + _MAX_TEXT_PER_ENCODED_BYTE * self.unbatched_bytes
+            + _MAX_TEXT_PER_ROW_BYTES * self.unbatched_rows
             + len(CSV_HEADER),
-            was_put=record.put_tried,
+            upload_attempted=record.put_attempted,
             created_at=self.created_at,
-            cut_at=self.cut_at,
-            silent_since=max(self.heard_at, listening_since),
+            sealed_at=self.sealed_at,
+            silent_since=max(self.last_seen_at, listening_since),
             interval_s=record.interval_s,
             cloud_pending=self.cloud_pending,
             flush=flush,
@@ -237,12 +250,12 @@ def new_record(hello: Hello, *, uid: str, owner: str, now: float) -> RunRecord:
         owner=owner,
         incarnation=hello.epoch,
         created_at=now,
-        cut_at=now,
+        sealed_at=now,
         interval_s=hello.interval_s,
         metadata=hello.metadata,
         host=hello.host,
         cloud=hello.cloud,
-        settled_seq=max(0, hello.first_available_seq - 1),
+        batched_seq=max(0, hello.first_available_seq - 1),
         missing_rows=max(0, hello.first_available_seq - 1),
     )
 
@@ -252,6 +265,6 @@ def decode_record(blob: bytes) -> RunRecord:
     return msgspec.msgpack.decode(blob, type=RunRecord)
 
 
-def open_runs(runs: Iterable[Run]) -> list[Run]:
+def active_runs(runs: Iterable[OpenRun]) -> list[OpenRun]:
     """Those of the runs for which something is still to be done (a parked one waits for a person)."""
     return [run for run in runs if run.record.state in OPEN_STATES]

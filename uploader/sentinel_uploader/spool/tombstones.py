@@ -12,15 +12,15 @@ from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.spool.database import Database
 from sentinel_uploader.spool.run_record import RunRecord
 
-LEAST = 16_384
-MOST = 131_072
+MIN_COUNT = 16_384
+MAX_COUNT = 131_072
 """A start looks through the whole file: so many are 14 MiB, and take it about 50 ms."""
-BYTES_EACH = 176
+BYTES_PER_TOMBSTONE = 176
 """More than one takes, its place in the index included: some 110 bytes, 140 with a run id of the greatest length."""
 _SHARE = 16
 """Above the least, at most this fraction of the spool's limit."""
 _MAX_RUN_ID_CHARS = 64
-_MOST_FORGOTTEN = 64
+_EVICT_LIMIT = 64
 """A time: the limit may have been lowered by a lot."""
 _EMPTY_PAGES = 2
 """Of the table and its index."""
@@ -29,7 +29,7 @@ _EMPTY_PAGES = 2
 class Tombstone(NamedTuple):
     """A run that has ended; nothing about it will ever change."""
 
-    settled_seq: int
+    batched_seq: int
     """Its last row."""
     rows: int
     """Rows delivered."""
@@ -42,9 +42,9 @@ class Tombstone(NamedTuple):
         """Make that of a run that is over."""
         ended_by = _digest(record.incarnation, 8) if record.state is RunState.FINISHED else None
         run_id = record.run_id if len(record.run_id) <= _MAX_RUN_ID_CHARS else ""
-        return cls(record.settled_seq, record.delivered_rows, ended_by, run_id)
+        return cls(record.batched_seq, record.delivered_rows, ended_by, run_id)
 
-    def is_end_of(self, incarnation: str) -> bool:
+    def was_ended_by(self, incarnation: str) -> bool:
         """Whether it was this collector's `Finish` that has ended the run."""
         return self.ended_by == _digest(incarnation, 8)
 
@@ -58,11 +58,11 @@ class Tombstones:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.most = max(LEAST, min(MOST, database.max_bytes // _SHARE // BYTES_EACH))
+        self.capacity = max(MIN_COUNT, min(MAX_COUNT, database.max_bytes // _SHARE // BYTES_PER_TOMBSTONE))
         newest = database.query("SELECT pages FROM tombstones ORDER BY id DESC LIMIT 1")
         self.pages: int = newest[0][0] if newest else _EMPTY_PAGES
         """In use when it was opened."""
-        database.allow_beside(self.most * BYTES_EACH)
+        database.reserve_extra_bytes(self.capacity * BYTES_PER_TOMBSTONE)
 
     def find(self, name: str) -> Tombstone | None:
         """Return what is left of a run; raises `SpoolError`."""
@@ -85,7 +85,7 @@ class Tombstones:
         assert newest is not None
         connection.execute(
             "DELETE FROM tombstones WHERE id IN (SELECT id FROM tombstones WHERE id <= ? ORDER BY id LIMIT ?)",
-            (newest - self.most, _MOST_FORGOTTEN),
+            (newest - self.capacity, _EVICT_LIMIT),
         )
         grown = self._database.pages_in_use() - before
         if grown:

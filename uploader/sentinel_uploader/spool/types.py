@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from sentinel_protocol.common.errors import SentinelStreamError
-from sentinel_uploader.spool.run_record import Run, RunRecord
+from sentinel_uploader.spool.run_record import OpenRun, RunRecord
 from sentinel_uploader.spool.tombstones import Tombstone
 
 
@@ -24,28 +24,28 @@ class SupersededError(SentinelStreamError):
         self.seq = seq
 
 
-class TooManyRunsError(SentinelStreamError):
+class RunLimitError(SentinelStreamError):
     """The client has as many open runs as it may."""
 
 
-class ShareUsedUpError(SentinelStreamError):
+class QuotaExceededError(SentinelStreamError):
     """The client has as much of the spool as it may while others use it too."""
 
     def __init__(self) -> None:
         super().__init__("this client has its share of the uploader's spool; more is taken when some is delivered")
 
 
-class StoredFrame(NamedTuple):
+class PendingFrame(NamedTuple):
     """A validated frame as it goes to disk."""
 
-    run: Run
+    run: OpenRun
     first_seq: int
     rows: int
     payload: bytes
     last_timestamp: float
 
 
-class OpenFrames(NamedTuple):
+class UnbatchedFrames(NamedTuple):
     """Rows that are not in a batch yet: the range they cover and their frames' payloads."""
 
     first_seq: int
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
     sha256: bytes
 
 
-class Request(NamedTuple):
+class ControlRequest(NamedTuple):
     """What a person asked for through another process."""
 
     id: int

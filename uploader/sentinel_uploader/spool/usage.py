@@ -1,9 +1,9 @@
 """How much of the spool each client's open runs take."""
 
-from sentinel_uploader.spool.run_record import Run
+from sentinel_uploader.spool.run_record import OpenRun
 
 
-class Holdings:
+class ClientUsage:
     """Kept up to date run by run; guarded by the spool's lock, single figures may be read without it."""
 
     def __init__(self) -> None:
@@ -15,30 +15,30 @@ class Holdings:
         """How many clients have open runs."""
         return len(self._runs)
 
-    def runs_of(self, owner: str) -> int:
+    def open_runs(self, owner: str) -> int:
         """How many runs of the client are open."""
         return self._runs.get(owner, 0)
 
-    def bytes_of(self, owner: str) -> int:
+    def spool_bytes(self, owner: str) -> int:
         """About how many bytes of the spool the client's open runs take."""
         return self._bytes.get(owner, 0)
 
-    def add(self, run: Run) -> None:
+    def add(self, run: OpenRun) -> None:
         """A run was opened, or found in the spool."""
         owner = run.record.owner
-        self._runs[owner] = self.runs_of(owner) + 1
-        self.count(run)
+        self._runs[owner] = self.open_runs(owner) + 1
+        self.recompute(run)
 
-    def count(self, run: Run) -> None:
+    def recompute(self, run: OpenRun) -> None:
         """What the run has in the spool has changed."""
         owner, size = run.record.owner, run.spool_bytes
-        self._bytes[owner] = self.bytes_of(owner) + size - run.counted_bytes
-        run.counted_bytes = size
+        self._bytes[owner] = self.spool_bytes(owner) + size - run.accounted_bytes
+        run.accounted_bytes = size
 
-    def remove(self, run: Run) -> None:
+    def remove(self, run: OpenRun) -> None:
         """The run is over."""
         owner = run.record.owner
-        self._bytes[owner] -= run.counted_bytes
+        self._bytes[owner] -= run.accounted_bytes
         self._runs[owner] -= 1
         if not self._runs[owner]:
             del self._runs[owner], self._bytes[owner]

@@ -52,7 +52,7 @@ REJECT_REASONS = (
 """Why a connection or a message is not taken, beside the codes that its sender is told."""
 
 
-class Count:
+class Counter:
     """A number that only grows, one for each combination of the labels' values."""
 
     __slots__ = ("_lock", "_values", "help", "labels", "name")
@@ -82,7 +82,7 @@ class Count:
             return dict(self._values)
 
 
-class Times:
+class Histogram:
     """How long something took: a histogram with cumulative buckets."""
 
     __slots__ = ("_counts", "_lock", "_total_s", "bounds_s", "help", "name")
@@ -118,7 +118,7 @@ class Client(NamedTuple):
     clock_offset_s: float | None
 
 
-class _Heard:
+class _ClientState:
     __slots__ = ("best_s", "earlier_s", "seen_at", "window_at")
 
     def __init__(self) -> None:
@@ -132,26 +132,26 @@ class _Heard:
         return max((value for value in (self.best_s, self.earlier_s) if value is not None), default=None)
 
 
-class Clients:
+class ClientActivity:
     """When each client was heard last, and by whose clock; those heard longest ago make room for others."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._heard: OrderedDict[str, _Heard] = OrderedDict()
+        self._clients: OrderedDict[str, _ClientState] = OrderedDict()
 
-    def saw(self, name: str, now: float, row_time: float | None = None) -> None:
+    def record(self, name: str, now: float, row_time: float | None = None) -> None:
         """A message has come; `row_time` is the time stamp of its newest row, `now` UNIX seconds by our clock.
 
         A row is never sent before it was taken, but may be sent long after: the offset is the largest difference of the
         last one to two minutes.
         """
         with self._lock:
-            heard = self._heard.get(name or UNNAMED)
+            heard = self._clients.get(name or UNNAMED)
             if heard is None:
-                heard = self._heard[name or UNNAMED] = _Heard()
-                if len(self._heard) > MAX_CLIENTS:
-                    self._heard.popitem(last=False)
-            self._heard.move_to_end(name or UNNAMED)
+                heard = self._clients[name or UNNAMED] = _ClientState()
+                if len(self._clients) > MAX_CLIENTS:
+                    self._clients.popitem(last=False)
+            self._clients.move_to_end(name or UNNAMED)
             heard.seen_at = now
             if row_time is None:
                 return
@@ -164,51 +164,53 @@ class Clients:
     def all(self) -> list[Client]:
         """Return all clients that are remembered."""
         with self._lock:
-            return [Client(name, heard.seen_at, heard.offset_s) for name, heard in self._heard.items()]
+            return [Client(name, heard.seen_at, heard.offset_s) for name, heard in self._clients.items()]
 
 
 class Counters:
     """Everything that is counted."""
 
     def __init__(self) -> None:
-        self.messages = Count("messages_received", "Messages from collectors, whatever was in them")
-        self.rows_received = Count("rows_received", "Rows in sound messages, repeated ones included")
-        self.rows_duplicate = Count("rows_duplicate", "Rows that came again and were dropped")
-        self.rows_acknowledged = Count("rows_acknowledged", "Rows that were made durable")
-        self.rows_delivered = Count("rows_delivered", "Rows that storage, or the API inline, has confirmed")
-        self.rejected = Count("rejected", "Messages that were not taken", "reason")
-        self.client_rejected = Count(
+        self.messages = Counter("messages_received", "Messages from collectors, whatever was in them")
+        self.rows_received = Counter("rows_received", "Rows in sound messages, repeated ones included")
+        self.rows_duplicate = Counter("rows_duplicate", "Rows that came again and were dropped")
+        self.rows_acknowledged = Counter("rows_acknowledged", "Rows that were made durable")
+        self.rows_delivered = Counter("rows_delivered", "Rows that storage, or the API inline, has confirmed")
+        self.rejected = Counter("rejected", "Messages that were not taken", "reason")
+        self.client_rejected = Counter(
             "client_rejected", "Messages of a client that a limit did not let through", "client", "reason"
         )
-        self.answers_lost = Count("answers_lost", "Answers to collectors that were gone or did not read")
-        self.spool_failures = Count("spool_failures", "Groups of messages that the spool did not take", "reason")
-        self.commit_s = Times("commit_seconds", "Time to make a group of messages durable", COMMIT_BOUNDS_S)
-        self.objects_delivered = Count("objects_delivered", "Objects that storage has confirmed")
-        self.object_bytes_delivered = Count("object_bytes_delivered", "Bytes of these objects")
-        self.put_s = Times("put_seconds", "Time of a confirmed PUT", PUT_BOUNDS_S)
-        self.refreshes = Count("refreshes", "Refreshed storage credentials")
-        self.retries = Count("retries", "Failed steps that are tried again", "kind", "code")
-        self.parked = Count("runs_parked", "Runs that were put aside for a person", "kind", "code")
-        self.registered = Count("runs_registered", "Runs that the API has registered")
-        self.closed_as_stale = Count("runs_closed_as_stale", "Runs that were closed because their collector was silent")
-        self.ended = Count("runs_ended", "Runs that have ended", "state")
-        self.clients = Clients()
-        self._begin_at_zero()
+        self.answers_lost = Counter("answers_lost", "Answers to collectors that were gone or did not read")
+        self.spool_failures = Counter("spool_failures", "Groups of messages that the spool did not take", "reason")
+        self.commit_s = Histogram("commit_seconds", "Time to make a group of messages durable", COMMIT_BOUNDS_S)
+        self.objects_delivered = Counter("objects_delivered", "Objects that storage has confirmed")
+        self.object_bytes_delivered = Counter("object_bytes_delivered", "Bytes of these objects")
+        self.put_s = Histogram("put_seconds", "Time of a confirmed PUT", PUT_BOUNDS_S)
+        self.refreshes = Counter("refreshes", "Refreshed storage credentials")
+        self.retries = Counter("retries", "Failed steps that are tried again", "kind", "code")
+        self.quarantined = Counter("runs_parked", "Runs that were put aside for a person", "kind", "code")
+        self.registered = Counter("runs_registered", "Runs that the API has registered")
+        self.closed_as_stale = Counter(
+            "runs_closed_as_stale", "Runs that were closed because their collector was silent"
+        )
+        self.ended = Counter("runs_ended", "Runs that have ended", "state")
+        self.clients = ClientActivity()
+        self._initialise_series()
 
-    def turn_down(self, client: str, reason: str) -> None:
+    def count_rejection(self, client: str, reason: str) -> None:
         """A limit did not let a client's message through."""
         self.rejected.add(1, reason)
         self.client_rejected.add(1, client or UNNAMED, reason)
 
-    def counts(self) -> Iterator[Count]:
+    def counters(self) -> Iterator[Counter]:
         """All that only grow."""
-        return (value for value in vars(self).values() if isinstance(value, Count))
+        return (value for value in vars(self).values() if isinstance(value, Counter))
 
-    def times(self) -> Iterator[Times]:
+    def histograms(self) -> Iterator[Histogram]:
         """All histograms."""
-        return (value for value in vars(self).values() if isinstance(value, Times))
+        return (value for value in vars(self).values() if isinstance(value, Histogram))
 
-    def _begin_at_zero(self) -> None:
+    def _initialise_series(self) -> None:
         """What an alert looks at is there from the start: of a number that begins at 1, Prometheus sees no increase."""
         for reason in (*RejectCode, *REJECT_REASONS):
             self.rejected.add(0, reason)

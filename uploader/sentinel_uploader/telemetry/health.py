@@ -11,14 +11,14 @@ from sentinel_uploader.runs.lifecycle import OPEN_STATES, RunState
 from sentinel_uploader.spool.database import SpoolError
 from sentinel_uploader.spool.store import Spool
 
-LIVE_S = 120.0
+HANG_THRESHOLD_S = 120.0
 """A loop that has not turned for so long hangs: both turn every second."""
-WRITTEN_S = 10.0
+WRITE_PROBE_INTERVAL_S = 10.0
 """The spool is written to for the sake of an answer when that was longer ago."""
 MIN_FREE_BYTES = 1 << 20
 
 
-class Backlog(NamedTuple):
+class BacklogStats(NamedTuple):
     """What waits in the spool."""
 
     runs: Counter[RunState]
@@ -41,26 +41,28 @@ class Health:
         spool: Spool,
         directory: str,
         intake: Intake,
-        turned_at: Callable[[], float],
+        last_main_loop_at: Callable[[], float],
         unhealthy_after_s: float,
         clock: Clock,
     ) -> None:
         self._spool = spool
         self._directory = directory
         self._intake = intake
-        self._turned_at = turned_at
+        self._last_main_loop_at = last_main_loop_at
         self._unhealthy_after_s = unhealthy_after_s
         self._clock = clock
         self._written_at = clock.monotonic()
         self.is_stopping = False
 
-    def not_live(self) -> str:
+    def liveness_error(self) -> str:
         """Why the process should be replaced, empty when it works; takes no lock."""
         now = self._clock.monotonic()
-        loops = (("intake", self._intake.looped_at), ("dispatcher", self._turned_at()))
-        return "; ".join(f"the {name} has hung for {now - at:.0f} s" for name, at in loops if now - at > LIVE_S)
+        loops = (("intake", self._intake.last_loop_at), ("dispatcher", self._last_main_loop_at()))
+        return "; ".join(
+            f"the {name} has hung for {now - at:.0f} s" for name, at in loops if now - at > HANG_THRESHOLD_S
+        )
 
-    def not_ready(self) -> str:
+    def readiness_error(self) -> str:
         """Why no rows can be taken now, empty when they can."""
         if self.is_stopping:
             return "the uploader is stopping"
@@ -75,14 +77,14 @@ class Health:
             return f"the spool {self._directory} cannot be looked at: {error.strerror}"
         return ""
 
-    def not_healthy(self) -> str:
+    def health_error(self) -> str:
         """Why rows do not reach their destination, empty when they do or there are none."""
         oldest_s = self.backlog().oldest_s
         if oldest_s <= self._unhealthy_after_s:
             return ""
         return f"the oldest row that is not delivered has waited for {oldest_s:.0f} s; see `sentinel-uploader status`"
 
-    def backlog(self) -> Backlog:
+    def backlog(self) -> BacklogStats:
         """Count what waits."""
         now = self._clock.now()
         states: Counter[RunState] = Counter()
@@ -93,20 +95,20 @@ class Health:
                 record = run.record
                 states[record.state] += 1
                 stale += record.closed_as_stale
-                rows += run.waiting_rows
-                objects += run.waiting_batches
+                rows += run.undelivered_rows
+                objects += run.pending_batches
                 if record.state not in OPEN_STATES:
-                    parked_rows += run.waiting_rows
+                    parked_rows += run.undelivered_rows
                 elif (since := run.waiting_since) is not None:
                     oldest_at = min(oldest_at, since)
-        return Backlog(states, stale, rows, parked_rows, objects, now - oldest_at)
+        return BacklogStats(states, stale, rows, parked_rows, objects, now - oldest_at)
 
     def _require_writable(self) -> None:
         now = self._clock.monotonic()
-        refusal = self._intake.refusal
-        if refusal is not None and now - refusal.at < WRITTEN_S:
+        refusal = self._intake.spool_unavailable
+        if refusal is not None and now - refusal.at < WRITE_PROBE_INTERVAL_S:
             raise SpoolError(refusal.text)
-        if now - self._written_at < WRITTEN_S:
+        if now - self._written_at < WRITE_PROBE_INTERVAL_S:
             self._spool.require_room()
             return
         self._spool.require_writable()

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.telemetry.listen_address import HttpAddress
-from sentinel_uploader.util.daemon_pool import WorkerPool
+from sentinel_uploader.util.daemon_pool import DaemonThreadPool
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ TEXT = "text/plain; charset=utf-8"
 _BACKLOG = 128
 _WORKERS = 4
 _RETRY_ACCEPT_S = 0.05
-_SPARES = 3
+_RESERVED_FDS = 3
 """Descriptors that are held back for the moment when there are no others."""
 _LOG_INTERVAL_S = 60.0
 _REASONS = {
@@ -48,7 +48,7 @@ _REASONS = {
 }
 
 
-class Page(NamedTuple):
+class Response(NamedTuple):
     """An answer."""
 
     status: int
@@ -56,7 +56,7 @@ class Page(NamedTuple):
     content_type: str = TEXT
 
 
-Pages = Mapping[str, Callable[[], Page]]
+Routes = Mapping[str, Callable[[], Response]]
 """How to make the pages, by their paths; making one may block."""
 
 
@@ -65,29 +65,29 @@ class HttpServer:
 
     def __init__(self, address: HttpAddress, *, clock: Clock) -> None:
         """Take the address; raises `UsageError` that names it."""
-        self._pages: Pages = {}
+        self._routes: Routes = {}
         self._clock = clock
         # A page that hangs, with the spool's lock say, does not hold up the others.
-        self._pool = WorkerPool(_WORKERS)
-        self._made: dict[str, tuple[float, Page]] = {}
-        self._being_made: dict[str, asyncio.Future[Page]] = {}
+        self._pool = DaemonThreadPool(_WORKERS)
+        self._made: dict[str, tuple[float, Response]] = {}
+        self._being_made: dict[str, asyncio.Future[Response]] = {}
         # In the order in which they came.
         self._open: dict[asyncio.Task[None], socket.socket] = {}
         self._logged_at: float | None = None
-        self._spares = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_SPARES)]
+        self._reserved_fds = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_RESERVED_FDS)]
         self._loop = asyncio.new_event_loop()
         try:
             self._listener = _listen(address)
         except OSError as error:
             self._loop.close()
-            self._give_up_spares()
+            self._release_reserved_fds()
             raise UsageError(f"cannot serve HTTP at {address.host}:{address.port}: {error.strerror or error}") from None
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self.url = HttpAddress(address.host, self._listener.getsockname()[1]).url
 
-    def start(self, pages: Pages) -> None:
+    def start(self, routes: Routes) -> None:
         """Begin to accept connections."""
-        self._pages = pages
+        self._routes = routes
         self._thread.start()
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class HttpServer:
         else:
             self._loop.close()
         self._listener.close()
-        self._give_up_spares()
+        self._release_reserved_fds()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -120,7 +120,7 @@ class HttpServer:
                 # Those who hold all descriptors must not fill the log as well.
                 self._note(error)
                 # That is when somebody looks: what was kept for it is used, and others may be quicker.
-                self._give_up_spares()
+                self._release_reserved_fds()
                 await asyncio.sleep(_RETRY_ACCEPT_S)
                 continue
             if len(self._open) >= MAX_CONNECTIONS:
@@ -135,12 +135,12 @@ class HttpServer:
         del self._open[task]
         # The pages need some as well: /proc is read for them.
         with contextlib.suppress(OSError):
-            while len(self._spares) < _SPARES:
-                self._spares.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            while len(self._reserved_fds) < _RESERVED_FDS:
+                self._reserved_fds.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
-    def _give_up_spares(self) -> None:
-        while self._spares:
-            os.close(self._spares.pop())
+    def _release_reserved_fds(self) -> None:
+        while self._reserved_fds:
+            os.close(self._reserved_fds.pop())
 
     async def _attend(self, connection: socket.socket) -> None:
         """Answer one request; whatever goes wrong with the connection ends it, and nothing else."""
@@ -162,43 +162,43 @@ class HttpServer:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:
-            return _encoded(Page(431, b"the request is too long\n"))
+            return _encoded(Response(431, b"the request is too long\n"))
         method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         target, _, version = rest.partition(b" ")
         if not version.startswith(b"HTTP/1.") or not target.startswith(b"/"):
-            return _encoded(Page(400, b"not an HTTP/1 request\n"))
+            return _encoded(Response(400, b"not an HTTP/1 request\n"))
         if method not in {b"GET", b"HEAD"}:
-            return _encoded(Page(405, b"GET and HEAD only\n"))
+            return _encoded(Response(405, b"GET and HEAD only\n"))
         page = await self._page(target.partition(b"?")[0].decode("latin-1"))
         return _encoded(page, only_head=method == b"HEAD")
 
-    async def _page(self, path: str) -> Page:
-        make = self._pages.get(path)
+    async def _page(self, path: str) -> Response:
+        make = self._routes.get(path)
         if make is None:
-            return Page(404, f"there is {' '.join(self._pages)}\n".encode())
-        made_at, page = self._made.get(path, (-FRESH_S, Page(404, b"")))
+            return Response(404, f"there is {' '.join(self._routes)}\n".encode())
+        made_at, page = self._made.get(path, (-FRESH_S, Response(404, b"")))
         if self._clock.monotonic() - made_at < FRESH_S:
             return page
         future = self._being_made.get(path)
         if future is None:
             future = self._being_made[path] = self._loop.create_future()
-            self._pool.submit(lambda: self._made_by_worker(path, make))
+            self._pool.submit(lambda: self._render_in_worker(path, make))
         try:
             # Somebody else may wait for the same page when this one hangs up.
             return await asyncio.wait_for(asyncio.shield(future), PAGE_S)
         except TimeoutError:
-            return Page(503, b"no answer in time: the uploader is busy, or its disk does not answer\n")
+            return Response(503, b"no answer in time: the uploader is busy, or its disk does not answer\n")
 
-    def _made_by_worker(self, path: str, make: Callable[[], Page]) -> None:
+    def _render_in_worker(self, path: str, make: Callable[[], Response]) -> None:
         try:
             page = make()
         except Exception:
             log.exception("a page cannot be made path=%s", path)
-            page = Page(500, b"a defect, see the log\n")
+            page = Response(500, b"a defect, see the log\n")
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             self._loop.call_soon_threadsafe(self._keep, path, page)
 
-    def _keep(self, path: str, page: Page) -> None:
+    def _keep(self, path: str, page: Response) -> None:
         self._made[path] = (self._clock.monotonic(), page)
         self._being_made.pop(path).set_result(page)
 
@@ -225,7 +225,7 @@ def _listen(address: HttpAddress) -> socket.socket:
     return listener
 
 
-def _encoded(page: Page, *, only_head: bool = False) -> bytes:
+def _encoded(page: Response, *, only_head: bool = False) -> bytes:
     lines = [
         f"HTTP/1.1 {page.status} {_REASONS[page.status]}",
         f"Content-Type: {page.content_type}",

@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-_PLACE = re.compile(r"(?: ?(?P<key>[a-z_]+)=)?%[-#0 +]*[0-9]*(?:\.[0-9]+)?[a-zA-Z]")
+_PLACEHOLDER = re.compile(r"(?: ?(?P<key>[a-z_]+)=)?%[-#0 +]*[0-9]*(?:\.[0-9]+)?[a-zA-Z]")
 """A place of a message's template that an argument goes into, with the key that stands before it."""
 _CLIENT = "client"
 
@@ -37,7 +37,7 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        event, fields = _parts(record)
+        event, fields = _event_and_fields(record)
         client = getattr(record, _CLIENT, "")
         entry = fields | ({_CLIENT: client} if client else {}) | entry | {"event": event}
         if record.exc_info is not None:
@@ -57,15 +57,15 @@ def set_up_logging(kind: str, *, verbose: bool) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _parts(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+def _event_and_fields(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     """Return the message without its `key=value` pairs, and these."""
     template, args = str(record.msg), record.args
-    places = list(_PLACE.finditer(template))
+    places = list(_PLACEHOLDER.finditer(template))
     if not isinstance(args, tuple) or len(places) != len(args) or "%%" in template:
         return record.getMessage(), {}
     named = [(place["key"], value) for place, value in zip(places, args, strict=True)]
     fields = {key: value if isinstance(value, int | float) else str(value) for key, value in named if key}
-    event = _PLACE.sub(lambda place: "" if place["key"] else place[0], template)
+    event = _PLACEHOLDER.sub(lambda place: "" if place["key"] else place[0], template)
     return (event % tuple(value for key, value in named if not key)).strip(), fields
 
 

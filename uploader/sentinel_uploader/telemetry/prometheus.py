@@ -17,14 +17,14 @@ from sentinel_uploader.runs.lifecycle import OPEN_STATES, RunState
 from sentinel_uploader.spool.database import SpoolError
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import UNNAMED, Counters
-from sentinel_uploader.telemetry.health import Backlog
+from sentinel_uploader.telemetry.health import BacklogStats
 
 if TYPE_CHECKING:
     from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "sentinel_uploader_"
-_SHOWN_STATES = [*sorted(OPEN_STATES), RunState.PARKED]
+_SHOWN_STATES = [*sorted(OPEN_STATES), RunState.QUARANTINED]
 
 
 class Metrics:
@@ -35,7 +35,7 @@ class Metrics:
         *,
         counters: Counters,
         spool: Spool,
-        backlog: Callable[[], Backlog],
+        backlog: Callable[[], BacklogStats],
         failing_destinations: Callable[[], int],
         connections: Callable[[], int],
     ) -> None:
@@ -56,7 +56,7 @@ class _Uploader:
         self,
         counters: Counters,
         spool: Spool,
-        backlog: Callable[[], Backlog],
+        backlog: Callable[[], BacklogStats],
         failing_destinations: Callable[[], int],
         connections: Callable[[], int],
     ) -> None:
@@ -73,24 +73,24 @@ class _Uploader:
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily(f"{PREFIX}build", "What is running", {"version": __version__})
         yield from self._counted()
-        yield from self._waiting()
-        yield from self._kept()
-        yield from self._clients()
+        yield from self._backlog_gauges()
+        yield from self._spool_gauges()
+        yield from self._client_gauges()
 
     def _counted(self) -> Iterator[Metric]:
-        for count in self._counters.counts():
+        for count in self._counters.counters():
             family = CounterMetricFamily(PREFIX + count.name, count.help, labels=count.labels)
             for values, number in sorted(count.all().items()):
                 family.add_metric(values, number)
             yield family
-        for times in self._counters.times():
+        for times in self._counters.histograms():
             counts, total_s = times.all()
             bounds = [*(repr(bound) for bound in times.bounds_s), "+Inf"]
             yield HistogramMetricFamily(
                 PREFIX + times.name, times.help, buckets=list(zip(bounds, counts, strict=True)), sum_value=total_s
             )
 
-    def _waiting(self) -> Iterator[Metric]:
+    def _backlog_gauges(self) -> Iterator[Metric]:
         yield _gauge("connections", "Connections of collectors", self._connections())
         backlog = self._backlog()
         runs = GaugeMetricFamily(f"{PREFIX}runs", "Runs that are not over", labels=["state"])
@@ -106,7 +106,7 @@ class _Uploader:
         text = "APIs and buckets that fail and are waited for"
         yield _gauge("destinations_failing", text, self._failing_destinations())
 
-    def _kept(self) -> Iterator[Metric]:
+    def _spool_gauges(self) -> Iterator[Metric]:
         try:
             with self._spool.lock:
                 database = self._spool.database
@@ -118,7 +118,7 @@ class _Uploader:
         yield _gauge("spool_rows_limit_bytes", "Where rows are not taken any more", limit)
         yield _gauge("spool_limit_bytes", "The spool's largest size", largest)
 
-    def _clients(self) -> Iterator[Metric]:
+    def _client_gauges(self) -> Iterator[Metric]:
         seen = GaugeMetricFamily(
             f"{PREFIX}client_last_seen_timestamp_seconds", "When a client was heard last", labels=["client"]
         )
@@ -130,7 +130,7 @@ class _Uploader:
         )
         for client in self._counters.clients.all():
             owner = "" if client.name == UNNAMED else client.name
-            held.add_metric([client.name], self._spool.holdings.bytes_of(owner))
+            held.add_metric([client.name], self._spool.usage.spool_bytes(owner))
             seen.add_metric([client.name], client.seen_at)
             if client.clock_offset_s is not None:
                 offset.add_metric([client.name], client.clock_offset_s)

@@ -5,18 +5,18 @@ from collections.abc import Callable
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.telemetry.health import Health
-from sentinel_uploader.telemetry.http_server import Page, Pages
+from sentinel_uploader.telemetry.http_server import Response, Routes
 from sentinel_uploader.telemetry.prometheus import CONTENT_TYPE, Metrics
 
 
-def pages_of(
+def build_routes(
     *,
     health: Health,
     spool: Spool,
     counters: Counters,
     failing_destinations: Callable[[], int],
     connections: Callable[[], int],
-) -> Pages:
+) -> Routes:
     """Return the pages of one uploader by their paths."""
     metrics = Metrics(
         counters=counters,
@@ -26,12 +26,12 @@ def pages_of(
         connections=connections,
     )
     return {
-        "/livez": lambda: _verdict(health.not_live()),
-        "/readyz": lambda: _verdict(health.not_ready()),
-        "/healthz": lambda: _verdict(health.not_healthy()),
-        "/metrics": lambda: Page(200, metrics.text(), CONTENT_TYPE),
+        "/livez": lambda: _health_response(health.liveness_error()),
+        "/readyz": lambda: _health_response(health.readiness_error()),
+        "/healthz": lambda: _health_response(health.health_error()),
+        "/metrics": lambda: Response(200, metrics.text(), CONTENT_TYPE),
     }
 
 
-def _verdict(wrong: str) -> Page:
-    return Page(503, f"{wrong}\n".encode()) if wrong else Page(200, b"ok\n")
+def _health_response(wrong: str) -> Response:
+    return Response(503, f"{wrong}\n".encode()) if wrong else Response(200, b"ok\n")

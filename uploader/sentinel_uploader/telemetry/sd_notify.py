@@ -13,7 +13,7 @@ _WATCHDOG_SHARE = 0.25
 """How often within the watchdog's time we report: a slow commit in between must not cost the service its life."""
 
 
-class Notifier:
+class SystemdNotifier:
     """Reports readiness, the end and, where the manager watches (`$WATCHDOG_USEC`), that the main loop goes round.
 
     Says nothing where nobody asked. What cannot be said is logged once: it is no reason not to serve.
@@ -23,11 +23,11 @@ class Notifier:
         self._clock = clock
         self._address = environ.get("NOTIFY_SOCKET", "")
         self._has_failed = False
-        self._alive_every_s = 0.0
-        self._alive_due_at = 0.0
+        self._watchdog_interval_s = 0.0
+        self._watchdog_due_at = 0.0
         watched = environ.get("WATCHDOG_USEC", "")
         if self._address and watched.isdecimal() and environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid()):
-            self._alive_every_s = int(watched) / 1e6 * _WATCHDOG_SHARE
+            self._watchdog_interval_s = int(watched) / 1e6 * _WATCHDOG_SHARE
 
     def ready(self, status: str) -> None:
         """The service serves; `status` is for people, one line."""
@@ -37,10 +37,10 @@ class Notifier:
         """The service ends, which may take a while."""
         self._send(f"STOPPING=1\nSTATUS={status}")
 
-    def alive(self) -> None:
+    def watchdog(self) -> None:
         """The loop goes round; cheap when called often."""
-        if self._alive_every_s and (now := self._clock.monotonic()) >= self._alive_due_at:
-            self._alive_due_at = now + self._alive_every_s
+        if self._watchdog_interval_s and (now := self._clock.monotonic()) >= self._watchdog_due_at:
+            self._watchdog_due_at = now + self._watchdog_interval_s
             self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:

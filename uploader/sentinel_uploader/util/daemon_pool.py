@@ -12,7 +12,7 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 
-class WorkerPool:
+class DaemonThreadPool:
     """At most `size` daemon threads that run tasks in the order in which they were submitted."""
 
     def __init__(self, size: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 _MAX_DEPTH = 8
 
 
-def plain(value: Any, *, depth: int = _MAX_DEPTH) -> Any:
+def to_json_safe(value: Any, *, depth: int = _MAX_DEPTH) -> Any:
     """Return the value with only what JSON knows in it: numbers that are not finite, bytes and the like become null.
 
     So does what is nested deeper than eight levels. Keys become text.
@@ -19,7 +19,7 @@ def plain(value: Any, *, depth: int = _MAX_DEPTH) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if depth and isinstance(value, dict):
-        return {plain(str(key)): plain(item, depth=depth - 1) for key, item in value.items()}
+        return {to_json_safe(str(key)): to_json_safe(item, depth=depth - 1) for key, item in value.items()}
     if depth and isinstance(value, list | tuple):
-        return [plain(item, depth=depth - 1) for item in value]
+        return [to_json_safe(item, depth=depth - 1) for item in value]
     return None

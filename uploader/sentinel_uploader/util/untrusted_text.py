@@ -9,7 +9,7 @@ def printable(text: str, limit: int) -> str:
     return "".join(character if character.isprintable() else "?" for character in line)[:limit]
 
 
-def without_secrets(text: str, *secrets: str) -> str:
+def redact(text: str, *secrets: str) -> str:
     """Return the text with our own secrets blotted out."""
     for secret in secrets:
         # Anything shorter is a placeholder, and part of ordinary words.

@@ -1,6 +1,6 @@
 """The file in which a collector keeps what no uploader has acknowledged yet.
 
-Records (`spill_records`) are only ever appended; what was true before a kill is read again from their order. A record
+Records (`format`) are only ever appended; what was true before a kill is read again from their order. A record
 that is cut short ends the file: whatever was killed while it wrote has lost at most that record. The file is locked
 (`flock`) by the collector that owns it.
 """
@@ -17,32 +17,32 @@ from typing import NamedTuple
 import msgspec
 
 from sentinel_collector.delivery.overflow_file.format import (
-    ANEW,
-    BASE,
     FINISH,
-    HEAD,
+    HEADER,
     MAGIC,
+    RESET,
     ROWS,
+    SEQ_BASE,
     Record,
-    packed,
-    payload_of,
-    records,
-    rows_of,
+    decode_rows,
+    encode_record,
+    read_payload,
+    read_records,
 )
-from sentinel_collector.delivery.overflow_file.header import SpillError, SpillHead
+from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
 
 _SHIFT = struct.Struct("<q")
 _MAX_TORN_BYTES = 64 << 10
 """More than any record that a collector writes: a longer end that cannot be read was damaged, not cut short."""
-_MOST_SET_ASIDE = 100
-_NEW = ".new"
+_MAX_QUARANTINED = 100
+_NEW_SUFFIX = ".new"
 
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class SpillInUseError(SpillError):
+class OverflowFileInUseError(OverflowFileError):
     """The file belongs to a collector that is running."""
 
 
@@ -50,7 +50,7 @@ class Position(NamedTuple):
     """A row's place: the offset of a record and how many rows of it lie before."""
 
     offset: int
-    skip: int
+    row_index: int
 
 
 class _Shift(NamedTuple):
@@ -61,7 +61,7 @@ class _Shift(NamedTuple):
     shift_ms: int
 
 
-class SpillFile:
+class OverflowFile:
     """Append-only rows on disk; rows are addressed by `Position` and counted, never indexed in memory.
 
     `start`, `first_seq`, `numbered_rows`, `unnumbered_rows` and `last_row` say what was there when it was opened.
@@ -72,7 +72,7 @@ class SpillFile:
         self.path = path
         self._size = os.fstat(fd).st_size
         self._shifts: list[_Shift] = []
-        self.head: SpillHead | None = None
+        self.header: OverflowHeader | None = None
         self.finish: Finish | None = None
         self.start = Position(len(MAGIC), 0)
         self.first_seq = 0
@@ -81,14 +81,14 @@ class SpillFile:
         self.unnumbered_rows = 0
         """Rows behind the numbered ones that were never sent."""
         self.last_row: bytes | None = None
-        self.set_aside: str | None = None
+        self.quarantined_path: str | None = None
         """Where a damaged end of the file was put."""
 
     @classmethod
-    def open(cls, path: str, *, create: bool = False) -> "SpillFile":
+    def open(cls, path: str, *, create: bool = False) -> "OverflowFile":
         """Open and lock the file and read what it holds; with `create` it must not exist yet.
 
-        Raises `SpillInUseError` when another process holds it, `SpillError` when it is not such a file and
+        Raises `OverflowFileInUseError` when another process holds it, `OverflowFileError` when it is not such a file,
         `OSError` when the file system refuses.
         """
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
@@ -97,13 +97,13 @@ class SpillFile:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise SpillInUseError(f"{path} is in use by another collector") from error
+                raise OverflowFileInUseError(f"{path} is in use by another collector") from error
             # Its last owner may have removed it between our open and our lock.
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            spill = cls(fd, path)
+            overflow = cls(fd, path)
             try:
-                spill._recover()
+                overflow._recover()
             except OSError:
                 if create:
                     # The disk is full: a file of nobody's run is not left there.
@@ -112,41 +112,41 @@ class SpillFile:
         except BaseException:
             os.close(fd)
             raise
-        return spill
+        return overflow
 
     @classmethod
-    def tells_end(cls, path: str) -> bool:
+    def has_finish(cls, path: str) -> bool:
         """Whether the run of a file has ended; only reads it, whoever holds it. Raises `OSError`."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            spill = cls(fd, path)
+            overflow = cls(fd, path)
             is_ours = os.pread(fd, len(MAGIC), 0) == MAGIC
-            return is_ours and any(record.kind == FINISH for record in spill._records(len(MAGIC)))
+            return is_ours and any(record.kind == FINISH for record in overflow._records(len(MAGIC)))
         finally:
             os.close(fd)
 
-    def write_head(self, head: SpillHead) -> None:
+    def write_header(self, header: OverflowHeader) -> None:
         """Write whose rows follow; the last head of a file counts."""
-        self._append(HEAD, _encode(head))
-        self.head = head
+        self._append(HEADER, _encode(header))
+        self.header = header
 
     def append_rows(self, rows: list[bytes], first_seq: int) -> None:
         """Append encoded samples; `first_seq` 0 means that they have no numbers yet."""
         payload = _encode([msgspec.Raw(row) for row in rows])
         self._append(ROWS, payload, rows=len(rows), first_seq=first_seq)
 
-    def write_base(self, first_seq: int, *, start: Position, shift_ms: int = 0) -> None:
+    def write_seq_base(self, first_seq: int, *, start: Position, shift_ms: int = 0) -> None:
         """Give the rows from `start` on, which have none, their numbers, and stamp them `shift_ms` later.
 
         It is on disk when this returns: before the first of them is sent.
         """
-        offset = self._append(BASE, _SHIFT.pack(shift_ms), first_seq=first_seq, is_synced=True)
+        offset = self._append(SEQ_BASE, _SHIFT.pack(shift_ms), first_seq=first_seq, is_synced=True)
         self._note_shift(start.offset, offset, shift_ms)
 
-    def write_anew(self, head: SpillHead, start: Position) -> None:
-        """From now on the rows held are those from `start` on, they belong to `head` and have no numbers."""
-        self._append(ANEW, _encode(head), rows=start.skip, first_seq=start.offset, is_synced=True)
-        self.head = head
+    def write_reset(self, header: OverflowHeader, start: Position) -> None:
+        """From now on the rows held are those from `start` on, they belong to `header` and have no numbers."""
+        self._append(RESET, _encode(header), rows=start.row_index, first_seq=start.offset, is_synced=True)
+        self.header = header
 
     def write_finish(self, finish: Finish) -> None:
         """Record that the run is over and make the whole file durable."""
@@ -154,14 +154,17 @@ class SpillFile:
         self.finish = finish
 
     def rows_from(self, position: Position) -> Iterator[tuple[bytes, Position]]:
-        """Yield encoded samples from there on, each with the position after it; raises `OSError`, `SpillError`."""
+        """Yield encoded samples from there on, each with the position after it.
+
+        Raises `OSError`, `OverflowFileError`.
+        """
         for record in self._records(position.offset):
             if record.kind != ROWS:
                 continue
-            skip = position.skip if record.offset == position.offset else 0
-            rows = rows_of(record, payload_of(self._fd, record))
+            skip = position.row_index if record.offset == position.offset else 0
+            rows = decode_rows(record, read_payload(self._fd, record))
             if rows is None:
-                raise SpillError(f"{self.path}: damaged at byte {record.offset}")
+                raise OverflowFileError(f"{self.path}: damaged at byte {record.offset}")
             shift_ms = sum(shift.shift_ms for shift in self._shifts if shift.start <= record.offset < shift.end)
             for index in range(skip, len(rows)):
                 after = Position(record.end, 0) if index + 1 == len(rows) else Position(record.offset, index + 1)
@@ -171,7 +174,7 @@ class SpillFile:
         """Return the position `count` rows further on; reads headers only."""
         if not count:
             return position
-        left = count + position.skip
+        left = count + position.row_index
         for record in self._records(position.offset):
             if record.kind != ROWS:
                 continue
@@ -180,33 +183,33 @@ class SpillFile:
             left -= record.rows
             if not left:
                 return Position(record.end, 0)
-        raise SpillError(f"{self.path}: {left} rows are missing")
+        raise OverflowFileError(f"{self.path}: {left} rows are missing")
 
-    def clear(self, head: SpillHead) -> None:
+    def truncate(self, header: OverflowHeader) -> None:
         """Forget all rows: they are delivered. While an end waits for its own delivery everything stays.
 
         Whoever is killed here leaves a file that says whose it is: with the rows, or without them. Raises `OSError`.
         """
         if self.finish is not None:
             return
-        payload = _encode(head)
+        payload = _encode(header)
         first = next(self._records(len(MAGIC)), None)
-        if first is not None and first.kind == HEAD and payload_of(self._fd, first) == payload:
+        if first is not None and first.kind == HEADER and read_payload(self._fd, first) == payload:
             os.ftruncate(self._fd, first.end)
             self._size = first.end
         else:
-            self._replace(MAGIC + packed(HEAD, payload, rows=0, first_seq=0))
+            self._replace(MAGIC + encode_record(HEADER, payload, rows=0, first_seq=0))
         self._shifts.clear()
-        self.head = head
+        self.header = header
 
     def sync(self) -> None:
         """Make what was appended durable."""
         os.fsync(self._fd)
 
     @property
-    def is_nameless(self) -> bool:
+    def has_no_header(self) -> bool:
         """Whether it says nothing at all, not even whose it is."""
-        return self._size <= len(MAGIC) and self.set_aside is None
+        return self._size <= len(MAGIC) and self.quarantined_path is None
 
     @property
     def size_bytes(self) -> int:
@@ -237,7 +240,7 @@ class SpillFile:
 
     def _append(self, kind: int, payload: bytes, *, rows: int = 0, first_seq: int = 0, is_synced: bool = False) -> int:
         """Append a record, all of it or nothing, and return its offset."""
-        record = packed(kind, payload, rows=rows, first_seq=first_seq)
+        record = encode_record(kind, payload, rows=rows, first_seq=first_seq)
         offset = self._size
         try:
             written = os.pwrite(self._fd, record, offset)
@@ -253,7 +256,7 @@ class SpillFile:
 
     def _replace(self, content: bytes) -> None:
         """Put a locked file of this content in the place of this one."""
-        aside = self.path + _NEW
+        aside = self.path + _NEW_SUFFIX
         fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -271,7 +274,7 @@ class SpillFile:
         self._fd, self._size = fd, len(content)
 
     def _records(self, offset: int) -> Iterator[Record]:
-        return records(self._fd, offset, self._size)
+        return read_records(self._fd, offset, self._size)
 
     def _note_shift(self, start: int, end: int, shift_ms: int) -> None:
         if shift_ms:
@@ -280,10 +283,10 @@ class SpillFile:
     def _recover(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             # Of an owner that was killed while it emptied the file.
-            os.unlink(self.path + _NEW)
+            os.unlink(self.path + _NEW_SUFFIX)
         magic = os.pread(self._fd, len(MAGIC), 0)
         if not MAGIC.startswith(magic):
-            raise SpillError(f"{self.path} is not a file of undelivered samples of this version")
+            raise OverflowFileError(f"{self.path} is not a file of undelivered samples of this version")
         if magic != MAGIC:
             if os.pwrite(self._fd, MAGIC, 0) != len(MAGIC):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
@@ -292,23 +295,23 @@ class SpillFile:
         intact = len(MAGIC)
         is_damaged = False
         for record in self._records(intact):
-            payload = payload_of(self._fd, record)
-            is_damaged = not record.is_intact(payload) or not self._take(record, payload)
+            payload = read_payload(self._fd, record)
+            is_damaged = not record.is_intact(payload) or not self._replay(record, payload)
             if is_damaged:
                 break
             intact = record.end
         if intact < self._size:
-            self._cut(intact, is_damaged=is_damaged)
+            self._truncate_tail(intact, is_damaged=is_damaged)
 
-    def _cut(self, intact: int, *, is_damaged: bool) -> None:
+    def _truncate_tail(self, intact: int, *, is_damaged: bool) -> None:
         """Take off what cannot be read; more than a record that was being written is put into a file beside."""
         if is_damaged or self._size - intact > _MAX_TORN_BYTES:
-            self.set_aside = self._copy_aside(intact)
+            self.quarantined_path = self._quarantine_tail(intact)
         os.ftruncate(self._fd, intact)
         self._size = intact
 
-    def _copy_aside(self, offset: int) -> str:
-        for number in range(1, _MOST_SET_ASIDE):
+    def _quarantine_tail(self, offset: int) -> str:
+        for number in range(1, _MAX_QUARANTINED):
             path = f"{self.path}.damaged-{number}"
             try:
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -319,29 +322,29 @@ class SpillFile:
                     file.write(block)
                     offset += len(block)
             return path
-        raise SpillError(f"{self.path} is damaged again and again")
+        raise OverflowFileError(f"{self.path} is damaged again and again")
 
-    def _take(self, record: Record, payload: bytes) -> bool:
+    def _replay(self, record: Record, payload: bytes) -> bool:
         """Count one recovered record; False when it is damaged."""
         try:
             if record.kind == ROWS:
-                return self._take_rows(record, payload)
-            if record.kind == HEAD:
-                self.head = msgspec.msgpack.decode(payload, type=SpillHead)
-            elif record.kind == BASE:
-                self._take_base(record, *_SHIFT.unpack(payload))
+                return self._replay_rows(record, payload)
+            if record.kind == HEADER:
+                self.header = msgspec.msgpack.decode(payload, type=OverflowHeader)
+            elif record.kind == SEQ_BASE:
+                self._replay_seq_base(record, *_SHIFT.unpack(payload))
             elif record.kind == FINISH:
                 self.finish = msgspec.msgpack.decode(payload, type=Finish)
-            elif record.kind == ANEW:
-                self._take_anew(record, msgspec.msgpack.decode(payload, type=SpillHead))
+            elif record.kind == RESET:
+                self._replay_reset(record, msgspec.msgpack.decode(payload, type=OverflowHeader))
             else:
                 return False
-        except (msgspec.DecodeError, struct.error, SpillError):
+        except (msgspec.DecodeError, struct.error, OverflowFileError):
             return False
         return True
 
-    def _take_rows(self, record: Record, payload: bytes) -> bool:
-        rows = rows_of(record, payload)
+    def _replay_rows(self, record: Record, payload: bytes) -> bool:
+        rows = decode_rows(record, payload)
         if rows is None:
             return False
         decode_sample(rows[-1])
@@ -357,7 +360,7 @@ class SpillFile:
             self.numbered_rows = record.rows
         return True
 
-    def _take_base(self, record: Record, shift_ms: int) -> None:
+    def _replay_seq_base(self, record: Record, shift_ms: int) -> None:
         unnumbered = self.advance(self.start, self.numbered_rows)
         if record.first_seq != self.first_seq + self.numbered_rows:
             # The rows before were durable already when these numbers were given.
@@ -371,11 +374,11 @@ class SpillFile:
         if shift_ms and self.last_row is not None:
             self.last_row = shift_timestamp(self.last_row, shift_ms)
 
-    def _take_anew(self, record: Record, head: SpillHead) -> None:
+    def _replay_reset(self, record: Record, header: OverflowHeader) -> None:
         start = Position(record.first_seq, record.rows)
         before = takewhile(lambda other: other.offset < record.offset, self._records(start.offset))
         held = sum(other.rows for other in before if other.kind == ROWS)
-        self.head = head
+        self.header = header
         self.start = start
         self.first_seq = self.numbered_rows = 0
-        self.unnumbered_rows = held - start.skip
+        self.unnumbered_rows = held - start.row_index

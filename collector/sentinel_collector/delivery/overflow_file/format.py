@@ -1,7 +1,7 @@
 """The form of a file of undelivered samples: 8 magic bytes, then records.
 
 A record is a 21-byte header (kind, payload bytes, rows, first sequence number, CRC-32 of these and of the payload;
-little endian) and a payload. What the kinds mean: `SpillFile`'s methods that write them.
+little endian) and a payload. What the kinds mean: `OverflowFile`'s methods that write them.
 """
 
 import os
@@ -13,10 +13,10 @@ from typing import NamedTuple
 import msgspec
 
 MAGIC = b"SSPILL1\n"
-HEAD, ROWS, BASE, FINISH, ANEW = 1, 2, 3, 4, 5
+HEADER, ROWS, SEQ_BASE, FINISH, RESET = 1, 2, 3, 4, 5
 _FIELDS = struct.Struct("<BIIQ")
 _CRC = struct.Struct("<I")
-_HEADER_BYTES = _FIELDS.size + _CRC.size
+_RECORD_HEADER_BYTES = _FIELDS.size + _CRC.size
 _MAX_PAYLOAD_BYTES = 16 << 20
 
 _decode_rows = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
@@ -36,23 +36,23 @@ class Record(NamedTuple):
     @property
     def end(self) -> int:
         """Offset of the next record."""
-        return self.offset + _HEADER_BYTES + self.size
+        return self.offset + _RECORD_HEADER_BYTES + self.size
 
     def is_intact(self, payload: bytes) -> bool:
         """Whether header and payload are what was written."""
         return _crc(_FIELDS.pack(self.kind, self.size, self.rows, self.first_seq), payload) == self.crc
 
 
-def packed(kind: int, payload: bytes, *, rows: int, first_seq: int) -> bytes:
+def encode_record(kind: int, payload: bytes, *, rows: int, first_seq: int) -> bytes:
     """Return a record's bytes."""
     fields = _FIELDS.pack(kind, len(payload), rows, first_seq)
     return fields + _CRC.pack(_crc(fields, payload)) + payload
 
 
-def records(fd: int, offset: int, file_size: int) -> Iterator[Record]:
+def read_records(fd: int, offset: int, file_size: int) -> Iterator[Record]:
     """Yield the records from there on, without looking at their payloads; raises `OSError`."""
-    while offset + _HEADER_BYTES <= file_size:
-        header = os.pread(fd, _HEADER_BYTES, offset)
+    while offset + _RECORD_HEADER_BYTES <= file_size:
+        header = os.pread(fd, _RECORD_HEADER_BYTES, offset)
         kind, size, rows, first_seq = _FIELDS.unpack_from(header)
         (crc,) = _CRC.unpack_from(header, _FIELDS.size)
         record = Record(kind, size, rows, first_seq, crc, offset)
@@ -62,12 +62,12 @@ def records(fd: int, offset: int, file_size: int) -> Iterator[Record]:
         offset = record.end
 
 
-def payload_of(fd: int, record: Record) -> bytes:
+def read_payload(fd: int, record: Record) -> bytes:
     """Read a record's payload; raises `OSError`."""
-    return os.pread(fd, record.size, record.offset + _HEADER_BYTES)
+    return os.pread(fd, record.size, record.offset + _RECORD_HEADER_BYTES)
 
 
-def rows_of(record: Record, payload: bytes) -> list[bytes] | None:
+def decode_rows(record: Record, payload: bytes) -> list[bytes] | None:
     """Return a record's rows, `None` when they are not what the header says."""
     try:
         rows = [bytes(row) for row in _decode_rows(payload)]

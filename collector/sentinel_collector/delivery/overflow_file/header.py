@@ -6,25 +6,25 @@ from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire.messages import Hello
 
 
-class SpillError(SentinelStreamError):
+class OverflowFileError(SentinelStreamError):
     """A file of undelivered samples cannot be used."""
 
 
-class SpillHead(msgspec.Struct, frozen=True, kw_only=True):
+class OverflowHeader(msgspec.Struct, frozen=True, kw_only=True):
     """Whose rows these are and where they were going."""
 
     run_key: str
     incarnation: str
-    destination: str
+    uploader_url: str = msgspec.field(name="destination")
     """Address of the uploader (or of this user's agent)."""
     hello: bytes
     """The encoded `Hello` of the run."""
 
 
-def hello_of(head: SpillHead) -> Hello:
-    """Return the greeting of a run whose collector is gone, as it was written to its file; raises `SpillError`."""
+def decode_hello(header: OverflowHeader) -> Hello:
+    """Return the `Hello` in a file whose collector is gone; raises `OverflowFileError`."""
     try:
-        hello = msgspec.msgpack.decode(head.hello, type=Hello)
+        hello = msgspec.msgpack.decode(header.hello, type=Hello)
     except msgspec.DecodeError as error:
-        raise SpillError(f"the run {head.run_key!r} was recorded by another version: {error}") from error
+        raise OverflowFileError(f"the run {header.run_key!r} was recorded by another version: {error}") from error
     return msgspec.structs.replace(hello, cloud_pending=False)

@@ -9,10 +9,10 @@ import signal
 import threading
 from collections.abc import Mapping
 
-from sentinel_collector.discovery.cloud.dmi import DMI_DIR, hinted_vendor
+from sentinel_collector.discovery.cloud.dmi import DMI_DIR, vendor_from_dmi
 from sentinel_collector.discovery.cloud.http import parse_base_url
 from sentinel_collector.discovery.cloud.providers import PROVIDERS, Context
-from sentinel_collector.discovery.cloud.race import Race, Target
+from sentinel_collector.discovery.cloud.race import ConcurrentProbe, ProbeTarget
 from sentinel_collector.discovery.cloud.responses import ACCOUNT_FIELD, Fields
 from sentinel_protocol.common.clock import Clock
 
@@ -39,7 +39,7 @@ class CloudDiscovery:
     ) -> None:
         self._clock = clock
         self._share_identity = share_identity
-        self._targets = _targets(base_urls)
+        self._targets = _probe_targets(base_urls)
         self._dmi_dir = dmi_dir
         self._provider_limit_s = provider_limit_s
         self._total_limit_s = total_limit_s
@@ -89,32 +89,32 @@ class CloudDiscovery:
             self._ended.set()
 
     def _discover(self) -> None:
-        hint = hinted_vendor(self._dmi_dir)
+        hint = vendor_from_dmi(self._dmi_dir)
         hinted = [target for target in self._targets if target.vendor_id == hint]
         context = Context(hint, self._share_identity)
         now = self._clock.monotonic()
         with selectors.DefaultSelector() as selector:
-            race = Race(selector, self._clock, self._provider_limit_s)
+            race = ConcurrentProbe(selector, self._clock, self._provider_limit_s)
             try:
                 for target in hinted or self._targets:
                     race.begin(target, PROVIDERS[target.rank].steps(context), now)
-                while not self._stopped and race.winner() is None and race.wait(now + self._total_limit_s):
+                while not self._stopped and race.result() is None and race.wait(now + self._total_limit_s):
                     pass
             finally:
                 race.close()
-        fields = race.winner() or {}
+        fields = race.result() or {}
         if not self._share_identity:
             fields.pop(ACCOUNT_FIELD, None)
         self._result = fields
 
 
-def _targets(base_urls: Mapping[str, str] | None) -> list[Target]:
+def _probe_targets(base_urls: Mapping[str, str] | None) -> list[ProbeTarget]:
     if base_urls is not None:
         unknown = set(base_urls) - {provider.vendor_id for provider in PROVIDERS}
         if unknown:
             raise ValueError(f"unknown cloud vendors: {sorted(unknown)}")
     return [
-        Target(rank, provider.vendor_id, parse_base_url(url))
+        ProbeTarget(rank, provider.vendor_id, parse_base_url(url))
         for rank, provider in enumerate(PROVIDERS)
         if (url := provider.base_url if base_urls is None else base_urls.get(provider.vendor_id)) is not None
     ]

@@ -35,7 +35,7 @@ _VENDOR_BY_CHASSIS_ASSET_TAG = {
 }
 
 
-def hinted_vendor(dmi_dir: str = DMI_DIR) -> str | None:
+def vendor_from_dmi(dmi_dir: str = DMI_DIR) -> str | None:
     """Return the vendor id that the firmware names, `None` when it names none or cannot be read; never raises."""
     product_name = _read(dmi_dir, "product_name")
     vendor = (

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sentinel_protocol.common.errors import SentinelStreamError
 
-MAX_ANSWER_BYTES = 64 << 10
+MAX_RESPONSE_BYTES = 64 << 10
 """Head and body together; a longer answer is no answer."""
 _RECV_BYTES = 16 << 10
 
@@ -31,7 +31,7 @@ class Request(NamedTuple):
     limit_share: float = 1.0
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     """A complete answer with status 200; header names are in lower case."""
 
     headers: dict[str, str]
@@ -79,7 +79,7 @@ class Exchange:
         """What the selector should wait for."""
         return selectors.EVENT_WRITE if self._unsent else selectors.EVENT_READ
 
-    def advance(self) -> Answer | None:
+    def advance(self) -> HttpResponse | None:
         """Send or receive what is possible now; the answer once it is complete, `None` before.
 
         Raises `ExchangeError` when there will be no usable answer.
@@ -106,18 +106,18 @@ class Exchange:
         self.connected = True
         self._unsent = self._unsent[self.socket.send(self._unsent) :]
 
-    def _receive(self) -> Answer | None:
+    def _receive(self) -> HttpResponse | None:
         data = self.socket.recv(_RECV_BYTES)
         self._received += data
-        if len(self._received) > MAX_ANSWER_BYTES:
-            raise ExchangeError(f"more than {MAX_ANSWER_BYTES} bytes")
+        if len(self._received) > MAX_RESPONSE_BYTES:
+            raise ExchangeError(f"more than {MAX_RESPONSE_BYTES} bytes")
         if self._head is None:
             self._head = _parse_head(self._received)
         if self._head is not None:
             headers, start = self._head
             body = _complete_body(headers, self._received, start, ended=not data)
             if body is not None:
-                return Answer(headers, body)
+                return HttpResponse(headers, body)
         if not data:
             raise ExchangeError("the answer ended early")
         return None
@@ -159,8 +159,8 @@ def _complete_body(headers: dict[str, str], received: bytearray, start: int, *, 
     if not (length_text.isascii() and length_text.isdecimal() and len(length_text) < 10):
         raise ExchangeError("unreadable content length")
     length = int(length_text)
-    if start + length > MAX_ANSWER_BYTES:
-        raise ExchangeError(f"more than {MAX_ANSWER_BYTES} bytes")
+    if start + length > MAX_RESPONSE_BYTES:
+        raise ExchangeError(f"more than {MAX_RESPONSE_BYTES} bytes")
     return bytes(received[start : start + length]) if len(received) - start >= length else None
 
 

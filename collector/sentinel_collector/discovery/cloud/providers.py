@@ -1,6 +1,6 @@
 """The metadata services of thirteen providers: what to ask, and by what their answers are recognised.
 
-Each provider is a generator: it yields a `Request`, is sent the `Answer` (`None` when there was no plain 200 in
+Each provider is a generator: it yields a `Request`, is sent the `HttpResponse` (`None` when there was no plain 200 in
 time), and returns the fields that it found, or `None`. Values come from whoever answers on a link-local address, so
 `cloud_fields` lets pass only short plain words; each provider demands something that no imitation shows.
 
@@ -12,16 +12,16 @@ import re
 from collections.abc import Callable, Generator
 from typing import NamedTuple
 
-from sentinel_collector.discovery.cloud.http import Answer, Request
+from sentinel_collector.discovery.cloud.http import HttpResponse, Request
 from sentinel_collector.discovery.cloud.responses import (
     Fields,
-    as_object,
-    as_text,
-    as_token,
+    basename,
     cloud_fields,
-    last_part,
-    plain,
-    string_at,
+    get_str,
+    header_token,
+    json_object,
+    text,
+    validated_word,
 )
 
 _LINK_LOCAL = "http://169.254.169.254"
@@ -32,11 +32,11 @@ _TOKEN_LIMIT_SHARE = 0.5
 class Context(NamedTuple):
     """What a provider may take into account: the firmware's own account of the vendor, and the user's consent."""
 
-    hinted_vendor: str | None
+    dmi_vendor: str | None
     share_identity: bool
 
 
-Steps = Generator[Request, Answer | None, Fields | None]
+Steps = Generator[Request, HttpResponse | None, Fields | None]
 
 
 class Provider(NamedTuple):
@@ -53,18 +53,18 @@ def _aws(_context: Context) -> Steps:
     Many serve `/latest/meta-data`, and some a token; only EC2 has a document with a 12-digit account, an instance
     `i-…`, and a zone of a region that is named as Amazon names its own.
     """
-    token = as_token((yield _token_request("/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds")))
+    token = header_token((yield _token_request("/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds")))
     headers = (("X-aws-ec2-metadata-token", token),) if token else ()
-    document = as_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
-    region, zone, account = (string_at(document, key) for key in ("region", "availabilityZone", "accountId"))
+    document = json_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
+    region, zone, account = (get_str(document, key) for key in ("region", "availabilityZone", "accountId"))
     if not (
         re.fullmatch(r"\d{12}", account)
-        and re.fullmatch(r"i-[0-9a-f]{8,17}", string_at(document, "instanceId"))
+        and re.fullmatch(r"i-[0-9a-f]{8,17}", get_str(document, "instanceId"))
         and re.fullmatch(r"[a-z]{2,4}(-[a-z]+)+-\d", region)
         and zone.startswith(region)
     ):
         return None
-    return cloud_fields("aws", region, zone, string_at(document, "instanceType"), account)
+    return cloud_fields("aws", region, zone, get_str(document, "instanceType"), account)
 
 
 def _gcp(context: Context) -> Steps:
@@ -74,35 +74,35 @@ def _gcp(context: Context) -> Steps:
     """
     headers = (("Metadata-Flavor", "Google"),)
     zone_answer = yield Request("/computeMetadata/v1/instance/zone", headers)
-    zone = last_part(zone_answer)
+    zone = basename(zone_answer)
     if not _is_google(zone_answer) or not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
         return None
-    machine_type = last_part((yield Request("/computeMetadata/v1/instance/machine-type", headers)))
+    machine_type = basename((yield Request("/computeMetadata/v1/instance/machine-type", headers)))
     account = ""
     if context.share_identity:
-        account = last_part((yield Request("/computeMetadata/v1/project/project-id", headers)))
+        account = basename((yield Request("/computeMetadata/v1/project/project-id", headers)))
     return cloud_fields("gcp", zone.rpartition("-")[0], zone, machine_type, account)
 
 
 def _azure(_context: Context) -> Steps:
     """Azure, "Azure Instance Metadata Service": `Metadata: true`, `azEnvironment` in capitals of several kinds."""
     path = "/metadata/instance/compute?api-version=2021-02-01&format=json"
-    compute = as_object((yield Request(path, (("Metadata", "true"),))))
-    if not string_at(compute, "azEnvironment").lower().startswith("azure") or not string_at(compute, "location"):
+    compute = json_object((yield Request(path, (("Metadata", "true"),))))
+    if not get_str(compute, "azEnvironment").lower().startswith("azure") or not get_str(compute, "location"):
         return None
     return cloud_fields(
         "azure",
-        string_at(compute, "location"),
-        string_at(compute, "zone"),
-        string_at(compute, "vmSize"),
-        string_at(compute, "subscriptionId"),
+        get_str(compute, "location"),
+        get_str(compute, "zone"),
+        get_str(compute, "vmSize"),
+        get_str(compute, "subscriptionId"),
     )
 
 
 def _hcloud(_context: Context) -> Steps:
     """Hetzner Cloud API, "Server Metadata": lines `key: value`; the server's type is not among them."""
     answer = yield Request("/hetzner/v1/metadata")
-    lines = (line.partition(":") for line in as_text(answer).splitlines() if not line.startswith((" ", "-")))
+    lines = (line.partition(":") for line in text(answer).splitlines() if not line.startswith((" ", "-")))
     values = {key: value.strip() for key, _, value in lines}
     if not values.get("instance-id", "").isdecimal() or not values.get("region"):
         return None
@@ -111,80 +111,76 @@ def _hcloud(_context: Context) -> Steps:
 
 def _upcloud(_context: Context) -> Steps:
     """UpCloud, "Metadata service": names itself (DigitalOcean serves the same path); the plan is not there."""
-    document = as_object((yield Request("/metadata/v1.json")))
-    if string_at(document, "cloud_name") != "upcloud":
+    document = json_object((yield Request("/metadata/v1.json")))
+    if get_str(document, "cloud_name") != "upcloud":
         return None
-    return cloud_fields("upcloud", string_at(document, "region"))
+    return cloud_fields("upcloud", get_str(document, "region"))
 
 
 def _digitalocean(_context: Context) -> Steps:
     """DigitalOcean, "Droplet Metadata API": a numeric `droplet_id`; the size is not there."""
-    document = as_object((yield Request("/metadata/v1.json")))
-    if not isinstance(document.get("droplet_id"), int) or not re.fullmatch(
-        r"[a-z]{3}\d", string_at(document, "region")
-    ):
+    document = json_object((yield Request("/metadata/v1.json")))
+    if not isinstance(document.get("droplet_id"), int) or not re.fullmatch(r"[a-z]{3}\d", get_str(document, "region")):
         return None
-    return cloud_fields("digitalocean", string_at(document, "region"))
+    return cloud_fields("digitalocean", get_str(document, "region"))
 
 
 def _vultr(_context: Context) -> Steps:
     """Vultr, "Instance metadata" (`/v1.json`): `instance-v2-id`; the API's region ids are the code in lower case."""
-    document = as_object((yield Request("/v1.json")))
-    region = string_at(document, "region", "regioncode")
-    if not re.fullmatch(r"[0-9a-f-]{36}", string_at(document, "instance-v2-id")) or not region:
+    document = json_object((yield Request("/v1.json")))
+    region = get_str(document, "region", "regioncode")
+    if not re.fullmatch(r"[0-9a-f-]{36}", get_str(document, "instance-v2-id")) or not region:
         return None
     return cloud_fields("vultr", region.lower())
 
 
 def _oracle(_context: Context) -> Steps:
     """Oracle Cloud Infrastructure, "Getting Instance Metadata" (v2): `Authorization: Bearer Oracle`, OCIDs."""
-    document = as_object((yield Request("/opc/v2/instance/", (("Authorization", "Bearer Oracle"),))))
-    if not string_at(document, "id").startswith("ocid1.instance."):
+    document = json_object((yield Request("/opc/v2/instance/", (("Authorization", "Bearer Oracle"),))))
+    if not get_str(document, "id").startswith("ocid1.instance."):
         return None
     return cloud_fields(
         "oracle",
-        string_at(document, "canonicalRegionName"),
-        string_at(document, "availabilityDomain"),
-        string_at(document, "shape"),
-        string_at(document, "tenantId"),
+        get_str(document, "canonicalRegionName"),
+        get_str(document, "availabilityDomain"),
+        get_str(document, "shape"),
+        get_str(document, "tenantId"),
     )
 
 
 def _linode(_context: Context) -> Steps:
     """Akamai Cloud Computing, "Use the Metadata service API": a token first, JSON on request."""
-    token = as_token((yield _token_request("/v1/token", "Metadata-Token-Expiry-Seconds")))
+    token = header_token((yield _token_request("/v1/token", "Metadata-Token-Expiry-Seconds")))
     if not token:
         return None
     headers = (("Metadata-Token", token), ("Accept", "application/json"))
-    document = as_object((yield Request("/v1/instance", headers)))
-    account = string_at(document, "account_euuid")
-    if not isinstance(document.get("id"), int) or not account or not string_at(document, "host_uuid"):
+    document = json_object((yield Request("/v1/instance", headers)))
+    account = get_str(document, "account_euuid")
+    if not isinstance(document.get("id"), int) or not account or not get_str(document, "host_uuid"):
         return None
-    return cloud_fields("linode", string_at(document, "region"), "", string_at(document, "type"), account)
+    return cloud_fields("linode", get_str(document, "region"), "", get_str(document, "type"), account)
 
 
 def _alicloud(_context: Context) -> Steps:
     """Alibaba Cloud ECS, "Instance metadata", "Instance identities": EC2's paths, other headers and names."""
-    token = as_token((yield _token_request("/latest/api/token", "X-aliyun-ecs-metadata-token-ttl-seconds")))
+    token = header_token((yield _token_request("/latest/api/token", "X-aliyun-ecs-metadata-token-ttl-seconds")))
     headers = (("X-aliyun-ecs-metadata-token", token),) if token else ()
-    document = as_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
-    region, account = string_at(document, "region-id"), string_at(document, "owner-account-id")
-    if not region or not account or not string_at(document, "instance-type").startswith("ecs."):
+    document = json_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
+    region, account = get_str(document, "region-id"), get_str(document, "owner-account-id")
+    if not region or not account or not get_str(document, "instance-type").startswith("ecs."):
         return None
-    return cloud_fields(
-        "alicloud", region, string_at(document, "zone-id"), string_at(document, "instance-type"), account
-    )
+    return cloud_fields("alicloud", region, get_str(document, "zone-id"), get_str(document, "instance-type"), account)
 
 
 def _scaleway(_context: Context) -> Steps:
     """Scaleway, "Using the Instance metadata API"; older answers have the zone under `location`."""
-    document = as_object((yield Request("/conf?format=json")))
-    zone = string_at(document, "zone") or string_at(document, "location", "zone_id")
-    instance_type = string_at(document, "commercial_type")
-    if not zone or not instance_type or not re.fullmatch(r"[0-9a-f-]{36}", string_at(document, "id")):
+    document = json_object((yield Request("/conf?format=json")))
+    zone = get_str(document, "zone") or get_str(document, "location", "zone_id")
+    instance_type = get_str(document, "commercial_type")
+    if not zone or not instance_type or not re.fullmatch(r"[0-9a-f-]{36}", get_str(document, "id")):
         return None
     region = zone.rpartition("-")[0] if re.fullmatch(r"[a-z]{2}-[a-z]{3}-\d", zone) else ""
-    return cloud_fields("scaleway", region, zone, instance_type, string_at(document, "organization"))
+    return cloud_fields("scaleway", region, zone, instance_type, get_str(document, "organization"))
 
 
 _OVH_RESOLVER = "213.186.33.99"
@@ -196,16 +192,16 @@ def _ovh(_context: Context) -> Steps:
     Nothing in OpenStack's answers names the provider: OVH is told by the resolver that it gives to its instances.
     Only regions of three zones name their zone (`eu-west-par-a`); elsewhere it is `nova`, which says nothing.
     """
-    network = as_object((yield Request("/openstack/latest/network_data.json")))
+    network = json_object((yield Request("/openstack/latest/network_data.json")))
     services = network.get("services")
-    if not isinstance(services, list) or not any(string_at(item, "address") == _OVH_RESOLVER for item in services):
+    if not isinstance(services, list) or not any(get_str(item, "address") == _OVH_RESOLVER for item in services):
         return None
-    document = as_object((yield Request("/openstack/latest/meta_data.json")))
-    zone = string_at(document, "availability_zone")
+    document = json_object((yield Request("/openstack/latest/meta_data.json")))
+    zone = get_str(document, "availability_zone")
     zone = "" if zone == "nova" else zone
     region = zone.rpartition("-")[0] if re.fullmatch(r"[a-z]{2}(-[a-z]+)+-[a-z]", zone) else zone
-    instance_type = as_text((yield Request("/latest/meta-data/instance-type")))
-    return cloud_fields("ovh", region, zone, instance_type, string_at(document, "project_id"))
+    instance_type = text((yield Request("/latest/meta-data/instance-type")))
+    return cloud_fields("ovh", region, zone, instance_type, get_str(document, "project_id"))
 
 
 _EXOSCALE_ZONES = frozenset(
@@ -218,11 +214,11 @@ def _exoscale(context: Context) -> Steps:
 
     Every CloudStack serves these paths: it is Exoscale when the zone is one of its own or the firmware says so.
     """
-    zone = as_text((yield Request("/latest/meta-data/availability-zone")))
-    if zone not in _EXOSCALE_ZONES and context.hinted_vendor != "exoscale":
+    zone = text((yield Request("/latest/meta-data/availability-zone")))
+    if zone not in _EXOSCALE_ZONES and context.dmi_vendor != "exoscale":
         return None
-    offering = as_text((yield Request("/latest/meta-data/service-offering")))
-    if not plain(zone) or not plain(offering):
+    offering = text((yield Request("/latest/meta-data/service-offering")))
+    if not validated_word(zone) or not validated_word(offering):
         return None
     return cloud_fields("exoscale", zone, zone, offering)
 
@@ -249,5 +245,5 @@ def _token_request(path: str, lifetime_header: str) -> Request:
     return Request(path, ((lifetime_header, "60"),), "PUT", _TOKEN_LIMIT_SHARE)
 
 
-def _is_google(answer: Answer | None) -> bool:
+def _is_google(answer: HttpResponse | None) -> bool:
     return answer is not None and answer.headers.get("metadata-flavor") == "Google"

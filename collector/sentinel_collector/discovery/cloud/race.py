@@ -7,13 +7,13 @@ address can imitate one, so a finding waits for the better-ranked conversations 
 import selectors
 from typing import NamedTuple
 
-from sentinel_collector.discovery.cloud.http import Answer, Exchange, ExchangeError
+from sentinel_collector.discovery.cloud.http import Exchange, ExchangeError, HttpResponse
 from sentinel_collector.discovery.cloud.providers import Steps
 from sentinel_collector.discovery.cloud.responses import Fields
 from sentinel_protocol.common.clock import Clock
 
 
-class Target(NamedTuple):
+class ProbeTarget(NamedTuple):
     """A provider to be asked; a lower rank goes first where two recognise the same service."""
 
     rank: int
@@ -26,7 +26,7 @@ class _Probe:
 
     __slots__ = ("deadline", "exchange", "request_deadline", "steps", "target")
 
-    def __init__(self, target: Target, steps: Steps, deadline: float) -> None:
+    def __init__(self, target: ProbeTarget, steps: Steps, deadline: float) -> None:
         self.target = target
         self.steps = steps
         self.deadline = deadline
@@ -34,7 +34,7 @@ class _Probe:
         self.exchange: Exchange | None = None
 
 
-class Race:
+class ConcurrentProbe:
     """All conversations: those that go on, and what the finished ones have found."""
 
     def __init__(self, selector: selectors.BaseSelector, clock: Clock, limit_s: float) -> None:
@@ -42,15 +42,15 @@ class Race:
         self._clock = clock
         self._limit_s = limit_s
         self._probes: set[_Probe] = set()
-        self._found: list[tuple[Target, Fields]] = []
+        self._found: list[tuple[ProbeTarget, Fields]] = []
 
-    def begin(self, target: Target, steps: Steps, now: float) -> None:
+    def begin(self, target: ProbeTarget, steps: Steps, now: float) -> None:
         """Send the provider's first request."""
         probe = _Probe(target, steps, now + self._limit_s)
         self._probes.add(probe)
         self._step(probe, None, now)
 
-    def winner(self) -> Fields | None:
+    def result(self) -> Fields | None:
         """The first finding that no better-ranked conversation with the same address can still overrule."""
         for target, fields in sorted(self._found, key=lambda found: found[0].rank):
             if not any(
@@ -99,10 +99,10 @@ class Race:
         else:
             self._end(probe)
 
-    def _step(self, probe: _Probe, answer: Answer | None, now: float) -> None:
+    def _step(self, probe: _Probe, answer: HttpResponse | None, now: float) -> None:
         """Hand the answer to the provider and send its next request, or take down what it found."""
         first = probe.exchange is None
-        self._hang_up(probe)
+        self._close_exchange(probe)
         try:
             request = next(probe.steps) if first else probe.steps.send(answer)
             probe.exchange = Exchange(probe.target.address, request)
@@ -116,12 +116,12 @@ class Race:
             probe.request_deadline = min(probe.deadline, now + self._limit_s * request.limit_share)
             self._selector.register(probe.exchange.socket, probe.exchange.events, probe)
 
-    def _hang_up(self, probe: _Probe) -> None:
+    def _close_exchange(self, probe: _Probe) -> None:
         if probe.exchange is not None and probe.exchange.socket.fileno() >= 0:
             self._selector.unregister(probe.exchange.socket)
             probe.exchange.close()
 
     def _end(self, probe: _Probe) -> None:
-        self._hang_up(probe)
+        self._close_exchange(probe)
         probe.steps.close()
         self._probes.discard(probe)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from sentinel_collector.discovery.cloud.http import Answer
+from sentinel_collector.discovery.cloud.http import HttpResponse
 
 Fields = dict[str, str]
 ACCOUNT_FIELD = "cloud_account_id"
@@ -21,32 +21,32 @@ def cloud_fields(vendor_id: str, region: str, zone: str = "", instance_type: str
     """Name the values as the contract does; what is empty or not a short plain word is left out."""
     fields = {
         "cloud_vendor_id": vendor_id,
-        "cloud_region_id": plain(region),
-        "cloud_zone_id": plain(zone),
-        "cloud_instance_type": plain(instance_type),
-        ACCOUNT_FIELD: plain(account, _MAX_ACCOUNT_CHARS),
+        "cloud_region_id": validated_word(region),
+        "cloud_zone_id": validated_word(zone),
+        "cloud_instance_type": validated_word(instance_type),
+        ACCOUNT_FIELD: validated_word(account, _MAX_ACCOUNT_CHARS),
     }
     return {name: value for name, value in fields.items() if value}
 
 
-def plain(value: str, max_chars: int = _MAX_CHARS) -> str:
+def validated_word(value: str, max_chars: int = _MAX_CHARS) -> str:
     """Return the value without surrounding space; empty when it is too long or holds other characters."""
     stripped = value.strip()
     return stripped if len(stripped) <= max_chars and _PLAIN.fullmatch(stripped) else ""
 
 
-def as_text(answer: Answer | None) -> str:
+def text(answer: HttpResponse | None) -> str:
     """Return the body without surrounding space, empty without an answer."""
     return answer.body.decode("ascii", "replace").strip() if answer else ""
 
 
-def as_token(answer: Answer | None) -> str:
+def header_token(answer: HttpResponse | None) -> str:
     """Return the body as a token; empty when it could not stand in a header line."""
-    token = as_text(answer)
+    token = text(answer)
     return token if _TOKEN.fullmatch(token) else ""
 
 
-def as_object(answer: Answer | None) -> dict[str, Any]:
+def json_object(answer: HttpResponse | None) -> dict[str, Any]:
     """Return the body's JSON object, empty when it is none."""
     try:
         value = msgspec.json.decode(answer.body) if answer else None
@@ -55,12 +55,12 @@ def as_object(answer: Answer | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def last_part(answer: Answer | None) -> str:
+def basename(answer: HttpResponse | None) -> str:
     """`projects/123/zones/europe-west1-b` → `europe-west1-b`."""
-    return as_text(answer).rpartition("/")[2]
+    return text(answer).rpartition("/")[2]
 
 
-def string_at(document: object, *keys: str) -> str:
+def get_str(document: object, *keys: str) -> str:
     """Return the string at the path of keys, empty when it is missing or something else."""
     for key in keys:
         document = document.get(key) if isinstance(document, dict) else None

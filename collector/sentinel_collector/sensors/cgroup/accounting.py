@@ -7,14 +7,19 @@ each of the job's context switches dearer by about 1 µs. Imported before the jo
 
 from __future__ import annotations
 
-from sentinel_collector.sensors.cgroup.run_cgroup import CgroupRefusedError, RunCgroup, enter_cgroup, remove_left_behind
+from sentinel_collector.sensors.cgroup.run_cgroup import (
+    CgroupUnavailableError,
+    RunCgroup,
+    enter_cgroup,
+    remove_orphaned_cgroups,
+)
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar
 
-    from sentinel_collector.console import Voice
+    from sentinel_collector.console import Console
 
     T = TypeVar("T")
 
@@ -22,8 +27,8 @@ PROC = "proc"
 CGROUP = "cgroup"
 
 
-class RunAccounting:
-    """Counts what is started within `counted`, and cleans up at the end of the `with` block.
+class RunCgroupScope:
+    """Counts what is started within `spawn_inside`, and cleans up at the end of the `with` block.
 
     `mode` is `auto`, `proc` (never a cgroup) or `cgroup` (as `auto`, and a warning where there is none). `counter` is
     `None` where the ledger has to do.
@@ -31,37 +36,37 @@ class RunAccounting:
 
     def __init__(self, mode: str, *, proc: str = "/proc") -> None:
         self.counter: RunCgroup | None = None
-        self._refusal = ""
+        self._unavailable_reason = ""
         self._mode = mode
         self._proc = proc
 
-    def __enter__(self) -> RunAccounting:
+    def __enter__(self) -> RunCgroupScope:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._close()
 
-    def counted(self, start: Callable[[], T]) -> T:
+    def spawn_inside(self, start: Callable[[], T]) -> T:
         """Call `start` within a cgroup of the run's own where that can be had; raises only what `start` raises."""
         if self._mode != PROC:
             try:
                 self.counter = enter_cgroup(proc=self._proc)
-            except CgroupRefusedError as error:
-                self._refusal = str(error)
+            except CgroupUnavailableError as error:
+                self._unavailable_reason = str(error)
         try:
             return start()
         finally:
             self._leave()
 
-    def settle(self, voice: Voice) -> None:
+    def report(self, console: Console) -> None:
         """Say what is used, and remove what collectors left behind that were killed."""
         if self.counter is not None:
-            voice.detail(f"CPU time is read from {self.counter.path}")
+            console.debug(f"CPU time is read from {self.counter.path}")
         elif self._mode == CGROUP:
-            voice.warn(f"no cgroup for the run, CPU time is read from /proc: {self._refusal}")
-        elif self._refusal:
-            voice.detail(f"CPU time is read from /proc: {self._refusal}")
-        remove_left_behind(proc=self._proc)
+            console.warn(f"no cgroup for the run, CPU time is read from /proc: {self._unavailable_reason}")
+        elif self._unavailable_reason:
+            console.debug(f"CPU time is read from /proc: {self._unavailable_reason}")
+        remove_orphaned_cgroups(proc=self._proc)
 
     def _leave(self) -> None:
         if self.counter is not None:
@@ -69,7 +74,7 @@ class RunAccounting:
                 self.counter.leave()
             except OSError as error:
                 # Our own time would be counted from now on.
-                self._refusal = f"cannot leave {self.counter.path}: {error}"
+                self._unavailable_reason = f"cannot leave {self.counter.path}: {error}"
                 self._close()
 
     def _close(self) -> None:

@@ -14,7 +14,7 @@ import os
 
 from sentinel_collector.sensors.baseline import read_whole
 from sentinel_collector.sensors.cgroup.cpu import CpuCounter
-from sentinel_collector.sensors.cgroup.hierarchy import Place, find_places
+from sentinel_collector.sensors.cgroup.hierarchy import CgroupMount, find_mounts
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
@@ -70,29 +70,29 @@ class ContainerView:
     """
 
     def __init__(self, *, proc: str = "/proc") -> None:
-        places = find_places(proc)
-        memory, quota = _place(places, "memory"), _place(places, "cpu")
+        places = find_mounts(proc)
+        memory, quota = _mount_of(places, "memory"), _mount_of(places, "cpu")
         host_bytes = _host_memory_bytes(proc)
-        limit_bytes, memory_level = _tightest(memory, _memory_limit)
+        limit_bytes, memory_level = _strictest_limit(memory, _memory_limit)
         if limit_bytes >= host_bytes:
             # v1 says "none" with a number beyond every machine.
             limit_bytes, memory_level = 0, ""
         self._limit_bytes = int(limit_bytes)
-        cores, quota_level = _tightest(quota, _quota_cores)
+        cores, quota_level = _strictest_limit(quota, _quota_cores)
         self.limited = bool(self._limit_bytes or cores)
         self.memory_mib = round(self._limit_bytes / (1 << 20), 3) if self._limit_bytes else None
-        processors = _processors(_place(places, "cpuset"))
+        processors = _processors(_mount_of(places, "cpuset"))
         self.vcpus = max(1, min(processors, -int(-cores // 1))) if cores else processors
         self._memory_is_v2 = memory is not None and memory.is_v2
-        self._memory_level = memory_level or _own_level(memory)
+        self._memory_cgroup = memory_level or _own_cgroup(memory)
         if _integer(self._memory_file()) is None:
-            self._memory_level = ""
-        self._cpu = _cpu_counter(_place(places, "cpuacct"), quota, quota_level)
+            self._memory_cgroup = ""
+        self._cpu = _cpu_counter(_mount_of(places, "cpuacct"), quota, quota_level)
         self._last_us = self._cpu_times()
-        self._count_level = ""
+        self._count_cgroup = ""
         if _link(f"{proc}/self/ns/pid") == _INITIAL_NAMESPACES["pid"]:
             # In a name space of its own, /proc lists the container's processes and no others.
-            self._count_level = self._memory_level or quota_level
+            self._count_cgroup = self._memory_cgroup or quota_level
 
     @property
     def has_cpu(self) -> bool:
@@ -102,7 +102,7 @@ class ContainerView:
     @property
     def has_memory(self) -> bool:
         """Whether the container's memory is counted."""
-        return bool(self._memory_level)
+        return bool(self._memory_cgroup)
 
     def cpu_growth_us(self) -> tuple[int, int] | None:
         """User and system microseconds since the last call, or since this was made; `None` when it cannot be read."""
@@ -114,7 +114,7 @@ class ContainerView:
     def memory(self) -> ContainerMemory | None:
         """Read the levels now; `None` when they cannot be read."""
         current = _integer(self._memory_file())
-        words = read_whole(f"{self._memory_level}/memory.stat").split()
+        words = read_whole(f"{self._memory_cgroup}/memory.stat").split()
         if current is None or not words:
             return None
         values = dict(zip(words[::2], words[1::2], strict=False))
@@ -135,7 +135,7 @@ class ContainerView:
 
         `pids.current` is not used: it counts threads.
         """
-        return _count_processes(self._count_level) if self._count_level else None
+        return _count_processes(self._count_cgroup) if self._count_cgroup else None
 
     def close(self) -> None:
         """Give descriptors back."""
@@ -143,7 +143,7 @@ class ContainerView:
             self._cpu.close()
 
     def _memory_file(self) -> str:
-        return f"{self._memory_level}/{'memory.current' if self._memory_is_v2 else 'memory.usage_in_bytes'}"
+        return f"{self._memory_cgroup}/{'memory.current' if self._memory_is_v2 else 'memory.usage_in_bytes'}"
 
     def _cpu_times(self) -> tuple[int, int] | None:
         try:
@@ -152,7 +152,7 @@ class ContainerView:
             return None
 
 
-def open_view(
+def detect_container(
     scope: str,
     environ: Mapping[str, str],
     *,
@@ -167,7 +167,7 @@ def open_view(
     """
     if scope == HOST or (scope == AUTO and records_host):
         return None
-    if scope == AUTO and not is_contained(environ, proc=proc, root=root):
+    if scope == AUTO and not is_in_container(environ, proc=proc, root=root):
         return None
     try:
         view = ContainerView(proc=proc)
@@ -179,7 +179,7 @@ def open_view(
     return None
 
 
-def is_contained(environ: Mapping[str, str], *, proc: str = "/proc", root: str = "/") -> bool:
+def is_in_container(environ: Mapping[str, str], *, proc: str = "/proc", root: str = "/") -> bool:
     """Whether this is a container: another cgroup or pid name space than the machine's, or what an engine leaves.
 
     That is a file (Docker, Podman) or a variable (Kubernetes; `container` by systemd's container interface).
@@ -192,7 +192,7 @@ def is_contained(environ: Mapping[str, str], *, proc: str = "/proc", root: str =
     return any(os.path.exists(os.path.join(root, mark)) for mark in _MARKS)
 
 
-def _place(places: list[Place], controller: str) -> Place | None:
+def _mount_of(places: list[CgroupMount], controller: str) -> CgroupMount | None:
     """The hierarchy that has the controller: v1 where it is there, else v2."""
     for place in places:
         if controller in place.controllers:
@@ -200,21 +200,21 @@ def _place(places: list[Place], controller: str) -> Place | None:
     return next((place for place in places if place.is_v2), None)
 
 
-def _tightest(place: Place | None, limit_of: _LimitOf) -> tuple[float, str]:
+def _strictest_limit(place: CgroupMount | None, limit_of: _LimitOf) -> tuple[float, str]:
     """The smallest limit and the nearest cgroup that has it; 0 and nothing without a limit."""
     found, level = 0.0, ""
-    for directory in place.levels() if place is not None else ():
+    for directory in place.ancestors() if place is not None else ():
         limit = limit_of(directory)
         if limit and (not found or limit < found):
             found, level = limit, directory
     return found, level
 
 
-def _own_level(place: Place | None) -> str:
+def _own_cgroup(place: CgroupMount | None) -> str:
     if place is None:
         return ""
-    levels = place.levels()
-    return next(iter(levels if place.shows_root else levels[::-1]), "")
+    levels = place.ancestors()
+    return next(iter(levels if place.is_root_visible else levels[::-1]), "")
 
 
 def _memory_limit(directory: str) -> float:
@@ -231,7 +231,7 @@ def _quota_cores(directory: str) -> float:
     return int(words[0]) / int(words[1]) if int(words[1]) else 0.0
 
 
-def _processors(place: Place | None) -> int:
+def _processors(place: CgroupMount | None) -> int:
     if place is not None:
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
             if listed := read_whole(f"{place.directory}/{name}").strip():
@@ -248,11 +248,11 @@ def _list_length(text: bytes) -> int:
     return count
 
 
-def _cpu_counter(place: Place | None, quota: Place | None, quota_level: str) -> CpuCounter | None:
+def _cpu_counter(place: CgroupMount | None, quota: CgroupMount | None, quota_level: str) -> CpuCounter | None:
     """The counter of the cgroup that has the quota, by its name where `cpuacct` is mounted apart from `cpu`."""
     if place is None:
         return None
-    candidates = [_own_level(place)]
+    candidates = [_own_cgroup(place)]
     if quota is not None and quota_level:
         candidates.insert(0, place.mount + quota_level[len(quota.mount) :])
     for directory in candidates:

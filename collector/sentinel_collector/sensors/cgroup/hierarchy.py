@@ -10,7 +10,7 @@ import os
 from sentinel_collector.sensors.baseline import read_whole
 
 
-class Place:
+class CgroupMount:
     """One hierarchy as it is mounted here.
 
     `controllers` are those of a v1 hierarchy, empty for v2. `directory` is our own cgroup, `mount` the topmost that
@@ -25,39 +25,39 @@ class Place:
         self.mount = mount
         self.directory = directory
 
-    def levels(self) -> list[str]:
+    def ancestors(self) -> list[str]:
         """Our own cgroup and those above it, nearest first; the whole tree's root, which has no limits, is left out."""
         levels = [self.directory]
         while levels[-1] != self.mount:
             levels.append(os.path.dirname(levels[-1]))
-        if self.shows_root:
+        if self.is_root_visible:
             levels.pop()
         return levels
 
     @property
-    def shows_root(self) -> bool:
+    def is_root_visible(self) -> bool:
         """Whether `mount` is the whole tree's root: the one cgroup without a type (v2) or with a release agent (v1)."""
         if self.is_v2:
             return not os.path.exists(f"{self.mount}/cgroup.type")
         return os.path.exists(f"{self.mount}/release_agent")
 
 
-def find_places(proc: str = "/proc") -> list[Place]:
+def find_mounts(proc: str = "/proc") -> list[CgroupMount]:
     """Return every mounted hierarchy in which our own cgroup can be seen; never raises."""
     paths: dict[bytes, bytes] = {}
     for line in read_whole(f"{proc}/self/cgroup").splitlines():
         _number, names, path = (*line.split(b":", 2), b"", b"")[:3]
         paths[names] = path
-    places: list[Place] = []
+    mounts: list[CgroupMount] = []
     for line in read_whole(f"{proc}/self/mountinfo").splitlines():
         head, _, tail = line.partition(b" - ")
         # Most mounts are something else.
-        if tail.startswith(b"cgroup") and (place := _place(head.split(), tail.split(), paths)) is not None:
-            places.append(place)
-    return places
+        if tail.startswith(b"cgroup") and (place := _parse_mount(head.split(), tail.split(), paths)) is not None:
+            mounts.append(place)
+    return mounts
 
 
-def _place(head: list[bytes], tail: list[bytes], paths: dict[bytes, bytes]) -> Place | None:
+def _parse_mount(head: list[bytes], tail: list[bytes], paths: dict[bytes, bytes]) -> CgroupMount | None:
     is_v2 = tail[0] == b"cgroup2"
     names = b""
     if not is_v2:
@@ -67,18 +67,18 @@ def _place(head: list[bytes], tail: list[bytes], paths: dict[bytes, bytes]) -> P
             return None
     if names not in paths or len(head) < 5:
         return None
-    below = _below(paths[names], _plain(head[3]))
-    mount = os.fsdecode(_plain(head[4]))
+    below = _relative_path(paths[names], _unescape(head[3]))
+    mount = os.fsdecode(_unescape(head[4]))
     directory = mount + os.fsdecode(below or b"")
     if below is None or not os.path.isdir(directory):
         return None
     # Of several mounts of one hierarchy the first one does.
     del paths[names]
     controllers = frozenset(name.decode() for name in names.split(b",") if name)
-    return Place(controllers=controllers, is_v2=is_v2, mount=mount, directory=directory)
+    return CgroupMount(controllers=controllers, is_v2=is_v2, mount=mount, directory=directory)
 
 
-def _below(path: bytes, root: bytes) -> bytes | None:
+def _relative_path(path: bytes, root: bytes) -> bytes | None:
     """`path` as seen from `root`, the part of the hierarchy that is mounted; None when it is not in that part."""
     if b"/.." in path or b"/.." in root:
         return None
@@ -88,7 +88,7 @@ def _below(path: bytes, root: bytes) -> bytes | None:
     return path[len(root) :].rstrip(b"/") if path.startswith(root + b"/") else None
 
 
-def _plain(text: bytes) -> bytes:
+def _unescape(text: bytes) -> bytes:
     """Undo the kernel's octal escapes of blanks and backslashes."""
     if b"\\" not in text:
         return text

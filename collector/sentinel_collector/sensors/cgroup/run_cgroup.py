@@ -22,14 +22,14 @@ import resource
 
 from sentinel_collector.sensors.baseline import read_whole
 from sentinel_collector.sensors.cgroup.cpu import CpuCounter
-from sentinel_collector.sensors.cgroup.hierarchy import Place, find_places
+from sentinel_collector.sensors.cgroup.hierarchy import CgroupMount, find_mounts
 from sentinel_protocol.common.errors import SentinelStreamError
 
 _PREFIX = "sentinel-stream"
 _LIMITS = ("cpu.max", "memory.max", "memory.high")
 
 
-class CgroupRefusedError(SentinelStreamError):
+class CgroupUnavailableError(SentinelStreamError):
     """No cgroup can be had, or not without a change for the job."""
 
 
@@ -46,21 +46,21 @@ class RunCgroup:
         self.path = path
         # A single thread moves itself without the kernel's lock over all forks, which takes 8 ms and more to get;
         # v2 has no file for that.
-        self._door = "cgroup.procs" if is_v2 else "tasks"
+        self._membership_file = "cgroup.procs" if is_v2 else "tasks"
         self._own_us = 0
         self._reported = (0, 0)
         os.mkdir(path)
         try:
             self._cpu = CpuCounter(path, is_v2=is_v2)
             try:
-                _move_self(f"{path}/{self._door}")
+                _move_self(f"{path}/{self._membership_file}")
                 self._own_before_us = _own_us()
                 self._before_us = self._cpu.total_us()
             except (OSError, ValueError):
                 self._cpu.close()
                 raise
         except (OSError, ValueError):
-            _move_out(os.path.dirname(path), self._door)
+            _move_out(os.path.dirname(path), self._membership_file)
             _rmdir(path)
             raise
 
@@ -68,7 +68,7 @@ class RunCgroup:
         """Go back to where we came from; raises `OSError` when that is refused, and then nothing is exact."""
         # Nobody else was in it before: all of that was ours.
         self._own_us = self._before_us + _own_us() - self._own_before_us
-        _move_self(f"{os.path.dirname(self.path)}/{self._door}")
+        _move_self(f"{os.path.dirname(self.path)}/{self._membership_file}")
 
     def growth_us(self) -> tuple[int, int] | None:
         """User and system microseconds of the tree since the last call; `None` when the cgroup is gone."""
@@ -87,12 +87,12 @@ class RunCgroup:
 
 
 def enter_cgroup(*, proc: str = "/proc") -> RunCgroup:
-    """Make a cgroup for the run and move into it; raises `CgroupRefusedError` with the reasons."""
+    """Make a cgroup for the run and move into it; raises `CgroupUnavailableError` with the reasons."""
     reasons = []
     try:
         # v1 first: it costs 0.1 ms.
-        for place in sorted(_counting_places(proc), key=lambda place: place.is_v2):
-            reason = _refusal(place)
+        for place in sorted(_cpu_mounts(proc), key=lambda place: place.is_v2):
+            reason = _unsuitable_reason(place)
             if not reason:
                 try:
                     return RunCgroup(f"{place.directory}/{_name(proc)}", is_v2=place.is_v2)
@@ -101,12 +101,12 @@ def enter_cgroup(*, proc: str = "/proc") -> RunCgroup:
             reasons.append(reason)
     except (OSError, ValueError, IndexError) as error:
         reasons.append(str(error))
-    raise CgroupRefusedError("; ".join(reasons) or "no cgroup hierarchy counts CPU time here")
+    raise CgroupUnavailableError("; ".join(reasons) or "no cgroup hierarchy counts CPU time here")
 
 
-def remove_left_behind(*, proc: str = "/proc") -> None:
+def remove_orphaned_cgroups(*, proc: str = "/proc") -> None:
     """Remove what killed collectors have left in any of our own cgroups, whether or not one is made this time."""
-    for place in _counting_places(proc):
+    for place in _cpu_mounts(proc):
         remove_stale(place.directory, proc=proc)
 
 
@@ -122,11 +122,11 @@ def remove_stale(directory: str, *, proc: str = "/proc") -> None:
             _rmdir(f"{directory}/{name}")
 
 
-def _counting_places(proc: str) -> list[Place]:
-    return [place for place in find_places(proc) if place.is_v2 or "cpuacct" in place.controllers]
+def _cpu_mounts(proc: str) -> list[CgroupMount]:
+    return [place for place in find_mounts(proc) if place.is_v2 or "cpuacct" in place.controllers]
 
 
-def _refusal(place: Place) -> str:
+def _unsuitable_reason(place: CgroupMount) -> str:
     """Why a child of our own cgroup would not be the same to the job; empty when it would."""
     directory = place.directory
     if not place.is_v2:

@@ -13,7 +13,7 @@ from sentinel_protocol.common.clock import Clock
 if TYPE_CHECKING:
     from sentinel_collector.sensors.gpu.amd import AmdCard
     from sentinel_collector.sensors.gpu.devices import GpuSource
-    from sentinel_collector.sensors.gpu.worker import GpuThread, Opened
+    from sentinel_collector.sensors.gpu.worker import GpuWorker, OpenedSources
 
 START_WAIT_S = 0.5
 """How long opening may wait for a driver; without persistence mode NVML takes seconds, and reports later."""
@@ -21,7 +21,7 @@ START_WAIT_S = 0.5
 
 def open_gpu_sensor(
     *, clock: Clock, warn: Callable[[str], None], sysfs: str = "/sys", proc: str = "/proc"
-) -> "GpuThread | None":
+) -> "GpuWorker | None":
     """Return a `GpuSensor` for all GPUs, `None` where there are none (the columns are zero then).
 
     A driver that is installed but does not start counts as no GPU and is told through `warn`, once. One that takes
@@ -31,10 +31,10 @@ def open_gpu_sensor(
     cards = _amd_cards(sysfs)
     if not with_nvidia and not cards:
         return None
-    from sentinel_collector.sensors.gpu.worker import GpuThread
+    from sentinel_collector.sensors.gpu.worker import GpuWorker
 
     open_sources = partial(_open_sources, with_nvidia=with_nvidia, cards=cards, clock=clock, proc=proc)
-    sensor = GpuThread(open_sources, clock=clock, warn=warn)
+    sensor = GpuWorker(open_sources, clock=clock, warn=warn)
     if sensor.wait_until_open(START_WAIT_S) and not sensor.has_devices():
         sensor.close()
         return None
@@ -60,9 +60,9 @@ def _amd_cards(sysfs: str) -> "list[AmdCard]":
     return find_amd_cards(sysfs)
 
 
-def _open_sources(*, with_nvidia: bool, cards: "list[AmdCard]", clock: Clock, proc: str) -> "Opened":
+def _open_sources(*, with_nvidia: bool, cards: "list[AmdCard]", clock: Clock, proc: str) -> "OpenedSources":
     from sentinel_collector.sensors.gpu.devices import GpuFaultError
-    from sentinel_collector.sensors.gpu.worker import Opened
+    from sentinel_collector.sensors.gpu.worker import OpenedSources
 
     sources: list[GpuSource] = []
     warnings: list[str] = []
@@ -80,4 +80,4 @@ def _open_sources(*, with_nvidia: bool, cards: "list[AmdCard]", clock: Clock, pr
         from sentinel_collector.sensors.gpu.amd import AmdGpus
 
         sources.append(AmdGpus(cards, clock=clock, proc=proc))
-    return Opened(sources, warnings)
+    return OpenedSources(sources, warnings)

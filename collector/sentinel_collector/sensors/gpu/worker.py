@@ -17,14 +17,14 @@ MAX_AGE_INTERVALS = 2.5
 UNKNOWN = GpuReading(None, None, None, None, None, None)
 
 
-class Opened(NamedTuple):
+class OpenedSources(NamedTuple):
     """What there is to read, and what went wrong on the way to it (in words for people)."""
 
     sources: list[GpuSource]
     warnings: list[str]
 
 
-class _Finished(NamedTuple):
+class _Result(NamedTuple):
     """A reading, the monotonic time at which it was asked for, and why it is unknown if it failed."""
 
     asked_at: float
@@ -32,34 +32,34 @@ class _Finished(NamedTuple):
     fault: str | None
 
 
-class GpuThread:
+class GpuWorker:
     """The `GpuSensor` of a machine with GPUs: one daemon thread opens the sources and answers one request at a time.
 
     While a call hangs no further one is made, callers are not held up at all, and all figures are unknown; when it
     returns everything goes on by itself. Each kind of trouble is told once, through `warn`, from the caller's thread.
     """
 
-    def __init__(self, open_sources: Callable[[], Opened], *, clock: Clock, warn: Callable[[str], None]) -> None:
+    def __init__(self, open_sources: Callable[[], OpenedSources], *, clock: Clock, warn: Callable[[str], None]) -> None:
         self._clock = clock
         self._warn = warn
         self._open_sources = open_sources
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._last_read_at: float | None = None
         self._facts: dict[str, str | int | float] = {}
         self._asked = threading.Event()
         self._answered = threading.Event()
         self._lock = threading.Lock()  # covers what follows: the thread and its callers both write it
         self._busy_since: float | None = clock.monotonic()
-        self._opened: Opened | None = None
+        self._opened: OpenedSources | None = None
         self._pids: Collection[int] = ()
-        self._finished: _Finished | None = None
+        self._finished: _Result | None = None
         self._is_closed = False
         threading.Thread(target=self._serve, name="gpu", daemon=True).start()
 
     def wait_until_open(self, timeout_s: float) -> bool:
         """Wait until it is known what there is; False when the driver takes longer."""
         opened = self._clock.wait_for(self._answered, timeout_s)
-        self._tell_what_happened()
+        self._warn_about_sources()
         return opened
 
     def has_devices(self) -> bool:
@@ -82,14 +82,14 @@ class GpuThread:
             self._clock.wait_for(self._answered, READ_BUDGET_S)
         with self._lock:
             finished, busy_since = self._finished, self._busy_since
-        self._tell_what_happened()
+        self._warn_about_sources()
         if busy_since is not None and self._clock.monotonic() - busy_since >= HUNG_AFTER_S:
-            self._tell("GPU: a call to the driver does not return; the GPU fields stay empty until it does")
+            self._warn_once("GPU: a call to the driver does not return; the GPU fields stay empty until it does")
             return UNKNOWN
         if finished is None:
             return UNKNOWN
         if finished.fault is not None:
-            self._tell(f"GPU: {finished.fault}; the GPU fields stay empty until it can be read again")
+            self._warn_once(f"GPU: {finished.fault}; the GPU fields stay empty until it can be read again")
         age_s = now - finished.asked_at
         if age_s > 0 and (interval_s is None or age_s > MAX_AGE_INTERVALS * interval_s):
             return UNKNOWN
@@ -116,7 +116,7 @@ class GpuThread:
             opened = self._open_sources()
             facts = describe_devices([fact for source in opened.sources for fact in source.facts()])
         except Exception as error:  # noqa: BLE001 - whatever a broken driver makes of a call must end as a warning
-            opened, facts = Opened([], [f"{type(error).__name__}: {error}"]), {}
+            opened, facts = OpenedSources([], [f"{type(error).__name__}: {error}"]), {}
         with self._lock:
             self._opened, self._facts, self._busy_since = opened, facts, None
             self._answered.set()
@@ -137,19 +137,19 @@ class GpuThread:
                 if self._busy_since is not None:
                     return self._pids, self._busy_since
 
-    def _tell_what_happened(self) -> None:
+    def _warn_about_sources(self) -> None:
         for warning in self._opened.warnings if self._opened else ():
-            self._tell(f"GPU: {warning}; it is not measured")
+            self._warn_once(f"GPU: {warning}; it is not measured")
 
-    def _tell(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
             self._warn(text)
 
 
-def _read(sources: list[GpuSource], pids: Collection[int], asked_at: float) -> _Finished:
+def _read(sources: list[GpuSource], pids: Collection[int], asked_at: float) -> _Result:
     try:
         devices = [device for source in sources for device in source.devices(pids)]
     except Exception as error:  # noqa: BLE001 - whatever a broken driver makes of a call must end as a warning
-        return _Finished(asked_at, UNKNOWN, str(error) or type(error).__name__)
-    return _Finished(asked_at, sum_devices(devices), None)
+        return _Result(asked_at, UNKNOWN, str(error) or type(error).__name__)
+    return _Result(asked_at, sum_devices(devices), None)

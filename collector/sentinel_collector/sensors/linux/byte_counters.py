@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from sentinel_collector.sensors.procfs import KeptFile, read_machine_list
+from sentinel_collector.sensors.procfs import ProcFile, read_list_with_reopen
 
 _COUNTER_DIGITS = 16
 """Beyond that, 512-byte units are more bytes than a row's integer holds; nobody's disk has moved that much."""
@@ -31,7 +31,7 @@ class ByteCounters:
         return total_in, total_out
 
 
-def counter_pair(value_in: bytes, value_out: bytes) -> tuple[int, int] | None:
+def parse_pair(value_in: bytes, value_out: bytes) -> tuple[int, int] | None:
     """Return both counters, `None` for what the kernel never writes: a damaged line costs its owner one reading."""
     if not (value_in.isdigit() and value_out.isdigit()) or max(len(value_in), len(value_out)) > _COUNTER_DIGITS:
         return None
@@ -49,7 +49,7 @@ class CounterFile:
     def __init__(
         self, path: str, *, baseline: bytes, parse: Callable[[bytes], Iterable[tuple[bytes, int, int]]]
     ) -> None:
-        self._file = KeptFile(path)
+        self._file = ProcFile(path)
         self._parse = parse
         self._counters = ByteCounters()
         self._last = baseline
@@ -58,7 +58,7 @@ class CounterFile:
 
     def growth(self) -> tuple[int, int] | None:
         """Read the file and return what the counters grew by; `None` when it cannot be read."""
-        data = read_machine_list(self._file)
+        data = read_list_with_reopen(self._file)
         if not data:
             return None
         if data == self._last:

@@ -3,7 +3,7 @@
 import os
 from typing import NamedTuple
 
-from sentinel_collector.sensors.procfs import KeptFile, read_machine
+from sentinel_collector.sensors.procfs import ProcFile, read_with_reopen
 
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 """Microseconds per tick of `/proc/stat` and `/proc/PID/stat`: 10,000 nearly everywhere."""
@@ -27,13 +27,13 @@ class CpuSensor:
     """Growth of the machine's CPU time since the previous reading; the first is measured against `baseline`."""
 
     def __init__(self, *, proc: str, baseline: bytes) -> None:
-        self._file = KeptFile(f"{proc}/stat")
+        self._file = ProcFile(f"{proc}/stat")
         self._last = _parse(baseline)
         self._cpus = os.cpu_count() or 1
 
     def read(self) -> CpuReading:
         """Read `/proc/stat` once."""
-        data = read_machine(self._file, size=_STAT_BYTES)
+        data = read_with_reopen(self._file, size=_STAT_BYTES)
         times = _parse(data)
         if times is None:
             return CpuReading(self._cpus, 0, None, None)

@@ -8,7 +8,7 @@ a multipath NVMe name space, whose head is counted). Each byte is thus counted o
 import os
 from collections.abc import Iterator
 
-from sentinel_collector.sensors.linux.byte_counters import CounterFile, counter_pair
+from sentinel_collector.sensors.linux.byte_counters import CounterFile, parse_pair
 from sentinel_collector.sensors.procfs import read_file
 
 SECTOR_BYTES = 512
@@ -47,7 +47,7 @@ class DiskSensor:
             if not known:
                 continue
             fields = head[3].split(None, 7)
-            if len(fields) >= 7 and (pair := counter_pair(fields[2], fields[6])) is not None:
+            if len(fields) >= 7 and (pair := parse_pair(fields[2], fields[6])) is not None:
                 yield name, *pair
 
 

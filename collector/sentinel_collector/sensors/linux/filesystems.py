@@ -38,7 +38,7 @@ class Mount(NamedTuple):
     source: str
 
 
-class StorageSensor:
+class FilesystemSensor:
     """Sums over the mounted real file systems; the list is made again only when the kernel says that it changed."""
 
     def __init__(self, *, proc: str) -> None:
@@ -48,12 +48,12 @@ class StorageSensor:
         self._poll = select.poll() if hasattr(select, "poll") else None
         self._fd = -1
         self._open()
-        self._choose()
+        self._select_mounts()
 
     def read(self) -> Space | None:
         """Sum of all file systems now; `None` when none is known."""
         if self._poll is not None and self._fd >= 0 and self._poll.poll(0):
-            self._choose()
+            self._select_mounts()
         spaces = [space for points in self._pools if (space := _pool_space(points)) is not None]
         totals = {space.total for space in spaces}
         for point in self._overlays:
@@ -78,7 +78,7 @@ class StorageSensor:
             # A file that cannot be polled (a made-up tree) is always "ready" for POLLIN, never for POLLPRI.
             self._poll.register(self._fd, select.POLLPRI)
 
-    def _choose(self) -> None:
+    def _select_mounts(self) -> None:
         pools: dict[str, list[str]] = {}
         self._overlays = []
         for mount in real_mounts(self._read_mounts(), block_types=block_types(self._proc)):

@@ -5,7 +5,7 @@ from operator import itemgetter
 from typing import Any
 
 from sentinel_collector.sensors.interfaces import MemoryReading
-from sentinel_collector.sensors.procfs import KeptFile, read_machine
+from sentinel_collector.sensors.procfs import ProcFile, read_with_reopen
 
 _WANTED = (
     b"MemTotal:",
@@ -25,7 +25,7 @@ class MemorySensor:
     """Levels of `/proc/meminfo`. Where each value stands among the words is learnt once and checked every time."""
 
     def __init__(self, *, proc: str) -> None:
-        self._file = KeptFile(f"{proc}/meminfo")
+        self._file = ProcFile(f"{proc}/meminfo")
         self._names: tuple[bytes, ...] = ()
         self._words = -1
         self._names_of: _Getter = itemgetter(0)
@@ -33,7 +33,7 @@ class MemorySensor:
 
     def read(self) -> MemoryReading:
         """Read `/proc/meminfo` once; all `None` when it cannot be read."""
-        data = read_machine(self._file)
+        data = read_with_reopen(self._file)
         words = data.split(None, self._words)
         if not (self._names and self._fits(words)):
             words = data.split()

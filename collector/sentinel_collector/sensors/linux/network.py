@@ -10,7 +10,7 @@ a container, every interface counts that is not stacked on another (`lower_*`) a
 import os
 from collections.abc import Iterator
 
-from sentinel_collector.sensors.linux.byte_counters import CounterFile, counter_pair
+from sentinel_collector.sensors.linux.byte_counters import CounterFile, parse_pair
 from sentinel_collector.sensors.procfs import link_target
 
 _UNCOUNTED_FILES = ("bridge", "bonding", "tun_flags", "brport")
@@ -44,7 +44,7 @@ class NetworkSensor:
                 self._classify([other.strip() for other, _, _ in lines])
             if counted[name]:
                 fields = values.split(None, 9)
-                if len(fields) >= 9 and (pair := counter_pair(fields[0], fields[8])) is not None:
+                if len(fields) >= 9 and (pair := parse_pair(fields[0], fields[8])) is not None:
                     yield name, *pair
 
     def _classify(self, names: list[bytes]) -> None:

@@ -9,7 +9,7 @@ _INITIAL_PID_NAMESPACE = "pid:[4026531836]"
 _VERIFY_EVERY = 600
 
 
-class PopulationSensor:
+class ProcessCountSensor:
     """Number of processes: from the link count of `/proc`, which includes them, or else by listing it.
 
     The kernel adds its number of processes to the link count of `/proc`'s own directories. That number is of the

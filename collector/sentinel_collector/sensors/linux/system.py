@@ -5,10 +5,10 @@ from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.sensors.interfaces import MemoryReading, SystemReading
 from sentinel_collector.sensors.linux.cpu import CpuSensor
 from sentinel_collector.sensors.linux.disk import DiskSensor
-from sentinel_collector.sensors.linux.filesystems import StorageSensor
+from sentinel_collector.sensors.linux.filesystems import FilesystemSensor
 from sentinel_collector.sensors.linux.memory import MemorySensor
 from sentinel_collector.sensors.linux.network import NetworkSensor
-from sentinel_collector.sensors.linux.process_count import PopulationSensor
+from sentinel_collector.sensors.linux.process_count import ProcessCountSensor
 
 
 class LinuxSystem:
@@ -34,19 +34,19 @@ class LinuxSystem:
         self._cpu = CpuSensor(proc=proc, baseline=baseline.stat)
         self._memory = MemorySensor(proc=proc)
         self._disk = DiskSensor(proc=proc, sys=sys, baseline=baseline.diskstats)
-        self._storage = StorageSensor(proc=proc)
+        self._filesystems = FilesystemSensor(proc=proc)
         self._network = NetworkSensor(proc=network, sys=sys, baseline=baseline.net_dev)
-        self._population = PopulationSensor(proc=proc)
+        self._process_count = ProcessCountSensor(proc=proc)
 
     def read(self) -> SystemReading:
         """Read all; the CPU's time last, next to the tree's, which is read after it."""
         memory = self._read_memory()
         disk_read, disk_written = self._disk.read()
-        space = self._storage.read()
+        space = self._filesystems.read()
         received, sent = self._network.read()
         processes = self._container.processes() if self._container is not None else None
         if processes is None:
-            processes = self._population.read()
+            processes = self._process_count.read()
         cpu = self._cpu.read()
         user_us, system_us = cpu.user_us, cpu.system_us
         if self._container is not None and self._container.has_cpu:
@@ -80,7 +80,7 @@ class LinuxSystem:
 
     def close(self) -> None:
         """Give descriptors back."""
-        for sensor in (self._cpu, self._memory, self._disk, self._storage, self._network):
+        for sensor in (self._cpu, self._memory, self._disk, self._filesystems, self._network):
             sensor.close()
         if self._container is not None:
             self._container.close()

@@ -19,37 +19,37 @@ Amounts = tuple[int, int, int, int]
 NOTHING: Amounts = (0, 0, 0, 0)
 
 
-class Account:
+class ProcessAccount:
     """What one process was counted for: its own CPU time, its reaped children's, and the bytes of both."""
 
-    __slots__ = ("children", "closed", "due", "grown", "io", "owed", "own", "parent")
+    __slots__ = ("children", "closed", "expected", "growth", "io", "newly_expected", "own", "parent")
 
-    def __init__(self, parent: "Account | None") -> None:
+    def __init__(self, parent: "ProcessAccount | None") -> None:
         self.parent = parent
         """The account that inherits; `None` when the parent is not in the tree."""
         self.closed = False
         self.own = (0, 0)
         self.children = (0, 0)
         self.io = (0, 0)
-        self.grown: Amounts = NOTHING
+        self.growth: Amounts = NOTHING
         """What may pay debts: this reading's growth of `children` and `io`."""
-        self.owed: Amounts = NOTHING
+        self.newly_expected: Amounts = NOTHING
         """Owed since this reading."""
-        self.due: Amounts = NOTHING
+        self.expected: Amounts = NOTHING
         """Owed since the reading before."""
 
 
-class Ledger:
+class CpuLedger:
     """Running totals of the tree. One reading is: `count` for every account, parents first; `close` for the vanished;
-    `settle`."""
+    `end_reading`."""
 
     def __init__(self) -> None:
         self.counted: Amounts = NOTHING
-        """Totals since the start; they only fall by what `settle` finds counted twice in this very reading."""
-        self._debtors: set[Account] = set()
-        self._grown: list[Account] = []
+        """Totals since the start; they only fall by what `end_reading` finds counted twice in this very reading."""
+        self._expecting: set[ProcessAccount] = set()
+        self._grown: list[ProcessAccount] = []
 
-    def count_cpu(self, account: Account, own: tuple[int, int], children: tuple[int, int]) -> None:
+    def count_cpu(self, account: ProcessAccount, own: tuple[int, int], children: tuple[int, int]) -> None:
         """Count what `own` and `children` (user and system microseconds) grew by."""
         user, system = children[0] - account.children[0], children[1] - account.children[1]
         if user or system:
@@ -65,21 +65,21 @@ class Ledger:
         )
         account.own = own
 
-    def count_io(self, account: Account, io: tuple[int, int]) -> None:
+    def count_io(self, account: ProcessAccount, io: tuple[int, int]) -> None:
         """Count what `io` (bytes read and written, reaped children's included) grew by."""
         growth = (0, 0, max(0, io[0] - account.io[0]), max(0, io[1] - account.io[1]))
         self.counted = _add(self.counted, growth)
         self._grow(account, growth)
         account.io = io
 
-    def close(self, account: Account) -> None:
+    def close(self, account: ProcessAccount) -> None:
         """The process vanished: what it was counted for, and what it still owed, is owed by its nearest heir."""
-        self._debtors.discard(account)
+        self._expecting.discard(account)
         account.closed = True
-        heir = account.parent
-        while heir is not None and heir.closed:
-            heir = heir.parent
-        if heir is None:
+        ancestor = account.parent
+        while ancestor is not None and ancestor.closed:
+            ancestor = ancestor.parent
+        if ancestor is None:
             return
         amounts = (
             account.own[0] + account.children[0],
@@ -87,15 +87,17 @@ class Ledger:
             account.io[0],
             account.io[1],
         )
-        heir.owed = _add(heir.owed, _add(amounts, _add(account.owed, account.due)))
-        self._debtors.add(heir)
+        ancestor.newly_expected = _add(
+            ancestor.newly_expected, _add(amounts, _add(account.newly_expected, account.expected))
+        )
+        self._expecting.add(ancestor)
 
-    def close_exactly(self, account: Account, user_us: int, system_us: int, *, was_final: bool) -> None:
+    def close_with_rusage(self, account: ProcessAccount, user_us: int, system_us: int, *, was_final: bool) -> None:
         """This process waited for the member itself and got its exact total, reaped children included.
 
         `was_final`: the last reading saw a zombie, whose times had stopped, so what is still due was never handed on.
         """
-        due = NOTHING if was_final else _add(account.due, account.owed)
+        due = NOTHING if was_final else _add(account.expected, account.newly_expected)
         rest = (
             user_us - account.own[0] - account.children[0],
             system_us - account.own[1] - account.children[1],
@@ -103,32 +105,32 @@ class Ledger:
             0,
         )
         self.counted = _add(self.counted, _less(rest, due))
-        self._debtors.discard(account)
+        self._expecting.discard(account)
         account.closed = True
         account.parent = None
 
-    def settle(self) -> None:
+    def end_reading(self) -> None:
         """End of a reading: growth pays what is owed; what was due before and is unpaid is forgotten."""
-        for account in list(self._debtors):
-            before = _add(account.due, account.owed)
-            unpaid_due = _less(account.due, account.grown)
-            left = _less(account.grown, account.due)
-            account.due = _less(account.owed, left)
-            account.owed = NOTHING
-            paid = _minus(before, _add(unpaid_due, account.due))
+        for account in list(self._expecting):
+            before = _add(account.expected, account.newly_expected)
+            unpaid_due = _less(account.expected, account.growth)
+            left = _less(account.growth, account.expected)
+            account.expected = _less(account.newly_expected, left)
+            account.newly_expected = NOTHING
+            paid = _minus(before, _add(unpaid_due, account.expected))
             self.counted = _minus(self.counted, paid)
-            if account.due == NOTHING:
-                self._debtors.discard(account)
+            if account.expected == NOTHING:
+                self._expecting.discard(account)
         for account in self._grown:
-            account.grown = NOTHING
+            account.growth = NOTHING
         self._grown.clear()
 
-    def _grow(self, account: Account, growth: Amounts) -> None:
-        if account.grown == NOTHING:
+    def _grow(self, account: ProcessAccount, growth: Amounts) -> None:
+        if account.growth == NOTHING:
             self._grown.append(account)
-            account.grown = growth
+            account.growth = growth
         else:
-            account.grown = _add(account.grown, growth)
+            account.growth = _add(account.growth, growth)
 
 
 def _add(one: Amounts, other: Amounts) -> Amounts:

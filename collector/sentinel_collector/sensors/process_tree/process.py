@@ -3,13 +3,13 @@
 import os
 from typing import TYPE_CHECKING
 
-from sentinel_collector.sensors.linux.byte_counters import counter_pair
+from sentinel_collector.sensors.linux.byte_counters import parse_pair
 from sentinel_collector.sensors.linux.cpu import TICK_US
-from sentinel_collector.sensors.process_tree.cpu_ledger import Account, Ledger
-from sentinel_collector.sensors.procfs import Descriptors, KeptFile, stat_fields
+from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
+from sentinel_collector.sensors.procfs import FdBudget, ProcFile, stat_fields
 
 if TYPE_CHECKING:
-    from sentinel_collector.sensors.process_tree.fork_groups import Family
+    from sentinel_collector.sensors.process_tree.fork_groups import ForkGroup
 
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
@@ -17,7 +17,7 @@ _STAT_FIELDS = 22
 """Up to the resident set, field 24 of `proc(5)`."""
 
 
-class Member:
+class TrackedProcess:
     """A process by pid and start time. All reading ends quietly when it is gone."""
 
     __slots__ = (
@@ -40,7 +40,7 @@ class Member:
         "threads",
     )
 
-    def __init__(self, pid: int, *, proc: str, descriptors: Descriptors, parent: Account | None) -> None:
+    def __init__(self, pid: int, *, proc: str, descriptors: FdBudget, parent: ProcessAccount | None) -> None:
         self.pid = pid
         self.start = b""
         """Ticks after boot, as the kernel writes them; empty until the first reading."""
@@ -51,17 +51,17 @@ class Member:
         self.faults = 0
         """Minor page faults so far."""
         self.io_readable: bool | None = None
-        self.account = Account(parent)
+        self.account = ProcessAccount(parent)
         self.pss = PssState()
         self._descriptors = descriptors
         self._directory = f"{proc}/{pid}"
-        self._stat_file = KeptFile(f"{self._directory}/stat", descriptors)
-        self._io_file = KeptFile(f"{self._directory}/io", descriptors)
-        self._children_files: dict[str, KeptFile] = {}
+        self._stat_file = ProcFile(f"{self._directory}/stat", descriptors)
+        self._io_file = ProcFile(f"{self._directory}/io", descriptors)
+        self._children_files: dict[str, ProcFile] = {}
         self._last_stat = b""
         self._last_io = b""
 
-    def read(self, ledger: Ledger) -> bool:
+    def read(self, ledger: CpuLedger) -> bool:
         """Read times and bytes into the ledger; False when the process is gone or its pid is somebody else's."""
         try:
             data = self._stat_file.read()
@@ -71,7 +71,7 @@ class Member:
             # Out of descriptors or memory: that says nothing about the process.
             return True
         # An idle process' line stays the same to the byte: nothing to split.
-        if data != self._last_stat and not self._take(data, ledger):
+        if data != self._last_stat and not self._parse_stat(data, ledger):
             return False
         if self.io_readable is not False:
             self._read_io(ledger)
@@ -103,7 +103,7 @@ class Member:
         for name in names:
             file = files.get(name)
             if file is None:
-                file = files[name] = KeptFile(f"{self._directory}/task/{name}/children", self._descriptors)
+                file = files[name] = ProcFile(f"{self._directory}/task/{name}/children", self._descriptors)
             try:
                 data = file.read_list()
             except OSError:
@@ -115,7 +115,7 @@ class Member:
 
     def read_file(self, name: str) -> bytes:
         """Read a file of the process that is opened each time (an `exec` replaces what it shows); raises `OSError`."""
-        file = KeptFile(f"{self._directory}/{name}")
+        file = ProcFile(f"{self._directory}/{name}")
         try:
             return file.read()
         finally:
@@ -129,7 +129,7 @@ class Member:
             file.close()
         self._children_files.clear()
 
-    def _take(self, data: bytes, ledger: Ledger) -> bool:
+    def _parse_stat(self, data: bytes, ledger: CpuLedger) -> bool:
         try:
             fields = stat_fields(data, _STAT_FIELDS)
             times = [int(field) * TICK_US for field in fields[11:15]]
@@ -145,7 +145,7 @@ class Member:
         self._last_stat = data
         return True
 
-    def _read_io(self, ledger: Ledger) -> None:
+    def _read_io(self, ledger: CpuLedger) -> None:
         try:
             data = self._io_file.read()
         except PermissionError:
@@ -161,7 +161,7 @@ class Member:
             try:
                 words = data.split()
                 place = words.index(b"read_bytes:")
-                io = counter_pair(words[place + 1], words[place + 3])
+                io = parse_pair(words[place + 1], words[place + 3])
             except (ValueError, IndexError):
                 return
             if io is not None:
@@ -179,28 +179,28 @@ class PssState:
     __slots__ = (
         "anon_kib",
         "anon_pss_kib",
-        "borrowed_kib",
-        "common_kib",
         "cost_s",
+        "cow_shared_kib",
         "denied",
         "epoch",
-        "family",
+        "exclusive_anon_kib",
+        "exclusive_shared_kib",
         "faults",
+        "foreign_shared_kib",
+        "fork_group",
+        "forked_from_kib",
+        "generation",
         "has_forked",
+        "has_unknown_parent",
         "is_new",
         "is_settled",
-        "is_stranger",
         "kib",
-        "others_kib",
-        "private_kib",
         "read_anon_kib",
         "read_at_s",
         "read_shared_kib",
         "rss_kib",
         "rss_now_kib",
         "shared_kib",
-        "sharing",
-        "sole_kib",
         "split_at_rss_kib",
     )
 
@@ -208,15 +208,15 @@ class PssState:
         self.kib = -1
         self.anon_pss_kib = 0
         """The anonymous part of `kib`; the rest is its share of files and shared memory."""
-        self.private_kib = 0
+        self.exclusive_anon_kib = 0
         """Its anonymous pages that nobody else had then, or fewer."""
-        self.common_kib = 0
+        self.cow_shared_kib = 0
         """Its other anonymous pages then."""
-        self.sole_kib = 0
+        self.exclusive_shared_kib = 0
         """Its pages of files and shared memory that nobody else had then, or fewer."""
-        self.sharing = 0
+        self.generation = 0
         """Readings with the same number were made while hardly a shared page was touched: their shares add up."""
-        self.others_kib = 0
+        self.foreign_shared_kib = 0
         """The others' share of its files and shared memory then."""
         self.rss_kib = 0
         """Resident set when PSS was read, and its parts:"""
@@ -242,11 +242,11 @@ class PssState:
         self.denied = False
         self.has_forked = False
         """A child with many of its pages appeared since: what was its own is shared now."""
-        self.family: Family | None = None
+        self.fork_group: ForkGroup | None = None
         """With whom it shares anonymous pages, if it was forked or has forked."""
         self.is_new = False
         """Forked, and in its first row."""
-        self.borrowed_kib = 0
+        self.forked_from_kib = 0
         """As much of its anonymous memory, at most, may be that of the process which forked it."""
-        self.is_stranger = False
+        self.has_unknown_parent = False
         """Nobody has seen who forked it."""

@@ -1,10 +1,10 @@
 """The tree's memory as the sum of what was read of its processes at different times."""
 
-from sentinel_collector.sensors.process_tree.fork_groups import Family, FamilySum, share_kib
-from sentinel_collector.sensors.process_tree.process import Member, PssState
+from sentinel_collector.sensors.process_tree.fork_groups import ForkGroup, ForkGroupSum, share_kib
+from sentinel_collector.sensors.process_tree.process import PssState, TrackedProcess
 
 
-def tree_sum(living: list[Member], epoch: int, *, held_kib: int | None, is_closed: bool) -> tuple[int, int]:
+def tree_sum(living: list[TrackedProcess], epoch: int, *, held_kib: int | None, is_closed: bool) -> tuple[int, int]:
     """Sum anonymous pages, which add up in their shares, and shared ones, which are there once; both in KiB.
 
     `epoch` numbers the readings that still hold; a tree that `is_closed` shares anonymous pages with nobody outside.
@@ -13,28 +13,28 @@ def tree_sum(living: list[Member], epoch: int, *, held_kib: int | None, is_close
     """
     own = 0
     groups: dict[int, tuple[int, int]] = {}
-    families: dict[Family, FamilySum] = {}
+    fork_groups: dict[ForkGroup, ForkGroupSum] = {}
     for member in living:
         state = member.pss
         if state.denied:
             own += member.rss_kib
             continue
-        if state.family is None:
+        if state.fork_group is None:
             own += share_kib(member)
         else:
-            families.setdefault(state.family, FamilySum(state.family)).add(member, epoch)
+            fork_groups.setdefault(state.fork_group, ForkGroupSum(state.fork_group)).add(member, epoch)
         if state.kib >= 0:
             share = shared_share_kib(state)
-            shares, sole = groups.get(state.sharing, (0, 0))
-            groups[state.sharing] = shares + share, sole + min(share, state.sole_kib)
-    own += sum(family.total(is_closed=is_closed) for family in families.values())
+            shares, sole = groups.get(state.generation, (0, 0))
+            groups[state.generation] = shares + share, sole + min(share, state.exclusive_shared_kib)
+    own += sum(family.total(is_closed=is_closed) for family in fork_groups.values())
     shares = sum(shares for shares, _ in groups.values())
     if held_kib is not None:
         shares = min(shares, max(_least_kib(groups), held_kib))
     return own, grown_kib(living, shares)
 
 
-def grown_kib(living: list[Member], shares_kib: int) -> int:
+def grown_kib(living: list[TrackedProcess], shares_kib: int) -> int:
     """Return what shares come to with what processes have touched since they were read.
 
     A process' shared pages are at least there, so they bound the tree's from below; but others outside the tree may

@@ -14,10 +14,10 @@ from resource import struct_rusage
 
 from sentinel_collector.sensors.interfaces import Reap, TreeReading
 from sentinel_collector.sensors.process_tree.children import children_by_parent, has_children_files
-from sentinel_collector.sensors.process_tree.cpu_ledger import Account, Ledger
-from sentinel_collector.sensors.process_tree.process import Member
-from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE, PssMeter
-from sentinel_collector.sensors.procfs import Descriptors, KeptFile
+from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
+from sentinel_collector.sensors.process_tree.process import TrackedProcess
+from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE, PssEstimator
+from sentinel_collector.sensors.procfs import FdBudget, ProcFile
 from sentinel_protocol.common.clock import Clock
 
 _SEARCHES_AFTER_CHANGE = 2
@@ -46,25 +46,25 @@ class ProcessTree:
         pss_share: float = DEFAULT_SHARE,
         inherited_kib: int = 0,
         proc: str = "/proc",
-        descriptors: Descriptors | None = None,
+        descriptors: FdBudget | None = None,
     ) -> None:
         self._proc = proc
-        self._descriptors = descriptors or Descriptors()
+        self._descriptors = descriptors or FdBudget()
         self._own_pid = os.getpid()
         self._inherited_kib = inherited_kib
         self._reaped_peak_kib = 0
         self._adopt_orphans = adopt_orphans
         self._excluded: set[int] = set()
-        self._ledger = Ledger()
-        self._pss = PssMeter(clock=clock, share=pss_share, interval_s=interval_s, is_closed=own_child)
+        self._ledger = CpuLedger()
+        self._pss = PssEstimator(clock=clock, share=pss_share, interval_s=interval_s, is_closed=own_child)
         self._has_children_files = has_children_files(proc)
-        self._own_children = KeptFile(f"{proc}/self/task/{self._own_pid}/children")
+        self._own_children = ProcFile(f"{proc}/self/task/{self._own_pid}/children")
         self._forks = 0
         self._forks_count_up = True
         self._searches_left = _SEARCHES_AFTER_CHANGE
         self._until_search = _SEARCH_ANYWAY_EVERY
         self._io_readable = False
-        self._members: dict[int, Member] = {}
+        self._members: dict[int, TrackedProcess] = {}
         self._root_pid = root_pid
         self._root = self._add(root_pid, None)
         self._reported = self._ledger.counted
@@ -72,7 +72,7 @@ class ProcessTree:
         self._visit(search=not own_child)
         if own_child:
             # A job that ends before the first row has its memory seen this once.
-            self._pss.measure(self._members.values(), 0.0)
+            self._pss.update(self._members.values(), 0.0)
         else:
             self._reported = self._ledger.counted
 
@@ -87,7 +87,7 @@ class ProcessTree:
         if usage is not None:
             self.reaped(self._root_pid, usage)
         members = self._members.values()
-        memory_kib = self._pss.measure(members, elapsed_s)
+        memory_kib = self._pss.update(members, elapsed_s)
         children = sum(not member.is_zombie for member in members) - (
             self._root_pid in self._members and not self._root.is_zombie
         )
@@ -110,11 +110,11 @@ class ProcessTree:
         if member is None:
             if self._adopt_orphans and pid not in self._excluded and pid != self._root_pid:
                 # An orphan that came to us and ended between two readings.
-                self._ledger.close_exactly(Account(None), user_us, system_us, was_final=True)
+                self._ledger.close_with_rusage(ProcessAccount(None), user_us, system_us, was_final=True)
             return
-        self._ledger.close_exactly(member.account, user_us, system_us, was_final=member.is_zombie)
+        self._ledger.close_with_rusage(member.account, user_us, system_us, was_final=member.is_zombie)
         member.close()
-        self._pss.member_gone(member)
+        self._pss.process_gone(member)
 
     def exclude(self, pid: int) -> None:
         """This child of our own, and what it starts, is no part of the tree; say so before the next reading."""
@@ -165,7 +165,7 @@ class ProcessTree:
         by_parent = children_by_parent(self._proc) if search and not self._has_children_files else None
         queue = list(self._members.values())
         known = len(queue)
-        gone: list[Member] = []
+        gone: list[TrackedProcess] = []
         self._read_from(0, queue, gone, search=search, by_parent=by_parent)
         if search and self._adopt_orphans:
             # After all parents: who loses its parent meanwhile is found here instead of there.
@@ -175,13 +175,13 @@ class ProcessTree:
         for member in gone:
             self._members.pop(member.pid, None)
             member.close()
-            self._pss.member_gone(member)
-        self._ledger.settle()
+            self._pss.process_gone(member)
+        self._ledger.end_reading()
         if self._adopt_orphans:
             self._reap_orphans()
         found = len(queue) > known
         if found:
-            self._pss.members_changed()
+            self._pss.processes_changed()
         if gone:
             self._searches_left = _SEARCHES_AFTER_CHANGE
         return found
@@ -189,8 +189,8 @@ class ProcessTree:
     def _read_from(
         self,
         start: int,
-        queue: list[Member],
-        gone: list[Member],
+        queue: list[TrackedProcess],
+        gone: list[TrackedProcess],
         *,
         search: bool,
         by_parent: dict[int, list[int]] | None,
@@ -209,7 +209,7 @@ class ProcessTree:
                 member.account.parent = heir.account if heir is not None else None
                 self._searches_left = _SEARCHES_AFTER_CHANGE
             if is_new and member is not self._root:
-                self._pss.member_born(self._members.get(member.parent_pid), member)
+                self._pss.process_born(self._members.get(member.parent_pid), member)
             if member.io_readable:
                 self._io_readable = True
             if search:
@@ -217,7 +217,7 @@ class ProcessTree:
                 if pids:
                     self._find_new(pids, member, queue)
 
-    def _find_new(self, pids: Iterable[int], parent: Member | None, queue: list[Member]) -> None:
+    def _find_new(self, pids: Iterable[int], parent: TrackedProcess | None, queue: list[TrackedProcess]) -> None:
         unknown = [pid for pid in pids if pid not in self._members and pid not in self._excluded]
         queue.extend(self._add(pid, parent) for pid in unknown)
 
@@ -240,8 +240,8 @@ class ProcessTree:
                 if pid == member.pid:
                     self.reaped(pid, usage)
 
-    def _add(self, pid: int, parent: Member | None) -> Member:
-        member = Member(
+    def _add(self, pid: int, parent: TrackedProcess | None) -> TrackedProcess:
+        member = TrackedProcess(
             pid,
             proc=self._proc,
             descriptors=self._descriptors,

@@ -4,19 +4,19 @@ import contextlib
 
 import psutil
 
-from sentinel_collector.sensors.process_tree.cpu_ledger import Account, Ledger
+from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
 
 
-class PortableMember:
+class PsutilProcess:
     """A process by pid and creation time; raises `psutil.Error` when it is gone already."""
 
-    def __init__(self, pid: int, parent: Account | None) -> None:
+    def __init__(self, pid: int, parent: ProcessAccount | None) -> None:
         self.pid = pid
-        self.account = Account(parent)
+        self.account = ProcessAccount(parent)
         self.io_readable = False
         self._process = psutil.Process(pid)
 
-    def read(self, ledger: Ledger) -> int | None:
+    def read(self, ledger: CpuLedger) -> int | None:
         """Count its times and bytes and return its resident set in KiB; None when it is gone."""
         try:
             if not self._process.is_running():

@@ -12,14 +12,14 @@ import psutil
 
 from sentinel_collector.sensors.interfaces import MemoryReading, Reap, SystemReading, TreeReading
 from sentinel_collector.sensors.linux.byte_counters import ByteCounters
-from sentinel_collector.sensors.process_tree.cpu_ledger import Ledger
-from sentinel_collector.sensors.psutil_fallback.process import PortableMember
+from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger
+from sentinel_collector.sensors.psutil_fallback.process import PsutilProcess
 
 _FAILURES = (OSError, RuntimeError, psutil.Error)
 """psutil raises a RuntimeError of its own or Python's where a platform does not tell."""
 
 
-class PortableSystem:
+class PsutilSystem:
     """`SystemSensors` from psutil; growth counts from the time it is made."""
 
     def __init__(self) -> None:
@@ -80,13 +80,13 @@ class PortableSystem:
         return None, None
 
 
-class PortableTree:
+class PsutilTree:
     """`TreeSensor` from psutil, with the same ledger; children are looked for in every reading."""
 
     def __init__(self, *, root_pid: int, own_child: bool) -> None:
         self._root_pid = root_pid
-        self._ledger = Ledger()
-        self._members: dict[int, PortableMember] = {}
+        self._ledger = CpuLedger()
+        self._members: dict[int, PsutilProcess] = {}
         self._excluded: set[int] = set()
         self._peak_kib = 0
         self._io_readable = False
@@ -119,7 +119,7 @@ class PortableTree:
         member = self._members.pop(pid, None)
         if member is not None:
             user_us, system_us = round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6)
-            self._ledger.close_exactly(member.account, user_us, system_us, was_final=False)
+            self._ledger.close_with_rusage(member.account, user_us, system_us, was_final=False)
 
     def exclude(self, pid: int) -> None:
         """This process, and what it starts, is no part of the tree."""
@@ -143,9 +143,9 @@ class PortableTree:
     def close(self) -> None:
         """Nothing is kept open."""
 
-    def _add(self, pid: int, parent: PortableMember | None) -> PortableMember | None:
+    def _add(self, pid: int, parent: PsutilProcess | None) -> PsutilProcess | None:
         with contextlib.suppress(*_FAILURES):
-            member = PortableMember(pid, parent.account if parent is not None else None)
+            member = PsutilProcess(pid, parent.account if parent is not None else None)
             self._members[pid] = member
             return member
         return None
@@ -169,7 +169,7 @@ class PortableTree:
                         queue.append(found)
         for pid in gone:
             self._members.pop(pid, None)
-        self._ledger.settle()
+        self._ledger.end_reading()
         self._peak_kib = max(self._peak_kib, total_kib)
         return total_kib
 

@@ -1,7 +1,7 @@
 """HTTP as the API and storage both need it: one bounded attempt at a time, over pooled connections.
 
 Bounded means: our own timeouts, a deadline for the whole exchange, a limit on the answer's size. No retries and no
-redirects: what to do next is decided elsewhere, from `DeliveryError.remedy`.
+redirects: what to do next is decided elsewhere, from `DeliveryError.retry_action`.
 """
 
 import email.utils
@@ -18,14 +18,14 @@ from urllib3.util import parse_url
 from sentinel_protocol import __version__
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.backends.http.deadlines import Call, HttpPool, HttpsPool, carrying
+from sentinel_uploader.backends.http.deadlines import HttpPool, HttpsPool, RequestDeadline, bound_to
 from sentinel_uploader.backends.http.proxies import Proxies, Proxy, certificate_authorities, tls_context
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 30.0
 TOTAL_TIMEOUT_S = 120.0
-MAX_ANSWER_BYTES = 1 << 20
+MAX_RESPONSE_BYTES = 1 << 20
 MAX_RETRY_AFTER_S = 3600.0
 SLOWEST_UPLINK_BYTES_PER_S = 16 << 10
 """What a body may need on top of `TOTAL_TIMEOUT_S`: a big object on a slow line must be able to arrive."""
@@ -60,7 +60,7 @@ class Headers(Protocol):
         """Return the field's value or `None`."""
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     """A complete HTTP answer; of an error answer beyond the size limit only the beginning."""
 
     status: int
@@ -72,13 +72,13 @@ class Answer(NamedTuple):
         """Any 2xx."""
         return 200 <= self.status < 300
 
-    def server_time(self) -> float | None:
+    def date(self) -> float | None:
         """UNIX seconds of the `Date` header, `None` where there is no readable one."""
         return _parse_http_date(self.headers.get("Date") or "")
 
     def retry_after_s(self, now: float) -> float | None:
         """Seconds that the server asks to wait; a date is measured by the server's own clock where it gives it."""
-        server_now = self.server_time()
+        server_now = self.date()
         return parse_retry_after(self.headers.get("Retry-After"), now if server_now is None else server_now)
 
 
@@ -130,7 +130,7 @@ class HttpClient:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         read_timeout_s: float = READ_TIMEOUT_S,
         total_timeout_s: float = TOTAL_TIMEOUT_S,
-        max_answer_bytes: int = MAX_ANSWER_BYTES,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         self._clock = clock
         self._proxies = Proxies(environ)
@@ -138,35 +138,35 @@ class HttpClient:
         self._connect_timeout_s = connect_timeout_s
         self._read_timeout_s = read_timeout_s
         self._total_timeout_s = total_timeout_s
-        self._max_answer_bytes = max_answer_bytes
+        self._max_response_bytes = max_response_bytes
         self._lock = threading.Lock()
         self._managers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
-        self._calls: set[Call] = set()
+        self._calls: set[RequestDeadline] = set()
         self._is_closed = False
 
     def request(
         self, name: str, method: str, origin: Origin, path: str, *, headers: Mapping[str, str], body: bytes = b""
-    ) -> Answer:
+    ) -> HttpResponse:
         """Make one attempt and return the complete answer, whatever its status.
 
         `path` (with a leading slash, already escaped) goes out byte for byte. Raises `DeliveryError` with
-        `Remedy.RETRY` when there is no complete answer, or when a successful one is beyond the size limit; its text
-        begins with `name`.
+        `RetryAction.RETRY` when there is no complete answer, or when a successful one is beyond the size limit; its
+        text begins with `name`.
         """
         proxy = self._proxies.choose(origin.scheme, origin.host, origin.port)
         is_forwarded = proxy is not None and origin.scheme == "http"
         target = origin.url + path if is_forwarded else path
         total_s = self._total_timeout_s + len(body) / SLOWEST_UPLINK_BYTES_PER_S
-        call = Call(self._clock, target=target, total_s=total_s, read_timeout_s=self._read_timeout_s)
+        call = RequestDeadline(self._clock, target=target, total_s=total_s, read_timeout_s=self._read_timeout_s)
         self._register(call, name)
         headers = {"User-Agent": _USER_AGENT, **headers, "Host": origin.netloc, "Content-Length": str(len(body))}
         try:
-            with carrying(call):
+            with bound_to(call):
                 return self._exchange(name, method, self._pool(origin, proxy), call, headers, body)
         except (HTTPError, OSError, ValueError) as error:
             via = f" through the proxy {proxy.url}" if proxy else ""
-            text = f"{name}: {origin.netloc}{via}: {explain(error)}"
-            raise DeliveryError(text, remedy=Remedy.RETRY) from None
+            text = f"{name}: {origin.netloc}{via}: {describe_error(error)}"
+            raise DeliveryError(text, retry_action=RetryAction.RETRY) from None
         finally:
             with self._lock:
                 self._calls.discard(call)
@@ -181,10 +181,10 @@ class HttpClient:
         for manager in managers:
             manager.clear()
 
-    def _register(self, call: Call, name: str) -> None:
+    def _register(self, call: RequestDeadline, name: str) -> None:
         with self._lock:
             if self._is_closed:
-                raise DeliveryError(f"{name}: the HTTP client was closed", remedy=Remedy.RETRY)
+                raise DeliveryError(f"{name}: the HTTP client was closed", retry_action=RetryAction.RETRY)
             self._calls.add(call)
 
     def _exchange(
@@ -192,10 +192,10 @@ class HttpClient:
         name: str,
         method: str,
         pool: urllib3.HTTPConnectionPool,
-        call: Call,
+        call: RequestDeadline,
         headers: Mapping[str, str],
         body: bytes,
-    ) -> Answer:
+    ) -> HttpResponse:
         response = pool.urlopen(
             method,
             call.target,
@@ -214,20 +214,20 @@ class HttpClient:
             # Not released: what is left of the answer must not become the beginning of the next one.
             response.close()
             raise
-        if len(received) > self._max_answer_bytes:
+        if len(received) > self._max_response_bytes:
             response.close()
             if response.status < 400:
                 raise DeliveryError(
-                    f"{name}: HTTP {response.status} with an answer of more than {self._max_answer_bytes} bytes",
-                    remedy=Remedy.RETRY,
+                    f"{name}: HTTP {response.status} with an answer of more than {self._max_response_bytes} bytes",
+                    retry_action=RetryAction.RETRY,
                     status_code=response.status,
                 )
         response.release_conn()
-        return Answer(response.status, response.headers, received[: self._max_answer_bytes])
+        return HttpResponse(response.status, response.headers, received[: self._max_response_bytes])
 
     def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
         """Return the answer's body, or its beginning and one byte more than the limit."""
-        limit = self._max_answer_bytes + 1
+        limit = self._max_response_bytes + 1
         received = bytearray()
         while len(received) < limit:
             chunk = response.read(min(_READ_CHUNK_BYTES, limit - len(received)), decode_content=False)
@@ -264,7 +264,7 @@ class HttpClient:
         return manager
 
 
-def explain(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Say in a few words why there was no answer.
 
     Never the text of a `ValueError`: `http.client` quotes the header that it refuses, and that may be the token.
@@ -281,11 +281,11 @@ def explain(error: BaseException) -> str:
             return seen.strerror or str(seen) or type(seen).__name__
         if isinstance(seen, ValueError) and not isinstance(seen, HTTPError):
             return "the request cannot be sent: a header or the address holds characters that HTTP does not allow"
-        seen = _inner(seen)
+        seen = _cause(seen)
     return f"no complete HTTP answer ({type(error).__name__})"
 
 
-def _inner(error: BaseException) -> BaseException | None:
+def _cause(error: BaseException) -> BaseException | None:
     if error.__cause__ is not None:
         return error.__cause__
     return next((argument for argument in error.args if isinstance(argument, BaseException)), None)

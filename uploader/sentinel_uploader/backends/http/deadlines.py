@@ -21,7 +21,7 @@ from sentinel_protocol.common.clock import Clock
 _SEND_CHUNK_BYTES = 64 << 10
 
 
-class Call:
+class RequestDeadline:
     """One request under way: what its request line says, until when it may take, and its socket."""
 
     def __init__(self, clock: Clock, *, target: str, total_s: float, read_timeout_s: float) -> None:
@@ -34,15 +34,15 @@ class Call:
         self._is_aborted = False
         self._lock = threading.Lock()
 
-    def time_left_s(self) -> float:
+    def remaining_s(self) -> float:
         """Return how long the next read or send may take; raises `TimeoutError` when the time is over."""
         left_s = self._deadline_s - self._clock.monotonic()
         if left_s <= 0:
-            raise TimeoutError(self.lateness(left_s))
+            raise TimeoutError(self.timeout_message(left_s))
         return min(left_s, self._read_timeout_s)
 
-    def lateness(self, waited_s: float) -> str:
-        """Say which limit was met by a wait of what `time_left_s` allowed."""
+    def timeout_message(self, waited_s: float) -> str:
+        """Say which limit was met by a wait of what `remaining_s` allowed."""
         if waited_s < self._read_timeout_s:
             return f"timed out: not complete after {self._total_s:g} s"
         return f"timed out: silent for {self._read_timeout_s:g} s"
@@ -53,7 +53,7 @@ class Call:
             if self._is_aborted:
                 raise ConnectionAbortedError("the client was closed")
             self._socket = sock
-        sock.settimeout(self.time_left_s())
+        sock.settimeout(self.remaining_s())
 
     def abort(self) -> None:
         """Make the request fail at once, whatever it waits for; may be called from any thread."""
@@ -67,20 +67,20 @@ class Call:
     def body_chunks(self, body: bytes) -> Iterator[bytes]:
         """Yield the body in pieces, so that a slow uplink is measured by piece and by the total, not as one send."""
         for start in range(0, len(body), _SEND_CHUNK_BYTES):
-            self.time_left_s()
+            self.remaining_s()
             yield body[start : start + _SEND_CHUNK_BYTES]
 
 
 class _Current(threading.local):
     # urllib3 hands no argument of ours down to a connection; a request begins and ends on one thread.
-    call: Call | None = None
+    call: RequestDeadline | None = None
 
 
 _current = _Current()
 
 
 @contextlib.contextmanager
-def carrying(call: Call) -> Iterator[None]:
+def bound_to(call: RequestDeadline) -> Iterator[None]:
     """Connections used by this thread inside the block work for `call`."""
     _current.call = call
     try:
@@ -89,10 +89,10 @@ def carrying(call: Call) -> Iterator[None]:
         _current.call = None
 
 
-class _BoundedReader(io.RawIOBase):
+class _DeadlineReader(io.RawIOBase):
     """The bytes of an answer, each read bounded by the call's deadline."""
 
-    def __init__(self, sock: socket.socket, call: Call) -> None:
+    def __init__(self, sock: socket.socket, call: RequestDeadline) -> None:
         super().__init__()
         self._socket = sock
         self._call = call
@@ -103,12 +103,12 @@ class _BoundedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left_s = self._call.time_left_s()
+        left_s = self._call.remaining_s()
         self._socket.settimeout(left_s)
         try:
             return self._raw.readinto(buffer)
         except TimeoutError:
-            raise TimeoutError(self._call.lateness(left_s)) from None
+            raise TimeoutError(self._call.timeout_message(left_s)) from None
 
     def close(self) -> None:
         if not self.closed:
@@ -116,30 +116,30 @@ class _BoundedReader(io.RawIOBase):
         super().close()
 
 
-class _BoundedFile:
+class _DeadlineFile:
     """What `http.client.HTTPResponse` needs of a socket: `makefile`."""
 
-    def __init__(self, sock: socket.socket, call: Call) -> None:
+    def __init__(self, sock: socket.socket, call: RequestDeadline) -> None:
         self._socket = sock
         self._call = call
 
     def makefile(self, mode: str) -> io.BufferedReader:
         assert mode == "rb"
-        return io.BufferedReader(_BoundedReader(self._socket, self._call))
+        return io.BufferedReader(_DeadlineReader(self._socket, self._call))
 
 
-class _BoundedResponse(http.client.HTTPResponse):
+class _DeadlineResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
         call = _current.call
         assert call is not None
         call.attach(sock)
-        super().__init__(cast("socket.socket", _BoundedFile(sock, call)), debuglevel, method)
+        super().__init__(cast("socket.socket", _DeadlineFile(sock, call)), debuglevel, method)
 
 
-class _ForCall(HTTPConnection):
+class _DeadlineConnection(HTTPConnection):
     """Sends exactly the call's target, and works under its deadline."""
 
-    response_class = _BoundedResponse
+    response_class = _DeadlineResponse
 
     def connect(self) -> None:
         super().connect()
@@ -163,17 +163,17 @@ class _ForCall(HTTPConnection):
             call.attach(sock)
 
 
-class _TlsForCall(_ForCall, HTTPSConnection):
+class _DeadlineTlsConnection(_DeadlineConnection, HTTPSConnection):
     pass
 
 
 class HttpPool(HTTPConnectionPool):
     """Plain connections of this module's kind."""
 
-    ConnectionCls = _ForCall
+    ConnectionCls = _DeadlineConnection
 
 
 class HttpsPool(HTTPSConnectionPool):
     """TLS connections of this module's kind."""
 
-    ConnectionCls = _TlsForCall
+    ConnectionCls = _DeadlineTlsConnection

@@ -9,13 +9,13 @@ from sentinel_protocol.common.atomic_file import sync_directory, write_atomicall
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.backends.objectstore.local import path_of_uri, uri_of_path
 from sentinel_uploader.backends.sentinel.payload import utc_text
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
-from sentinel_uploader.runs.ports import Credentials, Ending, Registration, RunDescription
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.ports import Credentials, FinishRequest, Registration, RunDescription
 
 RUN_FILE = "run.json"
 
 
-class LocalSentinelAPI:
+class LocalRunBackend:
     """A `SentinelAPI` that keeps runs in `DIR/RUN_ID/`; the same run registered again gets the same directory."""
 
     inline_limit_bytes = 0
@@ -29,7 +29,7 @@ class LocalSentinelAPI:
             raise UsageError(f"cannot create the target directory {directory}: {error.strerror}") from error
         if not os.access(self._directory, os.W_OK | os.X_OK):
             raise UsageError(f"cannot write in the target directory {directory}")
-        self.destination = uri_of_path(self._directory)
+        self.backoff_key = uri_of_path(self._directory)
 
     def register(self, run: RunDescription) -> Registration:
         """Make the run's directory and its first `run.json`."""
@@ -42,22 +42,22 @@ class LocalSentinelAPI:
         """Files need no credentials."""
         return None
 
-    def finish(self, ending: Ending) -> dict[str, Any]:
+    def finish(self, request: FinishRequest) -> dict[str, Any]:
         """Write the final `run.json`."""
-        path = os.path.join(self._directory, ending.run_id)
-        objects = [os.path.basename(path_of_uri(uri)) for uri in ending.data_uris or []]
-        description = _described(ending.run, ending.run_id) | {
+        path = os.path.join(self._directory, request.run_id)
+        objects = [os.path.basename(path_of_uri(uri)) for uri in request.data_uris or []]
+        description = _described(request.run, request.run_id) | {
             # The uploader may have heard of the run long after it began.
-            "started_at": utc_text(min(ending.run.created_at, ending.finished_at - _duration_s(ending))),
-            "status": ending.status,
-            "exit_code": ending.exit_code,
-            "finished_at": utc_text(ending.finished_at),
+            "started_at": utc_text(min(request.run.created_at, request.finished_at - _duration_s(request))),
+            "status": request.status,
+            "exit_code": request.exit_code,
+            "finished_at": utc_text(request.finished_at),
             "objects": objects,
         }
-        _write(path, description | ending.facts)
-        return {"run": {"run_id": ending.run_id, "run_status": ending.status}, "directory": path}
+        _write(path, description | request.summary)
+        return {"run": {"run_id": request.run_id, "run_status": request.status}, "directory": path}
 
-    def has_changed(self) -> bool:
+    def credentials_changed(self) -> bool:
         """Nobody is refused here."""
         return False
 
@@ -65,9 +65,9 @@ class LocalSentinelAPI:
         """Nothing is held open."""
 
 
-def _duration_s(ending: Ending) -> float:
+def _duration_s(ending: FinishRequest) -> float:
     """Length of all rows' intervals, 0 where nothing is known of them."""
-    statistics = ending.facts.get("statistics")
+    statistics = ending.summary.get("statistics")
     seconds = statistics.get("duration_seconds") if isinstance(statistics, dict) else None
     return float(seconds or 0.0)
 
@@ -93,4 +93,4 @@ def _write(directory: str, description: dict[str, Any]) -> None:
         sync_directory(os.path.dirname(directory))
         write_atomically(path, text.encode())
     except OSError as error:
-        raise DeliveryError(f"cannot write {path}: {error.strerror}", remedy=Remedy.RETRY) from error
+        raise DeliveryError(f"cannot write {path}: {error.strerror}", retry_action=RetryAction.RETRY) from error

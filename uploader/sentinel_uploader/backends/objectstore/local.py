@@ -4,7 +4,7 @@ import os
 from urllib.parse import quote, unquote_to_bytes
 
 from sentinel_protocol.common.atomic_file import write_atomically
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.ports import Credentials
 
 _SCHEME = "file://"
@@ -13,7 +13,7 @@ _SCHEME = "file://"
 class DirectoryStore:
     """An `ObjectStore` for `file://` uris; a directory is one destination."""
 
-    def destination(self, uri: str) -> str:
+    def backoff_key(self, uri: str) -> str:
         """Return the uri of the directory that all runs share: an object is `DIR/RUN_ID/NAME`."""
         return uri.rsplit("/", 2)[0]
 
@@ -25,7 +25,7 @@ class DirectoryStore:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             write_atomically(path, body)
         except OSError as error:
-            raise DeliveryError(f"cannot write {path}: {error.strerror}", remedy=Remedy.RETRY) from error
+            raise DeliveryError(f"cannot write {path}: {error.strerror}", retry_action=RetryAction.RETRY) from error
 
     def close(self) -> None:
         """Nothing is held open."""

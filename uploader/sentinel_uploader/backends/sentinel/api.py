@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from sentinel_uploader.backends.http.client import Answer
-from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, Endpoint, default_endpoint, run_path
+from sentinel_uploader.backends.http.client import HttpResponse
+from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, SentinelClient, default_client, run_path
 from sentinel_uploader.backends.sentinel.payload import registration, utc_text
 from sentinel_uploader.backends.sentinel.responses import (
     SentinelAPIError,
-    processing_complaint,
-    read_object,
+    parse_object,
+    processing_error,
     require_credentials,
     require_text,
 )
@@ -27,11 +27,11 @@ from sentinel_uploader.backends.sentinel.responses import (
 __all__ = [
     "DEFAULT_BASE_URL",
     "DataSource",
-    "Endpoint",
     "RunStatus",
     "SentinelAPIError",
+    "SentinelClient",
     "finish_run",
-    "processing_complaint",
+    "processing_error",
     "refresh_credentials",
     "register_run",
 ]
@@ -62,32 +62,32 @@ def register_run(
     *,
     host_info: Mapping[str, Any] | None = None,
     cloud_info: Mapping[str, Any] | None = None,
-    endpoint: Endpoint | None = None,
+    client: SentinelClient | None = None,
 ) -> dict[str, Any]:
     """Register a run and return the answer: `run_id`, `upload_uri_prefix`, `upload_credentials` are in it.
 
     A field that the server refuses (422) is left out with a warning, tags after a try as a list; what was refused is
     remembered for an hour.
     """
-    endpoint = endpoint or default_endpoint()
-    body = endpoint.refusals.adapt(registration(metadata, host_info, cloud_info))
+    client = client or default_client()
+    body = client.unsupported_fields.strip(registration(metadata, host_info, cloud_info))
     for _ in range(_MAX_TRIES_IN_A_CALL):
-        answer = endpoint.post("register", "/runs", token, _encode(body))
-        adapted = endpoint.refusals.learn(body, answer.body) if answer.status == 422 else None
+        answer = client.post("register", "/runs", token, _encode(body))
+        adapted = client.unsupported_fields.record_422(body, answer.body) if answer.status == 422 else None
         if adapted is None:
             break
         body = adapted
-    response = _read("register", answer, token, endpoint)
+    response = _read("register", answer, token, client)
     require_text("register", answer.status, response, "run_id", "upload_uri_prefix")
     require_credentials("register", answer.status, response)
     return response
 
 
-def refresh_credentials(token: str, run_id: str, *, endpoint: Endpoint | None = None) -> dict[str, Any]:
+def refresh_credentials(token: str, run_id: str, *, client: SentinelClient | None = None) -> dict[str, Any]:
     """Ask for new storage credentials and return the answer: `upload_credentials` is in it."""
-    endpoint = endpoint or default_endpoint()
-    answer = endpoint.post("refresh", run_path("refresh", run_id, "refresh-credentials"), token, b"")
-    response = _read("refresh", answer, token, endpoint)
+    client = client or default_client()
+    answer = client.post("refresh", run_path("refresh", run_id, "refresh-credentials"), token, b"")
+    response = _read("refresh", answer, token, client)
     require_credentials("refresh", answer.status, response)
     return response
 
@@ -102,7 +102,7 @@ def finish_run(
     data_uris: Sequence[str] | None = None,
     data_csv: str | bytes | None = None,
     finished_at: float | None = None,
-    endpoint: Endpoint | None = None,
+    client: SentinelClient | None = None,
 ) -> dict[str, Any]:
     """Close a run and return the answer, `{}` when it is empty.
 
@@ -113,10 +113,10 @@ def finish_run(
     body: dict[str, Any] = {"exit_code": exit_code, "run_status": RunStatus(run_status).value}
     body["finished_at"] = None if finished_at is None else utc_text(finished_at)
     body |= _data_fields(DataSource(data_source), data_uris, data_csv)
-    endpoint = endpoint or default_endpoint()
+    client = client or default_client()
     body = {key: value for key, value in body.items() if value is not None}
-    answer = _post_finish(endpoint, run_path("finish", run_id, "finish"), token, body)
-    return _read("finish", answer, token, endpoint)
+    answer = _post_finish(client, run_path("finish", run_id, "finish"), token, body)
+    return _read("finish", answer, token, client)
 
 
 def _data_fields(source: DataSource, data_uris: Sequence[str] | None, data_csv: str | bytes | None) -> dict[str, Any]:
@@ -134,25 +134,31 @@ def _data_fields(source: DataSource, data_uris: Sequence[str] | None, data_csv: 
     return {"data_source": source.value, "data_csv": text}
 
 
-def _post_finish(endpoint: Endpoint, path: str, token: str, body: dict[str, Any]) -> Answer:
+def _post_finish(client: SentinelClient, path: str, token: str, body: dict[str, Any]) -> HttpResponse:
     """Send the body, inline gzipped first; plain once, and without optional fields, where the server wants that."""
-    refusals = endpoint.refusals
-    body = {key: value for key, value in body.items() if key not in _OPTIONAL_AT_FINISH or not refusals.is_refused(key)}
-    gzipped = "data_csv" in body and not refusals.is_refused("Content-Encoding", "gzip")
+    unsupported = client.unsupported_fields
+    body = {
+        key: value
+        for key, value in body.items()
+        if key not in _OPTIONAL_AT_FINISH or not unsupported.is_unsupported(key)
+    }
+    gzipped = "data_csv" in body and not unsupported.is_unsupported("Content-Encoding", "gzip")
     plain_is_trial = False
     while True:
         encoded = _encode(body)
         if gzipped:
             # Level 1 and no time stamp: a run's last words need not be small, and repeat byte for byte.
-            answer = endpoint.post("finish", path, token, gzip.compress(encoded, 1, mtime=0), encoding="gzip")
+            answer = client.post("finish", path, token, gzip.compress(encoded, 1, mtime=0), encoding="gzip")
         else:
-            answer = endpoint.post("finish", path, token, encoded)
+            answer = client.post("finish", path, token, encoded)
         if answer.is_success and plain_is_trial:
-            refusals.remember("Content-Encoding", "gzip")
-        refused = refusals.named(answer.body) & body.keys() & _OPTIONAL_AT_FINISH if answer.status == 422 else set()
+            unsupported.remember("Content-Encoding", "gzip")
+        refused = (
+            unsupported.fields_in(answer.body) & body.keys() & _OPTIONAL_AT_FINISH if answer.status == 422 else set()
+        )
         if refused:
             for field in refused:
-                refusals.remember(field)
+                unsupported.remember(field)
             _log.warning("finish fields refused, sending without them: fields=%s", ",".join(sorted(refused)))
             body = {key: value for key, value in body.items() if key not in refused}
         elif gzipped and answer.status in {400, 415, 422}:
@@ -161,8 +167,8 @@ def _post_finish(endpoint: Endpoint, path: str, token: str, body: dict[str, Any]
             return answer
 
 
-def _read(call: str, answer: Answer, token: str, endpoint: Endpoint) -> dict[str, Any]:
-    return read_object(call, answer, token=token, now=endpoint.clock.now())
+def _read(call: str, answer: HttpResponse, token: str, client: SentinelClient) -> dict[str, Any]:
+    return parse_object(call, answer, token=token, now=client.clock.now())
 
 
 def _encode(body: Mapping[str, Any]) -> bytes:

@@ -8,16 +8,16 @@ from typing import Any
 from sentinel_uploader.runs.ports import Credentials
 
 REFRESH_WITH_LEFT_S = 300.0
-SHORTEST_USE_S = 60.0
+MIN_USE_S = 60.0
 """Credentials that live little longer than `REFRESH_WITH_LEFT_S` are still used for this long."""
 
 REQUIRED_KEYS = ("access_key", "secret_key", "session_token")
 
 
-def parse_credentials(fields: Mapping[str, Any], *, obtained_at: float, server_ahead_s: float = 0.0) -> Credentials:
+def parse_credentials(fields: Mapping[str, Any], *, obtained_at: float, clock_offset_s: float = 0.0) -> Credentials:
     """Read the contract's `upload_credentials`, whose `REQUIRED_KEYS` were checked before.
 
-    `obtained_at` is UNIX seconds by our clock, which the server's is ahead of by `server_ahead_s`: the expiry is
+    `obtained_at` is UNIX seconds by our clock, which the server's is ahead of by `clock_offset_s`: the expiry is
     given by the server's clock and kept by ours.
     """
     region = fields.get("region")
@@ -27,7 +27,7 @@ def parse_credentials(fields: Mapping[str, Any], *, obtained_at: float, server_a
         secret_key=fields["secret_key"],
         session_token=fields["session_token"],
         region=region if isinstance(region, str) and region else None,
-        expires_at=None if expires_at is None else expires_at - server_ahead_s,
+        expires_at=None if expires_at is None else expires_at - clock_offset_s,
         obtained_at=obtained_at,
     )
 
@@ -61,7 +61,7 @@ def refresh_due_at(credentials: Credentials) -> float:
     life_s = expires_at - credentials.obtained_at
     if life_s <= REFRESH_WITH_LEFT_S:
         return credentials.obtained_at + life_s / 2
-    return max(expires_at - REFRESH_WITH_LEFT_S, credentials.obtained_at + SHORTEST_USE_S)
+    return max(expires_at - REFRESH_WITH_LEFT_S, credentials.obtained_at + MIN_USE_S)
 
 
 def is_refresh_due(credentials: Credentials, now: float) -> bool:

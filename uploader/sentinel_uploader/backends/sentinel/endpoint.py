@@ -8,17 +8,17 @@ from urllib.parse import quote
 from sentinel_protocol.common.api_url import API_URL_VARIABLE, redact_url
 from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.backends.http.client import Answer, HttpClient, parse_origin
-from sentinel_uploader.backends.sentinel.field_compat import Refusals
+from sentinel_uploader.backends.http.client import HttpClient, HttpResponse, parse_origin
+from sentinel_uploader.backends.sentinel.field_compat import UnsupportedFields
 from sentinel_uploader.backends.sentinel.responses import SentinelAPIError
 from sentinel_uploader.backends.sentinel.token import check_token
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 
 DEFAULT_BASE_URL = "https://api.sentinel.sparecores.net"
 _NOTICED_CLOCK_DIFFERENCE_S = 5.0
 
 
-class Endpoint:
+class SentinelClient:
     """Sends single calls to a base URL (which may have a path prefix); safe for several threads.
 
     Raises `UsageError` for an address, proxy or authority file that cannot be used.
@@ -33,12 +33,12 @@ class Endpoint:
             raise UsageError(f"{API_URL_VARIABLE} {redact_url(base_url)!r}: {error}") from None
         self.base_url = self._origin.url + self._prefix
         self.clock = clock
-        self.refusals = Refusals(self.base_url, clock)
-        self.server_ahead_s = 0.0
+        self.unsupported_fields = UnsupportedFields(self.base_url, clock)
+        self.clock_offset_s = 0.0
         """How far the server's clock was ahead of ours at the last answer; 0 when it is a matter of seconds."""
-        self._client = client or HttpClient(environ=environ, clock=clock)
+        self._http = client or HttpClient(environ=environ, clock=clock)
 
-    def post(self, call: str, path: str, token: str, body: bytes, *, encoding: str | None = None) -> Answer:
+    def post(self, call: str, path: str, token: str, body: bytes, *, encoding: str | None = None) -> HttpResponse:
         """Make one attempt; raises `SentinelAPIError` (`TokenError` for a token that cannot be sent)."""
         check_token(token, call)
         headers = {
@@ -49,43 +49,43 @@ class Endpoint:
         if encoding:
             headers["Content-Encoding"] = encoding
         try:
-            answer = self._client.request(call, "POST", self._origin, self._prefix + path, headers=headers, body=body)
+            answer = self._http.request(call, "POST", self._origin, self._prefix + path, headers=headers, body=body)
         except DeliveryError as error:
             # Without an answer it is the API's error all the same: who uses the calls as a library has one to catch.
-            failure = SentinelAPIError(None, reason=str(error), remedy=error.remedy)
+            failure = SentinelAPIError(None, reason=str(error), retry_action=error.retry_action)
             failure.status_code = error.status_code
             raise failure from None
-        server_now = answer.server_time()
+        server_now = answer.date()
         if server_now is not None:
             ahead_s = server_now - self.clock.now()
             # The Date header has whole seconds, and the answer took a while: small differences say nothing.
-            self.server_ahead_s = ahead_s if abs(ahead_s) > _NOTICED_CLOCK_DIFFERENCE_S else 0.0
+            self.clock_offset_s = ahead_s if abs(ahead_s) > _NOTICED_CLOCK_DIFFERENCE_S else 0.0
         return answer
 
     def close(self) -> None:
         """Close the connections; calls under way fail."""
-        self._client.close()
+        self._http.close()
 
 
 def run_path(call: str, run_id: str, action: str) -> str:
     """Return `/runs/{run_id}/{action}`, whatever the run id holds; raises `SentinelAPIError` for one that cannot be."""
     if run_id in {"", ".", ".."}:
         reason = f"the run id {run_id!r} cannot stand in an address"
-        raise SentinelAPIError(None, call=call, reason=reason, remedy=Remedy.GIVE_UP)
+        raise SentinelAPIError(None, call=call, reason=reason, retry_action=RetryAction.FAIL)
     return f"/runs/{quote(run_id, safe='')}/{action}"
 
 
-def default_endpoint() -> Endpoint:
+def default_client() -> SentinelClient:
     """Return the endpoint that the process's environment describes; the same one while that stays the same."""
     relevant = {
         name: value
         for name, value in os.environ.items()
         if name in {API_URL_VARIABLE, "SSL_CERT_FILE", "REQUEST_METHOD"} or name.lower().endswith("_proxy")
     }
-    return _endpoint_for(tuple(sorted(relevant.items())))
+    return _client_for(tuple(sorted(relevant.items())))
 
 
 @functools.lru_cache(maxsize=4)
-def _endpoint_for(variables: tuple[tuple[str, str], ...]) -> Endpoint:
+def _client_for(variables: tuple[tuple[str, str], ...]) -> SentinelClient:
     environ = dict(variables)
-    return Endpoint(environ.get(API_URL_VARIABLE) or DEFAULT_BASE_URL, clock=SystemClock(), environ=environ)
+    return SentinelClient(environ.get(API_URL_VARIABLE) or DEFAULT_BASE_URL, clock=SystemClock(), environ=environ)

@@ -17,7 +17,7 @@ MAX_REMEMBERED = 1000
 _log = logging.getLogger(__name__)
 
 
-class Refusals:
+class UnsupportedFields:
     """The fields that one base URL does not take; safe for several threads.
 
     A field that the server does not know, or wants in another form, is refused for every run. A field whose value it
@@ -40,52 +40,52 @@ class Refusals:
                     del self._until_s[next(iter(self._until_s))]
             self._until_s[field, form] = now_s + REMEMBERED_S
 
-    def is_refused(self, field: str, form: str = "") -> bool:
+    def is_unsupported(self, field: str, form: str = "") -> bool:
         """Say whether the field was refused within the last hour, altogether or in this form."""
         now_s = self._clock.monotonic()
         with self._lock:
             return any(self._until_s.get((field, one), now_s) > now_s for one in ("", form))
 
-    def adapt(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def strip(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the body without what was refused; tags become a list before they are left out."""
         adapted = {}
         for field, value in body.items():
-            for form in _forms(field, value):
-                if not self.is_refused(field, _form_key(field, form)):
+            for form in _variants(field, value):
+                if not self.is_unsupported(field, _variant_key(field, form)):
                     adapted[field] = form
                     break
         return adapted
 
-    def learn(self, body: Mapping[str, Any], answer_body: bytes) -> dict[str, Any] | None:
+    def record_422(self, body: Mapping[str, Any], answer_body: bytes) -> dict[str, Any] | None:
         """Remember what a 422 names and return the body adapted to it, `None` when that changes nothing."""
-        offences = {field: (kind, message) for field, kind, message in _offences(answer_body) if field in body}
+        offences = {field: (kind, message) for field, kind, message in _parse_422(answer_body) if field in body}
         for field, (kind, message) in offences.items():
             value = body[field]
             whole_field = field != "tags" and "extra" in kind
-            self.remember(field, "" if whole_field else _form_key(field, value))
+            self.remember(field, "" if whole_field else _variant_key(field, value))
             _log.warning(
                 "the server refused a field, sending without it: field=%s form=%s base_url=%s answer=%s",
                 field, type(value).__name__, self._base_url, printable(message, 200),
             )  # fmt: skip
-        adapted = self.adapt(body)
+        adapted = self.strip(body)
         return adapted if adapted != body else None
 
     @staticmethod
-    def named(answer_body: bytes) -> set[str]:
+    def fields_in(answer_body: bytes) -> set[str]:
         """Return the fields that a 422 names, without remembering them."""
-        return {field for field, _, _ in _offences(answer_body)}
+        return {field for field, _, _ in _parse_422(answer_body)}
 
 
-def _forms(field: str, value: Any) -> list[Any]:
+def _variants(field: str, value: Any) -> list[Any]:
     return [value, tags_list(value)] if field == "tags" and isinstance(value, dict) else [value]
 
 
-def _form_key(field: str, value: Any) -> str:
+def _variant_key(field: str, value: Any) -> str:
     # For tags the form is the kind of container: which of the two a server wants does not depend on the run.
     return type(value).__name__ if field == "tags" else msgspec.json.encode(value).decode()
 
 
-def _offences(answer_body: bytes) -> list[tuple[str, str, str]]:
+def _parse_422(answer_body: bytes) -> list[tuple[str, str, str]]:
     """Return (field, kind, message) of each entry of a FastAPI-style 422 body; nothing for another text."""
     try:
         detail = msgspec.json.decode(answer_body).get("detail")

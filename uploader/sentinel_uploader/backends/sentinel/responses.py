@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sentinel_uploader.backends.sentinel.credentials import REQUIRED_KEYS
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
-from sentinel_uploader.util.untrusted_text import printable, without_secrets
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.util.untrusted_text import printable, redact
 
 if TYPE_CHECKING:
     # Not at run time: the local target has no use for urllib3, which it would bring along.
-    from sentinel_uploader.backends.http.client import Answer
+    from sentinel_uploader.backends.http.client import HttpResponse
 
 MAX_BODY_CHARS = 4096
 _SHOWN_CHARS = 200
@@ -32,7 +32,7 @@ class SentinelAPIError(DeliveryError):
         *,
         call: str = "",
         reason: str = "",
-        remedy: Remedy | None = None,
+        retry_action: RetryAction | None = None,
         retry_after_s: float | None = None,
     ) -> None:
         self.body = body[:MAX_BODY_CHARS]
@@ -40,40 +40,40 @@ class SentinelAPIError(DeliveryError):
         detail = reason or printable(self.body, _SHOWN_CHARS)
         super().__init__(
             ": ".join(filter(None, (call, status, detail))),
-            remedy=remedy or (Remedy.RETRY if status_code is None else remedy_of(status_code)),
+            retry_action=retry_action or (RetryAction.RETRY if status_code is None else classify_status(status_code)),
             status_code=status_code,
             retry_after_s=retry_after_s,
         )
 
 
-def remedy_of(status: int) -> Remedy:
+def classify_status(status: int) -> RetryAction:
     """Classify a status that is not success, by the contract."""
     if status in {408, 425, 429} or status >= 500 or status < 300:
-        return Remedy.RETRY
+        return RetryAction.RETRY
     if status in {401, 403} or status < 400:
         # A redirect is not followed: the token is for the address that was configured, which somebody has to correct.
-        return Remedy.RETRY_SLOWLY
-    return Remedy.GIVE_UP
+        return RetryAction.RETRY_SLOW
+    return RetryAction.FAIL
 
 
-def read_object(call: str, answer: "Answer", *, token: str, now: float) -> dict[str, Any]:
+def parse_object(call: str, answer: "HttpResponse", *, token: str, now: float) -> dict[str, Any]:
     """Return the answer's JSON object, `{}` for an empty body; raises `SentinelAPIError` for anything else."""
     if not answer.is_success:
-        raise error_of(call, answer, token=token, now=now)
+        raise to_exception(call, answer, token=token, now=now)
     if not answer.body.strip():
         return {}
     try:
         value = msgspec.json.decode(answer.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         reason = f"the answer of {len(answer.body)} bytes is not JSON"
-        raise SentinelAPIError(answer.status, call=call, reason=reason, remedy=Remedy.RETRY) from None
+        raise SentinelAPIError(answer.status, call=call, reason=reason, retry_action=RetryAction.RETRY) from None
     if not isinstance(value, dict):
         reason = f"the answer is not a JSON object but {type(value).__name__}"
-        raise SentinelAPIError(answer.status, call=call, reason=reason, remedy=Remedy.RETRY)
+        raise SentinelAPIError(answer.status, call=call, reason=reason, retry_action=RetryAction.RETRY)
     return value
 
 
-def error_of(call: str, answer: "Answer", *, token: str, now: float) -> SentinelAPIError:
+def to_exception(call: str, answer: "HttpResponse", *, token: str, now: float) -> SentinelAPIError:
     """Return the error for an answer that is not success."""
     text = answer.body[: 4 * MAX_BODY_CHARS].decode("utf-8", "replace")
     reason = ""
@@ -81,7 +81,7 @@ def error_of(call: str, answer: "Answer", *, token: str, now: float) -> Sentinel
         location = printable(answer.headers.get("Location") or "nowhere", _SHOWN_CHARS)
         reason = f"redirects to {location}, which is not followed: correct the API's address"
     return SentinelAPIError(
-        answer.status, without_secrets(text, token), call=call, reason=reason, retry_after_s=answer.retry_after_s(now)
+        answer.status, redact(text, token), call=call, reason=reason, retry_after_s=answer.retry_after_s(now)
     )
 
 
@@ -90,21 +90,21 @@ def require_text(call: str, status: int, fields: Mapping[str, Any], *keys: str) 
     for key in keys:
         value = fields.get(key)
         if not isinstance(value, str) or not value:
-            raise _incomplete(call, status, key, value)
+            raise _missing_field(call, status, key, value)
 
 
 def require_credentials(call: str, status: int, fields: Mapping[str, Any]) -> None:
     """Raise `SentinelAPIError` when `upload_credentials` or one of its required keys is missing."""
     credentials = fields.get("upload_credentials")
     if not isinstance(credentials, dict):
-        raise _incomplete(call, status, "upload_credentials", credentials)
+        raise _missing_field(call, status, "upload_credentials", credentials)
     for key in REQUIRED_KEYS:
         value = credentials.get(key)
         if not isinstance(value, str) or not value:
-            raise _incomplete(call, status, f"upload_credentials.{key}", value)
+            raise _missing_field(call, status, f"upload_credentials.{key}", value)
 
 
-def processing_complaint(response: Mapping[str, Any], rows_sent: int) -> str | None:
+def processing_error(response: Mapping[str, Any], rows_sent: int) -> str | None:
     """Return what the server says went wrong with the data it was sent at `finish`, `None` when all is well."""
     processing = response.get("processing")
     if not isinstance(processing, dict):
@@ -117,7 +117,9 @@ def processing_complaint(response: Mapping[str, Any], rows_sent: int) -> str | N
     return None
 
 
-def _incomplete(call: str, status: int, key: str, value: Any) -> SentinelAPIError:
+def _missing_field(call: str, status: int, key: str, value: Any) -> SentinelAPIError:
     fault = "lacks the key" if value is None else "holds no usable value for"
     # Repeating at once would leave a run behind at the server with every try; somebody has to correct the server.
-    return SentinelAPIError(status, call=call, reason=f"the answer {fault} {key!r}", remedy=Remedy.RETRY_SLOWLY)
+    return SentinelAPIError(
+        status, call=call, reason=f"the answer {fault} {key!r}", retry_action=RetryAction.RETRY_SLOW
+    )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from sentinel_uploader.backends.sentinel.responses import SentinelAPIError
-from sentinel_uploader.runs.delivery_error import Remedy
+from sentinel_uploader.runs.delivery_error import RetryAction
 
 _USABLE = re.compile(r"[\x21-\x7e]+")
 
@@ -13,7 +13,7 @@ class TokenError(SentinelAPIError):
     """There is no usable token; the text never holds the token itself."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(None, reason=text, remedy=Remedy.RETRY_SLOWLY)
+        super().__init__(None, reason=text, retry_action=RetryAction.RETRY_SLOW)
 
 
 def token_source(environ: Mapping[str, str]) -> Callable[[], str] | None:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.backends.http.client import Origin, parse_origin
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _HOST_LABEL_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
@@ -21,7 +21,7 @@ class ObjectAddress(NamedTuple):
     key: str
 
 
-class Endpoint(NamedTuple):
+class S3Endpoint(NamedTuple):
     """A configured S3 server (MinIO, Ceph, R2, …): always addressed by path."""
 
     origin: Origin
@@ -34,17 +34,17 @@ def parse_uri(uri: str) -> ObjectAddress:
     bucket, _, key = rest.partition("/")
     # The bucket becomes part of a host name: an address made up by a server must not lead elsewhere.
     if scheme != "s3" or not _BUCKET.fullmatch(bucket) or not key:
-        raise DeliveryError(f"PUT {uri!r}: not an s3://BUCKET/KEY address", remedy=Remedy.RETRY_SLOWLY)
+        raise DeliveryError(f"PUT {uri!r}: not an s3://BUCKET/KEY address", retry_action=RetryAction.RETRY_SLOW)
     return ObjectAddress(bucket, key)
 
 
-def configured_endpoint(environ: Mapping[str, str]) -> Endpoint | None:
+def configured_endpoint(environ: Mapping[str, str]) -> S3Endpoint | None:
     """Return what `AWS_ENDPOINT_URL_S3`, else `AWS_ENDPOINT_URL`, names; raises `UsageError` for a bad address."""
     for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         url = environ.get(variable, "")
         if url:
             try:
-                return Endpoint(*parse_origin(url))
+                return S3Endpoint(*parse_origin(url))
             except UsageError as error:
                 raise UsageError(f"{variable}: {error}") from None
     return None
@@ -55,7 +55,7 @@ def is_region(name: str) -> bool:
     return _REGION.fullmatch(name) is not None
 
 
-def object_location(address: ObjectAddress, region: str, endpoint: Endpoint | None) -> tuple[Origin, str]:
+def object_location(address: ObjectAddress, region: str, endpoint: S3Endpoint | None) -> tuple[Origin, str]:
     """Return where to send a request for the object, and the escaped path that is signed and sent."""
     key = escape_key(address.key)
     if endpoint is not None:

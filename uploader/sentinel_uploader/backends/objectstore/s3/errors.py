@@ -4,13 +4,13 @@ import html
 import re
 from typing import NamedTuple
 
-from sentinel_uploader.backends.http.client import Answer
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
-from sentinel_uploader.util.untrusted_text import printable, without_secrets
+from sentinel_uploader.backends.http.client import HttpResponse
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.util.untrusted_text import printable, redact
 
 _MAX_XML_BYTES = 64 << 10
 _CREDENTIAL_CODES = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "InvalidAccessKeyId"})
-_AGAIN_CODES = frozenset(
+_RETRYABLE_CODES = frozenset(
     {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "InternalError", "ServiceUnavailable", "OperationAborted"}
 )
 
@@ -21,7 +21,7 @@ class S3Error(DeliveryError):
     code: str = ""
 
 
-class Fault(NamedTuple):
+class S3ErrorBody(NamedTuple):
     """What an error answer says. Empty strings where it says nothing."""
 
     status: int
@@ -30,34 +30,36 @@ class Fault(NamedTuple):
     region: str
 
 
-def read_fault(answer: Answer) -> Fault:
+def parse_error(answer: HttpResponse) -> S3ErrorBody:
     """Read an error answer's XML.
 
     By regular expressions on the first 64 KiB: the parts wanted are flat, and a parser would have entities to expand.
     """
     text = answer.body[:_MAX_XML_BYTES].decode("utf-8", "replace")
     region = answer.headers.get("x-amz-bucket-region") or _element(text, "Region")
-    return Fault(answer.status, _element(text, "Code"), _element(text, "Message"), region)
+    return S3ErrorBody(answer.status, _element(text, "Code"), _element(text, "Message"), region)
 
 
-def remedy_of(fault: Fault) -> Remedy:
+def classify_error(fault: S3ErrorBody) -> RetryAction:
     """Classify: never final, since data must not be dropped because of an answer."""
-    if fault.code in _AGAIN_CODES or fault.status in {307, 408, 409, 425, 429} or fault.status >= 500:
-        return Remedy.RETRY
+    if fault.code in _RETRYABLE_CODES or fault.status in {307, 408, 409, 425, 429} or fault.status >= 500:
+        return RetryAction.RETRY
     if fault.code in _CREDENTIAL_CODES or fault.status in {401, 403}:
-        return Remedy.REFRESH
-    return Remedy.RETRY if fault.status < 300 else Remedy.RETRY_SLOWLY
+        return RetryAction.REFRESH_CREDENTIALS
+    return RetryAction.RETRY if fault.status < 300 else RetryAction.RETRY_SLOW
 
 
-def error_of(call: str, answer: Answer, fault: Fault, *, secrets: tuple[str, ...], now: float) -> S3Error:
+def to_exception(
+    call: str, answer: HttpResponse, fault: S3ErrorBody, *, secrets: tuple[str, ...], now: float
+) -> S3Error:
     """Return the error of an answer; its text holds none of the secrets."""
     text = f"{fault.code}: {fault.message}" if fault.message else fault.code
     if not text and answer.body:
         text = answer.body[:200].decode("utf-8", "replace")
-    text = printable(without_secrets(text, *secrets), 300)
+    text = printable(redact(text, *secrets), 300)
     error = S3Error(
         f"{call}: HTTP {answer.status} {text}".rstrip(),
-        remedy=remedy_of(fault),
+        retry_action=classify_error(fault),
         status_code=answer.status,
         retry_after_s=answer.retry_after_s(now),
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.backends.http.client import Answer, HttpClient
+from sentinel_uploader.backends.http.client import HttpClient, HttpResponse
 from sentinel_uploader.backends.objectstore.s3.address import (
     ObjectAddress,
     bucket_location,
@@ -17,8 +17,8 @@ from sentinel_uploader.backends.objectstore.s3.address import (
     object_location,
     parse_uri,
 )
-from sentinel_uploader.backends.objectstore.s3.errors import Fault, error_of, read_fault
-from sentinel_uploader.runs.delivery_error import DeliveryError, Remedy
+from sentinel_uploader.backends.objectstore.s3.errors import S3ErrorBody, parse_error, to_exception
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.ports import Credentials
 
 FALLBACK_REGION = "us-east-1"
@@ -39,10 +39,10 @@ class S3Store:
         self._client = client or HttpClient(environ=environ, clock=clock, authority_variables=AUTHORITY_VARIABLES)
         self._lock = threading.Lock()
         self._bucket_regions: dict[str, str] = {}
-        self._ahead_s: dict[str, float] = {}
+        self._clock_offset_s: dict[str, float] = {}
         self._signed_headers = _import_signer()
 
-    def destination(self, uri: str) -> str:
+    def backoff_key(self, uri: str) -> str:
         """Return `s3://BUCKET`: buckets fail, throttle and lie in regions of their own."""
         return f"s3://{parse_uri(uri).bucket}"
 
@@ -55,33 +55,37 @@ class S3Store:
         address = parse_uri(uri)
         call = f"PUT {uri}"
         if credentials is None:
-            raise DeliveryError(f"{call}: there are no credentials for the bucket", remedy=Remedy.REFRESH)
+            raise DeliveryError(
+                f"{call}: there are no credentials for the bucket", retry_action=RetryAction.REFRESH_CREDENTIALS
+            )
         region = self._region(address.bucket, credentials)
-        may_learn_region = may_learn_time = True
+        can_retry_region = can_retry_clock = True
         while True:
             answer = self._attempt(call, address, region, body, credentials)
             if answer.is_success:
                 return
-            fault = read_fault(answer)
-            if may_learn_region and _is_elsewhere(fault, region):
-                may_learn_region = False
+            fault = parse_error(answer)
+            if can_retry_region and _is_wrong_region(fault, region):
+                can_retry_region = False
                 region = fault.region
                 with self._lock:
                     self._bucket_regions[address.bucket] = region
-            elif may_learn_time and self._learn_time(address.bucket, fault, answer):
-                may_learn_time = False
+            elif can_retry_clock and self._learn_clock_offset(address.bucket, fault, answer):
+                can_retry_clock = False
             else:
                 secrets = (credentials.secret_key, credentials.session_token, credentials.access_key)
-                raise error_of(call, answer, fault, secrets=secrets, now=self._clock.now())
+                raise to_exception(call, answer, fault, secrets=secrets, now=self._clock.now())
 
     def close(self) -> None:
         """Close the connections; calls under way fail."""
         self._client.close()
 
-    def _attempt(self, call: str, address: ObjectAddress, region: str, body: bytes, credentials: Credentials) -> Answer:
+    def _attempt(
+        self, call: str, address: ObjectAddress, region: str, body: bytes, credentials: Credentials
+    ) -> HttpResponse:
         origin, path = object_location(address, region, self._endpoint)
         with self._lock:
-            ahead_s = self._ahead_s.get(address.bucket, 0.0)
+            ahead_s = self._clock_offset_s.get(address.bucket, 0.0)
         headers = self._signed_headers(
             "PUT",
             origin.url + path,
@@ -99,12 +103,12 @@ class S3Store:
             learnt = self._bucket_regions.get(bucket)
         region = learnt or credentials.region or self._default_region
         if not region:
-            region = FALLBACK_REGION if self._endpoint else self._ask_region(bucket)
+            region = FALLBACK_REGION if self._endpoint else self._lookup_region(bucket)
         if not is_region(region):
-            raise DeliveryError(f"s3://{bucket}: {region!r} is not a region", remedy=Remedy.RETRY_SLOWLY)
+            raise DeliveryError(f"s3://{bucket}: {region!r} is not a region", retry_action=RetryAction.RETRY_SLOW)
         return region
 
-    def _ask_region(self, bucket: str) -> str:
+    def _lookup_region(self, bucket: str) -> str:
         origin, path = bucket_location(bucket)
         answer = self._client.request(f"HEAD s3://{bucket}", "HEAD", origin, path, headers={})
         region = answer.headers.get("x-amz-bucket-region") or ""
@@ -115,16 +119,16 @@ class S3Store:
             self._bucket_regions[bucket] = region
         return region
 
-    def _learn_time(self, bucket: str, fault: Fault, answer: Answer) -> bool:
-        server_now = answer.server_time()
+    def _learn_clock_offset(self, bucket: str, fault: S3ErrorBody, answer: HttpResponse) -> bool:
+        server_now = answer.date()
         if fault.code != "RequestTimeTooSkewed" or server_now is None:
             return False
         with self._lock:
-            self._ahead_s[bucket] = server_now - self._clock.now()
+            self._clock_offset_s[bucket] = server_now - self._clock.now()
         return True
 
 
-def _is_elsewhere(fault: Fault, region: str) -> bool:
+def _is_wrong_region(fault: S3ErrorBody, region: str) -> bool:
     is_wrong_region = fault.code in {"AuthorizationHeaderMalformed", "PermanentRedirect"} or fault.status == 301
     return is_wrong_region and fault.region != region and is_region(fault.region)
 

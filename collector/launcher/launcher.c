@@ -1,0 +1,83 @@
+/* sentinel-collector: starts Python where no variable of the environment can keep it from starting.
+ *
+ * The environment is meant for the job. PYTHONHOME, a module of PYTHONPATH that shadows the standard library or a bad
+ * PYTHONHASHSEED end an interpreter before its first line of ours. -E ignores these variables, -P the directory of the
+ * script. A shell could pass the flags too, but dash drops variables whose names are no identifiers (exported bash
+ * functions), adds PWD, and needs a process for what is not built in.
+ *
+ * The script beside this program has the same name and ".py"; the installer has written its interpreter into its first
+ * line. When that cannot be started, the job is run all the same, and one line says that it is not recorded.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MAX_PATH = 4096, NOT_EXECUTABLE = 126, NOT_FOUND = 127, FLAGS = 5 };
+
+static char script[MAX_PATH + 4];
+static char head[2 * MAX_PATH];
+
+/* The end of a word that begins at `text`: quoted, or up to the next space. The word is cut there. */
+static char *word(char *text) {
+    char quote = *text == '"' || *text == '\'' ? *text++ : 0;
+    char *end = text + (quote ? strcspn(text, (char[]){quote, 0}) : strcspn(text, " \n"));
+    *end = 0;
+    return text;
+}
+
+/* The interpreter of `script`, or NULL. Installers write "#!PATH", or, where the path is too long for the kernel or has
+ * a space, "#!/bin/sh" and a second line "'''exec' PATH "$0" "$@"". */
+static char *interpreter(void) {
+    static const char shell[] = "#!/bin/sh\n'''exec' ";
+    int file = open(script, O_RDONLY | O_CLOEXEC);
+    ssize_t size = file < 0 ? -1 : read(file, head, sizeof head - 1);
+    if (file >= 0) close(file);
+    if (size < 0) return NULL;
+    if (!strncmp(head, shell, sizeof shell - 1)) return word(head + sizeof shell - 1);
+    if (!strncmp(head, "#!/", 3)) return word(head + 2);
+    errno = ENOEXEC;
+    return NULL;
+}
+
+static int is_set(const char *name) {
+    const char *value = getenv(name);
+    return value && *value;
+}
+
+/* What stood in the way; the job is run without us where there is one. */
+static int run_unrecorded(char **argv) {
+    const char *reason = strerror(errno);
+    while (*argv && strcmp(*argv, "--")) argv++;
+    if (!*argv || !argv[1]) {
+        dprintf(2, "sentinel-collector: cannot start Python for %s: %s\n", script, reason);
+        return 1;
+    }
+    dprintf(2, "sentinel-collector: cannot start Python for %s: %s; the job runs and is not recorded\n", script, reason);
+    argv++;
+    execvp(argv[0], argv);
+    dprintf(2, "sentinel-collector: %s: %s\n", argv[0], strerror(errno));
+    return errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
+}
+
+int main(int argc, char **argv) {
+    ssize_t length = readlink("/proc/self/exe", script, MAX_PATH - 1);
+    if (length < 0) return run_unrecorded(argv);
+    memcpy(script + length, ".py", 4);
+    char *python = interpreter();
+    char **words = calloc((size_t)argc + FLAGS + 2, sizeof *words);
+    if (!python || !words) return run_unrecorded(argv);
+    char **next = words;
+    *next++ = python;
+    *next++ = "-E";
+    *next++ = "-P";
+    /* The two that say where Python may look and write. */
+    if (is_set("PYTHONNOUSERSITE")) *next++ = "-s";
+    if (is_set("PYTHONDONTWRITEBYTECODE")) *next++ = "-B";
+    *next++ = script;
+    for (char **one = argv + (argc > 0); *one; one++) *next++ = *one;
+    execv(python, words);
+    return run_unrecorded(argv);
+}
