@@ -12,6 +12,7 @@
 #   make machine  runs in whatever order things happen, for twenty minutes: make machine EXAMPLES=1000
 #   make lint     ruff and mypy
 #   make ci       lint and test, as .ci/run does
+#   make settings  write docs/settings.md and shell completion anew
 #   make bench    compare with the peer (benchmarks/README.md)
 #   make lock     write the lock files anew (needs uv)
 #   make clean    remove what was built
@@ -21,7 +22,7 @@ BIN := $(VENV)/bin
 # The first interpreter that is there, works and is new enough.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-SOURCES := $(shell find collector uploader protocol -name '*.py' -o -name '*.c') hatch_build.py pyproject.toml README.md LICENSE
+SOURCES := $(shell find collector uploader protocol -name '*.py' -o -name '*.c') hatch_build.py pyproject.toml README.md LICENSE $(wildcard completions/*/*)
 DEMO := $(CURDIR)/demo-data
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
@@ -34,7 +35,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-all test-docker test-crowd test-network chaos faults fuzz machine lint ci bench lock clean environment
+.PHONY: demo test test-all test-docker test-crowd test-network chaos faults fuzz machine lint ci settings bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -98,6 +99,9 @@ lint: environment
 	$(BIN)/mypy
 
 ci: lint test
+
+settings: environment
+	$(BIN)/python docs/generate.py
 
 bench: environment $(PEER)/.installed
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

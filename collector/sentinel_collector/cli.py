@@ -29,6 +29,7 @@ from sentinel_protocol.common.settings.sources import (
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
     from typing import Any
 
@@ -44,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     separator = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[separator + 1 :]
-    parser = build_parser(SETTINGS, "sentinel-collector", _DESCRIPTION)
-    parser.usage = "sentinel-collector [options] [-- COMMAND [ARG]...]"
-    parser.add_argument("--version", action="version", version=f"sentinel-collector {__version__}")
+    parser = make_parser()
     try:
         args, others = parser.parse_known_args(arguments[:separator])
     except SystemExit as ended:
@@ -66,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         console.error(str(error))
         return 2
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of what stands before `--`."""
+    parser = build_parser(SETTINGS, "sentinel-collector", _DESCRIPTION)
+    parser.usage = "sentinel-collector [options] [-- COMMAND [ARG]...]"
+    parser.add_argument("--version", action="version", version=f"sentinel-collector {__version__}")
+    return parser
 
 
 def _record_command(command: list[str], given: dict[str, Any], file: SettingsFile | None, console: Console) -> int:

@@ -6,7 +6,7 @@ import os
 
 from sentinel_protocol.common.api_url import API_URL_VARIABLE, api_url_error, redact_url
 from sentinel_protocol.common.errors import UsageError
-from sentinel_protocol.common.settings.model import Setting, boolean, choice, key_value, path, percent, seconds, text
+from sentinel_protocol.common.settings.model import boolean, choice, key_value, path, percent, seconds, setting, text
 from sentinel_protocol.common.settings.sources import merge_file_collecting_errors
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
@@ -23,12 +23,12 @@ _METADATA = (
     ("job_name", "name of the job"),
     ("stage_name", "name of the stage"),
     ("task_name", "name of the task"),
-    ("team", "who it is run for"),
+    ("team", "team that owns the job"),
     ("env", "environment, such as `dev` or `prod`"),
     ("language", "programming language"),
-    ("orchestrator", "what schedules the job"),
-    ("executor", "what executes it"),
-    ("external_run_id", "the run's id elsewhere"),
+    ("orchestrator", "program that schedules the job"),
+    ("executor", "program that executes the job"),
+    ("external_run_id", "the run's id in another system"),
     ("container_image", "image that the job runs in"),
 )
 METADATA_NAMES = tuple(name for name, _ in _METADATA)
@@ -54,196 +54,116 @@ def host_root(value: Any) -> str:
 
 
 SETTINGS = (
-    Setting(
-        name="pid",
-        flag="--pid",
-        parse=text,
-        metavar="PID",
-        help="track the process tree of a running process until it ends",
-    ),
-    Setting(
-        name="connect",
-        flag="--connect",
-        env="SENTINEL_CONNECT",
-        parse=text,
+    setting("pid", text, "PID", "track the process tree of a running process until it ends", env=None),
+    setting(
+        "connect",
+        text,
+        "URL",
+        "address of an uploader, `tcp://HOST:PORT` or `ipc:///PATH`; of several, each run picks one",
         repeatable=True,
-        metavar="URL",
         default_text="this user's own uploader, started when none runs",
-        help="address of an uploader, `tcp://HOST:PORT` or `ipc:///PATH`; of several, each run picks one",
     ),
-    Setting(
-        name="failover_after",
-        flag="--failover-after",
-        env="SENTINEL_FAILOVER_AFTER",
-        parse=seconds(minimum=1),
-        metavar="SECONDS",
+    setting(
+        "failover_after",
+        seconds(minimum=1),
+        "SECONDS",
+        "with several uploaders: a run moves to another when its own is away for so long",
         default=300.0,
-        help="with several uploaders: how long a run's own may be away before the run goes on at another",
     ),
-    Setting(
-        name="server_key",
-        flag="--server-key",
-        env="SENTINEL_SERVER_KEY",
-        parse=path,
+    setting(
+        "server_key",
+        path,
+        "FILE-OR-KEY",
+        "the uploader's public key, or the file that holds it; with several uploaders one for all or one each",
         repeatable=True,
-        metavar="FILE-OR-KEY",
-        help="the uploader's public key, or the file that holds it; with several uploaders one for all or one each",
     ),
-    Setting(
-        name="key",
-        flag="--key",
-        env="SENTINEL_KEY",
-        parse=path,
-        metavar="FILE",
-        help="this collector's secret key file, readable by its owner alone (`sentinel-uploader keys add`)",
+    setting(
+        "key",
+        path,
+        "FILE",
+        "this collector's secret key file, readable by its owner alone (`sentinel-uploader keys add`)",
     ),
-    Setting(
-        name="interval",
-        flag="--interval",
-        env="SENTINEL_INTERVAL",
-        parse=seconds(minimum=0.1, maximum=86_400),
-        metavar="SECONDS",
-        default=1.0,
-        help="time between samples",
-    ),
-    Setting(
-        name="accounting",
-        flag="--accounting",
-        env="SENTINEL_ACCOUNTING",
-        parse=choice("auto", "proc", "cgroup"),
-        metavar="HOW",
+    setting("interval", seconds(minimum=0.1, maximum=86_400), "SECONDS", "time between samples", default=1.0),
+    setting(
+        "accounting",
+        choice("auto", "proc", "cgroup"),
+        "HOW",
+        "source of the job's CPU time: `cgroup` (exact), `proc`, or `auto`: a cgroup if one can be created",
         default="auto",
-        help="how the job's CPU time is counted: `cgroup` (exact), `proc`, or `auto`: a cgroup where one can be had",
     ),
-    Setting(
-        name="pss_budget",
-        flag="--pss-budget",
-        env="SENTINEL_PSS_BUDGET",
-        parse=percent(),
-        metavar="PERCENT",
+    setting(
+        "pss_budget",
+        percent(),
+        "PERCENT",
+        "share of the time for reading the job's memory with shared pages counted once (PSS); "
+        "0: never, the RSS of all processes is added up",
         default=1.0,
-        help="how much of the time may go into reading the job's memory with shared pages counted once (PSS); "
-        "0: never, each process' RSS is added up",
     ),
-    Setting(
-        name="scope",
-        flag="--scope",
-        env="SENTINEL_SCOPE",
-        parse=choice("auto", "host", "container"),
-        metavar="WHOSE",
+    setting(
+        "scope",
+        choice("auto", "host", "container"),
+        "WHOSE",
+        "what the system columns describe: the `host`, the `container`, or `auto`: the container if it has limits",
         default="auto",
-        help="whose the system columns are: the `host`'s, the `container`'s, or `auto`: a container's if it has limits",
     ),
-    Setting(
-        name="host_root",
-        flag="--host-root",
-        env="SENTINEL_HOST_ROOT",
-        parse=host_root,
-        metavar="DIR",
-        help="where the machine's root directory is mounted, in a container that records the whole machine",
+    setting(
+        "host_root",
+        host_root,
+        "DIR",
+        "where the machine's root directory is mounted, in a container that records the whole machine",
     ),
-    Setting(
-        name="run_key",
-        flag="--run-key",
-        env="SENTINEL_RUN_KEY",
-        parse=run_key,
-        metavar="KEY",
+    setting(
+        "run_key",
+        run_key,
+        "KEY",
+        "identifies the run: a collector that is started again with it continues the run",
         default_text="from host, process and start time",
-        help="names the run: a collector that is started again with it continues the run",
     ),
-    Setting(
-        name="state_dir",
-        flag="--state-dir",
-        env="SENTINEL_STATE_DIR",
-        parse=path,
-        metavar="DIR",
+    setting(
+        "state_dir",
+        path,
+        "DIR",
+        "directory of undelivered samples",
         default_text="`$XDG_STATE_HOME/sentinel-stream/collector`",
-        help="where undelivered samples are kept",
     ),
-    Setting(
-        name="output",
-        flag="--output",
-        parse=path,
-        metavar="FILE",
-        help="also write the rows to a CSV file, as they are taken; one that is there is replaced, "
-        "its directories are made",
+    setting(
+        "output",
+        path,
+        "FILE",
+        "also write the rows to a CSV file as they are taken; an existing file is replaced, directories are created",
+        env=None,
     ),
-    Setting(
-        name="wait",
-        flag="--wait",
-        env="SENTINEL_WAIT",
-        parse=seconds(),
-        metavar="SECONDS",
+    setting(
+        "wait",
+        seconds(),
+        "SECONDS",
+        "how long to wait at the end for the run to be delivered",
         default_text="30; 0 with `--connect`",
-        help="how long to wait at the end for the run to be delivered",
     ),
-    Setting(
-        name="summary_json",
-        flag="--summary-json",
-        parse=path,
-        metavar="FILE",
-        help="write the figures of the run to a file; one that is there is replaced, its directories are made",
+    setting(
+        "summary_json",
+        path,
+        "FILE",
+        "write the figures of the run to a file; an existing file is replaced, directories are created",
+        env=None,
     ),
     *(
-        Setting(
-            name=name,
-            flag="--" + name.replace("_", "-"),
-            env="TRACKER_" + name.upper(),
-            parse=text,
-            metavar="TEXT",
-            help=f"metadata of the run: {words}",
-        )
-        for name, words in _METADATA
+        setting(name, text, "TEXT", f"metadata of the run: {meaning}", env=f"TRACKER_{name.upper()}")
+        for name, meaning in _METADATA
     ),
-    Setting(
-        name="tag",
-        flag="--tag",
-        env="SENTINEL_TAGS",
-        parse=key_value,
-        metavar="K=V",
-        help="metadata of the run: a tag; may be given several times",
-    ),
-    Setting(
-        name="command_line",
-        flag="--command-line",
-        env="SENTINEL_COMMAND_LINE",
-        parse=boolean,
+    setting("tag", key_value, "K=V", "metadata of the run: a tag; may be given several times", env="SENTINEL_TAGS"),
+    setting(
+        "command_line",
+        boolean,
+        None,
+        "put the job's command line into the run's metadata (`--no-command-line` leaves it out)",
         default=True,
-        help="put the job's command line into the run's metadata (`--no-command-line` leaves it out)",
     ),
-    Setting(
-        name="share_identity",
-        flag="--share-identity",
-        env="SENTINEL_SHARE_IDENTITY",
-        parse=boolean,
-        default=False,
-        help="tell host name, host id, address and cloud account",
-    ),
-    Setting(
-        name="no_cloud",
-        flag="--no-cloud",
-        env="SENTINEL_NO_CLOUD",
-        parse=boolean,
-        default=False,
-        help="do not ask the cloud provider's metadata service what machine this is",
-    ),
-    Setting(
-        name="insecure",
-        flag="--insecure",
-        env="SENTINEL_INSECURE",
-        parse=boolean,
-        default=False,
-        help="connect beyond this machine without keys",
-    ),
-    Setting(
-        name="quiet",
-        flag="--quiet",
-        env="SENTINEL_QUIET",
-        parse=boolean,
-        default=False,
-        help="no summary, and only errors on stderr",
-    ),
-    Setting(name="verbose", flag="--verbose", short="-v", parse=boolean, default=False, help="say more on stderr"),
+    setting("share_identity", boolean, None, "send host name, host id, address and cloud account", default=False),
+    setting("no_cloud", boolean, None, "do not ask the cloud provider's metadata service", default=False),
+    setting("insecure", boolean, None, "connect beyond this machine without keys", default=False),
+    setting("quiet", boolean, None, "print no summary, and only errors on stderr", default=False),
+    setting("verbose", boolean, None, "print more on stderr", env=None, short="-v", default=False),
 )
 
 

@@ -8,7 +8,7 @@ from fakes.uploader_harness import SPOOL_BYTES
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import ClientCurveKeys, read_key_pair
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.server.allow_list import AllowList
 from sentinel_uploader.server.connection_guard import ConnectionLimits
 from sentinel_uploader.server.fd_limits import connection_limits

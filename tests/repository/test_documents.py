@@ -1,42 +1,116 @@
-"""The README says what the commands do."""
+"""The documents and the shell completion say what the commands do."""
 
+import importlib.util
 import re
+import shutil
+import subprocess
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
 
 import pytest
+from fakes.process_harness import BIN
 from locations import ROOT
 
-from sentinel_collector.settings import SETTINGS as COLLECTOR_SETTINGS
-from sentinel_protocol.common.settings.model import Setting, markdown_table
-from sentinel_uploader.app.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS
 from sentinel_uploader.app.settings import SETTINGS as UPLOADER_SETTINGS
+from sentinel_uploader.limits import LIMIT_SETTINGS, ClientLimits, limits_of
 from sentinel_uploader.telemetry.counters import REJECT_REASONS
 
 README = ROOT / "README.md"
+COMPLETIONS = ROOT / "completions"
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_settings_page_and_completion_are_those_of_the_commands() -> None:
+    generate = generator()
+    files = dict(generate.generated())
+    assert len(files) == 7
+    for settings in generate.TABLES.values():
+        assert all(f"| `{setting.name}` | `{setting.flag}" in files[generate.PAGE] for setting in settings)
+    stale = [str(path) for path, content in files.items() if path.read_text(encoding="utf-8") != content]
+    assert not stale, "run: make settings"
+
+
+# Loads a completion file as bash does, and prints what it offers for the last word.
+_COMPLETE = """
+. "$1"; shift
+COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+function=$(complete -p "$1" | sed 's/.* -F \\([^ ]*\\) .*/\\1/')
+"$function" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}" 2>/dev/null
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"),
-    [("collector", COLLECTOR_SETTINGS), ("uploader", UPLOADER_SETTINGS)],
-    ids=["collector", "uploader"],
+    ("line", "offered"),
+    [
+        (["sentinel-collector", "--acc"], {"--accounting"}),
+        (["sentinel-collector", "--accounting", ""], {"auto", "proc", "cgroup"}),
+        (["sentinel-collector", "--scope", "c"], {"container"}),
+        (["sentinel-collector", "--config", "some"], {"some.toml", "somewhere"}),
+        (["sentinel-collector", "--interval", "2", "--state-dir", "some"], {"somewhere"}),
+        (["sentinel-collector", "--quiet", "--", "base6"], {"base64"}),
+        (["sentinel-collector", "--", "cat", "some."], {"some.toml"}),
+        (["sentinel-uploader", "d"], {"drain", "discard", "doctor"}),
+        (["sentinel-uploader", "--max-n"], {"--max-name"}),
+        (["sentinel-uploader", "drain", "--t"], {"--target", "--timeout"}),
+        (["sentinel-uploader", "serve", "--log-format", ""], {"text", "json"}),
+        (["sentinel-uploader", "status", "--"], {"--help", "--config", "--spool", "--json"}),
+        (["sentinel-uploader", "keys", "re"], {"revoke"}),
+        (["sentinel-uploader", "keys", "add", "--re"], {"--replace"}),
+        (["sentinel-uploader", "keys", "list", "--keys", "some"], {"somewhere"}),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
 )
-def test_configuration_tables_are_those_of_the_commands(name: str, settings: tuple[Setting, ...]) -> None:
-    written = re.search(rf"<!-- {name} settings -->\n(.*?)<!-- end -->", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert written is not None
-    # To mend it: put the output of `markdown_table` between the two marks.
-    assert written[1] == markdown_table(settings)
+def test_bash_completes(tmp_path: Path, line: list[str], offered: set[str]) -> None:
+    (tmp_path / "some.toml").touch()
+    (tmp_path / "somewhere").mkdir()
+    words = ["bash", "--norc", "-c", _COMPLETE, "bash", str(COMPLETIONS / "bash" / line[0]), *line]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_of_other_shells_has_no_syntax_error(shell: str) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"{shell} is not installed")
+    for path in (COMPLETIONS / shell).iterdir():
+        subprocess.run([program, "-n", str(path)], check=True)
+
+
+def test_the_wheel_installs_the_completion() -> None:
+    for place in ("bash-completion/completions/{}", "zsh/site-functions/_{}", "fish/vendor_completions.d/{}.fish"):
+        for name in ("sentinel-collector", "sentinel-uploader"):
+            assert (BIN.parent / "share" / place.format(name)).is_file()
 
 
 def test_every_limit_is_in_the_operator_s_table_and_every_reason_explained() -> None:
     text = (README.parent / "docs/operation.md").read_text(encoding="utf-8")
     table = text.partition("<!-- limits -->")[2].partition("<!-- end -->")[0]
-    for setting in LIMIT_SETTINGS:
-        assert f"`{setting.flag}`" in table
+    lines = table.splitlines()
+    for limit in fields(ClientLimits):
+        (line,) = [line for line in lines if f"`{limit.metadata['setting'].flag}`" in line]
+        assert f"`{limit.metadata['reason']}`" in line
+    assert {setting.name for setting in LIMIT_SETTINGS} <= {setting.name for setting in UPLOADER_SETTINGS}
     for reason in REJECT_REASONS:
         assert f"`{reason}`" in text
-    assert set(re.findall(r"`([a-z-]+)`", "".join(line.split("|")[4] for line in table.splitlines()[4:-1]))) <= set(
-        REJECT_REASONS
-    )
-    assert {setting.name for setting in LIMIT_SETTINGS} == set(LIMIT_NAMES.values())
+    assert set(re.findall(r"`([a-z-]+)`", "".join(line.split("|")[4] for line in lines[4:-1]))) <= set(REJECT_REASONS)
+
+
+def test_a_limit_s_default_is_that_of_its_setting() -> None:
+    defaults = {setting.name: setting.default_value() for setting in LIMIT_SETTINGS}
+    assert limits_of(defaults) == ClientLimits()
+    written = [(each.parse(each.format_default()), each.default) for each in LIMIT_SETTINGS if each.default is not None]
+    assert all(value == default for value, default in written)
 
 
 def test_documents_that_are_linked_exist() -> None:

@@ -276,8 +276,8 @@ def test_reader_that_has_seen_enough_and_a_user_who_interrupts_see_no_traceback(
     assert pipe.stderr == ""
     code = (
         "import signal, sys, os; from sentinel_uploader.cli import main as cli\n"
-        "def interrupted(words, environ): os.kill(os.getpid(), signal.SIGINT)\n"
-        "cli._COMMANDS['status'] = interrupted\n"
+        "def interrupted(args, environ): os.kill(os.getpid(), signal.SIGINT)\n"
+        "cli.COMMANDS['status'] = cli.COMMANDS['status']._replace(run=interrupted)\n"
         "sys.exit(cli.main(['status']))"
     )
     done = home.run(sys.executable, "-c", code)

@@ -16,7 +16,7 @@ from fakes.uploader_harness import hello, samples
 
 from sentinel_protocol.wire.messages import Ack, Hello, Ping, Reject, RejectCode, Samples, Welcome, encode
 from sentinel_protocol.wire.sample import Sample
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.server.fd_limits import connection_limits
 
 

@@ -20,7 +20,7 @@ from sentinel_protocol.wire.curve_keys import ClientCurveKeys, read_key_pair
 from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Ack, Finish, Hello, Reject, RejectCode, Samples, Welcome
 from sentinel_protocol.wire.sample import Sample
 from sentinel_uploader.app.settings import SETTINGS
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 
 SPOOL = 4 << 20
 CHUNK = 100

@@ -19,7 +19,7 @@ from sentinel_uploader.admin.requests import handle_requests
 from sentinel_uploader.delivery.executor import Backend, StepExecutor
 from sentinel_uploader.delivery.scheduler import Scheduler
 from sentinel_uploader.intake.loop import Intake
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.server.allow_list import AllowList
 from sentinel_uploader.server.fd_limits import connection_limits, raise_descriptor_limit

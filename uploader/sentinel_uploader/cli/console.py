@@ -1,5 +1,6 @@
-"""What a command prints: one place that knows of outputs that are closed, full, or left by their reader."""
+"""Output of the commands, where it may be closed, full, or left by its reader."""
 
+import json
 import os
 import sys
 from io import TextIOWrapper
@@ -8,22 +9,22 @@ from sentinel_protocol.common.errors import SentinelStreamError
 
 
 class OutputError(SentinelStreamError):
-    """What was asked for could not be written."""
+    """The output could not be written."""
 
 
 def write_output(text: str, *, required: bool = True) -> None:
-    """Write to the standard output, now; raises `OutputError`, or `BrokenPipeError` when its reader has gone.
+    """Write to the standard output and flush; raises `OutputError`, or `BrokenPipeError` when the reader has gone.
 
-    An output that is not `required` may be closed: nobody who starts a service without one asked for anything.
+    Unless `required`, a closed output is no error: a service may be started without one.
     """
-    # `None` when the process was started with it closed.
+    # Python has `None` here when the process was started with its output closed.
     if sys.stdout is None:
         if required:
             raise OutputError("cannot write the output: it is closed")
         return
     try:
         if isinstance(sys.stdout, TextIOWrapper):
-            # A name that the terminal's encoding does not have is no reason to say nothing. This writes what waits.
+            # Characters that the terminal's encoding lacks are escaped. This call also flushes.
             sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -34,17 +35,22 @@ def write_output(text: str, *, required: bool = True) -> None:
         raise OutputError(f"cannot write the output: {error.strerror}") from error
 
 
+def write_json(value: object) -> None:
+    """`write_output` as indented JSON."""
+    write_output(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def close_stdout() -> None:
-    """Let what is buffered go nowhere: it would be tried once more, with a traceback, at the end of the process."""
+    """Discard what is buffered: the interpreter would write it again at its end, and print a traceback."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_error(error: Exception, code: int) -> int:
-    """Say on the standard error, where there is one, what went wrong; returns the exit code."""
+    """Print an error on the standard error, if there is one; returns the exit code."""
     if sys.stderr is not None:
         try:
             print(f"sentinel-uploader: {error}", file=sys.stderr, flush=True)
         except OSError:
-            # Nobody is left to be told, and the exit code still tells it.
+            # The exit code still reports the error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return code

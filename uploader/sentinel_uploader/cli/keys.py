@@ -1,45 +1,44 @@
-"""`sentinel-uploader keys`: makes, lists and withdraws the keys of collectors."""
+"""`sentinel-uploader keys`: creates, lists and revokes the keys of collectors."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from sentinel_protocol.common.settings.sources import add_arguments, resolve
-from sentinel_uploader.app.settings import KEYS, key_store
-from sentinel_uploader.cli.console import write_output
+from sentinel_uploader.app.factory import key_store
+from sentinel_uploader.app.settings import KEYS as KEYS_DIR
+from sentinel_uploader.cli.command import Command
+from sentinel_uploader.cli.console import write_json, write_output
 from sentinel_uploader.server.key_store import ClientEntry, KeyStore
 
-_DESCRIPTION = """Keys of the uploader and of the clients that it lets in.
+_COMMANDS = {
+    "init": "create the uploader's key pair",
+    "add": "create a client's key pair and put it on the list; prints the settings of the client's collectors",
+    "list": "list the clients, revoked ones included",
+    "revoke": "take a client off the list; its open connections are closed within a second",
+}
 
-  keys init             make the uploader's own pair
-  keys add NAME         make a client's pair and put it on the list; prints the settings of the client's collectors
-  keys list             who is on the list, and who was
-  keys revoke NAME      take a client off the list: within a second it is out, also of open connections"""
 
-
-def run_keys(words: list[str], environ: Mapping[str, str]) -> int:
-    """Run one of the `keys` commands; raises `UsageError`."""
-    parser = argparse.ArgumentParser(
-        prog="sentinel-uploader keys",
-        description=_DESCRIPTION,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="init|add|list|revoke")
-    for name in ("init", "add", "list", "revoke"):
-        command = commands.add_parser(name, allow_abbrev=False)
-        add_arguments(command, (KEYS,))
+def _make_parser(prog: str, _summary: str) -> argparse.ArgumentParser:
+    description = "Keys of the uploader and of its clients."
+    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="|".join(_COMMANDS))
+    for name, meaning in _COMMANDS.items():
+        command = commands.add_parser(name, help=meaning, description=meaning, allow_abbrev=False)
+        add_arguments(command, (KEYS_DIR,))
         if name in {"add", "revoke"}:
             command.add_argument("name", metavar="NAME", help="letters, digits, '.', '_' and '-'")
         if name == "add":
             command.add_argument("--replace", action="store_true", help="a new key for a name that has or had one")
         if name == "list":
             command.add_argument("--json", action="store_true", help="for programs")
-    args = parser.parse_args(words)
-    store = key_store(resolve((KEYS,), args, environ, None)["keys"], environ)
+    return parser
+
+
+def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    store = key_store(resolve((KEYS_DIR,), args, environ, None)["keys"], environ)
     if args.command == "init":
         write_output(f"made {store.directory}, server key {store.init().hex()}\n")
     elif args.command == "add":
@@ -64,7 +63,7 @@ def _add(store: KeyStore, name: str, *, replace: bool) -> None:
 
 def _list(entries: list[ClientEntry], *, as_json: bool) -> None:
     if as_json:
-        write_output(json.dumps([_described(entry) for entry in entries], indent=2) + "\n")
+        write_json([_described(entry) for entry in entries])
         return
     rows = [("client", "state", "since", "public key")]
     rows += [(entry.name, _state(entry), _utc(entry.changed_at), entry.error or entry.key.hex()) for entry in entries]
@@ -91,3 +90,6 @@ def _state(entry: ClientEntry) -> str:
 
 def _utc(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+KEYS = Command("init, add NAME, list, revoke NAME: clients that may connect over a network", _run, "…", _make_parser)

@@ -7,7 +7,7 @@ from typing import Any
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target
-from sentinel_uploader.app.settings import key_store, spool_dir
+from sentinel_uploader.app.factory import key_store, spool_dir
 from sentinel_uploader.doctor.findings import Finding, Severity
 from sentinel_uploader.doctor.machine_checks import (
     check_descriptors,

@@ -7,11 +7,11 @@ from sentinel_protocol.wire.messages import Ack, Hello, Reject, RejectCode, Welc
 from sentinel_uploader.intake.answers import ResponseSender
 from sentinel_uploader.intake.backpressure import SpoolAvailability
 from sentinel_uploader.intake.left_behind import UndeliveredRunCounter
-from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.intake.responses import build_ack, build_late_finished
 from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import sanitize_hello, validate_hello
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.spool.database import SpoolError
 from sentinel_uploader.spool.run_record import OpenRun
 from sentinel_uploader.spool.store import Spool

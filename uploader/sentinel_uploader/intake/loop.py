@@ -14,11 +14,12 @@ from sentinel_protocol.wire.messages import Finish, Hello, Ping, Reject, RejectC
 from sentinel_uploader.intake.answers import ResponseSender
 from sentinel_uploader.intake.backpressure import SpoolAvailability, SpoolUnavailable
 from sentinel_uploader.intake.handshake import HandshakeHandler
-from sentinel_uploader.intake.rate_limiter import AdmissionDecision, ClientLimits, RateLimiter
+from sentinel_uploader.intake.rate_limiter import AdmissionDecision, RateLimiter
 from sentinel_uploader.intake.responses import build_ack, build_finished
 from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.write_batch import WriteBatch
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy, RunState
 from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
 from sentinel_uploader.spool.run_record import OpenRun, RunRecord

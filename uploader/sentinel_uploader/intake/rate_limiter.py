@@ -4,16 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-import msgspec
-
-from sentinel_protocol.wire.messages import (
-    MAX_COLLECTOR_FRAME_BYTES,
-    MAX_RUN_KEY_CHARS,
-    Hello,
-    Reject,
-    RejectCode,
-    Samples,
-)
+from sentinel_protocol.wire.messages import Hello, Reject, RejectCode, Samples
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.server.zmq_server import ReceivedMessage
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -21,29 +13,6 @@ HELLO_COST_ROWS = 20
 """A greeting costs as much as so many rows: it may write to the spool."""
 _MAX_BUCKETS = 10_000
 _NOTIFY_INTERVAL_S = 1.0
-
-
-class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What an uploader takes from its clients; `None` for connections: what the descriptor limit leaves."""
-
-    max_message_bytes: int = MAX_COLLECTOR_FRAME_BYTES
-    max_connections: int | None = None
-    max_client_connections: int | None = None
-    max_message_rows: int = 8192
-    """The shortest row takes 2 bytes on the wire, hundreds in memory."""
-    max_unread_bytes: int = 8 << 20
-    max_extra_frames: int = 20_000
-    max_client_runs: int = 10_000
-    max_client_rows_per_s: int = 10_000
-    burst_s: float = 10.0
-    """So many seconds' worth of rows may come at once: a collector that catches up after a while away."""
-    max_rejected_messages: int = 10_000
-    """So many beyond its rate a client may send before its connection is cut: no collector of ours sends one on."""
-    spool_share: float = 0.5
-    """Of the whole, at most, while there are other clients."""
-    max_metadata_bytes: int = 16 << 10
-    max_run_key_chars: int = MAX_RUN_KEY_CHARS
-    max_name_chars: int = 64
 
 
 class AdmissionDecision(NamedTuple):

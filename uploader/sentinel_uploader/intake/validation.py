@@ -15,7 +15,7 @@ from sentinel_protocol.wire.messages import (
     RejectCode,
     Samples,
 )
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.util.json_safe import to_json_safe
 
 MAX_INCARNATION_CHARS = 64

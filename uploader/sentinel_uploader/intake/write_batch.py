@@ -6,11 +6,11 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Finish, Reject, RejectCode, Samples, encode
 from sentinel_uploader.intake.answers import ResponseSender
 from sentinel_uploader.intake.backpressure import SpoolAvailability
-from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.intake.responses import build_ack
 from sentinel_uploader.intake.sessions import CollectorSession
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.spool.database import SpoolError, SpoolFullError
 from sentinel_uploader.spool.run_record import OpenRun

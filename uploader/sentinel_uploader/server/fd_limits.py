@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.server.connection_guard import ConnectionLimits as DoorLimits
 
 log = logging.getLogger(__name__)

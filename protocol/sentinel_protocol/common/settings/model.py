@@ -1,10 +1,11 @@
-"""What a command's settings are: each described once, in a table, with what its value may be.
+"""A command's settings: each is declared once, as a row of the command's table.
 
-Where values come from: `sentinel_protocol.common.settings.sources`.
+The flag, the environment variable, the TOML key, the help text, `docs/settings.md` and shell completion all come from
+the row. `sentinel_protocol.common.settings.sources` reads the values.
 
-Secrets are never settings: a wrong value is shown in the error, and flags are seen by everybody on the machine.
+Secrets are never settings: errors quote wrong values, and every user of the machine can see flags.
 
-Imported before the job starts: nothing of weight.
+The collector imports this before its job starts, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import os
 
 from sentinel_protocol.common.errors import UsageError
 
-TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
+TYPE_CHECKING = False  # `typing` itself would delay the job's start by milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
     Parse = Callable[[Any], Any]
+else:
+    Parse = object
 
 INFINITY = float("inf")
-_MAX_SHOWN_CHARS = 80
+_MAX_QUOTED_CHARS = 80
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
 _SIZE_UNITS = {
@@ -39,13 +42,14 @@ _SIZE_UNITS = {
 
 
 class Setting:
-    """One row of a command's table.
+    """One row of a command's table; `setting` makes one with the usual flag and variable.
 
-    `name` is the key in the TOML file and in the result. `parse` turns text (flag, environment) or a TOML value
-    into the result's value and raises `ValueError` or `UsageError` with what it must be; `boolean` makes the flag a
-    switch, `key_value` makes the setting a map (a table in the file). A `repeatable` setting is a list: flag by
-    flag, separated by commas in the environment, a list in the file. `default` is the value itself or the text of
-    one (`"2GiB"`); `default_text` describes one that is only known later.
+    `name` is the TOML key, and the key of the value in the result. `parse` converts the text of a flag or variable, or
+    a TOML value; it raises `ValueError` or `UsageError` that says what the value must be. With `boolean` the flag is a
+    switch, with `key_value` the setting is a map (a table in the file). A `repeatable` setting is a list: one item for
+    each flag, separated by commas in the environment, a list in the file. `metavar` also tells shell completion what
+    to offer: files for `FILE`, directories for `DIR`. `default` is a value or its text (`"2GiB"`); `default_text`
+    describes a default that is computed later.
     """
 
     __slots__ = ("default", "default_text", "env", "flag", "help", "metavar", "name", "parse", "repeatable", "short")
@@ -56,7 +60,7 @@ class Setting:
         name: str,
         flag: str | None,
         parse: Parse,
-        help: str,  # noqa: A002 - the word that argparse has for it, and a keyword only
+        help: str,  # noqa: A002 - argparse's word for it, and keyword-only
         default: Any = None,
         env: str | None = None,
         metavar: str | None = None,
@@ -81,26 +85,26 @@ class Setting:
         return self.repeatable or self.parse is key_value
 
     def default_value(self) -> Any:
-        """A new copy of the default, parsed where it is text."""
+        """Return a new copy of the default, parsed if it is text."""
         if self.is_multi_valued:
             return self.parse_value(self.default or [], "default")
         return self.parse(self.default) if isinstance(self.default, str) else self.default
 
     def format_default(self) -> str | None:
-        """Return the default as a person would write it, `None` where there is none."""
+        """Return the default as a user would write it, `None` without one."""
         default = self.default
         if self.default_text is not None:
             return self.default_text
         if isinstance(default, bool):
             return "on" if default else None
         if isinstance(default, int | float):
-            return _format_number(default)
+            return _format_size(int(default)) if self.metavar == "SIZE" else _format_number(default)
         if isinstance(default, dict):
             default = [f"{key}={value}" for key, value in default.items()]
         return ", ".join(_split_items(default or ())) or None
 
     def parse_value(self, value: Any, source: str) -> Any:
-        """Parse what one source says, a list or a map item by item.
+        """Parse the value that one source gives, a list or a map item by item.
 
         Raises `UsageError` that names the source and the value.
         """
@@ -110,6 +114,24 @@ class Setting:
             return {key: _parse_one(_map_value, item, f"{source}.{key}") for key, item in value.items()}
         items = [_parse_one(self.parse, item, source) for item in _split_items(value)]
         return dict(items) if self.parse is key_value else items
+
+
+def setting(
+    name: str,
+    parse: Parse,
+    metavar: str | None,
+    help: str,  # noqa: A002 - argparse's word for it
+    *,
+    env: str | None = "",
+    **facts: Any,
+) -> Setting:
+    """Declare a setting: `spool_max` has the flag `--spool-max` and the variable `SENTINEL_SPOOL_MAX`.
+
+    `env` names another variable; `None` is for settings of a single call.
+    """
+    flag = "--" + name.replace("_", "-")
+    env = f"SENTINEL_{name.upper()}" if env == "" else env
+    return Setting(name=name, flag=flag, parse=parse, metavar=metavar, help=help, env=env, **facts)
 
 
 def seconds(*, minimum: float = 0.0, maximum: float = INFINITY) -> Parse:
@@ -124,7 +146,7 @@ def percent(*, minimum: float = 0.0, maximum: float = 100.0) -> Parse:
 
 def integer(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
     """A whole number."""
-    expected = f"a whole number{_bounds(minimum, maximum)}"
+    expected = f"a whole number{_format_bounds(minimum, maximum)}"
 
     def parse(value: Any) -> int:
         number = _number("" if isinstance(value, float) else value, int, expected)
@@ -134,8 +156,11 @@ def integer(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
 
 
 def size(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
-    """A number of bytes: `2GiB`, `128KiB`, `500MB`, `1.5 GB` or plain bytes. `K`, `M`, `G` alone mean two things."""
-    expected = f"a size such as 2GiB, 500MB or a number of bytes{_bounds(minimum, maximum)}"
+    """A number of bytes: `2GiB`, `128KiB`, `500MB`, `1.5 GB` or plain bytes.
+
+    `K`, `M` and `G` alone are refused: some programs count them by 1000, others by 1024.
+    """
+    expected = f"a size such as 2GiB, 500MB or a number of bytes{_format_bounds(minimum, maximum)}"
 
     def parse(value: Any) -> int:
         written = "" if isinstance(value, float) else str(value).strip()
@@ -149,16 +174,19 @@ def size(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
     return parse
 
 
-def choice(*options: str) -> Parse:
+class choice:  # noqa: N801 - stands in tables beside `seconds` and `size`
     """One of the options."""
-    expected = "one of " + ", ".join(options)
 
-    def parse(value: Any) -> str:
-        if value not in options:
-            raise ValueError(f"must be {expected}")
+    __slots__ = ("options",)
+
+    def __init__(self, *options: str) -> None:
+        self.options = options
+
+    def __call__(self, value: Any) -> str:
+        """Return the value; raises `ValueError` if it is no option."""
+        if value not in self.options:
+            raise ValueError("must be one of " + ", ".join(self.options))
         return str(value)
-
-    return parse
 
 
 def text(value: Any) -> str:
@@ -169,7 +197,7 @@ def text(value: Any) -> str:
 
 
 def path(value: Any) -> str:
-    """A file or directory; `~` is expanded, since no shell has done so in a file."""
+    """A file or directory; `~` is expanded here because no shell expands it in a file."""
     return os.path.expanduser(text(value))
 
 
@@ -194,18 +222,18 @@ def key_value(value: Any) -> tuple[str, str]:
 def markdown_table(settings: Sequence[Setting]) -> str:
     """Return the table for the documentation, one line a setting, `\\n` after each."""
     lines = ["| key | flag | environment | default | meaning |", "| --- | --- | --- | --- | --- |"]
-    for setting in settings:
-        flag = setting.flag and " ".join(filter(None, (setting.flag, setting.metavar)))
-        default = setting.format_default()
-        cells = (_code(setting.name), _code(flag), _code(setting.env), default or "", setting.help)
+    for each in settings:
+        flag = each.flag and " ".join(filter(None, (each.flag, each.metavar)))
+        code = [f"`{word}`" if word else "" for word in (each.name, flag, each.env)]
+        cells = (*code, each.format_default() or "", each.help)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def abbreviate(value: Any) -> str:
-    """Return a wrong value for an error, cut where it is long."""
-    words = repr(value)
-    return words if len(words) <= _MAX_SHOWN_CHARS else words[: _MAX_SHOWN_CHARS - 1] + "…"
+    """Return a wrong value for an error message, cut if it is long."""
+    quoted = repr(value)
+    return quoted if len(quoted) <= _MAX_QUOTED_CHARS else quoted[: _MAX_QUOTED_CHARS - 1] + "…"
 
 
 def _parse_one(parse: Parse, value: Any, source: str) -> Any:
@@ -222,7 +250,7 @@ def _split_items(value: Any) -> list[Any]:
 
 
 def _map_value(value: Any) -> str:
-    """A map's value is text; TOML's other plain values are written as TOML has them."""
+    """Return a map's value as text; booleans and numbers are written as in TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int | float):
@@ -231,13 +259,8 @@ def _map_value(value: Any) -> str:
 
 
 def _float_parser(kind: str, minimum: float, maximum: float) -> Parse:
-    expected = f"{kind}{_bounds(minimum, maximum)}"
-
-    def parse(value: Any) -> float:
-        number = _number(value, float, expected)
-        return float(_check_range(number, minimum, maximum, expected))
-
-    return parse
+    expected = f"{kind}{_format_bounds(minimum, maximum)}"
+    return lambda value: float(_check_range(_number(value, float, expected), minimum, maximum, expected))
 
 
 def _number(value: Any, kind: type[int] | type[float], expected: str) -> float:
@@ -249,13 +272,13 @@ def _number(value: Any, kind: type[int] | type[float], expected: str) -> float:
 
 
 def _check_range(number: float, minimum: float, maximum: float, expected: str) -> float:
-    """Refuse what is out of bounds, not a number or infinite."""
+    """Return the number; raises `ValueError` if it is out of bounds, infinite or NaN."""
     if not minimum <= number <= maximum or number == INFINITY:
         raise ValueError(f"must be {expected}")
     return number
 
 
-def _bounds(minimum: float, maximum: float) -> str:
+def _format_bounds(minimum: float, maximum: float) -> str:
     if maximum == INFINITY:
         return f", at least {_format_number(minimum)}"
     return f" from {_format_number(minimum)} to {_format_number(maximum)}"
@@ -265,5 +288,8 @@ def _format_number(number: float) -> str:
     return f"{number:g}" if isinstance(number, float) else str(number)
 
 
-def _code(word: str | None) -> str:
-    return f"`{word}`" if word else ""
+def _format_size(size_bytes: int) -> str:
+    for unit in ("GiB", "MiB", "KiB"):
+        if size_bytes % _SIZE_UNITS[unit.lower()] == 0:
+            return f"{size_bytes // _SIZE_UNITS[unit.lower()]}{unit}"
+    return str(size_bytes)
