@@ -12,9 +12,11 @@ from sentinel_collector.sampling.cpu_source import CpuTimeSource
 from sentinel_collector.sampling.timestamps import MonotonicTimestamps
 from sentinel_collector.sensors.baseline import Baseline
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
-from sentinel_collector.sensors.gpu.interface import NO_GPU, GpuReading, GpuSensor
 from sentinel_collector.sensors.interfaces import (
+    NO_GPU,
     Accounting,
+    GpuReading,
+    GpuSensor,
     Reap,
     SystemReading,
     SystemSensors,

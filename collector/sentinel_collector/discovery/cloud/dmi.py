@@ -5,7 +5,7 @@ its data sources (AliYun, Akamai, Azure, DigitalOcean, Ec2, Exoscale, GCE, Hetzn
 UpCloud, Vultr), and Amazon's page "Identify EC2 instances" for the BIOS version of Xen instances.
 """
 
-from sentinel_collector.sensors.procfs import read_file
+from sentinel_collector.procfs import read_file
 
 DMI_DIR = "/sys/class/dmi/id"
 _MAX_VALUE_BYTES = 256

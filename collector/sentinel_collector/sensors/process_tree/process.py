@@ -3,10 +3,10 @@
 import os
 from typing import TYPE_CHECKING
 
+from sentinel_collector.procfs import STAT_PARENT, STAT_START, STAT_STATE, STAT_THREADS, FdBudget, ProcFile, stat_fields
 from sentinel_collector.sensors.linux.byte_counters import parse_pair
 from sentinel_collector.sensors.linux.cpu import TICK_US
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
-from sentinel_collector.sensors.procfs import FdBudget, ProcFile, stat_fields
 
 if TYPE_CHECKING:
     from sentinel_collector.sensors.process_tree.fork_groups import ForkGroup
@@ -21,8 +21,8 @@ class TrackedProcess:
     """A process by pid and start time. All reading ends quietly when it is gone."""
 
     __slots__ = (
+        "_budget",
         "_children_files",
-        "_descriptors",
         "_directory",
         "_io_file",
         "_last_io",
@@ -40,7 +40,7 @@ class TrackedProcess:
         "threads",
     )
 
-    def __init__(self, pid: int, *, proc: str, descriptors: FdBudget, parent: ProcessAccount | None) -> None:
+    def __init__(self, pid: int, *, proc: str, budget: FdBudget, parent: ProcessAccount | None) -> None:
         self.pid = pid
         self.start = b""
         """Ticks after boot, as the kernel writes them; empty until the first reading."""
@@ -53,10 +53,10 @@ class TrackedProcess:
         self.io_readable: bool | None = None
         self.account = ProcessAccount(parent)
         self.pss = PssState()
-        self._descriptors = descriptors
+        self._budget = budget
         self._directory = f"{proc}/{pid}"
-        self._stat_file = ProcFile(f"{self._directory}/stat", descriptors)
-        self._io_file = ProcFile(f"{self._directory}/io", descriptors)
+        self._stat_file = ProcFile(f"{self._directory}/stat", budget)
+        self._io_file = ProcFile(f"{self._directory}/io", budget)
         self._children_files: dict[str, ProcFile] = {}
         self._last_stat = b""
         self._last_io = b""
@@ -85,7 +85,7 @@ class TrackedProcess:
             return False
         except (OSError, ValueError):
             return True
-        return not _is_zombie(fields) and (not self.start or fields[19] == self.start)
+        return not _is_zombie(fields) and (not self.start or fields[STAT_START] == self.start)
 
     def children(self) -> list[int]:
         """Children of all its threads (`/proc/PID/task/TID/children`)."""
@@ -103,7 +103,7 @@ class TrackedProcess:
         for name in names:
             file = files.get(name)
             if file is None:
-                file = files[name] = ProcFile(f"{self._directory}/task/{name}/children", self._descriptors)
+                file = files[name] = ProcFile(f"{self._directory}/task/{name}/children", self._budget)
             try:
                 data = file.read_list()
             except OSError:
@@ -133,12 +133,13 @@ class TrackedProcess:
         try:
             fields = stat_fields(data, _STAT_FIELDS)
             times = [int(field) * TICK_US for field in fields[11:15]]
-            parent_pid, faults, threads, rss = int(fields[1]), int(fields[7]), int(fields[17]), int(fields[21])
+            parent_pid, threads = int(fields[STAT_PARENT]), int(fields[STAT_THREADS])
+            faults, rss = int(fields[7]), int(fields[21])
         except ValueError:
             return bool(self.start)
-        if self.start and fields[19] != self.start:
+        if self.start and fields[STAT_START] != self.start:
             return False
-        self.start = fields[19]
+        self.start = fields[STAT_START]
         self.is_zombie = _is_zombie(fields)
         self.parent_pid, self.faults, self.threads, self.rss_kib = parent_pid, faults, threads, rss * PAGE_KIB
         ledger.count_cpu(self.account, (times[0], times[1]), (times[2], times[3]))
@@ -170,7 +171,7 @@ class TrackedProcess:
 
 def _is_zombie(fields: list[bytes]) -> bool:
     """Whether a process has ended and waits to be reaped; one whose main thread alone has ended says Z too."""
-    return fields[0] in b"ZXx" and fields[17] in {b"0", b"1"}
+    return fields[STAT_STATE] in b"ZXx" and fields[STAT_THREADS] in {b"0", b"1"}
 
 
 class PssState:
