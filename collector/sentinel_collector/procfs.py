@@ -139,6 +139,12 @@ def read_whole(path: str) -> bytes:
     return data
 
 
+def peak_rss_kib(status: bytes) -> int:
+    """Return `VmHWM` of `/proc/PID/status`, 0 where it is missing; raises `ValueError` or `IndexError`."""
+    _, found, rest = status.partition(b"\nVmHWM:")
+    return int(rest.split(None, 1)[0]) if found else 0
+
+
 def link_target(path: str) -> str:
     """Return where a symbolic link leads, empty when there is none."""
     try:

@@ -355,7 +355,7 @@ def test_another_users_tree_is_read_as_far_as_allowed(start: Callable[..., subpr
 import json, os, sys
 from sentinel_collector.sensors.process_tree.tree import ProcessTree
 from sentinel_protocol.common.clock import SystemClock
-import sentinel_collector.sensors.process_tree.children, sentinel_collector.sensors.process_tree.pss_meter
+import sentinel_collector.sensors.process_tree.children, sentinel_collector.sensors.process_tree.pss_estimator
 os.setgid(65534)
 os.setuid(65534)
 tree = ProcessTree(clock=SystemClock(), root_pid=int(sys.argv[1]), own_child=False, interval_s=1.0)

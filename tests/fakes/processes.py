@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sentinel_collector.procfs import FdBudget
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger
-from sentinel_collector.sensors.process_tree.process import PAGE_KIB, TrackedProcess
+from sentinel_collector.sensors.process_tree.process import TrackedProcess
+from sentinel_collector.sensors.process_tree.pss_state import PAGE_KIB
 
 
 class CostlyClock:

@@ -17,7 +17,7 @@ from sentinel_collector.sensors.interfaces import Reap, TreeReading
 from sentinel_collector.sensors.process_tree.children import children_by_parent, has_children_files
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
 from sentinel_collector.sensors.process_tree.process import TrackedProcess
-from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE, PssEstimator
+from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE, PssEstimator
 from sentinel_protocol.common.clock import Clock
 
 _SEARCHES_AFTER_CHANGE = 2
