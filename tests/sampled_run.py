@@ -17,7 +17,7 @@ import msgspec
 
 from sentinel_collector.sampling.sampler import Sampler
 from sentinel_collector.sensors import baseline
-from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE
+from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE
 from sentinel_collector.sensors.process_tree.subreaper import set_subreaper
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.wire.sample import COLUMNS, Sample
