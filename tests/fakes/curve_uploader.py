@@ -8,7 +8,7 @@ from fakes.uploader_harness import SPOOL_BYTES
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.server.allow_list import AllowList
 from sentinel_uploader.server.connection_guard import ConnectionLimits
 from sentinel_uploader.server.fd_limits import connection_limits
@@ -41,7 +41,7 @@ class Guarded(Listening):
             [parse_address(url, bind=True)],
             allow_list=self.allow_list,
             limits=limits or connection_limits(asked or ClientLimits()),
-            events=RejectionLog(counters, SystemClock()),
+            rejections=RejectionLog(counters, SystemClock()),
         )
         super().__init__(
             directory / "spool",

@@ -7,8 +7,9 @@ from locations import ROOT
 
 from sentinel_collector.settings import SETTINGS as COLLECTOR_SETTINGS
 from sentinel_protocol.common.settings.model import Setting, markdown_table
-from sentinel_uploader.app.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS
+from sentinel_uploader.app.limit_settings import LIMIT_SETTINGS
 from sentinel_uploader.app.settings import SETTINGS as UPLOADER_SETTINGS
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.telemetry.counters import REJECT_REASONS
 
 README = ROOT / "README.md"
@@ -36,7 +37,7 @@ def test_every_limit_is_in_the_operator_s_table_and_every_reason_explained() -> 
     assert set(re.findall(r"`([a-z-]+)`", "".join(line.split("|")[4] for line in table.splitlines()[4:-1]))) <= set(
         REJECT_REASONS
     )
-    assert {setting.name for setting in LIMIT_SETTINGS} == set(LIMIT_NAMES.values())
+    assert {setting.name for setting in LIMIT_SETTINGS} == set(ClientLimits.__struct_fields__)
 
 
 def test_documents_that_are_linked_exist() -> None:

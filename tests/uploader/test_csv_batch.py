@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Samples, encode
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
 from sentinel_uploader.delivery.csv_batch import compress, csv_text, decode_frames, object_uri, rows_of_body
-from sentinel_uploader.intake.rate_limiter import ClientLimits
 from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish, validate_hello
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.spool.run_record import Run, new_record
 
 

@@ -20,7 +20,7 @@ from sentinel_protocol.wire.curve_keys import LinkKeys, read_pair
 from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Ack, Finish, Hello, Reject, RejectCode, Samples, Welcome
 from sentinel_protocol.wire.sample import Sample
 from sentinel_uploader.app.settings import SETTINGS
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 
 SPOOL = 4 << 20
 CHUNK = 100
@@ -46,7 +46,7 @@ def held(guarded: Guarded, name: str) -> int:
 
 
 def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
+    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows=1 << 30))
     try:
         with collectors_of(guarded.url) as collectors:
             keys = {name: guarded.key_of(name) for name in ("bad", "worse", "good")}
@@ -78,7 +78,7 @@ def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_client_that_is_alone_may_use_all(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
+    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows=1 << 30))
     try:
         with collectors_of(guarded.url) as collectors:
             only = collectors.connect(keys=guarded.key_of("only"), receives=100_000)

@@ -2,7 +2,7 @@
 
 from sentinel_protocol.common.settings.model import Setting, integer, seconds, size
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_RUN_KEY_CHARS
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 
 _DEFAULTS = ClientLimits()
 
@@ -15,24 +15,6 @@ def percentage(value: object) -> float:
         raise ValueError("must be a percentage from 1% to 100%")
     return int(digits) / 100
 
-
-LIMIT_NAMES = {
-    "max_message_bytes": "max_message",
-    "max_connections": "max_connections",
-    "max_client_connections": "max_client_connections",
-    "max_message_rows": "max_message_rows",
-    "max_unread_bytes": "max_unread",
-    "max_extra_frames": "max_surplus_frames",
-    "burst_s": "client_burst",
-    "max_rejected_messages": "max_surplus_messages",
-    "max_client_runs": "max_client_runs",
-    "max_client_rows_per_s": "max_client_rows",
-    "spool_share": "client_spool_share",
-    "max_metadata_bytes": "max_metadata",
-    "max_run_key_chars": "max_run_key",
-    "max_name_chars": "max_name",
-}
-"""The setting of each field of `ClientLimits`."""
 
 LIMIT_SETTINGS = (
     Setting(
@@ -68,7 +50,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_CLIENT_ROWS",
         parse=integer(minimum=100),
         metavar="N",
-        default=_DEFAULTS.max_client_rows_per_s,
+        default=_DEFAULTS.max_client_rows,
         help="samples a second from one client (a connection, on links without keys)",
     ),
     Setting(
@@ -86,7 +68,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_CLIENT_BURST",
         parse=seconds(minimum=1, maximum=3600),
         metavar="SECONDS",
-        default=_DEFAULTS.burst_s,
+        default=_DEFAULTS.client_burst,
         help="so many seconds' worth of these samples may come at once, from one that catches up",
     ),
     Setting(
@@ -95,7 +77,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_SURPLUS_MESSAGES",
         parse=integer(minimum=100),
         metavar="N",
-        default=_DEFAULTS.max_rejected_messages,
+        default=_DEFAULTS.max_surplus_messages,
         help="messages on end beyond these samples after which the connection is cut",
     ),
     Setting(
@@ -132,7 +114,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_SURPLUS_FRAMES",
         parse=integer(minimum=1),
         metavar="N",
-        default=_DEFAULTS.max_extra_frames,
+        default=_DEFAULTS.max_surplus_frames,
         help="frames beyond one a message that a connection may send before it is cut",
     ),
     Setting(
@@ -150,7 +132,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_RUN_KEY",
         parse=integer(minimum=50, maximum=MAX_RUN_KEY_CHARS),
         metavar="CHARS",
-        default=_DEFAULTS.max_run_key_chars,
+        default=_DEFAULTS.max_run_key,
         help="length of a run key",
     ),
     Setting(
@@ -159,7 +141,7 @@ LIMIT_SETTINGS = (
         env="SENTINEL_MAX_NAME",
         parse=integer(minimum=32, maximum=1000),
         metavar="CHARS",
-        default=_DEFAULTS.max_name_chars,
+        default=_DEFAULTS.max_name,
         help="length of a name in the metadata, tags included",
     ),
 )

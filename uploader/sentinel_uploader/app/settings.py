@@ -11,12 +11,12 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, agent_place, default_target
 from sentinel_protocol.common.paths import make_socket_dir, state_home
 from sentinel_protocol.common.settings.model import Setting, boolean, choice, path, seconds, size, text
-from sentinel_uploader.app.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS
-from sentinel_uploader.app.service import ServiceConfig
+from sentinel_uploader.app.config import ServiceConfig
+from sentinel_uploader.app.limit_settings import LIMIT_SETTINGS
 from sentinel_uploader.backends.local.run_files import LocalSentinelAPI
 from sentinel_uploader.backends.objectstore.local import DirectoryStore
 from sentinel_uploader.delivery.executor import Target
-from sentinel_uploader.intake.rate_limiter import ClientLimits
+from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
@@ -175,7 +175,7 @@ def service_config(
     return ServiceConfig(
         addresses=addresses,
         keys=store if has_keys else None,
-        limits=ClientLimits(**{name: values[setting] for name, setting in LIMIT_NAMES.items()}),
+        limits=ClientLimits(**{setting.name: values[setting.name] for setting in LIMIT_SETTINGS}),
         spool_dir=spool_dir(values, environ),
         spool_max_bytes=values["spool_max"],
         policy=Policy(

@@ -27,14 +27,8 @@ from sentinel_protocol.common.settings.sources import (
 )
 from sentinel_uploader.admin.client import request_change, request_drain
 from sentinel_uploader.admin.requests import DISCARD, RETRY
-from sentinel_uploader.admin.status import (
-    NoSpoolError,
-    describe_run,
-    is_undelivered,
-    matches,
-    read_status,
-    status_text,
-)
+from sentinel_uploader.admin.status_reader import NoSpoolError, is_undelivered, matches, read_status
+from sentinel_uploader.admin.status_table import describe_run, status_text
 from sentinel_uploader.app.service import Service
 from sentinel_uploader.app.settings import (
     FIND_SPOOL,
