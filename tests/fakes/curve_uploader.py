@@ -41,7 +41,7 @@ class Guarded(Listening):
             [parse_address(url, bind=True)],
             allow_list=self.allow_list,
             limits=limits or connection_limits(asked or ClientLimits()),
-            events=RejectionLog(counters, SystemClock()),
+            rejections=RejectionLog(counters, SystemClock()),
         )
         super().__init__(
             directory / "spool",
