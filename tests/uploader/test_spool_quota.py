@@ -46,7 +46,7 @@ def held(guarded: Guarded, name: str) -> int:
 
 
 def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows=1 << 30))
+    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
     try:
         with collectors_of(guarded.url) as collectors:
             keys = {name: guarded.key_of(name) for name in ("bad", "worse", "good")}
@@ -78,7 +78,7 @@ def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_client_that_is_alone_may_use_all(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows=1 << 30))
+    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
     try:
         with collectors_of(guarded.url) as collectors:
             only = collectors.connect(keys=guarded.key_of("only"), receives=100_000)

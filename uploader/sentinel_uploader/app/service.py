@@ -14,8 +14,6 @@ from sentinel_uploader.app.config import ServiceConfig
 from sentinel_uploader.delivery.executor import Backend, StepExecutor
 from sentinel_uploader.delivery.scheduler import Scheduler
 from sentinel_uploader.intake.loop import Intake
-from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.lifecycle import Policy
 from sentinel_uploader.server.allow_list import AllowList
 from sentinel_uploader.server.fd_limits import connection_limits, raise_descriptor_limit
 from sentinel_uploader.server.rejection_log import RejectionLog
@@ -149,7 +147,7 @@ class Service:
             allow_list=self._allow_list,
             limits=connection_limits(self._config.limits),
             # What is a little too big is answered; what is twice too big costs its sender the connection.
-            max_frame_bytes=2 * self._config.limits.max_message,
+            max_frame_bytes=2 * self._config.limits.max_message_bytes,
             rejections=RejectionLog(self._counters, self._clock),
             clock=self._clock,
         )

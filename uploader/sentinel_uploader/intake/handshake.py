@@ -134,6 +134,6 @@ class UndeliveredRunCounter:
 
 
 def _is_undelivered(record: RunRecord, ended_before: float) -> bool:
-    if record.state is RunState.PARKED:
+    if record.state is RunState.QUARANTINED:
         return True
     return record.finish is not None and not record.is_over and record.finish.time < ended_before

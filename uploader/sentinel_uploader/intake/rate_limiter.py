@@ -59,9 +59,9 @@ class RateLimiter:
 
     def check(self, received: ReceivedMessage, owner: str, now: float) -> AdmissionDecision:
         """Decide whether the message is read; `now` is monotonic seconds."""
-        if len(received.frame) > self._limits.max_message:
+        if len(received.frame) > self._limits.max_message_bytes:
             self._counters.count_rejection(owner, "message-size")
-            text = f"a message has at most {self._limits.max_message} bytes"
+            text = f"a message has at most {self._limits.max_message_bytes} bytes"
             return AdmissionDecision(is_accepted=False, reply=Reject(RejectCode.TOO_BIG, text, retry=True))
         bucket = self._bucket(owner or received.identity, now)
         if bucket.tokens > 0:
@@ -69,13 +69,13 @@ class RateLimiter:
             return _ACCEPTED
         self._counters.count_rejection(owner, "rate")
         bucket.rejected += 1
-        if bucket.rejected % self._limits.max_surplus_messages == 0:
+        if bucket.rejected % self._limits.max_rejected_messages == 0:
             self._counters.count_rejection(owner, "flood")
             return _DISCONNECTED
         if bucket.notified_at is not None and now - bucket.notified_at < _NOTIFY_INTERVAL_S:
             return _DROPPED
         bucket.notified_at = now
-        text = f"more than {self._limits.max_client_rows} samples a second"
+        text = f"more than {self._limits.max_client_rows_per_s} samples a second"
         return AdmissionDecision(is_accepted=False, reply=Reject(RejectCode.BUSY, text, retry=True))
 
     def consume(self, received: ReceivedMessage, owner: str, message: object) -> None:
@@ -91,7 +91,7 @@ class RateLimiter:
 
     def _bucket(self, client: str | bytes, now: float) -> _TokenBucket:
         """Return a client's bucket, refilled until `now`."""
-        capacity = self._limits.max_client_rows * self._limits.client_burst
+        capacity = self._limits.max_client_rows_per_s * self._limits.burst_s
         bucket = self._buckets.get(client)
         if bucket is None:
             bucket = self._buckets[client] = _TokenBucket(capacity, now)
@@ -99,6 +99,6 @@ class RateLimiter:
                 # The bucket that was used longest ago is most likely to be full again.
                 self._buckets.popitem(last=False)
         self._buckets.move_to_end(client)
-        bucket.tokens = min(capacity, bucket.tokens + (now - bucket.updated_at) * self._limits.max_client_rows)
+        bucket.tokens = min(capacity, bucket.tokens + (now - bucket.updated_at) * self._limits.max_client_rows_per_s)
         bucket.updated_at = now
         return bucket

@@ -62,8 +62,8 @@ def validate_hello(hello: Hello, limits: ClientLimits) -> InvalidHello | None:
     if hello.version != PROTOCOL_VERSION:
         text = f"this uploader speaks version {PROTOCOL_VERSION} of the protocol, not {hello.version}"
         return InvalidHello("version", Reject(RejectCode.UNKNOWN_VERSION, text))
-    if not hello.run_key or len(hello.run_key) > limits.max_run_key or not hello.run_key.isprintable():
-        return _invalid("run-key", f"a run key has 1 to {limits.max_run_key} printable characters")
+    if not hello.run_key or len(hello.run_key) > limits.max_run_key_chars or not hello.run_key.isprintable():
+        return _invalid("run-key", f"a run key has 1 to {limits.max_run_key_chars} printable characters")
     if not 1 <= len(hello.epoch) <= MAX_INCARNATION_CHARS:
         return _invalid("incarnation", "the incarnation is missing or too long")
     if not 0.0 < hello.interval_s <= MAX_INTERVAL_S:
@@ -71,11 +71,11 @@ def validate_hello(hello: Hello, limits: ClientLimits) -> InvalidHello | None:
     if not 0 <= hello.first_available_seq <= MAX_SEQUENCE:
         return _invalid("sequence", "the sequence number is out of range")
     # The collector tries again without its metadata.
-    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > limits.max_metadata:
-        text = f"the metadata are longer than {limits.max_metadata} bytes"
+    if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > limits.max_metadata_bytes:
+        text = f"the metadata are longer than {limits.max_metadata_bytes} bytes"
         return InvalidHello("metadata-size", Reject(RejectCode.TOO_BIG, text))
-    if not all(0 < len(name) <= limits.max_name and name.isprintable() for name in _names(hello)):
-        text = f"a name in the metadata has 1 to {limits.max_name} printable characters"
+    if not all(0 < len(name) <= limits.max_name_chars and name.isprintable() for name in _names(hello)):
+        text = f"a name in the metadata has 1 to {limits.max_name_chars} printable characters"
         return InvalidHello("metadata-names", Reject(RejectCode.TOO_BIG, text))
     return None
 

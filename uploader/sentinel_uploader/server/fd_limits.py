@@ -41,8 +41,8 @@ def connection_limits(limits: ClientLimits) -> ConnectionLimits:
     return ConnectionLimits(
         connections,
         limits.max_client_connections or max(1, connections * 3 // 4),
-        max_unread_bytes=limits.max_unread,
-        max_extra_frames=limits.max_surplus_frames,
+        max_unread_bytes=limits.max_unread_bytes,
+        max_extra_frames=limits.max_extra_frames,
     )
 
 
