@@ -10,7 +10,7 @@ from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_uploader.app.service import Service, ServiceConfig
 from sentinel_uploader.app.settings import open_target
-from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.runs.schedule import Policy
 
 
 class HastyClock(SystemClock):

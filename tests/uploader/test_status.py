@@ -17,8 +17,8 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import spools_home
 from sentinel_uploader.admin.status import describe_run, has_something_left, matches, read_status, status_text
 from sentinel_uploader.runs.lifecycle import Event
-from sentinel_uploader.spool.database import SCHEMA_VERSION
 from sentinel_uploader.spool.lock import SpoolLock
+from sentinel_uploader.spool.schema import SCHEMA_VERSION
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from sentinel_uploader.app.limit_settings import LIMIT_NAMES, LIMIT_SETTINGS
 from sentinel_uploader.app.service import ServiceConfig
 from sentinel_uploader.backends.local.run_files import LocalRunBackend
 from sentinel_uploader.backends.objectstore.local import DirectoryStore
-from sentinel_uploader.delivery.executor import Backend
 from sentinel_uploader.intake.rate_limiter import Limits
-from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
 from sentinel_uploader.telemetry.listen_address import http_address

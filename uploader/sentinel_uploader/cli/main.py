@@ -26,7 +26,6 @@ from sentinel_protocol.common.settings.sources import (
     resolve,
 )
 from sentinel_uploader.admin.client import ask, ask_to_drain
-from sentinel_uploader.admin.requests import DISCARD, RETRY
 from sentinel_uploader.admin.status import (
     NoSpoolError,
     describe_run,
@@ -48,6 +47,7 @@ from sentinel_uploader.app.settings import (
 )
 from sentinel_uploader.cli.console import complain, discard_output, write_output
 from sentinel_uploader.cli.keys import run_keys
+from sentinel_uploader.spool.control_channel import DISCARD, RETRY
 from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.telemetry.logging_setup import set_up_logging
 from sentinel_uploader.telemetry.sd_notify import Notifier

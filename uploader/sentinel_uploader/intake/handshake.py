@@ -12,8 +12,8 @@ from sentinel_uploader.intake.responses import acknowledgement, end_unheard
 from sentinel_uploader.intake.sessions import Session, Sessions
 from sentinel_uploader.intake.spool_quota import Shares
 from sentinel_uploader.intake.validation import cleaned, complaint
-from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.spool.errors import SpoolError
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import QuotaExceededError, RunClosedError, RunLimitError, SupersededError
 from sentinel_uploader.telemetry.counters import Counters

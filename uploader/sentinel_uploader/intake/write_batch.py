@@ -11,9 +11,9 @@ from sentinel_uploader.intake.responses import acknowledgement
 from sentinel_uploader.intake.sessions import Session
 from sentinel_uploader.intake.spool_quota import Shares
 from sentinel_uploader.intake.validation import sound_finish, sound_timestamps
-from sentinel_uploader.runs.lifecycle import Policy
-from sentinel_uploader.spool.database import SpoolError, SpoolFullError
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.runs.schedule import Policy
+from sentinel_uploader.spool.errors import SpoolError, SpoolFullError
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import PendingFrame, QuotaExceededError
 from sentinel_uploader.telemetry.counters import Counters
