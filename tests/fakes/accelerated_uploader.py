@@ -11,7 +11,7 @@ from sentinel_protocol.common.endpoints import parse_address
 from sentinel_uploader.app.config import ServiceConfig
 from sentinel_uploader.app.factory import make_backend
 from sentinel_uploader.app.service import Service
-from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.runs.schedule import Policy
 
 
 class HastyClock(SystemClock):

@@ -18,8 +18,8 @@ from sentinel_protocol.common.local_uploader import spools_home
 from sentinel_uploader.admin.status_reader import is_undelivered, matches, read_status
 from sentinel_uploader.admin.status_table import describe_run, status_text
 from sentinel_uploader.runs.lifecycle import Event
-from sentinel_uploader.spool.database import SCHEMA_VERSION
 from sentinel_uploader.spool.lock import SpoolLock
+from sentinel_uploader.spool.schema import SCHEMA_VERSION
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.delivery.csv_batch import object_uri
 from sentinel_uploader.runs.lifecycle import ENDED_STATES, OPEN_STATES, RunState
-from sentinel_uploader.spool.database import SCHEMA_VERSION, connect, database_path, quarantined_files
+from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.spool.database import connect, database_path, quarantined_files
 from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.spool.run_record import RunRecord, decode_record
+from sentinel_uploader.spool.schema import SCHEMA_VERSION
 from sentinel_uploader.telemetry.rejections_file import read_rejections
 from sentinel_uploader.util.json_safe import to_json_safe
 

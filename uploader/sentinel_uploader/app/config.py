@@ -6,7 +6,7 @@ import msgspec
 
 from sentinel_protocol.common.endpoints import Address
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.telemetry.listen_address import HttpAddress
 

@@ -11,18 +11,18 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import write_socket_path
 from sentinel_uploader.admin.requests import handle_requests
 from sentinel_uploader.app.config import ServiceConfig
-from sentinel_uploader.delivery.executor import Backend, StepExecutor
+from sentinel_uploader.delivery.executor import StepExecutor
 from sentinel_uploader.delivery.scheduler import Scheduler
 from sentinel_uploader.intake.loop import Intake
+from sentinel_uploader.runs.ports import Backend
 from sentinel_uploader.server.allow_list import AllowList
 from sentinel_uploader.server.fd_limits import connection_limits, raise_descriptor_limit
 from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zmq_server import ZmqServer, refuse_socket_in_use
-from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.lock import SpoolLock
-from sentinel_uploader.spool.opening import open_spool
-from sentinel_uploader.spool.run_record import active_runs
-from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.spool.open_run import active_runs
+from sentinel_uploader.spool.store import Spool, open_spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.telemetry.health import Health
 from sentinel_uploader.telemetry.rejections_file import WRITE_INTERVAL_S, RejectionsFile

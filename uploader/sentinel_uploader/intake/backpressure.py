@@ -4,7 +4,7 @@ import logging
 from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.spool.database import SpoolError, SpoolFullError
+from sentinel_uploader.spool.errors import SpoolError, SpoolFullError
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.util.log_throttle import LogThrottle
 

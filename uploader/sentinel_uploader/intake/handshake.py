@@ -12,8 +12,9 @@ from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import sanitize_hello, validate_hello
 from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.runs.lifecycle import RunState
-from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import OpenRun, RunRecord
+from sentinel_uploader.spool.errors import SpoolError
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import QuotaExceededError, RunClosedError, RunLimitError, SupersededError
 from sentinel_uploader.telemetry.counters import Counters

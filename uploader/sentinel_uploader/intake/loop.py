@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
@@ -19,11 +20,15 @@ from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.write_batch import WriteBatch
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.lifecycle import Policy, RunState
+from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
-from sentinel_uploader.spool.run_record import OpenRun, RunRecord
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
+
+if TYPE_CHECKING:
+    from sentinel_uploader.spool.run_record import RunRecord
 
 log = logging.getLogger(__name__)
 

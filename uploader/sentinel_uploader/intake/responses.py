@@ -3,10 +3,11 @@
 import msgspec
 
 from sentinel_protocol.wire.messages import Ack, Finished, Reject, UploaderMessage, encode
-from sentinel_uploader.delivery.csv_batch import object_uri
 from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.runs.object_names import object_uri
 from sentinel_uploader.server.zmq_server import ZmqServer
-from sentinel_uploader.spool.run_record import OpenRun, RunRecord
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.tombstones import Tombstone
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.util.untrusted_text import printable

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import UNNAMED, Counters
 from sentinel_uploader.util.log_throttle import LOG_INTERVAL_S, LogThrottle

@@ -10,9 +10,9 @@ from sentinel_uploader.intake.sessions import CollectorSession
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.lifecycle import Policy
-from sentinel_uploader.spool.database import SpoolError, SpoolFullError
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.runs.schedule import Policy
+from sentinel_uploader.spool.errors import SpoolError, SpoolFullError
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import PendingFrame, QuotaExceededError
 from sentinel_uploader.telemetry.counters import Counters
