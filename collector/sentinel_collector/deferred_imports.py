@@ -1,4 +1,4 @@
-"""Imports what only runs once the job does. Whoever wraps a short job waits for little else, so it is made quick."""
+"""Imports the recorder after the job has started. These imports dominate the overhead of a short job."""
 
 import gc
 import sys
@@ -8,22 +8,22 @@ if TYPE_CHECKING:
     from sentinel_collector.session import Recorder
 
 _NOT_NEEDED = "typing_extensions"
-"""msgspec takes it, where it is installed, for what `typing` has since Python 3.11; it brings `inspect`, `ast`, `dis`
-and `tokenize` along: a fifth of all that is imported here, and 3 MiB."""
+"""msgspec prefers it to `typing` where it is installed. It imports `inspect`, `ast`, `dis` and `tokenize`: a fifth of
+all imports here, and 3 MiB."""
 
 
 def import_session() -> "type[Recorder]":
-    """Import the session with sensors, ZeroMQ and delivery. Main thread only, before any other thread.
+    """Import the recorder with sensors, ZeroMQ and delivery. Main thread only, before any other thread starts.
 
-    Nothing that is made while modules are imported is ever garbage: looking for it meanwhile, at each collection of a
-    long run and three times more when the interpreter ends is most of what the collector of garbage would do.
+    Objects made by imports are never garbage. They are frozen: to scan them during the imports, in each later
+    collection and three times at exit would be most of the garbage collector's work.
     """
     was_there = _NOT_NEEDED in sys.modules
     was_enabled = gc.isenabled()
     gc.disable()
     if not was_there:
-        # What the import system has for a module that must not be found.
-        sys.modules[_NOT_NEEDED] = None  # type: ignore[assignment]  # typeshed does not know of that
+        # `None` makes an import of the module fail.
+        sys.modules[_NOT_NEEDED] = None  # type: ignore[assignment]  # typeshed knows no None here
     try:
         from sentinel_collector.session import Recorder
     finally:
