@@ -2,6 +2,7 @@
 #
 #   make demo     track a real job and deliver its samples to ./demo-data
 #   make test     build the wheel, install it, test what was installed
+#   make test-all   the tests with every Python that is found, 3.11 and later
 #   make test-docker   run docker-compose.yml on a real engine, kill everything, count rows
 #   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults   six everyday faults, the peer and ours in one harness: one table
@@ -34,7 +35,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-docker test-crowd test-network chaos faults fuzz machine lint ci settings bench lock clean environment
+.PHONY: demo test test-all test-docker test-crowd test-network chaos faults fuzz machine lint ci settings bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -63,6 +64,9 @@ demo: environment
 
 test: environment
 	$(if $(PYTEST_ARGS),$(BIN)/pytest $(PYTEST_ARGS),@bash tests/side_by_side.sh $(BIN)/pytest)
+
+test-all:
+	@bash tests/every_interpreter.sh "$(MAKE)"
 
 test-docker: environment
 	@bash tests/deployment/on_engine.sh $(BIN)/pytest -m docker -s tests/deployment $(PYTEST_ARGS)

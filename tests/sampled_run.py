@@ -17,7 +17,7 @@ import msgspec
 
 from sentinel_collector.sampling.sampler import Sampler
 from sentinel_collector.sensors import baseline
-from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE
+from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE
 from sentinel_collector.sensors.process_tree.subreaper import set_subreaper
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.wire.sample import COLUMNS, Sample
@@ -40,6 +40,14 @@ class Group:
             return command
         return ["sh", "-c", 'echo $$ > "$0/tasks" && exec "$@"', self.path, *command]
 
+    def wait_until_inside(self, job: subprocess.Popen[bytes]) -> None:
+        """The shell that moves itself into the group is no part of the command: its memory is not to be seen."""
+        while self.path and not _has_ended(job.pid):
+            with open(f"/proc/{job.pid}/comm") as comm:
+                if comm.read() != "sh\n":
+                    return
+            time.sleep(0.001)
+
     def leave(self) -> float | None:
         if not self.path:
             return None
@@ -50,6 +58,10 @@ class Group:
         return seconds
 
 
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+
+
 def run(command: list[str], *, interval_s: float, adopt: bool, pss_share: float) -> dict[str, object]:
     if adopt and not set_subreaper():
         raise SystemExit("cannot become a sub-reaper")
@@ -57,6 +69,7 @@ def run(command: list[str], *, interval_s: float, adopt: bool, pss_share: float)
     clock = SystemClock()
     before = baseline.capture(clock)
     job = subprocess.Popen(group.around(command))
+    group.wait_until_inside(job)
     sampler = Sampler(
         clock=clock,
         baseline=before,
@@ -77,7 +90,7 @@ def run(command: list[str], *, interval_s: float, adopt: bool, pss_share: float)
 
     while True:
         time.sleep(interval_s)
-        ended = os.waitid(os.P_PID, job.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        ended = _has_ended(job.pid)
         if ended and not adopt:
             break
         rows.append(sampler.sample())

@@ -1,35 +1,53 @@
-"""Imports what only runs once the job does. Whoever wraps a short job waits for little else, so it is made quick."""
+"""Imports what only runs once the job does. A wrapped job that is short waits for little else, so it is made quick."""
 
 import gc
 import sys
+from types import ModuleType
 
 TYPE_CHECKING = False  # `typing` is loaded below, with the rest
 if TYPE_CHECKING:
     from sentinel_collector.session import Recorder
 
-_NOT_NEEDED = "typing_extensions"
-"""msgspec takes it, where it is installed, for what `typing` has since Python 3.11; it brings `inspect`, `ast`, `dis`
-and `tokenize` along: a fifth of all that is imported here, and 3 MiB."""
+_CODE_FLAGS = {
+    "CO_OPTIMIZED": 1,
+    "CO_NEWLOCALS": 2,
+    "CO_VARARGS": 4,
+    "CO_VARKEYWORDS": 8,
+    "CO_GENERATOR": 32,
+    "CO_COROUTINE": 128,
+    "CO_ASYNC_GENERATOR": 512,
+}
+"""Of a code object (CPython's `Include/cpython/code.h`)."""
 
 
 def import_session() -> "type[Recorder]":
     """Import the session with sensors, ZeroMQ and delivery. Main thread only, before any other thread.
 
-    Nothing that is made while modules are imported is ever garbage: looking for it meanwhile, at each collection of a
-    long run and three times more when the interpreter ends is most of what the collector of garbage would do.
+    Nothing that is made while modules are imported is ever garbage. To look for it meanwhile, at each collection of a
+    long run and three times when the interpreter ends is most of the garbage collector's work.
     """
-    was_there = _NOT_NEEDED in sys.modules
     was_enabled = gc.isenabled()
     gc.disable()
-    if not was_there:
-        # What the import system has for a module that must not be found.
-        sys.modules[_NOT_NEEDED] = None  # type: ignore[assignment]  # typeshed does not know of that
+    replaced = {name: module for name, module in _replacements().items() if name not in sys.modules}
+    sys.modules.update(replaced)  # type: ignore[arg-type]  # typeshed does not know of None
     try:
         from sentinel_collector.session import Recorder
     finally:
-        if not was_there:
-            del sys.modules[_NOT_NEEDED]
+        for name in replaced:
+            del sys.modules[name]
         gc.freeze()
         if was_enabled:
             gc.enable()
     return Recorder
+
+
+def _replacements() -> dict[str, ModuleType | None]:
+    """What dependencies import and can do without. It would be a third of all that is imported here, and 3 MiB.
+
+    msgspec takes `typing_extensions`, where it is installed, for what `typing` has since Python 3.11; None says that
+    there is no such module. pyzmq's wheel for Python 3.12 and later takes the flags of code objects from `inspect`.
+    Both would bring `ast`, `dis` and `tokenize` along.
+    """
+    flags = ModuleType("inspect")
+    vars(flags).update(_CODE_FLAGS)
+    return {"typing_extensions": None, "inspect": flags}

@@ -4,12 +4,11 @@ import os
 import re
 from collections.abc import Sequence
 
+from sentinel_collector.procfs import STAT_START, read_stat
 from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.hashing import sha256
 
 _SUCCESSOR_SUFFIX = re.compile(r"~[0-9a-f]{12}\Z")
-_START_TIME_FIELD = 19
-"""`starttime` of `/proc/PID/stat` (proc(5), field 22), counted from the field after the name."""
 
 
 def run_key_of_process(pid: int, *, proc: str = "/proc") -> str:
@@ -47,9 +46,8 @@ def _key(kind: str, *parts: str) -> str:
 
 def _start_time(pid: int, proc: str) -> str:
     try:
-        with open(f"{proc}/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[_START_TIME_FIELD].decode()
-    except (OSError, IndexError):
+        return read_stat(pid, STAT_START + 1, proc=proc)[STAT_START].decode()
+    except (OSError, ValueError):
         import psutil
 
         try:

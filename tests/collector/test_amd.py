@@ -11,7 +11,7 @@ from fakes.unprivileged import unprivileged
 from sentinel_collector.sensors.gpu.amd import AmdGpus, find_amd_cards
 from sentinel_collector.sensors.gpu.devices import DeviceFacts, DeviceReading, GpuFaultError, describe_devices
 from sentinel_collector.sensors.gpu.drm_clients import FORGET_AFTER_SCANS, DrmClient, parse_fdinfo
-from sentinel_collector.sensors.gpu.interface import GpuReading
+from sentinel_collector.sensors.interfaces import GpuReading
 
 MIB = 1 << 20
 FIRST, SECOND = "0000:03:00.0", "0000:83:00.0"

@@ -8,7 +8,7 @@ from fakes.crashing import At, Plan, Point, Victim, fork_server
 from fakes.process_harness import Home, rows_of_file, rows_of_objects, wait_until
 
 from sentinel_protocol.wire.sample import CSV_HEADER
-from sentinel_uploader.admin.status import read_status
+from sentinel_uploader.admin.status_reader import read_status
 from sentinel_uploader.delivery.csv_batch import gzip_csv
 
 if TYPE_CHECKING:

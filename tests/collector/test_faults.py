@@ -32,7 +32,7 @@ from sentinel_collector.delivery.delivery import Delivery
 from sentinel_collector.run_facts import RunDescription
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows, decode_sample, encode_sample
-from sentinel_uploader.admin.status import read_status
+from sentinel_uploader.admin.status_reader import read_status
 
 INTERVAL_S = 0.1
 MINUTE_S = 60.0

@@ -268,6 +268,6 @@ def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= {
         "__future__", "errno", "sentinel_collector", "sentinel_collector.job", "sentinel_collector.job.process",
-        "sentinel_collector.job.signals",
+        "sentinel_collector.job.signals", "sentinel_collector.procfs",
         "sentinel_protocol", "sentinel_protocol.common", "sentinel_protocol.common.errors"
     }  # fmt: skip

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from fakes.nvml import START_US, GpuReader, NvmlPlay, break_library, build_nvml_stub, wait_until
 
-from sentinel_collector.sensors.gpu.interface import GpuReading
 from sentinel_collector.sensors.gpu.nvml_process_usage import ProcessUsage, UsageSample
+from sentinel_collector.sensors.interfaces import GpuReading
 
 TWO_GPUS = """\
 device 0 used 1000 reserved 500 total 81920 util 80 mig 0 name NVIDIA H100 80GB HBM3

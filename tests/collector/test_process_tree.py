@@ -15,9 +15,9 @@ import pytest
 from fakes.cpu_burner import BURN
 from locations import SOURCE_PATH, TESTS
 
+from sentinel_collector.procfs import FdBudget
 from sentinel_collector.sensors.process_tree.children import children_by_parent
 from sentinel_collector.sensors.process_tree.tree import ProcessTree
-from sentinel_collector.sensors.procfs import FdBudget
 from sentinel_protocol.common.clock import SystemClock
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux' /proc")
@@ -170,20 +170,20 @@ open(sys.argv[1] + "/truth", "w").write(written)
 
 
 def test_memory_is_shared_out() -> None:
-    run = sampled(
-        """
-block = bytearray(os.urandom(1 << 20) * 48)
+    waiting = """
 def wait():
     time.sleep(.4)
 pids = [child(wait) for _ in range(3)]
 [os.waitpid(pid, 0) for pid in pids]
-""",
-        pss_share=0.5,
-    )
+"""
+    # The interpreters themselves, whatever their version.
+    base = sampled(waiting, pss_share=0.5)
+    run = sampled("block = bytearray(os.urandom(1 << 20) * 48)" + waiting, pss_share=0.5)
     with_all = [row["process_memory_mib"] for row in run.rows if row["process_children"] == 3]
     assert with_all
     assert 48 <= sorted(with_all)[len(with_all) // 2] <= 48 * 1.6
-    assert 48 <= run.peak_mib <= 48 * 2.2
+    # While the array is made, the bytes that it is made of are there as well.
+    assert run.peak_mib - base.peak_mib == pytest.approx(2 * 48, abs=2)
 
 
 @pytest.fixture
@@ -218,8 +218,8 @@ def go_on(job: subprocess.Popen[bytes]) -> None:
     assert job.stdout.readline() == b"done\n"
 
 
-def tree_of(pid: int, *, own_child: bool = False, descriptors: FdBudget | None = None) -> ProcessTree:
-    return ProcessTree(clock=SystemClock(), root_pid=pid, own_child=own_child, interval_s=1.0, descriptors=descriptors)
+def tree_of(pid: int, *, own_child: bool = False, budget: FdBudget | None = None) -> ProcessTree:
+    return ProcessTree(clock=SystemClock(), root_pid=pid, own_child=own_child, interval_s=1.0, budget=budget)
 
 
 def test_attaching_leaves_out_what_was_used_before(start: Callable[..., subprocess.Popen[bytes]]) -> None:
@@ -292,7 +292,7 @@ time.sleep(60)
 
 def test_no_more_descriptors_are_kept_than_allowed(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     job = start("for i in range(6): child(time.sleep, 60)\nprint('ready', flush=True)\ntime.sleep(60)")
-    tree = tree_of(job.pid, own_child=True, descriptors=FdBudget(5))
+    tree = tree_of(job.pid, own_child=True, budget=FdBudget(5))
     for _ in range(3):
         assert tree.read(forks=0, elapsed_s=1).children == 6
     kept = [
@@ -355,7 +355,7 @@ def test_another_users_tree_is_read_as_far_as_allowed(start: Callable[..., subpr
 import json, os, sys
 from sentinel_collector.sensors.process_tree.tree import ProcessTree
 from sentinel_protocol.common.clock import SystemClock
-import sentinel_collector.sensors.process_tree.children, sentinel_collector.sensors.process_tree.pss_meter
+import sentinel_collector.sensors.process_tree.children, sentinel_collector.sensors.process_tree.pss_estimator
 os.setgid(65534)
 os.setuid(65534)
 tree = ProcessTree(clock=SystemClock(), root_pid=int(sys.argv[1]), own_child=False, interval_s=1.0)

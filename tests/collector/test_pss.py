@@ -11,8 +11,9 @@ import pytest
 from fakes.process_harness import Home, rows_of_file
 from fakes.processes import CostlyClock, MadeUp
 
-from sentinel_collector.sensors.process_tree.process import PAGE_KIB, TrackedProcess
-from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE, PssEstimator
+from sentinel_collector.sensors.process_tree.process import TrackedProcess
+from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE, PssEstimator
+from sentinel_collector.sensors.process_tree.pss_state import PAGE_KIB
 from sentinel_collector.settings import SETTINGS
 from sentinel_protocol.wire.sample import COLUMNS
 
@@ -222,7 +223,7 @@ def started(made_up: MadeUp, *pids: int) -> tuple[list[TrackedProcess], PssEstim
     clock = CostlyClock(0.0251 / len(pids))
     meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0)
     meter.update(members, 0.0)
-    assert all(member.pss.kib >= 0 for member in members)
+    assert all(member.pss.reading is not None for member in members)
     return members, meter, clock
 
 
@@ -465,7 +466,8 @@ def test_a_kernel_without_rollups_gives_resident_sets(made_up: MadeUp) -> None:
 def test_a_rollup_without_parts_counts_anonymous_pages_as_its_own(made_up: MadeUp) -> None:
     made_up.put(1, rss=100_000, pss=90_000, shared=40_000, shared_pss=None)
     members, meter, clock = started(made_up, 1)
-    assert members[0].pss.anon_pss_kib == 60_000
+    assert members[0].pss.reading is not None
+    assert members[0].pss.reading.anon_pss_kib == 60_000
     made_up.put(1, rss=130_000, pss=1, shared=50_000)
     assert without_budget(made_up, members, meter, clock) == 90_000 + 30_000
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from fakes.processes import CostlyClock, MadeUp
 
-from sentinel_collector.sensors.process_tree.process import PAGE_KIB, TrackedProcess
-from sentinel_collector.sensors.process_tree.pss_meter import PssEstimator
+from sentinel_collector.sensors.process_tree.process import TrackedProcess
+from sentinel_collector.sensors.process_tree.pss_estimator import PssEstimator
+from sentinel_collector.sensors.process_tree.pss_state import PAGE_KIB
 from sentinel_collector.sensors.process_tree.tree import ProcessTree
 from sentinel_protocol.common.clock import SystemClock
 
@@ -59,7 +60,7 @@ def test_a_child_that_is_read_without_its_parent_adds_what_is_its_own(made_up: M
     # The next reading uses up all there is.
     clock.cost_s = 1.0
     assert meter.update([parent, other], 1.0) == 40_500
-    assert other.pss.kib >= 0
+    assert other.pss.reading is not None
     assert parent.pss.has_forked
 
 
@@ -67,7 +68,8 @@ def test_a_child_that_no_search_has_seen_does_not_halve_its_parent(made_up: Made
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     meter.process_gone(child)
     assert meter.update([parent], 1.0) == 40_000
-    assert parent.pss.kib == 20_000
+    assert parent.pss.reading is not None
+    assert parent.pss.reading.kib == 20_000
 
 
 def test_what_others_outside_the_tree_share_stays_theirs(made_up: MadeUp) -> None:
@@ -183,13 +185,15 @@ def test_a_child_about_to_begin_a_program_has_its_parents_memory_itself(made_up:
 
 def test_who_writes_to_what_it_shares_leaves_the_others_more_of_it(made_up: MadeUp) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
-    assert child.pss.exclusive_anon_kib == 1_000
+    assert child.pss.reading is not None
+    assert child.pss.reading.exclusive_anon_kib == 1_000
     # Of the parent's own memory nothing changes: that its share does, the child's reading says.
     made_up.put(1, rss=40_000, pss=40_000)
     made_up.put(2, rss=41_000, pss=41_000, faults=10_250)
     child.read(made_up.ledger)
     assert meter.update([parent, child], 1.0) == 81_000
-    assert parent.pss.anon_pss_kib == 40_000
+    assert parent.pss.reading is not None
+    assert parent.pss.reading.anon_pss_kib == 40_000
 
 
 def test_an_orphan_that_nobody_saw_being_forked_makes_the_others_be_read(made_up: MadeUp) -> None:
@@ -316,4 +320,5 @@ def test_shared_memory_that_nobody_has_alone_takes_nothing_from_what_a_process_h
     worker = made_up.member(3)
     meter.process_born(parent, worker)
     meter.update([parent, worker], 1.0)
-    assert 72_000 <= worker.pss.exclusive_anon_kib <= 76_000
+    assert worker.pss.reading is not None
+    assert 72_000 <= worker.pss.reading.exclusive_anon_kib <= 76_000

@@ -18,7 +18,7 @@ from sentinel_collector.sampling.carry_over import ByteCarryOver, CpuCarryOver
 from sentinel_collector.sampling.sampler import Sampler
 from sentinel_collector.sampling.timestamps import MonotonicTimestamps
 from sentinel_collector.sensors import baseline
-from sentinel_collector.sensors.gpu.interface import GpuReading
+from sentinel_collector.sensors.interfaces import GpuReading
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.wire.sample import COLUMNS, Sample
 
@@ -300,7 +300,8 @@ def test_the_base_line_needs_nothing_heavy() -> None:
     done = subprocess.run(
         [sys.executable, "-S", "-c", code, str(TESTS.parent / "collector")], capture_output=True, text=True, check=True
     )
-    loaded = ["sentinel_collector", "sentinel_collector.sensors", "sentinel_collector.sensors.baseline"]
+    package = "sentinel_collector"
+    loaded = [package, f"{package}.procfs", f"{package}.sensors", f"{package}.sensors.baseline"]
     assert done.stdout.strip() == str(loaded)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from sentinel_collector.procfs import FdBudget, ProcFile, stat_fields
 from sentinel_collector.sensors.interfaces import MemoryReading
 from sentinel_collector.sensors.linux.cpu import TICK_US, CpuSensor
 from sentinel_collector.sensors.linux.disk import DiskSensor, is_whole_disk
 from sentinel_collector.sensors.linux.memory import MemorySensor
 from sentinel_collector.sensors.linux.network import NetworkSensor, counted_interfaces
 from sentinel_collector.sensors.linux.process_count import ProcessCountSensor
-from sentinel_collector.sensors.procfs import FdBudget, ProcFile, stat_fields
 
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="needs Linux' /proc")
 

@@ -16,7 +16,7 @@ from fakes.process_harness import COLLECTOR, DEADLINE_S, Home, has_state, job_of
 from fakes.recording import Recording
 
 from sentinel_protocol.wire.sample import COLUMNS
-from sentinel_uploader.admin.status import read_status
+from sentinel_uploader.admin.status_reader import read_status
 
 TOLD = """
 import os, signal, sys, time

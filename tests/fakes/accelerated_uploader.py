@@ -8,9 +8,10 @@ from pathlib import Path
 from fakes.process_harness import DEADLINE_S
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
+from sentinel_uploader.app.config import ServiceConfig
 from sentinel_uploader.app.factory import make_backend
-from sentinel_uploader.app.service import Service, ServiceConfig
-from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.app.service import Service
+from sentinel_uploader.runs.schedule import Policy
 
 
 class HastyClock(SystemClock):

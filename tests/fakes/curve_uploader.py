@@ -15,7 +15,7 @@ from sentinel_uploader.server.fd_limits import connection_limits
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zmq_server import ZmqServer
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
 ANY_PORT = "tcp://127.0.0.1:*"
@@ -41,7 +41,7 @@ class Guarded(Listening):
             [parse_address(url, bind=True)],
             allow_list=self.allow_list,
             limits=limits or connection_limits(asked or ClientLimits()),
-            events=RejectionLog(counters, SystemClock()),
+            rejections=RejectionLog(counters, SystemClock()),
         )
         super().__init__(
             directory / "spool",

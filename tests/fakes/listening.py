@@ -8,9 +8,9 @@ from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import SPOOL_BYTES, open_spool_at
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.server.zmq_server import ZmqServer
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from sentinel_collector.sensors.gpu.interface import GpuReading
+from sentinel_collector.sensors.interfaces import GpuReading
 
 STUB_SOURCE = Path(__file__).parent.parent / "stubs" / "nvml_stub.c"
 LIBRARY = "libnvidia-ml.so.1"

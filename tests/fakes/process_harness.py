@@ -139,7 +139,7 @@ class Home:
             if process.poll() is None:
                 process.kill()
             process.wait(DEADLINE_S)
-            for stream in (process.stdout, process.stderr):
+            for stream in (process.stdin, process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
         for pid in self.running():

@@ -3,9 +3,10 @@
 import threading
 from pathlib import Path
 
+from sentinel_collector.procfs import FdBudget
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger
-from sentinel_collector.sensors.process_tree.process import PAGE_KIB, TrackedProcess
-from sentinel_collector.sensors.procfs import FdBudget
+from sentinel_collector.sensors.process_tree.process import TrackedProcess
+from sentinel_collector.sensors.process_tree.pss_state import PAGE_KIB
 
 
 class CostlyClock:
@@ -76,6 +77,6 @@ class MadeUp:
         (self.proc / str(pid) / "smaps_rollup").unlink()
 
     def member(self, pid: int) -> TrackedProcess:
-        member = TrackedProcess(pid, proc=str(self.proc), descriptors=FdBudget(0), parent=None)
+        member = TrackedProcess(pid, proc=str(self.proc), budget=FdBudget(0), parent=None)
         assert member.read(self.ledger)
         return member

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.ports import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
 
 GATE_S = 30.0
 

@@ -12,8 +12,8 @@ from fakes.scripted_backend import SteppedClock
 from fakes.strict_backend import StrictAPI, StrictBackend, StrictStore
 from fakes.uploader_harness import Delivery
 from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader
-from sentinel_uploader.delivery.executor import Backend
-from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
 from sentinel_uploader.spool.database import database_path
 

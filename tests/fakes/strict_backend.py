@@ -14,7 +14,7 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.sample import CSV_HEADER
 from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.ports import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
 
 _ROOT = "s3://bucket/runs"
 

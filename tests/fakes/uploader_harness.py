@@ -12,13 +12,14 @@ from fakes.scripted_backend import Gate, ScriptedAPI, ScriptedStore, SteppedCloc
 from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Finish, Hello, Samples, encode
 from sentinel_protocol.wire.sample import Sample
 from sentinel_uploader.delivery.csv_batch import decompress_rows
-from sentinel_uploader.delivery.executor import Backend, StepExecutor
+from sentinel_uploader.delivery.executor import StepExecutor
 from sentinel_uploader.delivery.scheduler import Scheduler
 from sentinel_uploader.intake.loop import Intake
-from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import Database
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import PendingFrame
 from sentinel_uploader.telemetry.counters import Counters

@@ -10,13 +10,16 @@ from fakes.uploader_harness import open_spool_at
 
 from fuzz.wire import Wire
 from sentinel_uploader.backends.sentinel.payload import registration, utc_text
-from sentinel_uploader.delivery.csv_batch import decompress_rows, object_uri
-from sentinel_uploader.delivery.executor import Backend, StepExecutor, quarantine_run
+from sentinel_uploader.delivery.csv_batch import decompress_rows
+from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.lifecycle import Event, Policy, RunState, Step, next_step
-from sentinel_uploader.runs.ports import Credentials, FinishRequest, Registration, RunDescription
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.runs.lifecycle import Event, RunState
+from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.schedule import Policy, Step, next_step
+from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
 if TYPE_CHECKING:

@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentinel_uploader.delivery.circuit_breaker import (
+from sentinel_uploader.delivery.backoff import (
     BASE_DELAY_S,
     EXPEDITED_DELAY_S,
     MAX_DELAY_S,
     MIN_DELAY_S,
     SLOW_BASE_DELAY_S,
-    CircuitBreaker,
     backoff,
     slow_backoff,
 )
+from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
 
 seeds = st.integers(0, 2**32).map(random.Random)
 

@@ -126,7 +126,10 @@ def test_a_port_scanner_learns_what_everybody_may_know(guarded: Guarded) -> None
 def test_looking_whether_somebody_listens_at_a_unix_socket_is_nobody_turned_away(home: Home) -> None:
     counters = Counters()
     addresses = [parse_address(url, bind=True) for url in (home.address, "tcp://127.0.0.1:*")]
-    with ZmqServer(addresses, events=RejectionLog(counters, SystemClock())) as router, contextlib.ExitStack() as stack:
+    with (
+        ZmqServer(addresses, rejections=RejectionLog(counters, SystemClock())) as router,
+        contextlib.ExitStack() as stack,
+    ):
         for _ in range(3):
             probe = stack.enter_context(socket.socket(socket.AF_UNIX))
             probe.connect(home.address.removeprefix("ipc://"))
@@ -218,7 +221,7 @@ def test_a_keeper_that_breaks_lets_nobody_in(caplog: pytest.LogCaptureFixture) -
     guard = Broken()
     report = RejectionLog(Counters(), SystemClock())
     with (
-        ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)], allow_list=guard, events=report) as router,
+        ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)], allow_list=guard, rejections=report) as router,
         collectors_of(router.urls[0]) as collectors,
     ):
         collector = collectors.connect(keys=ClientCurveKeys(guard.pair, guard.pair.public))
@@ -429,7 +432,7 @@ def test_the_silent_make_room() -> None:
     with ZmqServer(
         [parse_address("tcp://127.0.0.1:*", bind=True)],
         limits=limits,
-        events=RejectionLog(counters, clock),
+        rejections=RejectionLog(counters, clock),
         clock=clock,
     ) as router:
         port = int(router.urls[0].rpartition(":")[2])

@@ -15,7 +15,7 @@ from fakes.uploader_harness import finish, hello, row_numbers, samples
 from fakes.web import WebServer
 
 from sentinel_protocol.wire.messages import Ack, Finished, Samples, UploaderMessage, Welcome
-from sentinel_uploader.admin.status import read_status
+from sentinel_uploader.admin.status_reader import read_status
 from sentinel_uploader.delivery.csv_batch import decompress_rows
 
 LONG, SHORT = 7_300, 300

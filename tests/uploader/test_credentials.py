@@ -12,7 +12,7 @@ from sentinel_uploader.backends.sentinel.credentials import (
     parse_expiry,
     refresh_due_at,
 )
-from sentinel_uploader.runs.ports import Credentials
+from sentinel_uploader.runs.types import Credentials
 
 KEYS = {"access_key": "a", "secret_key": "planted-secret", "session_token": "planted-session"}
 

@@ -16,18 +16,12 @@ from fakes.uploader_harness import finish, frame, hello, open_spool_at
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.spool import database, tombstones
-from sentinel_uploader.spool.database import (
-    MIN_SPOOL_BYTES,
-    PAGE_BYTES,
-    Database,
-    SpoolError,
-    SpoolFullError,
-    SpoolLockedError,
-)
+from sentinel_uploader.spool.database import MIN_SPOOL_BYTES, PAGE_BYTES, Database
+from sentinel_uploader.spool.errors import SpoolError, SpoolFullError, SpoolLockedError
 from sentinel_uploader.spool.lock import SpoolLock, lock_owner_pid
-from sentinel_uploader.spool.opening import open_spool
-from sentinel_uploader.spool.run_record import OpenRun
-from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.schema import SCHEMA_VERSION
+from sentinel_uploader.spool.store import Spool, open_spool
 
 CLOCK = SteppedClock()
 
@@ -77,7 +71,7 @@ def test_pragmas_of_the_live_connection_survive_a_power_cut(directory: Path) -> 
         "auto_vacuum": 2,
         "max_page_count": (1 << 20) // PAGE_BYTES,
         "page_size": PAGE_BYTES,
-        "user_version": database.SCHEMA_VERSION,
+        "user_version": SCHEMA_VERSION,
     }
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
 

@@ -30,10 +30,11 @@ from sentinel_protocol.wire.messages import (
 from sentinel_protocol.wire.sample import Sample
 from sentinel_uploader.intake.loop import MAX_BATCH_FRAMES, STALL_THRESHOLD_S, Intake
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.lifecycle import Event, Policy, RunState
+from sentinel_uploader.runs.lifecycle import Event, RunState
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 

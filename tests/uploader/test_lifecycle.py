@@ -13,15 +13,11 @@ from sentinel_uploader.runs.lifecycle import (
     ENDED_STATES,
     OPEN_STATES,
     Event,
-    Policy,
     RunState,
-    SchedulingFacts,
-    Step,
     TransitionError,
-    next_step,
-    should_inline,
     transition,
 )
+from sentinel_uploader.runs.schedule import Policy, SchedulingFacts, Step, next_step, should_inline
 
 ALLOWED = {
     (RunState.NEW, Event.ENDED): RunState.NEW,

@@ -17,9 +17,9 @@ from sentinel_protocol.wire.sample import Sample
 from sentinel_uploader.backends.local.run_files import LocalRunBackend
 from sentinel_uploader.backends.objectstore.local import DirectoryStore, path_of_uri, uri_of_path
 from sentinel_uploader.delivery.csv_batch import decompress_rows
-from sentinel_uploader.delivery.executor import Backend
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.ports import FinishRequest, RunDescription
+from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.types import FinishRequest, RunDescription
 from sentinel_uploader.spool.types import PendingFrame
 
 RUN = RunDescription(

@@ -19,11 +19,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sentinel_protocol.wire.messages import Ack, Finish, Finished, Reject, RejectCode, UploaderMessage, Welcome, encode
 from sentinel_protocol.wire.sample import csv_rows
-from sentinel_uploader.admin.requests import DONE, discard_run, retry_run
-from sentinel_uploader.delivery.csv_batch import decode_frames, decompress_rows
-from sentinel_uploader.runs.lifecycle import Policy, RunState
+from sentinel_uploader.admin.requests import discard_run, retry_run
+from sentinel_uploader.delivery.csv_batch import decompress_rows
+from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.spool import ended_runs as spool_ended_runs
-from sentinel_uploader.spool.run_record import OpenRun, RunRecord
+from sentinel_uploader.spool.control_channel import DONE
+from sentinel_uploader.spool.frames import decode_frames
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.tombstones import Tombstone
 
 NAMES = ("a", "b")

@@ -28,7 +28,7 @@ from sentinel_uploader.backends.objectstore.s3.address import (
 from sentinel_uploader.backends.objectstore.s3.errors import parse_error
 from sentinel_uploader.backends.objectstore.s3.store import S3Store
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.ports import Credentials
+from sentinel_uploader.runs.types import Credentials
 
 PREFIX = "s3://bucket/runs/run-1"
 URI = f"{PREFIX}/0001.csv.gz"

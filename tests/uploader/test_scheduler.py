@@ -11,11 +11,12 @@ from fakes.uploader_harness import Delivery, delivery, finish, frame, hello
 
 from sentinel_protocol.wire.messages import Ping, encode
 from sentinel_uploader.admin.requests import discard_run, retry_run
-from sentinel_uploader.delivery.circuit_breaker import EXPEDITED_DELAY_S, MAX_DELAY_S, SLOW_BASE_DELAY_S
+from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S, MAX_DELAY_S, SLOW_BASE_DELAY_S
 from sentinel_uploader.delivery.wait_queues import MAX_CALLS_PER_DESTINATION
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.lifecycle import Policy, RunState
-from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.runs.schedule import Policy
+from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.types import SupersededError
 
 

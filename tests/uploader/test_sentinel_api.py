@@ -31,7 +31,7 @@ from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.backends.sentinel.payload import command_text, registration, tags_object
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.ports import FinishRequest, RunDescription
+from sentinel_uploader.runs.types import FinishRequest, RunDescription
 
 TOKEN = "planted-token"
 CSV = f"{COLUMNS}\n1.5{',' * 31}\n2.5{',' * 31}\n"

@@ -17,7 +17,7 @@ from fakes.raw_collector import Collectors, RawCollector
 from fakes.uploader_harness import finish, hello, row_numbers, samples
 
 from sentinel_protocol.wire.messages import Ack, Finished, Ping, Reject, Welcome
-from sentinel_uploader.admin.status import read_status
+from sentinel_uploader.admin.status_reader import read_status
 from sentinel_uploader.app.service import SHUTDOWN_DRAIN_S
 from sentinel_uploader.cli.main import main
 from sentinel_uploader.delivery.csv_batch import decompress_rows

@@ -21,10 +21,13 @@ from locations import TESTS
 from msgspec.structs import replace
 
 from sentinel_protocol.wire.messages import Finish
-from sentinel_uploader.delivery.csv_batch import decode_frames, decompress_rows, gzip_csv, to_csv
+from sentinel_uploader.delivery.csv_batch import decompress_rows, gzip_csv, to_csv
 from sentinel_uploader.runs.lifecycle import Event, RunState, TransitionError
-from sentinel_uploader.spool.database import MIN_SPOOL_BYTES, SpoolFullError
-from sentinel_uploader.spool.run_record import OpenRun, decode_record
+from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
+from sentinel_uploader.spool.errors import SpoolFullError
+from sentinel_uploader.spool.frames import decode_frames
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import decode_record
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import Batch, RunClosedError, SupersededError, UnbatchedFrames
 

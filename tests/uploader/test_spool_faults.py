@@ -25,8 +25,9 @@ from sentinel_collector.delivery.state_dir import open_run_file
 from sentinel_collector.delivery.uploader_client import MAX_HELLO_WAIT_S
 from sentinel_protocol.wire.messages import Ack, Finished, Hello, Reject, RejectCode, Welcome, encode
 from sentinel_protocol.wire.sample import csv_rows, decode_sample
-from sentinel_uploader.admin.status import read_status
-from sentinel_uploader.spool.database import PAGE_BYTES, SCHEMA_VERSION
+from sentinel_uploader.admin.status_reader import read_status
+from sentinel_uploader.spool.database import PAGE_BYTES
+from sentinel_uploader.spool.schema import SCHEMA_VERSION
 
 GOLDEN = TESTS / "golden"
 BACKLOG_ROWS = 6000

@@ -14,9 +14,8 @@ from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
 from sentinel_uploader.server.connection_guard import ConnectionLimits
-from sentinel_uploader.server.connections import ConnectionId
+from sentinel_uploader.server.connections import ConnectionId, StalledReadTracker
 from sentinel_uploader.server.rejection_log import RejectionLog
-from sentinel_uploader.server.unread import StalledReadTracker
 from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -32,7 +31,7 @@ def counters() -> Counters:
 @pytest.fixture
 def router(counters: Counters) -> Iterator[ZmqServer]:
     report = RejectionLog(counters, SystemClock())
-    with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)], limits=LIMITS, events=report) as made:
+    with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)], limits=LIMITS, rejections=report) as made:
         yield made
 
 

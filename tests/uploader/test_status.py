@@ -15,10 +15,11 @@ from fakes.uploader_harness import Delivery, delivery, open_spool_at
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import spools_home
-from sentinel_uploader.admin.status import describe_run, is_undelivered, matches, read_status, status_text
+from sentinel_uploader.admin.status_reader import is_undelivered, matches, read_status
+from sentinel_uploader.admin.status_table import describe_run, status_text
 from sentinel_uploader.runs.lifecycle import Event
-from sentinel_uploader.spool.database import SCHEMA_VERSION
 from sentinel_uploader.spool.lock import SpoolLock
+from sentinel_uploader.spool.schema import SCHEMA_VERSION
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from fakes.s3 import S3Server
 from fakes.sentinel_api import SentinelServer
 from fakes.tls import make_authority, server_context
 
-from sentinel_uploader.delivery.circuit_breaker import MIN_DELAY_S
+from sentinel_uploader.delivery.backoff import MIN_DELAY_S
 
 UPLOADS = ("--upload-interval", "0.2")
 HOUR_S = 3600.0

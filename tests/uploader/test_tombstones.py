@@ -15,7 +15,8 @@ from sentinel_protocol.wire.messages import Ack, Finished, Reject, RejectCode, W
 from sentinel_uploader.runs.lifecycle import Event
 from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool import tombstones
-from sentinel_uploader.spool.database import MIN_SPOOL_BYTES, SpoolFullError
+from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
+from sentinel_uploader.spool.errors import SpoolFullError
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.tombstones import BYTES_PER_TOMBSTONE, MAX_COUNT, MIN_COUNT
 from sentinel_uploader.spool.types import RunClosedError

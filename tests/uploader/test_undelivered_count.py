@@ -5,7 +5,7 @@ from pathlib import Path
 from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import finish, hello, open_spool_at
 
-from sentinel_uploader.intake.left_behind import UndeliveredRunCounter
+from sentinel_uploader.intake.handshake import UndeliveredRunCounter
 from sentinel_uploader.runs.lifecycle import Event
 
 

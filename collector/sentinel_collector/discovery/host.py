@@ -2,10 +2,10 @@
 
 import os
 
+from sentinel_collector.procfs import read_file
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.sensors.linux.filesystems import FilesystemSensor
 from sentinel_collector.sensors.linux.network import counted_interfaces
-from sentinel_collector.sensors.procfs import read_file
 
 HostInfo = dict[str, str | int | float]
 

@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 
+from sentinel_collector.procfs import STAT_PARENT, read_stat
 from sentinel_protocol.common.errors import SentinelStreamError
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
@@ -173,9 +174,8 @@ def _start_error(name: str, error: OSError) -> JobStartError:
 
 
 def _parent(pid: int) -> int:
-    """Field 4 of `/proc/PID/stat` (proc(5)); 0 when the process is gone."""
+    """Return the parent's pid; 0 when the process is gone."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError):
+        return int(read_stat(pid, STAT_PARENT + 1)[STAT_PARENT])
+    except (OSError, ValueError):
         return 0

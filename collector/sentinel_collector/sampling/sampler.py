@@ -7,21 +7,24 @@ against the base line. Sums over a run's rows are exact: what a row may not show
 import os
 from resource import struct_rusage
 
+from sentinel_collector.procfs import peak_rss_kib
 from sentinel_collector.sampling.carry_over import ByteCarryOver, CpuCarryOver
 from sentinel_collector.sampling.cpu_source import CpuTimeSource
 from sentinel_collector.sampling.timestamps import MonotonicTimestamps
 from sentinel_collector.sensors.baseline import Baseline
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
-from sentinel_collector.sensors.gpu.interface import NO_GPU, GpuReading, GpuSensor
 from sentinel_collector.sensors.interfaces import (
+    NO_GPU,
     Accounting,
+    GpuReading,
+    GpuSensor,
     Reap,
     SystemReading,
     SystemSensors,
     TreeReading,
     TreeSensor,
 )
-from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE
+from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.sample import Sample
 
@@ -257,5 +260,5 @@ def _gb(size: int | None) -> float | None:
 
 def _own_peak_kib(baseline: Baseline) -> int:
     """This process' own peak when the base line was taken, and a little for what it did until the start."""
-    _, found, rest = baseline.status.partition(b"\nVmHWM:")
-    return int(rest.split(None, 1)[0]) + 1024 if found else 0
+    peak_kib = peak_rss_kib(baseline.status)
+    return peak_kib + 1024 if peak_kib else 0

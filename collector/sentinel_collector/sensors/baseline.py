@@ -1,15 +1,10 @@
-"""The counters as they were before the job: read before it is started, when nothing heavy is imported yet.
+"""The counters as they were before the job: read before it is started, when nothing heavy is imported yet (0.1 ms)."""
 
-Imports `os` alone. Measured: 0.1 ms.
-"""
-
-import os
+from sentinel_collector.procfs import read_whole
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sentinel_protocol.common.clock import Clock
-
-_CHUNK_BYTES = 1 << 16
 
 
 class Baseline:
@@ -53,20 +48,3 @@ def network_proc(proc: str, host_root: str) -> str:
     Below `host_root` it is that of the first process (`proc(5)`), readable by everybody.
     """
     return f"{host_root}{proc}/1" if host_root else proc
-
-
-def read_whole(path: str) -> bytes:
-    """Return a whole file, empty when it cannot be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    chunks = []
-    try:
-        while chunk := os.read(descriptor, _CHUNK_BYTES):
-            chunks.append(chunk)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
-    return b"".join(chunks)

@@ -6,10 +6,12 @@ import threading
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError
-from sentinel_uploader.admin.requests import DISCARD, DONE, DRAIN, discard_run, retry_run
-from sentinel_uploader.spool.database import SpoolLockedError, connect, database_path
+from sentinel_uploader.admin.requests import discard_run, retry_run
+from sentinel_uploader.spool.control_channel import DISCARD, DONE, DRAIN
+from sentinel_uploader.spool.database import connect, database_path
+from sentinel_uploader.spool.errors import SpoolLockedError
 from sentinel_uploader.spool.lock import SpoolLock, lock_owner_pid
-from sentinel_uploader.spool.opening import open_spool
+from sentinel_uploader.spool.store import open_spool
 
 _RESPONSE_TIMEOUT_S = 15.0
 _POLL_S = 0.05

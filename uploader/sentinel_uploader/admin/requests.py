@@ -4,17 +4,12 @@ import logging
 from collections.abc import Callable
 
 from sentinel_uploader.runs.lifecycle import Event, RunState, TransitionError
-from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.spool.control_channel import DISCARD, DONE, DRAIN, RETRY, ControlRequest
+from sentinel_uploader.spool.errors import SpoolError
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import ControlRequest
 
 log = logging.getLogger(__name__)
-
-DISCARD = "discard"
-RETRY = "retry"
-DRAIN = "drain"
-DONE = "done"
 
 
 def handle_requests(

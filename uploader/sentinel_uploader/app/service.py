@@ -2,38 +2,29 @@
 
 import contextlib
 import logging
-import os
 import random
-import socket
 import threading
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import write_socket_path
 from sentinel_uploader.admin.requests import handle_requests
-from sentinel_uploader.delivery.executor import Backend, StepExecutor
+from sentinel_uploader.app.config import ServiceConfig
+from sentinel_uploader.delivery.executor import StepExecutor
 from sentinel_uploader.delivery.scheduler import Scheduler
 from sentinel_uploader.intake.loop import Intake
-from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.lifecycle import Policy
+from sentinel_uploader.runs.ports import Backend
 from sentinel_uploader.server.allow_list import AllowList
 from sentinel_uploader.server.fd_limits import connection_limits, raise_descriptor_limit
-from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.server.rejection_log import RejectionLog
-from sentinel_uploader.server.zmq_server import ZmqServer
-from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.server.zmq_server import ZmqServer, refuse_socket_in_use
+from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.lock import SpoolLock
-from sentinel_uploader.spool.opening import open_spool
-from sentinel_uploader.spool.run_record import active_runs
-from sentinel_uploader.spool.store import Spool
+from sentinel_uploader.spool.open_run import active_runs
+from sentinel_uploader.spool.store import Spool, open_spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.telemetry.health import Health
-from sentinel_uploader.telemetry.listen_address import HttpAddress
 from sentinel_uploader.telemetry.rejections_file import WRITE_INTERVAL_S, RejectionsFile
 from sentinel_uploader.telemetry.sd_notify import SystemdNotifier
 
@@ -47,21 +38,6 @@ COLLECTOR_GRACE_S = 2.0
 """How long a stop waits for collectors that are told to stop at the same moment to say how their jobs ended."""
 _TICK_S = 0.5
 _MAINTENANCE_S = 10.0
-
-
-class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How an uploader runs."""
-
-    addresses: Sequence[Address]
-    keys: KeyStore | None = None
-    """Whom TCP addresses let in; `None`: they have no keys."""
-    limits: ClientLimits = ClientLimits()
-    spool_dir: str
-    spool_max_bytes: int
-    policy: Policy
-    exit_when_idle_s: float | None = None
-    http: HttpAddress | None = None
-    unhealthy_after_s: float = 600.0
 
 
 class Service:
@@ -165,14 +141,14 @@ class Service:
 
     def _listen(self) -> ZmqServer:
         for address in self._config.addresses:
-            _refuse_socket_in_use(address)
+            refuse_socket_in_use(address)
         return ZmqServer(
             self._config.addresses,
             allow_list=self._allow_list,
             limits=connection_limits(self._config.limits),
             # What is a little too big is answered; what is twice too big costs its sender the connection.
             max_frame_bytes=2 * self._config.limits.max_message_bytes,
-            events=RejectionLog(self._counters, self._clock),
+            rejections=RejectionLog(self._counters, self._clock),
             clock=self._clock,
         )
 
@@ -221,14 +197,14 @@ class Service:
             return
         from sentinel_uploader.telemetry.routes import build_routes
 
-        pages = build_routes(
+        routes = build_routes(
             health=self._health,
             spool=self._spool,
             counters=self._counters,
             failing_destinations=self._scheduler.failing_destinations,
             connections=lambda: self._server.connections,
         )
-        self._http.start(pages)
+        self._http.start(routes)
         log.info("health and metrics ready url=%s", self._http.url)
         if not self._config.http.is_loopback:
             log.warning("health and metrics can be read beyond this machine url=%s", self._http.url)
@@ -345,25 +321,3 @@ class Service:
         log.info("uploader stopped runs_left=%d rows_left=%d objects_left=%d", left, rows, batches)
         self._lock.release()
         return left
-
-
-def _refuse_socket_in_use(address: Address) -> None:
-    """ZeroMQ takes a Unix socket's path away from whoever listens there: ask first."""
-    if not address.url.startswith("ipc://"):
-        return
-    path = address.url.removeprefix("ipc://")
-    directory = os.path.dirname(path)
-    if not os.path.isdir(directory):
-        raise UsageError(f"cannot listen at {address.url}: {directory} is not a directory")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # One whose queue of connections is full is in use as well, and must not make us wait.
-        probe.settimeout(0)
-        try:
-            probe.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            raise UsageError(f"cannot listen at {address.url}: {error.strerror}") from None
-    raise UsageError(f"cannot listen at {address.url}: another uploader does already")

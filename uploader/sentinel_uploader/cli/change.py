@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_uploader.admin.client import request_change
-from sentinel_uploader.admin.requests import DISCARD as DISCARD_RUN
-from sentinel_uploader.admin.requests import RETRY as RETRY_RUN
 from sentinel_uploader.cli.command import Command
 from sentinel_uploader.cli.console import write_output
 from sentinel_uploader.cli.inspection import find_run, make_run_parser
+from sentinel_uploader.spool.control_channel import DISCARD as DISCARD_RUN
+from sentinel_uploader.spool.control_channel import RETRY as RETRY_RUN
 
 
 def _retry_or_discard(kind: str, args: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_uploader.admin.client import request_drain
-from sentinel_uploader.admin.status import is_undelivered, read_status
+from sentinel_uploader.admin.status_reader import is_undelivered, read_status
 from sentinel_uploader.app.factory import spool_dir
 from sentinel_uploader.cli.command import Command, read_settings, settings_parser
 from sentinel_uploader.cli.console import write_output

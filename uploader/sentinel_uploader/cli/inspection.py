@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import spool_dirs
 from sentinel_protocol.common.settings.sources import SettingsFile, build_parser, merge_file, parse_flags_and_env
-from sentinel_uploader.admin.status import NoSpoolError, matches, read_status
+from sentinel_uploader.admin.status_reader import NoSpoolError, matches, read_status
 from sentinel_uploader.app.factory import spool_dir
 from sentinel_uploader.app.settings import SETTINGS, SPOOL_FOR_INSPECTION, TARGET
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.local_uploader import spools_home
-from sentinel_uploader.admin.status import describe_run, status_text
+from sentinel_uploader.admin.status_table import describe_run, status_text
 from sentinel_uploader.cli.command import Command
 from sentinel_uploader.cli.console import print_error, write_json, write_output
 from sentinel_uploader.cli.inspection import choose_spools, find_run, make_parser, make_run_parser, read_statuses

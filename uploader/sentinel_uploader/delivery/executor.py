@@ -6,7 +6,6 @@ step after a crash does the same again.
 
 import hashlib
 import logging
-from typing import NamedTuple
 
 import msgspec
 
@@ -17,11 +16,16 @@ from sentinel_protocol.wire.run_statistics import RunStatistics
 from sentinel_protocol.wire.sample import CSV_HEADER, Sample, csv_rows
 from sentinel_uploader.backends.sentinel.credentials import is_refresh_due
 from sentinel_uploader.backends.sentinel.responses import processing_error
-from sentinel_uploader.delivery.csv_batch import decode_frames, decompress_rows, gzip_csv, object_uri, to_csv
+from sentinel_uploader.delivery.csv_batch import decompress_rows, gzip_csv, to_csv
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.lifecycle import Event, Policy, RunState, Step, should_inline, stale_deadline
-from sentinel_uploader.runs.ports import Credentials, FinishRequest, ObjectStore, SentinelAPI
-from sentinel_uploader.spool.run_record import OpenRun, RunRecord
+from sentinel_uploader.runs.lifecycle import Event, RunState
+from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.schedule import Policy, Step, should_inline, stale_deadline
+from sentinel_uploader.runs.types import Credentials, FinishRequest
+from sentinel_uploader.spool.frames import decode_frames
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import Batch, UnbatchedFrames
 from sentinel_uploader.telemetry.counters import Counters
@@ -32,14 +36,6 @@ log = logging.getLogger(__name__)
 _MAX_KEPT_RESPONSE_BYTES = 16 << 10
 _TOO_LARGE = 413
 _MIN_CREDENTIAL_AGE_S = 1.0
-
-
-class Backend(NamedTuple):
-    """Where runs are delivered: the API and the store that belongs to it."""
-
-    api: SentinelAPI
-    store: ObjectStore
-    needs_credentials: bool
 
 
 class StepExecutor:

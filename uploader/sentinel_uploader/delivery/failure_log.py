@@ -5,9 +5,10 @@ import math
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
-from sentinel_uploader.runs.lifecycle import RunState, Step
-from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.runs.schedule import Step
+from sentinel_uploader.spool.errors import SpoolError
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.util.json_safe import to_json_safe
 

@@ -5,14 +5,16 @@ import random
 from collections.abc import Callable
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.delivery.circuit_breaker import MAX_DELAY_S, CircuitBreaker, backoff, slow_backoff
+from sentinel_uploader.delivery.backoff import MAX_DELAY_S, backoff, slow_backoff
+from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
 from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
 from sentinel_uploader.delivery.failure_log import FailureReporter
 from sentinel_uploader.delivery.wait_queues import WaitQueues
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.lifecycle import RunState, Step
-from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.runs.schedule import Step
+from sentinel_uploader.spool.errors import SpoolError
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 

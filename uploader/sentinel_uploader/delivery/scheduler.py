@@ -9,7 +9,8 @@ import random
 import threading
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.delivery.circuit_breaker import EXPEDITED_DELAY_S, CircuitBreaker
+from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S
+from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
 from sentinel_uploader.delivery.due_queue import DueQueue
 from sentinel_uploader.delivery.executor import StepExecutor
 from sentinel_uploader.delivery.failure_log import FailureReporter
@@ -17,9 +18,10 @@ from sentinel_uploader.delivery.retry_policy import OutcomeHandler
 from sentinel_uploader.delivery.wait_queues import WaitQueues
 from sentinel_uploader.intake.loop import STALL_THRESHOLD_S, Intake
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.lifecycle import Policy, RunState, Step, next_step
-from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import OpenRun, active_runs
+from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.runs.schedule import Policy, Step, next_step
+from sentinel_uploader.spool.errors import SpoolError
+from sentinel_uploader.spool.open_run import OpenRun, active_runs
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.util.daemon_pool import DaemonThreadPool

@@ -17,12 +17,13 @@ from sentinel_uploader.backends.objectstore.s3.store import S3Store
 from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, SentinelClient, run_path
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
-from sentinel_uploader.delivery.csv_batch import gzip_csv, object_uri
+from sentinel_uploader.delivery.csv_batch import gzip_csv
 from sentinel_uploader.doctor.findings import Finding, Severity
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.doctor.storage_checks import OpenRun, ask_for_credentials, check_storage
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.ports import FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.types import FinishRequest, Registration, RunDescription
 
 JOB_NAME = "sentinel-uploader doctor"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sentinel_protocol.common.errors import KeyFileError, UsageError
-from sentinel_uploader.admin.status import NoSpoolError, read_status
+from sentinel_uploader.admin.status_reader import NoSpoolError, read_status
 from sentinel_uploader.doctor.findings import Finding, Severity
 from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.server.key_store import KeyStore

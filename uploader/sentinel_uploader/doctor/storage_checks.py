@@ -15,11 +15,11 @@ from sentinel_uploader.backends.objectstore.s3.address import (
 )
 from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, FALLBACK_REGION
 from sentinel_uploader.backends.sentinel.backend import SentinelBackend
-from sentinel_uploader.delivery.csv_batch import object_uri
 from sentinel_uploader.doctor.findings import Finding, Severity
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.ports import Credentials
+from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.types import Credentials
 
 
 class OpenRun(NamedTuple):

@@ -1,47 +1,45 @@
-"""Whether the spool takes rows, as far as the intake has seen: for the log and for health."""
+"""Whether the spool takes rows, as the intake has seen it: for the log and for health."""
 
 import logging
 from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.spool.database import SpoolError, SpoolFullError
+from sentinel_uploader.spool.errors import SpoolError, SpoolFullError
 from sentinel_uploader.telemetry.counters import Counters
+from sentinel_uploader.util.log_throttle import LogThrottle
 
 log = logging.getLogger(__name__)
 
-_LOG_INTERVAL_S = 60.0
-
 
 class SpoolUnavailable(NamedTuple):
-    """Rows were not taken because of the spool: when last (monotonic seconds), and why."""
+    """When the spool last refused rows (monotonic seconds), and why."""
 
     at: float
     text: str
 
 
 class SpoolAvailability:
-    """Written by the intake's thread; `refusal` may be read by any."""
+    """Written by the intake's thread. Any thread may read `unavailable`."""
 
     def __init__(self, clock: Clock, counters: Counters) -> None:
         self._clock = clock
         self._counters = counters
-        self._logged_at: float | None = None
+        self._throttle = LogThrottle(clock)
         self.unavailable: SpoolUnavailable | None = None
         """Set while the spool takes no rows."""
 
     def record_failure(self, error: SpoolError) -> None:
-        """Count that the spool did not take something, and say so at most once a minute."""
+        """Count a write that failed, and log it at most once a minute."""
         is_full = isinstance(error, SpoolFullError)
         self._counters.spool_failures.add(1, "full" if is_full else "unusable")
-        now = self._clock.monotonic()
-        self.unavailable = SpoolUnavailable(now, str(error))
-        if self._logged_at is None or now - self._logged_at >= _LOG_INTERVAL_S:
-            self._logged_at = now
+        self.unavailable = SpoolUnavailable(self._clock.monotonic(), str(error))
+        if self._throttle.is_due():
             kind = "spool is full" if is_full else "spool cannot be written"
             log.error("%s, not acknowledging samples until that changes error=%s", kind, error)
 
     def record_success(self) -> None:
-        """Rows were taken."""
+        """Rows were stored."""
         if self.unavailable is not None:
-            self._logged_at = self.unavailable = None
+            self.unavailable = None
+            self._throttle.reset()
             log.info("spool has room again")

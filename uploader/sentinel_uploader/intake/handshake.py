@@ -1,26 +1,32 @@
-"""What follows upon a collector's `Hello`: its run is opened or continued, or it hears why not."""
+"""Handles a collector's `Hello`: opens or continues its run, or rejects it."""
 
+from collections import Counter
 from collections.abc import Callable
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import Ack, Hello, Reject, RejectCode, Welcome
-from sentinel_uploader.intake.answers import ResponseSender
 from sentinel_uploader.intake.backpressure import SpoolAvailability
-from sentinel_uploader.intake.left_behind import UndeliveredRunCounter
-from sentinel_uploader.intake.responses import build_ack, build_late_finished
+from sentinel_uploader.intake.responses import ResponseSender, build_ack, build_late_finished
 from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import sanitize_hello, validate_hello
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.spool.database import SpoolError
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.spool.errors import SpoolError
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import QuotaExceededError, RunClosedError, RunLimitError, SupersededError
 from sentinel_uploader.telemetry.counters import Counters
 
+_GRACE_S = 60.0
+"""A run that ended less than this time ago is being delivered and does not count as undelivered."""
+_RECOUNT_INTERVAL_S = 0.1
+"""Thousands of collectors may say `Hello` at once."""
+
 
 class HandshakeHandler:
-    """Opens sessions; belongs to the intake's thread. `wake_run` is told of runs for which something may be due now."""
+    """Opens sessions; belongs to the intake's thread. `wake_run` is called for runs that may have a step due now."""
 
     def __init__(
         self,
@@ -46,18 +52,16 @@ class HandshakeHandler:
         self._wake_run = wake_run
 
     def handle_hello(self, identity: bytes, hello: Hello, owner: str) -> None:
-        """Answer a `Hello`; what came before it must be durable."""
-        unfit = validate_hello(hello, self._limits)
-        if unfit is not None:
-            self._counters.count_rejection(owner, unfit.reason)
-            self._responses.send(identity, unfit.reject)
+        """Answer a `Hello`. Messages before it must be durable already."""
+        invalid = validate_hello(hello, self._limits)
+        if invalid is not None:
+            self._counters.count_rejection(owner, invalid.reason)
+            self._responses.send(identity, invalid.reject)
             return
+        limits, quota = self._limits, self._quota
         try:
             run = self._spool.open_run(
-                sanitize_hello(hello),
-                owner=owner,
-                max_runs=self._limits.max_client_runs,
-                try_reserve=self._quota.try_reserve,
+                sanitize_hello(hello), owner=owner, max_runs=limits.max_client_runs, try_reserve=quota.try_reserve
             )
         except SupersededError as error:
             self._responses.send(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
@@ -79,7 +83,7 @@ class HandshakeHandler:
         self._sessions.remove(earlier)
         self._sessions.remove(self._sessions.by_connection(identity))
         record = run.record
-        # The same collector on a new connection takes over from itself, and must not be told to stop.
+        # The same collector on a new connection replaces itself, and must not be told to stop.
         if earlier is not None and earlier.identity != identity and earlier.incarnation != record.incarnation:
             error = SupersededError(record.fenced_seq.get(earlier.incarnation, 0))
             self._responses.send(earlier.identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
@@ -89,14 +93,14 @@ class HandshakeHandler:
             return
         session = CollectorSession(identity, run)
         self._sessions.add(session)
-        left_behind = self._undelivered_runs.count(record.owner)
-        self._responses.send(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp, left_behind))
+        undelivered = self._undelivered_runs.count(record.owner)
+        self._responses.send(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp, undelivered))
         if record.has_ended:
             self._responses.send(identity, build_ack(run))
         self._wake_run(run)
 
     def _handle_hello_after_end(self, identity: bytes, hello: Hello, closed: RunClosedError) -> None:
-        """The collector that ended the run may not have heard so; everybody else needs a new run."""
+        """Tell the collector that ended the run how it ended. Any other collector needs a new run."""
         finished = build_late_finished(closed.ended, hello.epoch)
         if finished is None:
             self._responses.send(identity, Reject(RejectCode.CLOSED, str(closed), seq=closed.seq))
@@ -104,3 +108,33 @@ class HandshakeHandler:
         self._responses.send(identity, Welcome(closed.seq + 1, finished.run_id))
         self._responses.send(identity, Ack(closed.seq, finish=True))
         self._responses.send(identity, finished)
+
+
+class UndeliveredRunCounter:
+    """Counts each client's runs that ended long ago and are not delivered. Not thread-safe.
+
+    The client's next collector is told, because nobody looks at the uploader's log.
+    """
+
+    def __init__(self, spool: Spool, clock: Clock) -> None:
+        self._spool = spool
+        self._clock = clock
+        self._counts: Counter[str] = Counter()
+        self._due_at = clock.monotonic()
+
+    def count(self, owner: str) -> int:
+        """Return the number of the owner's undelivered runs, at most `_RECOUNT_INTERVAL_S` old."""
+        now = self._clock.monotonic()
+        if now >= self._due_at:
+            self._due_at = now + _RECOUNT_INTERVAL_S
+            ended_before = self._clock.now() - _GRACE_S
+            with self._spool.lock:
+                records = [run.record for run in self._spool.runs.values()]
+            self._counts = Counter(record.owner for record in records if _is_undelivered(record, ended_before))
+        return self._counts[owner]
+
+
+def _is_undelivered(record: RunRecord, ended_before: float) -> bool:
+    if record.state is RunState.QUARANTINED:
+        return True
+    return record.finish is not None and not record.is_over and record.finish.time < ended_before

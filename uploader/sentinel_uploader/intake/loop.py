@@ -1,48 +1,52 @@
-"""The conversation's far end: takes frames from collectors, makes them durable in groups, then acknowledges.
+"""The intake loop: receives messages from collectors, makes them durable in batches, then acknowledges them.
 
-One thread owns the socket. Nothing that a peer sends is fatal: what is not a message is counted and dropped.
+One thread owns the socket. Nothing that a peer sends is fatal: an invalid message is counted and dropped.
 """
 
 import logging
 import queue
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello, Ping, Reject, RejectCode, Samples, decode_from_collector
-from sentinel_uploader.intake.answers import ResponseSender
 from sentinel_uploader.intake.backpressure import SpoolAvailability, SpoolUnavailable
 from sentinel_uploader.intake.handshake import HandshakeHandler
 from sentinel_uploader.intake.rate_limiter import AdmissionDecision, RateLimiter
-from sentinel_uploader.intake.responses import build_ack, build_finished
+from sentinel_uploader.intake.responses import ResponseSender, build_ack, build_finished
 from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.write_batch import WriteBatch
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.lifecycle import Policy, RunState
+from sentinel_uploader.runs.lifecycle import RunState
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
-from sentinel_uploader.spool.run_record import OpenRun, RunRecord
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
+
+if TYPE_CHECKING:
+    from sentinel_uploader.spool.run_record import RunRecord
 
 log = logging.getLogger(__name__)
 
 MAX_BATCH_FRAMES = 1000
-"""Most frames that one transaction waits for."""
+"""A transaction contains at most so many messages."""
 MAX_BATCH_BYTES = 16 << 20
 _RECEIVE_FRAMES = 64
 _POLL_TIMEOUT_S = 1.0
 STALL_THRESHOLD_S = 3.0
-"""A loop that took longer was stopped or starved: collectors were not heard meanwhile."""
+"""A loop that took longer was suspended or starved: collectors could not be heard meanwhile."""
 _ERROR_PAUSE_S = 1.0
 
 
 class Intake:
-    """The socket's loop. `wake_run` is told of runs for which something may be due now.
+    """The socket's loop. `wake_run` is called for runs that may have a step due now.
 
-    `name_of` says which client a public key belongs to, `None` when to none (any more). It is asked for each message.
-    `known_clients` is how many clients there may be.
+    `name_of` returns the client that a public key belongs to, `None` for a key that is not allowed (any more). It is
+    called for each message. `known_clients` returns the number of clients on the allow list.
     """
 
     def __init__(
@@ -95,9 +99,9 @@ class Intake:
         now = clock.monotonic()
         self.last_loop_at = now
         self.receiving_since = now
-        """Since when collectors have been heard without a break: silence counts from there."""
+        """Since when collectors could be heard without a break. A run's silence counts from here at the earliest."""
         self.last_message_at = now
-        """When the last frame came."""
+        """When the last message arrived."""
 
     @property
     def spool_unavailable(self) -> SpoolUnavailable | None:
@@ -105,19 +109,19 @@ class Intake:
         return self._availability.unavailable
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until the event is set; `ZmqServer.wake` makes it look at the event at once."""
+        """Serve until the event is set; `ZmqServer.wake` makes the loop check the event at once."""
         while not stop.is_set():
             try:
                 self.poll_once(_POLL_TIMEOUT_S)
             except Exception:
-                # A defect must not deafen the uploader: collectors send again what was not acknowledged.
+                # A defect must not stop the intake. Collectors send again what was not acknowledged.
                 log.exception("intake failed unexpectedly")
                 self._discard_write_batch()
                 self._clock.wait_for(stop, _ERROR_PAUSE_S)
         self._send_notifications()
 
     def poll_once(self, timeout_s: float) -> None:
-        """Take one group: receive, store, acknowledge."""
+        """Serve one batch: receive, store, acknowledge."""
         received = self._receive(timeout_s)
         began_at = self._clock.monotonic()
         if began_at - self.last_loop_at > STALL_THRESHOLD_S + timeout_s:
@@ -132,14 +136,14 @@ class Intake:
         now = self._clock.monotonic()
         if now - began_at > STALL_THRESHOLD_S:
             self.receiving_since = now
-        # Told last: whoever sees it knows that all that had come before is taken into account.
+        # Set last: who reads it knows that everything received before is stored.
         self.last_loop_at = now
 
     def _receive(self, timeout_s: float) -> list[ReceivedMessage]:
-        """Wait for messages and return what is there, as long as it can be held in memory and on disk at once."""
+        """Wait for messages and return those that are there, up to the size of one batch."""
         received: list[ReceivedMessage] = []
         size = taken = 0
-        # Rubbish counts as well: as long as it comes, nobody would be answered.
+        # Invalid messages count too: a flood of them must not delay the answers to others.
         while taken < MAX_BATCH_FRAMES and size < MAX_BATCH_BYTES:
             some, malformed = self._server.receive(limit=_RECEIVE_FRAMES, timeout_s=0.0 if taken else timeout_s)
             taken += len(some) + malformed
@@ -158,7 +162,7 @@ class Intake:
             session.reset_pending()
 
     def notify(self, run: OpenRun) -> None:
-        """Tell the run's collector how it ended, or what keeps it from that; may be called from any thread."""
+        """Tell the run's collector that the run has ended, or what delays its delivery. Thread-safe."""
         self._notifications.put((run.id, run.record))
         self._server.wake()
 
@@ -170,7 +174,7 @@ class Intake:
         identity, frame = received.identity, received.frame
         owner = self._rate_limiter.owner_of(received)
         if owner is None:
-            # Revoked since it came in. Nothing is answered: what is on its way to it is not for it any more.
+            # Revoked since it connected. It gets no answer.
             self._counters.rejected.add(1, "key")
             self._server.disconnect(identity)
             return
@@ -205,7 +209,7 @@ class Intake:
                 pass
 
     def _active_session(self, identity: bytes, owner: str) -> CollectorSession | None:
-        """Return the session of whoever speaks; its run is not silent."""
+        """Return the session of a connection, and mark its run as active; `None` when there is none for this owner."""
         session = self._sessions.by_connection(identity)
         if session is None or session.run.record.owner != owner:
             return None
@@ -213,9 +217,8 @@ class Intake:
         return session
 
     def _reject(self, identity: bytes, owner: str, decision: AdmissionDecision) -> None:
-        # A client that says too much may be one run that leaves nothing for another: neither is taken for gone.
+        # One run of a client may use up the rate of all its runs. None of them is silent, so none becomes stale.
         self._active_session(identity, owner)
-        # Whatever the session has in this group is stored all the same; what comes behind the gap is not taken.
         if decision.reply is not None:
             self._responses.send(identity, decision.reply)
         if decision.disconnect:

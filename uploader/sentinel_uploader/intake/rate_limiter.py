@@ -1,4 +1,4 @@
-"""What one client may ask for, and who has asked for more than that."""
+"""Limits each client to a rate of rows (a token bucket), and each message to a size."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from sentinel_uploader.server.zmq_server import ReceivedMessage
 from sentinel_uploader.telemetry.counters import Counters
 
 HELLO_COST_ROWS = 20
-"""A greeting costs as much as so many rows: it may write to the spool."""
+"""A `Hello` costs as much as so many rows, because it may write to the spool."""
 _MAX_BUCKETS = 10_000
 _NOTIFY_INTERVAL_S = 1.0
 
 
 class AdmissionDecision(NamedTuple):
-    """What is to be done with a message: whether it is taken, what is answered otherwise, and whether to cut."""
+    """Whether a message is read; otherwise what to reply, and whether to close the connection."""
 
     is_accepted: bool
     reply: Reject | None = None
@@ -29,7 +29,7 @@ _DISCONNECTED = AdmissionDecision(is_accepted=False, disconnect=True)
 
 
 class _TokenBucket:
-    """What one client may still send at a moment (monotonic seconds), in rows."""
+    """A token is one row. Times are monotonic seconds."""
 
     __slots__ = ("notified_at", "rejected", "tokens", "updated_at")
 
@@ -37,13 +37,14 @@ class _TokenBucket:
         self.tokens = tokens
         self.updated_at = updated_at
         self.rejected = 0
+        """Messages rejected in a row."""
         self.notified_at: float | None = None
 
 
 class RateLimiter:
-    """Looks at each message before anything is done with it. Clients without a name are told apart by connection.
+    """Checks each message before it is decoded. Clients without a key have a bucket for each connection.
 
-    `name_of` says which client a public key belongs to, `None` when to none (any more).
+    `name_of` returns the client that a public key belongs to, `None` for a key that is not allowed (any more).
     """
 
     def __init__(self, *, name_of: Callable[[bytes], str | None], limits: ClientLimits, counters: Counters) -> None:
@@ -53,11 +54,11 @@ class RateLimiter:
         self._buckets: OrderedDict[str | bytes, _TokenBucket] = OrderedDict()
 
     def owner_of(self, received: ReceivedMessage) -> str | None:
-        """Return whose message this is: a client's name, empty on links without keys, `None` for one without access."""
+        """Return the client's name: empty on a link without keys, `None` for a client that is not allowed."""
         return self._name_of(received.key) if received.key else ""
 
     def check(self, received: ReceivedMessage, owner: str, now: float) -> AdmissionDecision:
-        """Say whether the message is to be read at all; `now` is monotonic seconds."""
+        """Decide whether the message is read; `now` is monotonic seconds."""
         if len(received.frame) > self._limits.max_message_bytes:
             self._counters.count_rejection(owner, "message-size")
             text = f"a message has at most {self._limits.max_message_bytes} bytes"
@@ -78,7 +79,7 @@ class RateLimiter:
         return AdmissionDecision(is_accepted=False, reply=Reject(RejectCode.BUSY, text, retry=True))
 
     def consume(self, received: ReceivedMessage, owner: str, message: object) -> None:
-        """Count what was read towards what its client may send."""
+        """Take the cost of an accepted message from its bucket; the bucket may become negative."""
         rows = 1
         if isinstance(message, Samples):
             rows = max(1, len(message.samples))
@@ -89,14 +90,15 @@ class RateLimiter:
             bucket.tokens -= rows
 
     def _bucket(self, client: str | bytes, now: float) -> _TokenBucket:
-        most = self._limits.max_client_rows_per_s * self._limits.burst_s
+        """Return a client's bucket, refilled until `now`."""
+        capacity = self._limits.max_client_rows_per_s * self._limits.burst_s
         bucket = self._buckets.get(client)
         if bucket is None:
-            bucket = self._buckets[client] = _TokenBucket(most, now)
+            bucket = self._buckets[client] = _TokenBucket(capacity, now)
             if len(self._buckets) > _MAX_BUCKETS:
-                # Whoever was silent for longest is likely to have all of it again.
+                # The bucket that was used longest ago is most likely to be full again.
                 self._buckets.popitem(last=False)
         self._buckets.move_to_end(client)
-        bucket.tokens = min(most, bucket.tokens + (now - bucket.updated_at) * self._limits.max_client_rows_per_s)
+        bucket.tokens = min(capacity, bucket.tokens + (now - bucket.updated_at) * self._limits.max_client_rows_per_s)
         bucket.updated_at = now
         return bucket

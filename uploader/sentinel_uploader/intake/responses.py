@@ -1,22 +1,41 @@
-"""What collectors are told of their runs. Pure functions of what is on disk."""
+"""What collectors are told: building a message from what is durable, and sending it."""
 
 import msgspec
 
-from sentinel_protocol.wire.messages import Ack, Finished, encode
-from sentinel_uploader.delivery.csv_batch import object_uri
+from sentinel_protocol.wire.messages import Ack, Finished, Reject, UploaderMessage, encode
 from sentinel_uploader.runs.lifecycle import RunState
-from sentinel_uploader.spool.run_record import OpenRun, RunRecord
+from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.server.zmq_server import ZmqServer
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.tombstones import Tombstone
+from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.util.untrusted_text import printable
 
 _MAX_FINISHED_BYTES = 32 << 10
-_FINISHED_OBJECTS = 100
+_MAX_FINISHED_OBJECTS = 100
 _MAX_ERROR_CHARS = 300
 _FORGOTTEN = {"note": "the run was delivered so long ago that its details are not kept any more"}
 
 
+class ResponseSender:
+    """Sends to collectors without blocking; belongs to the thread that owns the socket."""
+
+    def __init__(self, server: ZmqServer, counters: Counters) -> None:
+        self._server = server
+        self._counters = counters
+
+    def send(self, identity: bytes, message: UploaderMessage) -> None:
+        """Send to one connection. A message to a peer that is gone or does not read is counted and dropped."""
+        if isinstance(message, Reject):
+            self._counters.rejected.add(1, message.code)
+        if not self._server.send(identity, encode(message)):
+            # The collector says `Hello` again after a silence, which repeats what it missed.
+            self._counters.answers_lost.add()
+
+
 def build_ack(run: OpenRun) -> Ack:
-    """Return what of the run is durable, and what keeps it from being delivered."""
+    """Return what is durable of the run, and what delays its delivery."""
     record = run.record
     return Ack(
         run.durable_seq,
@@ -27,12 +46,12 @@ def build_ack(run: OpenRun) -> Ack:
 
 
 def build_finished(record: RunRecord) -> Finished:
-    """Return how a run that is delivered ended; a long list of objects is cut."""
-    uris = [object_uri(record.uri_prefix, number) for number in range(1, min(record.batches, _FINISHED_OBJECTS) + 1)]
+    """Return how a delivered run ended. Names the first objects only, or none if that makes the message too long."""
+    count = min(record.batches, _MAX_FINISHED_OBJECTS)
     message = Finished(
         run_id=record.run_id,
         response=record.response,
-        objects=uris,
+        objects=[object_uri(record.uri_prefix, number) for number in range(1, count + 1)],
         objects_count=record.batches,
         rows=record.rows,
         object_prefix=record.uri_prefix,
@@ -43,7 +62,7 @@ def build_finished(record: RunRecord) -> Finished:
 
 
 def build_late_finished(ended: RunRecord | Tombstone | None, incarnation: str) -> Finished | None:
-    """Return what the collector that ended a run is told, which may not have heard so; `None` for everybody else."""
+    """Return the end of a run for the collector that ended it, and may not know; `None` for any other collector."""
     if isinstance(ended, Tombstone):
         told = Finished(ended.run_id, response=_FORGOTTEN, rows=ended.rows)
         return told if ended.was_ended_by(incarnation) else None

@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.spool.open_run import OpenRun
 
 if TYPE_CHECKING:
     from sentinel_protocol.wire.messages import Finish
 
 
 class CollectorSession:
-    """One connection that has said `Hello`: its run, and what the group that is being gathered adds to it."""
+    """One connection that has said `Hello`: its run, and what the current write batch adds to the run."""
 
     __slots__ = ("finish", "identity", "incarnation", "next_seq", "run")
 
@@ -19,16 +19,17 @@ class CollectorSession:
         self.incarnation = run.record.incarnation
         self.run = run
         self.next_seq = run.durable_seq + 1
+        """Of the next row, when all rows in the write batch become durable."""
         self.finish: Finish | None = None
 
     def reset_pending(self) -> None:
-        """Count on nothing that is not durable."""
+        """Start again from what is durable."""
         self.finish = None
         self.next_seq = self.run.durable_seq + 1
 
 
 class Sessions:
-    """All of them: at most one for each connection, and one for each run."""
+    """All sessions: at most one for each connection, and one for each run."""
 
     def __init__(self) -> None:
         self._by_identity: dict[bytes, CollectorSession] = {}
@@ -49,11 +50,11 @@ class Sessions:
         return self._by_run.get(run_id)
 
     def add(self, session: CollectorSession) -> None:
-        """Begin one, where neither its connection nor its run has another."""
+        """Add a session; its connection and its run must have no other."""
         self._by_identity[session.identity] = self._by_run[session.run.id] = session
 
     def remove(self, session: CollectorSession | None) -> None:
-        """End one; nothing happens to one that has ended, or to none."""
+        """Remove a session; `None` and a removed one are ignored."""
         if session is not None and self._by_identity.get(session.identity) is session:
             del self._by_identity[session.identity]
             del self._by_run[session.run.id]

@@ -1,9 +1,9 @@
-"""Which client may still add to the spool: one that floods it, or whose rows nobody takes, leaves room for others.
+"""Limits how much of the spool one client may use, so that others have room when it floods or cannot be delivered.
 
-A client may hold at most `share / (1 - share)` times what is free. So one client comes to `share` of the spool, several
-to less each, and something is always left for those that hold little, however many the others are: the rule of switches
-whose ports share one buffer (A. K. Choudhury, E. L. Hahne, "Dynamic queue length thresholds for shared-memory packet
-switches", 1998). A client that is alone may use all.
+A client may hold at most `share / (1 - share)` times the free space. So one client uses at most `share` of the spool,
+several use less each, and clients that hold little always find some space. This is the rule of switches whose ports
+share one buffer (A. K. Choudhury, E. L. Hahne, "Dynamic queue length thresholds for shared-memory packet switches",
+1998). A client that is alone may use all.
 """
 
 import logging
@@ -11,21 +11,21 @@ from collections import Counter
 from collections.abc import Callable
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import UNNAMED, Counters
+from sentinel_uploader.util.log_throttle import LOG_INTERVAL_S, LogThrottle
 
 log = logging.getLogger(__name__)
 
 _MIN_GUARANTEED_BYTES = 64 << 10
-"""Whoever holds less is held back by a full spool alone: in a small one a share is less than a message."""
-_LOG_INTERVAL_S = 60.0
+"""A client that holds less is stopped by a full spool only: in a small spool, a share is less than one message."""
 
 
 class SpoolQuota:
-    """Looks at the spool once for each group of messages; belongs to the intake's thread.
+    """Reads the spool's free space once for each write batch; belongs to the intake's thread.
 
-    `known_clients` is how many there may be beside those that have runs here.
+    `known_clients` returns the number of clients on the allow list. Clients with runs in the spool count too.
     """
 
     def __init__(
@@ -36,18 +36,19 @@ class SpoolQuota:
         self._known_clients = known_clients
         self._clock = clock
         self._counters = counters
+        self._throttle = LogThrottle(clock)
         self._free_bytes: float | None = None
         self._reserved: Counter[str] = Counter()
-        self._throttled: dict[str, tuple[float, float]] = {}
-        """When each client was held back last, and when that was logged (monotonic seconds)."""
+        self._throttled: dict[str, float] = {}
+        """When each client was stopped last (monotonic seconds)."""
 
     def reset(self) -> None:
-        """What was added is in the spool by now, or is not to come into it."""
+        """Drop the reservations: their rows are in the spool now, or will not be stored."""
         self._free_bytes = None
         self._reserved.clear()
 
     def try_reserve(self, owner: str, size: int) -> bool:
-        """Whether a client may add so many bytes; they are counted then, otherwise it is reported."""
+        """Reserve `size` bytes for a client; False, counted and logged, when its quota does not allow that."""
         if self._free_bytes is None:
             self._free_bytes = self._read_free_bytes()
         held = self._spool.usage.spool_bytes(owner) + self._reserved[owner]
@@ -69,26 +70,24 @@ class SpoolQuota:
                 database = self._spool.database
                 return max(0, database.rows_limit_bytes - database.used_bytes())
         except SpoolError:
-            # Whoever writes to it next hears why.
+            # The next write reports it.
             return float("inf")
 
     def _log_throttled(self, owner: str, held: int) -> None:
         self._counters.count_rejection(owner, "spool-share")
-        now = self._clock.monotonic()
-        _, logged_at = self._throttled.get(owner, (now, -_LOG_INTERVAL_S + now))
-        if now - logged_at >= _LOG_INTERVAL_S:
-            logged_at = now
+        self._throttled[owner] = self._clock.monotonic()
+        if self._throttle.is_due(owner):
             log.warning(
                 "client has its share of the spool, not acknowledging its samples until some are delivered "
                 "client=%s bytes=%d",
                 owner or UNNAMED,
                 held,
             )
-        self._throttled[owner] = (now, logged_at)
 
     def _log_released(self, owner: str) -> None:
-        held_back_at, _ = self._throttled.get(owner, (None, None))
-        # Not at once: what is delivered makes room bit by bit.
-        if held_back_at is not None and self._clock.monotonic() - held_back_at >= _LOG_INTERVAL_S:
+        throttled_at = self._throttled.get(owner)
+        # Deliveries free space bit by bit: a client is stopped and released many times before it has room.
+        if throttled_at is not None and self._clock.monotonic() - throttled_at >= LOG_INTERVAL_S:
             del self._throttled[owner]
+            self._throttle.reset(owner)
             log.info("client has less than its share of the spool again client=%s", owner or UNNAMED)

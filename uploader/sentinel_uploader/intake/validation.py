@@ -1,4 +1,4 @@
-"""What is taken from a client and what is not. Pure functions."""
+"""Checks of what a client sends. Pure functions."""
 
 import math
 from collections.abc import Iterator
@@ -21,23 +21,23 @@ from sentinel_uploader.util.json_safe import to_json_safe
 MAX_INCARNATION_CHARS = 64
 MAX_INTERVAL_S = 86_400.0
 MAX_TIME_S = 253_402_300_799.0
-"""The end of the year 9999, the last that ISO-8601 can write."""
+"""The end of the year 9999, the last one that ISO 8601 can write."""
 
 
 class InvalidHello(NamedTuple):
-    """Why a greeting is not accepted: for the counter, and for its sender."""
+    """Why a `Hello` is not accepted: the reason to count, and the reply to its sender."""
 
     reason: str
     reject: Reject
 
 
 def has_valid_timestamps(message: Samples) -> bool:
-    """Whether each sample has a time."""
+    """Whether each sample has a time (UNIX seconds)."""
     return all(0.0 < sample.timestamp < math.inf for sample in message.samples)
 
 
 def is_valid_finish(message: Finish) -> bool:
-    """Whether the end is one that can be told to the API."""
+    """Whether the API can be told of this end."""
     code = message.exit_code
     peak = message.peak_memory_mib
     return (
@@ -51,14 +51,14 @@ def is_valid_finish(message: Finish) -> bool:
 
 
 def sanitize_hello(hello: Hello) -> Hello:
-    """Return the greeting with nothing in its fields that JSON cannot carry."""
+    """Return the `Hello` with values replaced that JSON cannot represent."""
     return msgspec.structs.replace(
         hello, metadata=to_json_safe(hello.metadata), host=to_json_safe(hello.host), cloud=to_json_safe(hello.cloud)
     )
 
 
 def validate_hello(hello: Hello, limits: ClientLimits) -> InvalidHello | None:
-    """Return why the greeting is not accepted, in words for the person who reads it at the collector."""
+    """Return why the `Hello` is not accepted, `None` if it is. The collector shows the text to its user."""
     if hello.version != PROTOCOL_VERSION:
         text = f"this uploader speaks version {PROTOCOL_VERSION} of the protocol, not {hello.version}"
         return InvalidHello("version", Reject(RejectCode.UNKNOWN_VERSION, text))
@@ -70,7 +70,7 @@ def validate_hello(hello: Hello, limits: ClientLimits) -> InvalidHello | None:
         return _invalid("interval", f"the interval must be above 0 and at most {MAX_INTERVAL_S:.0f} s")
     if not 0 <= hello.first_available_seq <= MAX_SEQUENCE:
         return _invalid("sequence", "the sequence number is out of range")
-    # Without its description the run is taken.
+    # The collector tries again without its metadata.
     if len(msgspec.msgpack.encode((hello.metadata, hello.host, hello.cloud))) > limits.max_metadata_bytes:
         text = f"the metadata are longer than {limits.max_metadata_bytes} bytes"
         return InvalidHello("metadata-size", Reject(RejectCode.TOO_BIG, text))
@@ -85,7 +85,7 @@ def _invalid(reason: str, text: str) -> InvalidHello:
 
 
 def _names(hello: Hello) -> Iterator[str]:
-    """Yield the names of all fields, those of tags included."""
+    """Yield the names of all fields, including those of tags."""
     for fields in (hello.metadata, hello.host, hello.cloud):
         for name, value in fields.items():
             yield name

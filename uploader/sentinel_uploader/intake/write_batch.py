@@ -1,28 +1,27 @@
-"""Rows and ends of many collectors that become durable in one transaction, and are acknowledged then."""
+"""Group commit: rows and ends of many runs become durable in one transaction, and are acknowledged then."""
 
 from collections.abc import Callable
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Finish, Reject, RejectCode, Samples, encode
-from sentinel_uploader.intake.answers import ResponseSender
 from sentinel_uploader.intake.backpressure import SpoolAvailability
-from sentinel_uploader.intake.responses import build_ack
+from sentinel_uploader.intake.responses import ResponseSender, build_ack
 from sentinel_uploader.intake.sessions import CollectorSession
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.lifecycle import Policy
-from sentinel_uploader.spool.database import SpoolError, SpoolFullError
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.runs.schedule import Policy
+from sentinel_uploader.spool.errors import SpoolError, SpoolFullError
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import PendingFrame, QuotaExceededError
 from sentinel_uploader.telemetry.counters import Counters
 
 
 class WriteBatch:
-    """Gathers what is sound; belongs to the intake's thread. `wake_run` is told of runs for which something may be due.
+    """Collects valid messages; belongs to the intake's thread. `wake_run` is called for runs that may have a step due.
 
-    A session whose rows were not taken hears so, or begins again after a silence: what follows a gap is not taken.
+    Rows behind a gap are dropped. Their collector is told, or says `Hello` again when it gets no acknowledgement.
     """
 
     def __init__(
@@ -51,13 +50,13 @@ class WriteBatch:
         self._sessions: dict[bytes, CollectorSession] = {}
 
     def clear(self) -> None:
-        """Drop what is gathered."""
+        """Drop what was collected."""
         self._frames = []
         self._sessions = {}
         self._quota.reset()
 
     def add_samples(self, session: CollectorSession, message: Samples, frame: bytes) -> None:
-        """Take the rows of a message (encoded in `frame`) that are new and follow upon those that are here."""
+        """Add the new rows of a message (encoded in `frame`), if they continue the run without a gap."""
         samples, first = message.samples, message.first_seq
         count = len(samples)
         last = first + count - 1
@@ -79,7 +78,7 @@ class WriteBatch:
             self._counters.rows_duplicate.add(count)
             return
         if first > session.next_seq:
-            # Something before it was lost: the collector will notice the silence and begin again.
+            # An earlier message was lost. The collector gets no acknowledgement and says `Hello` again.
             self._counters.rejected.add(1, "gap")
             return
         if first < session.next_seq:
@@ -94,14 +93,14 @@ class WriteBatch:
         session.next_seq = last + 1
 
     def add_finish(self, session: CollectorSession, message: Finish) -> None:
-        """Take the run's end, if all its rows are here or in the group."""
+        """Add the run's end, if all its rows are in the spool or in this batch."""
         if session.run.record.closed_as_stale:
             text = "this run was closed as stale"
             self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))
             return
         self._sessions[session.identity] = session
         if session.run.record.has_ended or message.last_seq > session.next_seq - 1:
-            # A repetition is acknowledged again; one before the last row waits until the rows are here.
+            # A repeated `Finish` is acknowledged again. One whose rows are missing is dropped, and sent again later.
             return
         if message.last_seq < session.next_seq - 1 or not is_valid_finish(message):
             self._counters.rejected.add(1, "bad")
@@ -109,7 +108,7 @@ class WriteBatch:
         session.finish = message
 
     def commit(self) -> None:
-        """Make the group durable and acknowledge it, or tell its collectors to hold on."""
+        """Make the batch durable and acknowledge it, or tell its collectors to wait."""
         sessions, self._sessions = self._sessions, {}
         frames, self._frames = self._frames, []
         self._quota.reset()
@@ -133,7 +132,7 @@ class WriteBatch:
         lost = session.next_seq != run.durable_seq + 1
         session.reset_pending()
         if lost:
-            # The run has ended between the message and its transaction: the rows are not part of it.
+            # The run ended between the message and this transaction, so the rows do not belong to it.
             text = "this run has ended"
             self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=run.durable_seq))
             return
@@ -145,9 +144,9 @@ class WriteBatch:
         return run.unbatched_rows >= self._policy.max_batch_rows or run.unbatched_bytes >= self._policy.max_batch_bytes
 
     def _reject_all(self, sessions: dict[bytes, CollectorSession], error: SpoolError) -> None:
-        """No row of the group is durable: forget what was counted on, and let the collectors hold on.
+        """Tell the collectors to wait: no row of the batch is durable.
 
-        An end whose rows are all here needs no room for rows: it is taken by itself.
+        An end whose rows are all durable already is stored by itself, because it needs no space for rows.
         """
         text = "no room in the spool" if isinstance(error, SpoolFullError) else "the spool cannot be written"
         for session in sessions.values():

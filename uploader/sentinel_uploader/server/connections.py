@@ -1,27 +1,30 @@
-"""The connections of some sockets: which of them have spoken, whose they are, and how one of them is ended."""
+"""The table of open connections: which have sent a message, whose they are, and how one of them is closed.
+
+A connection is *pending* from accept until its first message, then *registered*.
+"""
 
 import contextlib
 import os
 import socket
+import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from sentinel_uploader.server.fd_socket import socket_from_fd
-from sentinel_uploader.server.unread import StalledReadTracker
-
 PENDING_TIMEOUT_S = 90.0
-"""A connection that has not said a word for so long is cut; a collector greets at once."""
+"""A connection without a message is closed after this time. A collector sends its `Hello` at once."""
 _EVICT_PENDING_AFTER_S = 5.0
-"""One that has been silent for so long makes room for a newcomer; a handshake may take as long."""
+"""A pending connection of this age makes room for a new one. A handshake may take as long."""
+_BYTES_RECEIVED = struct.Struct("=128xQ")
+"""`tcpi_bytes_received` of `struct tcp_info` (linux/tcp.h), Linux 4.1 and newer."""
 
 
 class ConnectionId(NamedTuple):
     """A connection as ZeroMQ's monitors name it.
 
-    Both parts are needed: each socket's events come in order, but of two sockets that use a descriptor one after the
-    other the later may be heard of first.
+    Both parts are needed. Each socket's events arrive in order, but events of two sockets do not: a descriptor may be
+    reported as accepted by the second socket before the first one reports it as closed.
     """
 
     socket: int
@@ -30,81 +33,78 @@ class ConnectionId(NamedTuple):
 
 
 class _ConnectionInfo(NamedTuple):
-    """Where a connection comes from, and since when (monotonic seconds)."""
+    """Peer and time of accept (monotonic seconds)."""
 
     accepted_at: float
     inode: int
-    """Tells the connection from a later file with the same descriptor; 0 when it was gone before we could look."""
+    """Distinguishes the connection from a later file with the same descriptor; 0 when it closed before we looked."""
     host: str
 
 
 class _Registered(NamedTuple):
-    """One that has spoken."""
-
     info: _ConnectionInfo
     identity: bytes
     key: bytes
 
 
 class ConnectionTable:
-    """Safe for several threads."""
+    """All open connections. Thread-safe."""
 
     def __init__(self, *, max_per_key: int, max_unread_bytes: int) -> None:
         self._max_per_key = max_per_key
         self._lock = threading.Lock()
         self._listen_ids: list[set[object]] = []
         self._pending: dict[ConnectionId, _ConnectionInfo] = {}
-        """Those that have not spoken, in the order of their coming."""
+        """Oldest first."""
         self._closing: set[ConnectionId] = set()
-        """Silent ones that are cut and have not gone yet."""
+        """Pending ones that were shut down and whose close is not reported yet."""
         self._registered: dict[ConnectionId, _Registered] = {}
         self._id_by_identity: dict[bytes, ConnectionId] = {}
         self._count_by_key: Counter[bytes] = Counter()
         self._auth_hosts: dict[tuple[bytes, str], float] = {}
-        """Which keys were let in from where, and when last: a connection that is silent may be theirs."""
+        """When each key was last authenticated from each host. A pending connection may belong to any of them."""
         self._stalled_reads = StalledReadTracker(max_unread_bytes)
         self._read_since_sweep: set[bytes] = set()
 
     def set_listen_endpoints(self, endpoints: Sequence[Sequence[str]]) -> None:
-        """Say at which endpoints each socket listens: what has another name is none of their connections."""
+        """Set the endpoints of each listening socket. A descriptor with another local name is not closed."""
         self._listen_ids = [{_endpoint_id(endpoint) for endpoint in of_socket} for of_socket in endpoints]
 
     def __len__(self) -> int:
-        """How many there are."""
         with self._lock:
             return self._total()
 
     def is_registered(self, identity: bytes) -> bool:
-        """Whether this one was introduced."""
+        """Whether this connection has sent a message."""
         return identity in self._id_by_identity
 
     def note_message(self, identity: bytes) -> None:
-        """A message of this one was taken."""
+        """Record that a whole message of this connection was read."""
         self._read_since_sweep.add(identity)
 
     def has_reached_limit(self, key: bytes) -> bool:
-        """Whether this key has as many as it may."""
+        """Whether this key has as many registered connections as one key may have."""
         return self._count_by_key[key] >= self._max_per_key
 
     def on_accepted(self, connection_id: ConnectionId, now: float, *, limit: int) -> bool:
-        """One has been accepted; False when that is more than `limit`: it, or one that is silent, is cut."""
+        """Add a connection. If there are more than `limit` then, close a pending one and return False."""
         with self._lock:
             self._remove(connection_id)
             self._pending[connection_id] = _inspect_fd(connection_id.descriptor, now)
             has_room = self._total() <= limit
             if not has_room:
-                oldest, connection = next(iter(self._pending.items()))
-                # Not sooner: in a crowd the oldest are those whose handshake is nearly done, and nobody would ever
-                # get in.
-                self._drop_pending(oldest if now - connection.accepted_at > _EVICT_PENDING_AFTER_S else connection_id)
+                oldest, info = next(iter(self._pending.items()))
+                # In a crowd the oldest are about to finish their handshake. Evicting them would let nobody in, ever.
+                is_evictable = now - info.accepted_at > _EVICT_PENDING_AFTER_S
+                self._drop_pending(oldest if is_evictable else connection_id)
             return has_room
 
     def on_closed(self, connection_id: ConnectionId) -> bool:
-        """One has ended; True when it had never said a word, and not because we had cut it."""
+        """Remove a connection; True when it was pending and the peer closed it."""
         with self._lock:
-            was_silent = connection_id in self._pending
+            was_pending = connection_id in self._pending
             self._remove(connection_id)
-            return was_silent
+            return was_pending
 
     def on_authenticated(self, key: bytes, host: str, now: float) -> None:
         """A connection from this host has proved that it holds this key."""
@@ -112,10 +112,10 @@ class ConnectionTable:
             self._auth_hosts[key, host] = now
 
     def register(self, identity: bytes, connection_id: ConnectionId, key: bytes) -> bool:
-        """One has spoken for the first time; False when its key has too many of them (it is cut)."""
+        """Register a pending connection at its first message. If its key has too many, close it and return False."""
         with self._lock:
             if connection_id not in self._pending:
-                # Its beginning has not been told yet, or its end has: both come at some time.
+                # Its accept is not reported yet, or its close is already. Either event follows.
                 return True
             if key and self.has_reached_limit(key):
                 self._drop_pending(connection_id)
@@ -126,7 +126,7 @@ class ConnectionTable:
             return True
 
     def disconnect(self, identity: bytes) -> bool:
-        """End one, whatever it is doing; False when it is not known."""
+        """Close a registered connection; False when there is none with this identity."""
         with self._lock:
             connection_id = self._id_by_identity.get(identity)
             if connection_id is None:
@@ -135,16 +135,16 @@ class ConnectionTable:
             return True
 
     def drop_newest_pending(self) -> None:
-        """Give a descriptor back."""
+        """Close the newest pending connection, to get its descriptor back."""
         with self._lock:
             if self._pending:
                 self._drop_pending(next(reversed(self._pending)))
 
     def drop_revoked(self, is_allowed: Callable[[bytes], bool]) -> int:
-        """Cut those whose key is not admitted any more, and return how many that are.
+        """Close connections whose key is not allowed any more, and return their number.
 
-        Of a connection that has not spoken nobody can tell which key it has proved: all are cut that come from where
-        a key was let in that is not admitted any more. A collector greets at once, and comes back.
+        The key of a pending connection is unknown. When a key is revoked, all pending connections from the hosts that
+        used it are closed. A collector sends its `Hello` at once, and connects again.
         """
         dropped = 0
         with self._lock:
@@ -157,34 +157,33 @@ class ConnectionTable:
                 if not is_allowed(key):
                     hosts.add(host)
                     del self._auth_hosts[key, host]
-            for connection_id, connection in list(self._pending.items()):
-                if connection.host in hosts:
+            for connection_id, info in list(self._pending.items()):
+                if info.host in hosts:
                     self._drop_pending(connection_id)
                     dropped += 1
         return dropped
 
     def drop_expired_pending(self, now: float) -> None:
-        """Cut those that never said a word."""
+        """Close connections that have been pending for `PENDING_TIMEOUT_S`."""
         with self._lock:
-            for connection_id, connection in list(self._pending.items()):
-                if now - connection.accepted_at < PENDING_TIMEOUT_S:
+            for connection_id, info in list(self._pending.items()):
+                if now - info.accepted_at < PENDING_TIMEOUT_S:
                     break
                 self._drop_pending(connection_id)
             for entry, at in list(self._auth_hosts.items()):
-                # Longer than any silent connection lasts.
+                # Longer than any connection stays pending.
                 if now - at > 2 * PENDING_TIMEOUT_S:
                     del self._auth_hosts[entry]
 
     def drop_stalled(self) -> int:
-        """Cut those of whose messages no end comes, and return how many that are."""
+        """Close connections that send more than the limit without completing a message, and return their number."""
         dropped = 0
         with self._lock:
-            taken, self._read_since_sweep = self._read_since_sweep, set()
+            read, self._read_since_sweep = self._read_since_sweep, set()
             for connection_id in [*self._pending, *self._registered]:
                 registered = self._registered.get(connection_id)
-                if not self._stalled_reads.exceeds_limit(
-                    connection_id, registered is not None and registered.identity in taken
-                ):
+                was_read = registered is not None and registered.identity in read
+                if not self._stalled_reads.exceeds_limit(connection_id, was_read):
                     continue
                 self._stalled_reads.forget(connection_id)
                 if registered is None:
@@ -209,23 +208,65 @@ class ConnectionTable:
                 del self._count_by_key[registered.key]
 
     def _drop_pending(self, connection_id: ConnectionId) -> None:
-        connection = self._pending.pop(connection_id)
+        info = self._pending.pop(connection_id)
         self._closing.add(connection_id)
-        self._shut_down(connection_id, connection)
+        self._shut_down(connection_id, info)
 
     def _shut_down(self, connection_id: ConnectionId, info: _ConnectionInfo) -> None:
-        """Shut the connection down; its socket notices, closes it, and tells us.
+        """Shut the connection down. ZeroMQ notices, closes the descriptor and reports that.
 
-        The descriptor may be another file's by now: we make sure before anything is done.
+        The descriptor may belong to another file by now, so its inode and its local endpoint are checked first.
         """
-        with contextlib.suppress(OSError), socket_from_fd(connection_id.descriptor) as open_socket:
+        with contextlib.suppress(OSError), _socket_from_fd(connection_id.descriptor) as open_socket:
             is_same = os.fstat(connection_id.descriptor).st_ino == info.inode
             if is_same and _local_endpoint_of(open_socket) in self._listen_ids[connection_id.socket]:
                 open_socket.shutdown(socket.SHUT_RDWR)
 
 
+class StalledReadTracker:
+    """Bytes that each TCP connection has sent since a message of it was last read.
+
+    ZeroMQ keeps a multipart message in memory until its last frame has arrived. No socket option limits that, and no
+    event reports such a message. But the kernel counts the bytes that a connection has received: when the count grows
+    and no message can be read, the peer only fills our memory. Unix sockets have no such count.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._bytes_at_last_read: dict[ConnectionId, int] = {}
+        """Missing where a message was read since the last check."""
+
+    def exceeds_limit(self, connection_id: ConnectionId, was_read: bool) -> bool:
+        """Check one connection; `was_read` says whether a message of it was read since the last check."""
+        if was_read:
+            # Its messages end. The next check starts a new count.
+            self.forget(connection_id)
+            return False
+        received = _tcp_bytes_received(connection_id.descriptor)
+        if received is None:
+            return False
+        return received - self._bytes_at_last_read.setdefault(connection_id, received) > self._limit_bytes
+
+    def forget(self, connection_id: ConnectionId) -> None:
+        """Start anew with the next check."""
+        self._bytes_at_last_read.pop(connection_id, None)
+
+
+def _tcp_bytes_received(descriptor: int) -> int | None:
+    """Return the bytes that a TCP connection has received in all; `None` when it is closed or the kernel is too old."""
+    try:
+        # The socket's type is given, not asked for: one system call for each of thousands of connections.
+        with _socket_from_fd(descriptor, socket.AF_INET, socket.SOCK_STREAM, 0) as connection:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
+    except OSError:
+        return None
+    count: int
+    (count,) = _BYTES_RECEIVED.unpack(info) if len(info) == _BYTES_RECEIVED.size else (0,)
+    return count
+
+
 def _endpoint_id(endpoint: str) -> object:
-    """What tells a listening socket's connections from others: a TCP port, or a path."""
+    """Return the TCP port or the path of a listening endpoint, as `_local_endpoint_of` returns it."""
     if endpoint.startswith("ipc://"):
         return endpoint.removeprefix("ipc://")
     return int(endpoint.rpartition(":")[2])
@@ -237,14 +278,28 @@ def _local_endpoint_of(connection: socket.socket) -> object:
 
 
 def _inspect_fd(descriptor: int, now: float) -> _ConnectionInfo:
-    with contextlib.suppress(OSError), socket_from_fd(descriptor) as connection:
+    with contextlib.suppress(OSError), _socket_from_fd(descriptor) as connection:
         peer = connection.getpeername()
         host = normalize_host(peer[0]) if isinstance(peer, tuple) else ""
         return _ConnectionInfo(now, os.fstat(descriptor).st_ino, host)
-    # It is gone already: its end will be told.
+    # It is closed already. That event follows.
     return _ConnectionInfo(now, 0, "")
 
 
+@contextlib.contextmanager
+def _socket_from_fd(descriptor: int, family: int = -1, kind: int = -1, protocol: int = -1) -> Iterator[socket.socket]:
+    """Use ZeroMQ's descriptor as a socket without owning it; raises `OSError` when it is not a socket (any more).
+
+    It is not duplicated: when descriptors have run out, connections must still be closed. The kernel is asked for the
+    type of the socket unless all three parts are given.
+    """
+    connection = socket.socket(family, kind, protocol, fileno=descriptor)
+    try:
+        yield connection
+    finally:
+        connection.detach()
+
+
 def normalize_host(host: str) -> str:
-    """Return an address without what only one of those who name it adds: the family of an IPv4 one, an interface."""
+    """Return an IP address without the `::ffff:` of a mapped IPv4 address and without an interface (`%eth0`)."""
     return host.removeprefix("::ffff:").partition("%")[0]

@@ -1,6 +1,6 @@
-"""Descriptors: how many there are, and how many of them connections may take.
+"""File descriptors: raises their limit, and derives the number of connections from it.
 
-At the limit a ROUTER accepts nobody, silently, and tries again without a pause: connections are turned away before.
+At the limit, ZeroMQ retries `accept` in a busy loop without an error. So connections are limited below it.
 """
 
 import logging
@@ -8,12 +8,12 @@ import os
 import resource
 
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.server.connection_guard import ConnectionLimits as DoorLimits
+from sentinel_uploader.server.connection_guard import ConnectionLimits
 
 log = logging.getLogger(__name__)
 
 _RESERVED_FDS = 72
-"""For 32 calls under way, the spool, ZeroMQ's own, health and metrics, and newcomers that are turned away."""
+"""For 32 calls under way, the spool, ZeroMQ, health and metrics, and connections that are about to be refused."""
 _MIN_CONNECTIONS = 8
 _MAX_CONNECTIONS = 100_000
 
@@ -25,20 +25,20 @@ def raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def connection_limits(limits: ClientLimits) -> DoorLimits:
-    """Return what is wished of connections, as many of them as the descriptors allow."""
+def connection_limits(limits: ClientLimits) -> ConnectionLimits:
+    """Return the limits that were asked for, lowered to what the descriptor limit allows."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    possible = max(_MIN_CONNECTIONS, min(soft - _open_now() - _RESERVED_FDS, _MAX_CONNECTIONS))
-    wished = limits.max_connections
-    if wished is not None and wished > possible:
+    possible = max(_MIN_CONNECTIONS, min(soft - _open_fds() - _RESERVED_FDS, _MAX_CONNECTIONS))
+    wanted = limits.max_connections
+    if wanted is not None and wanted > possible:
         log.warning(
             "the descriptor limit allows fewer connections than --max-connections; raise it (ulimit -n, LimitNOFILE=) "
             "descriptors=%d connections=%d",
             soft,
             possible,
         )
-    connections = possible if wished is None else min(wished, possible)
-    return DoorLimits(
+    connections = possible if wanted is None else min(wanted, possible)
+    return ConnectionLimits(
         connections,
         limits.max_client_connections or max(1, connections * 3 // 4),
         max_unread_bytes=limits.max_unread_bytes,
@@ -46,7 +46,7 @@ def connection_limits(limits: ClientLimits) -> DoorLimits:
     )
 
 
-def _open_now() -> int:
+def _open_fds() -> int:
     try:
         return len(os.listdir("/proc/self/fd"))
     except OSError:

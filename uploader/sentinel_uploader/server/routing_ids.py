@@ -1,11 +1,13 @@
-"""What ZeroMQ calls the connections of a socket with keys: its keeper says so, not the peer.
+"""Routing ids of connections with keys: we allocate them, so that no peer can choose one.
 
-A peer may choose the name that a ROUTER knows it by, and one that has a number which ZeroMQ is about to give itself
-makes it abort our process: with a seed nobody guesses that number, but whoever holds many of them and comes again and
-again gets there. The keeper's answer may name the connection as well, and what is read last counts. ZeroMQ's thread
-puts the question, looks once whether the answer is there already, and only then reads the peer's word. So the answer
-has to wait until that is done, which ZeroMQ does not tell. But one thread serves all connections: when it brings us
-what we have sent over one of our own after the question had come, it is done.
+A peer may choose the routing id that a ROUTER knows it by. If it chooses the one that ZeroMQ gives next, ZeroMQ aborts
+our process. A seed makes the numbers hard to guess, but a peer that holds many of them and tries again and again
+succeeds. So our ZAP answer sets the routing id, and ZeroMQ uses the one that it reads last.
+
+The order is the problem. ZeroMQ's I/O thread sends the ZAP request, checks once whether the answer is there already,
+and only then reads the peer's choice. Our answer must be sent after that, and no event tells us when. But one I/O
+thread serves all connections: after the request has arrived, we send a token through a connection of our own. When the
+token comes back, the I/O thread has read the peer's choice.
 """
 
 import os
@@ -21,15 +23,15 @@ _CREDENTIALS = struct.Struct("=iii")
 """`struct ucred` (linux/socket.h): process, user, group."""
 _PROPERTY = b"Identity"
 _ID_BYTES = 8
-"""ZeroMQ's own names have five."""
+"""ZeroMQ's own ids have five."""
 
 
 class RoutingIdError(SentinelStreamError):
-    """ZeroMQ's thread does not answer."""
+    """ZeroMQ's I/O thread does not answer."""
 
 
 class RoutingIdAllocator:
-    """Names that nobody else has; for the one thread that answers ZeroMQ's questions. `context` has one I/O thread."""
+    """Allocates unique ids, for the thread that answers ZAP requests. `context` must have one I/O thread."""
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]") -> None:
         self._allocated = 0
@@ -37,7 +39,7 @@ class RoutingIdAllocator:
         self._barrier_in.setsockopt(zmq.LINGER, 0)
         self._barrier_in.setsockopt(zmq.STREAM_NOTIFY, 0)
         with socket.socket(socket.AF_UNIX) as listener:
-            # An abstract name of the kernel's choice (unix(7)): there is no file to make, to protect or to remove.
+            # An abstract name that the kernel chooses (unix(7)): no file to create, protect or remove.
             listener.bind("")
             listener.listen()
             listener.settimeout(_TIMEOUT_MS / 1000)
@@ -45,20 +47,20 @@ class RoutingIdAllocator:
             self._barrier_out = _accept_from_self(listener)
 
     def allocate(self) -> bytes:
-        """Return a new name as metadata of an answer (ZeroMQ RFC 27), once the answer is the last word.
+        """Return a new id as the metadata of a ZAP answer (RFC 27), when ZeroMQ has read the peer's choice.
 
-        To be called after the question has come; raises `RoutingIdError` or `OSError`.
+        Call it after the ZAP request has arrived. Raises `RoutingIdError` or `OSError`.
         """
         self._allocated += 1
-        name = self._allocated.to_bytes(_ID_BYTES)
-        self._barrier_out.sendall(name)
-        arrived = b""
-        while not arrived.endswith(name):
-            # One that comes late, because our process was stopped, is not taken for the next one.
+        routing_id = self._allocated.to_bytes(_ID_BYTES)
+        self._barrier_out.sendall(routing_id)
+        received = b""
+        # Tokens of calls that timed out, because our process was stopped, are skipped.
+        while not received.endswith(routing_id):
             if not self._barrier_in.poll(_TIMEOUT_MS):
                 raise RoutingIdError("ZeroMQ's thread does not answer")
-            _, arrived = self._barrier_in.recv_multipart()
-        return struct.pack(f">B{len(_PROPERTY)}sI", len(_PROPERTY), _PROPERTY, len(name)) + name
+            _, received = self._barrier_in.recv_multipart()
+        return struct.pack(f">B{len(_PROPERTY)}sI", len(_PROPERTY), _PROPERTY, len(routing_id)) + routing_id
 
     def close(self) -> None:
         """Close both ends."""
@@ -67,7 +69,7 @@ class RoutingIdAllocator:
 
 
 def _accept_from_self(listener: socket.socket) -> socket.socket:
-    """Return the connection that this process has made: an abstract name is everybody's who lives here."""
+    """Return the connection that this process has made. Any local process can connect to an abstract name."""
     while True:
         accepted, _ = listener.accept()
         process, _, _ = _CREDENTIALS.unpack(

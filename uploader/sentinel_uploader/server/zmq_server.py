@@ -1,10 +1,11 @@
-"""The uploader's end of the conversation: a ROUTER for many peers. A collector does without all of it.
+"""The uploader's ROUTER sockets: one without keys, and one with keys if there is an allow list.
 
-Sockets belong to the thread that made them; `ZmqServer.wake` alone may be called from another one.
+Sockets belong to the thread that made them. Only `ZmqServer.wake` may be called from another one.
 """
 
 import contextlib
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -14,25 +15,29 @@ import zmq
 
 from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import Address
-from sentinel_protocol.common.errors import AddressError
+from sentinel_protocol.common.errors import AddressError, UsageError
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
 from sentinel_protocol.wire.zmq_monitor import open_monitor
 from sentinel_protocol.wire.zmq_options import ROUTER, ZmqContextOwner
 from sentinel_uploader.server.connection_guard import (
     MONITOR_EVENTS,
-    ZAP_DOMAIN,
-    ConnectionEvents,
     ConnectionGuard,
     ConnectionLimits,
-    CurveAllowList,
     seed_routing_ids,
 )
+from sentinel_uploader.server.rejection_log import RejectionLog
+from sentinel_uploader.server.zap_authenticator import ZAP_DOMAIN, CurveAllowList
+from sentinel_uploader.telemetry.counters import Counters
 
 _MAX_TRACKED_SENDERS = 10_000
 
 
 class ReceivedMessage(NamedTuple):
-    """A message that has come; `key` is the public key that its sender has proved to hold, empty on a link without."""
+    """One frame from one connection.
+
+    `identity` is the index of the socket (one byte) and the routing id. `key` is the public key that the sender has
+    proved to hold, empty on a socket without keys.
+    """
 
     identity: bytes
     frame: bytes
@@ -40,10 +45,10 @@ class ReceivedMessage(NamedTuple):
 
 
 class ZmqServer(ZmqContextOwner):
-    """The uploader's end: many peers, told apart by the identity of each connection.
+    """Receives from many peers, told apart by the identity of each connection.
 
-    With a `guard`, TCP addresses have keys and let in only whom it admits; Unix sockets are their owner's alone.
-    `watcher` hears who is refused or cut.
+    With an `allow_list`, TCP addresses require keys and admit only those that it allows. A Unix socket has no keys:
+    its mode admits this user alone.
     """
 
     def __init__(
@@ -53,21 +58,22 @@ class ZmqServer(ZmqContextOwner):
         allow_list: CurveAllowList | None = None,
         limits: ConnectionLimits | None = None,
         max_frame_bytes: int = MAX_COLLECTOR_FRAME_BYTES,
-        events: ConnectionEvents | None = None,
+        rejections: RejectionLog | None = None,
         clock: Clock | None = None,
     ) -> None:
+        """Listen at all addresses; raises `AddressError`."""
         seed_routing_ids()
         super().__init__()
+        clock = clock or SystemClock()
         limits = limits or ConnectionLimits(1 << 20, 1 << 20)
         self._max_extra_frames = limits.max_extra_frames
         self.urls: list[str] = []
         self._endpoints: list[tuple[zmq.Socket[bytes], str]] = []
-        plain_socket = self._make(zmq.ROUTER, ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes})
+        options = ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes}
+        plain_socket = self._make(zmq.ROUTER, options)
         self._sockets = [plain_socket]
         if allow_list is not None:
-            self._sockets.append(
-                _enable_curve(self._make(zmq.ROUTER, ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes}), allow_list)
-            )
+            self._sockets.append(_enable_curve(self._make(zmq.ROUTER, options), allow_list))
         self._poller = zmq.Poller()
         self._wake_fd, self._wake_write_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
@@ -83,8 +89,8 @@ class ZmqServer(ZmqContextOwner):
             [open_monitor(self._context, made, MONITOR_EVENTS) for made in self._sockets],
             allow_list=allow_list,
             limits=limits,
-            events=events or _NullEvents(),
-            clock=clock or SystemClock(),
+            rejections=rejections or RejectionLog(Counters(), clock),
+            clock=clock,
         )
         for address in addresses:
             self._bind(address, plain_socket if address.url.startswith("ipc:") else self._sockets[-1])
@@ -92,13 +98,13 @@ class ZmqServer(ZmqContextOwner):
 
     @property
     def connections(self) -> int:
-        """How many connections there are."""
+        """Number of connections."""
         return self._guard.connections
 
     def receive(self, *, limit: int, timeout_s: float) -> tuple[list[ReceivedMessage], int]:
-        """Wait up to `timeout_s`, then return at most `most` messages without waiting further.
+        """Wait up to `timeout_s` for a message, then return those that are there, at most `limit`.
 
-        The second value counts messages that were passed over because they had more than one frame.
+        The second value is the number of messages that were dropped because they had more than one frame.
         """
         received: list[ReceivedMessage] = []
         taken = malformed = 0
@@ -107,14 +113,14 @@ class ZmqServer(ZmqContextOwner):
             os.read(self._wake_fd, 4096)
         waiting = list(enumerate(self._sockets))
         while waiting and taken < limit:
-            # One of each in turn: whoever floods one socket does not keep the other from being heard.
+            # One of each in turn, so that a flood on one socket does not starve the other.
             for entry in list(waiting):
                 try:
                     identity, frame, frames = _recv_message(*entry)
                 except zmq.Again:
                     waiting.remove(entry)
                     continue
-                # All count against `most`: rubbish must not keep the loop from committing.
+                # Dropped ones count against `limit` too: invalid messages must not keep the caller from its commit.
                 taken += 1
                 self._guard.note_message(identity)
                 if frames > 1:
@@ -125,7 +131,7 @@ class ZmqServer(ZmqContextOwner):
         return received, malformed
 
     def send(self, identity: bytes, frame: bytes) -> bool:
-        """Send to one peer; False when it is gone or does not read."""
+        """Send to one peer; False when it is gone, or does not read and its queue is full."""
         try:
             self._sockets[identity[0]].send_multipart((identity[1:], frame), zmq.DONTWAIT)
         except zmq.ZMQError as error:
@@ -135,21 +141,21 @@ class ZmqServer(ZmqContextOwner):
         return True
 
     def disconnect(self, identity: bytes) -> None:
-        """End a connection; what it has sent already still arrives."""
+        """Close a connection. What has arrived already is still received."""
         self._guard.disconnect(identity)
 
     def wake(self) -> None:
-        """Make a waiting `receive` return; may be called from any thread, also after `close`."""
+        """Make a waiting `receive` return. Thread-safe, also after `close`."""
         with self._wake_lock:
             if not self._closed:
-                # A full pipe wakes as well as one more byte in it.
+                # A full pipe wakes as well as one more byte.
                 with contextlib.suppress(BlockingIOError):
                     os.write(self._wake_write_fd, b"\0")
 
     def stop_listening(self) -> None:
-        """Take no new connections, end those that are there, and remove Unix sockets."""
+        """Stop listening, close all connections, and remove Unix sockets."""
         for made, endpoint in self._endpoints:
-            # libzmq leaves the file of a Unix socket behind; nobody else has made it anew while we hold the lock.
+            # libzmq leaves the file of a Unix socket. It is ours as long as we hold the spool's lock.
             if endpoint.startswith("ipc://"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(endpoint.removeprefix("ipc://"))
@@ -171,34 +177,31 @@ class ZmqServer(ZmqContextOwner):
         super().close()
 
     def _count_extra_frames(self, identity: bytes, frame: zmq.Frame, frames: int) -> None:
-        """Cut whoever goes on sending several frames a message: each costs as much as a message."""
+        """Disconnect a peer that goes on sending multipart messages: each frame costs as much as a message."""
         self._extra_frames[identity] += frames
-        if (
-            self._extra_frames[identity] > self._max_extra_frames
-            and self._authenticated_key(identity, frame) is not None
-        ):
-            # What it has sent already still comes.
+        is_over = self._extra_frames[identity] > self._max_extra_frames
+        if is_over and self._authenticated_key(identity, frame) is not None:
             del self._extra_frames[identity]
             self._guard.disconnect(identity, "frames")
         if len(self._extra_frames) > _MAX_TRACKED_SENDERS:
             self._extra_frames.clear()
 
     def _authenticated_key(self, identity: bytes, frame: zmq.Frame) -> bytes | None:
-        """Return the key that a message's sender has proved to hold; `None` when the message is not to be taken."""
+        """Return the key that a message's sender has proved to hold; `None` when the message must be dropped."""
         key = b""
         if identity[0]:
             try:
-                # What the door has answered for this connection.
+                # The user id of our ZAP answer for this connection.
                 key = bytes.fromhex(str(frame.get("User-Id")))
             except (zmq.ZMQError, ValueError):
                 return None
         if not self._guard.is_registered(identity):
-            is_welcome = self._guard.register(identity, int(frame.get("__fd")), key)
-            return key if is_welcome else None
+            has_room = self._guard.register(identity, int(frame.get("__fd")), key)
+            return key if has_room else None
         return key
 
     def _bind(self, address: Address, made: "zmq.Socket[bytes]") -> None:
-        # A Unix socket gets its mode from the umask at this moment: nobody else may connect, ever.
+        # A Unix socket gets its mode from the umask. No other user may connect at any moment.
         mask = os.umask(0o177)
         try:
             made.bind(address.url)
@@ -209,20 +212,9 @@ class ZmqServer(ZmqContextOwner):
             os.umask(mask)
         endpoint = made.getsockopt_string(zmq.LAST_ENDPOINT)
         self._endpoints.append((made, endpoint))
-        # The endpoint names the port that was chosen, the user's address the host as it was written.
+        # ZeroMQ's endpoint has the port that was chosen; the user's address has the host as written.
         port = endpoint.rpartition(":")[2]
         self.urls.append(f"{address.url.rpartition(':')[0]}:{port}" if endpoint.startswith("tcp:") else address.url)
-
-
-class _NullEvents:
-    def on_rejected(self, reason: str) -> None:
-        pass
-
-    def on_limit_reached(self, connections: int, limit: int) -> None:
-        pass
-
-    def on_error(self, error: Exception) -> None:
-        pass
 
 
 def _recv_message(index: int, source: "zmq.Socket[bytes]") -> tuple[bytes, zmq.Frame, int]:
@@ -237,10 +229,32 @@ def _recv_message(index: int, source: "zmq.Socket[bytes]") -> tuple[bytes, zmq.F
 
 
 def _enable_curve(made: "zmq.Socket[bytes]", allow_list: CurveAllowList) -> "zmq.Socket[bytes]":
-    """Give a socket its keys, and let nobody in whom the door has not let in."""
+    """Require keys at a socket, and a ZAP answer for each connection."""
     made.setsockopt(zmq.CURVE_SERVER, 1)
     made.setsockopt(zmq.CURVE_SECRETKEY, allow_list.pair.secret)
     made.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-    # Without this a socket whose door does not answer lets everybody in.
+    # Without this, every client is admitted when no ZAP handler answers.
     made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     return made
+
+
+def refuse_socket_in_use(address: Address) -> None:
+    """Raise `UsageError` if a process listens at this Unix socket: binding would take the path away from it."""
+    if not address.url.startswith("ipc://"):
+        return
+    path = address.url.removeprefix("ipc://")
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        raise UsageError(f"cannot listen at {address.url}: {directory} is not a directory")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # `BlockingIOError`: a process listens, and its queue of connections is full.
+        probe.settimeout(0)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise UsageError(f"cannot listen at {address.url}: {error.strerror}") from None
+    raise UsageError(f"cannot listen at {address.url}: another uploader does already")

@@ -1,9 +1,27 @@
 """What an uploader and the other commands tell each other through the spool."""
 
 import threading
+from typing import NamedTuple
 
 from sentinel_uploader.spool.database import Database
-from sentinel_uploader.spool.types import ControlRequest
+
+DISCARD = "discard"
+
+RETRY = "retry"
+
+DRAIN = "drain"
+
+DONE = "done"
+
+
+class ControlRequest(NamedTuple):
+    """What a person asked for through another process."""
+
+    id: int
+    kind: str
+    run: int | None
+    timeout_s: float | None
+    """Of a drain, seconds."""
 
 
 class ControlChannel:

@@ -10,9 +10,10 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sentinel_protocol.common.errors import SentinelStreamError, UsageError
+from sentinel_protocol.common.errors import UsageError
+from sentinel_uploader.spool.errors import SpoolDamagedError, SpoolError, SpoolFullError
+from sentinel_uploader.spool.schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
 
-SCHEMA_VERSION = 3
 PAGE_BYTES = 4096
 MIN_SPOOL_BYTES = 128 << 10
 _WAL_LIMIT_BYTES = 4 << 20
@@ -23,80 +24,6 @@ _RESERVE_BYTES = 64 << 10
 _BUSY_MS = 10_000
 _FILE_NAME = "spool.db"
 _QUARANTINE_SUFFIX = ".unreadable-"
-
-_TOMBSTONES = """
-CREATE TABLE tombstones (
-    id INTEGER PRIMARY KEY,
-    name BLOB NOT NULL UNIQUE,
-    settled_seq INTEGER NOT NULL,
-    rows INTEGER NOT NULL,
-    ended_by BLOB,
-    run_id TEXT NOT NULL,
-    pages INTEGER NOT NULL
-);
-"""
-_SCHEMA = f"""{_TOMBSTONES}
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    state TEXT NOT NULL,
-    ended_at REAL NOT NULL DEFAULT 0,
-    record BLOB NOT NULL
-);
-CREATE INDEX open_runs ON runs (id) WHERE state NOT IN ('finished', 'failed', 'discarded');
-CREATE INDEX ended_runs ON runs (ended_at) WHERE state IN ('finished', 'failed', 'discarded');
--- Appended to and deleted from, never ordered by run: a commit dirties few pages however many runs there are.
-CREATE TABLE frames (
-    id INTEGER PRIMARY KEY,
-    run INTEGER NOT NULL,
-    first_seq INTEGER NOT NULL,
-    rows INTEGER NOT NULL,
-    payload BLOB NOT NULL
-);
-CREATE TABLE batches (
-    run INTEGER NOT NULL,
-    number INTEGER NOT NULL,
-    first_seq INTEGER NOT NULL,
-    last_seq INTEGER NOT NULL,
-    rows INTEGER NOT NULL,
-    bytes INTEGER NOT NULL,
-    sha256 BLOB NOT NULL,
-    body BLOB,
-    PRIMARY KEY (run, number)
-);
-CREATE TABLE destinations (
-    name TEXT PRIMARY KEY,
-    attempts INTEGER NOT NULL,
-    next_try_at REAL NOT NULL,
-    error TEXT NOT NULL,
-    since REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE requests (
-    id INTEGER PRIMARY KEY,
-    kind TEXT NOT NULL,
-    run INTEGER,
-    answer TEXT,
-    timeout_s REAL
-);
-"""
-_MIGRATIONS = {1: "ALTER TABLE requests ADD COLUMN timeout_s REAL;", 2: _TOMBSTONES}
-"""What makes a file of each older version one of the next."""
-
-
-class SpoolError(SentinelStreamError):
-    """The spool cannot be used."""
-
-
-class SpoolLockedError(SpoolError):
-    """Another uploader owns the spool."""
-
-
-class SpoolFullError(SpoolError):
-    """There is no room for more rows; what is there stays intact."""
-
-
-class SpoolDamagedError(SpoolError):
-    """What the spool holds cannot be read."""
 
 
 class Database:
@@ -280,10 +207,10 @@ class Database:
 
     def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
         if version == 0:
-            connection.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+            connection.executescript(f"BEGIN;{SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
             return
         for older in range(version, SCHEMA_VERSION):
-            connection.executescript(f"BEGIN;{_MIGRATIONS[older]}PRAGMA user_version = {older + 1};COMMIT;")
+            connection.executescript(f"BEGIN;{MIGRATIONS[older]}PRAGMA user_version = {older + 1};COMMIT;")
             self.migrated_from = version
 
     def _quarantine(self) -> str:

@@ -8,7 +8,7 @@ import threading
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.paths import make_private_dir
-from sentinel_uploader.spool.database import SpoolLockedError
+from sentinel_uploader.spool.errors import SpoolLockedError
 
 _LOCK_NAME = "lock"
 _LOCK_TRIES = 20

@@ -17,13 +17,15 @@ import msgspec
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello
-from sentinel_uploader.delivery.csv_batch import decode_frames
 from sentinel_uploader.runs.lifecycle import Event, RunState, transition
 from sentinel_uploader.spool.control_channel import ControlChannel
-from sentinel_uploader.spool.database import SCHEMA_VERSION, Database, SpoolDamagedError, SpoolFullError
+from sentinel_uploader.spool.database import Database
 from sentinel_uploader.spool.ended_runs import EndedRuns
-from sentinel_uploader.spool.reading import read_frames
-from sentinel_uploader.spool.run_record import OpenRun, RunRecord, decode_record, new_record
+from sentinel_uploader.spool.errors import SpoolDamagedError, SpoolFullError
+from sentinel_uploader.spool.frames import decode_frames
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import RunRecord, decode_record, new_record
+from sentinel_uploader.spool.schema import SCHEMA_VERSION
 from sentinel_uploader.spool.types import (
     Batch,
     PendingFrame,
@@ -393,3 +395,51 @@ class Spool:
 def _name(key: str, owner: str) -> str:
     """What tells a run from all others here. Neither a run key nor a client's name holds what is put in between."""
     return f"{owner}\n{key}" if owner else key
+
+
+_SLICE = 256
+"""So many frames are read at a time."""
+
+
+def read_frames(
+    database: Database, lock: threading.RLock, ids: Sequence[int], *, max_rows: int
+) -> UnbatchedFrames | None:
+    """Return the first of these frames, those with at most `max_rows` rows together but one at least."""
+    payloads: list[bytes] = []
+    first_seq = last_seq = rows = 0
+    for start in range(0, len(ids), _SLICE):
+        with lock:
+            for frame_id in ids[start : start + _SLICE]:
+                ((seq, count, payload),) = database.query(
+                    "SELECT first_seq, rows, payload FROM frames WHERE id = ?", (frame_id,)
+                )
+                if payloads and rows + count > max_rows:
+                    return UnbatchedFrames(first_seq, last_seq, payloads)
+                first_seq = first_seq or seq
+                last_seq = seq + count - 1
+                rows += count
+                payloads.append(payload)
+    return UnbatchedFrames(first_seq, last_seq, payloads) if payloads else None
+
+
+def open_spool(directory: str, *, max_bytes: int, clock: Clock) -> Spool:
+    """Open the spool in a directory that is locked already; one that cannot be read is set aside and reported.
+
+    Raises `SpoolError` for what cannot be opened at all, `UsageError` for a limit that is too small.
+    """
+    database = Database(directory, max_bytes=max_bytes)
+    try:
+        try:
+            spool = Spool(database, clock=clock)
+        except SpoolDamagedError as error:
+            log.error("spool cannot be read error=%s", error)  # noqa: TRY400 -- no defect, no trace
+            database.recreate()
+            spool = Spool(database, clock=clock)
+    except BaseException:
+        database.close()
+        raise
+    if database.migrated_from is not None:
+        log.info("spool of an older version migrated from=%d to=%d", database.migrated_from, SCHEMA_VERSION)
+    if database.quarantined_path is not None:
+        log.error("spool is damaged and set aside, nothing in it is deleted file=%s", database.quarantined_path)
+    return spool

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from sentinel_protocol.common.errors import SentinelStreamError
-from sentinel_uploader.spool.run_record import OpenRun, RunRecord
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.tombstones import Tombstone
 
 
@@ -62,13 +63,3 @@ class Batch(NamedTuple):
     rows: int
     body: bytes
     sha256: bytes
-
-
-class ControlRequest(NamedTuple):
-    """What a person asked for through another process."""
-
-    id: int
-    kind: str
-    run: int | None
-    timeout_s: float | None
-    """Of a drain, seconds."""

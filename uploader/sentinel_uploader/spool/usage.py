@@ -1,6 +1,6 @@
 """How much of the spool each client's open runs take."""
 
-from sentinel_uploader.spool.run_record import OpenRun
+from sentinel_uploader.spool.open_run import OpenRun
 
 
 class ClientUsage:

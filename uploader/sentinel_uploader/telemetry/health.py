@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.runs.lifecycle import OPEN_STATES, RunState
-from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.store import Spool
 
 HANG_THRESHOLD_S = 120.0

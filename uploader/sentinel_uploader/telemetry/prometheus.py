@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import (
 
 from sentinel_protocol import __version__
 from sentinel_uploader.runs.lifecycle import OPEN_STATES, RunState
-from sentinel_uploader.spool.database import SpoolError
+from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import UNNAMED, Counters
 from sentinel_uploader.telemetry.health import BacklogStats

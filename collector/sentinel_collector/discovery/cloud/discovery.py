@@ -4,15 +4,14 @@ One daemon thread drives all conversations. A provider has one second, all toget
 provider, only that one is asked.
 """
 
-import selectors
 import signal
 import threading
 from collections.abc import Mapping
 
 from sentinel_collector.discovery.cloud.dmi import DMI_DIR, vendor_from_dmi
 from sentinel_collector.discovery.cloud.http import parse_base_url
+from sentinel_collector.discovery.cloud.probing import ConcurrentProbe, ProbeTarget
 from sentinel_collector.discovery.cloud.providers import PROVIDERS, Context
-from sentinel_collector.discovery.cloud.race import ConcurrentProbe, ProbeTarget
 from sentinel_collector.discovery.cloud.responses import ACCOUNT_FIELD, Fields
 from sentinel_protocol.common.clock import Clock
 
@@ -82,9 +81,6 @@ class CloudDiscovery:
             # signals are for the main thread: one that this thread took would not interrupt a wait there
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             self._discover()
-        except OSError:
-            # no descriptor for the selector: nothing can be found
-            self._result = {}
         finally:
             self._ended.set()
 
@@ -93,16 +89,15 @@ class CloudDiscovery:
         hinted = [target for target in self._targets if target.vendor_id == hint]
         context = Context(hint, self._share_identity)
         now = self._clock.monotonic()
-        with selectors.DefaultSelector() as selector:
-            race = ConcurrentProbe(selector, self._clock, self._provider_limit_s)
-            try:
-                for target in hinted or self._targets:
-                    race.begin(target, PROVIDERS[target.rank].steps(context), now)
-                while not self._stopped and race.result() is None and race.wait(now + self._total_limit_s):
-                    pass
-            finally:
-                race.close()
-        fields = race.result() or {}
+        probe = ConcurrentProbe(self._clock, self._provider_limit_s)
+        try:
+            for target in hinted or self._targets:
+                probe.begin(target, PROVIDERS[target.rank].steps(context), now)
+            while not self._stopped and probe.result() is None and probe.wait(now + self._total_limit_s):
+                pass
+        finally:
+            probe.close()
+        fields = probe.result() or {}
         if not self._share_identity:
             fields.pop(ACCOUNT_FIELD, None)
         self._result = fields

@@ -5,7 +5,7 @@ its data sources (AliYun, Akamai, Azure, DigitalOcean, Ec2, Exoscale, GCE, Hetzn
 UpCloud, Vultr), and Amazon's page "Identify EC2 instances" for the BIOS version of Xen instances.
 """
 
-import os
+from sentinel_collector.procfs import read_file
 
 DMI_DIR = "/sys/class/dmi/id"
 _MAX_VALUE_BYTES = 256
@@ -52,12 +52,6 @@ def vendor_from_dmi(dmi_dir: str = DMI_DIR) -> str | None:
 
 def _read(dmi_dir: str, name: str) -> str:
     try:
-        descriptor = os.open(f"{dmi_dir}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        return read_file(f"{dmi_dir}/{name}", _MAX_VALUE_BYTES).decode("ascii", "replace").strip()
     except OSError:
         return ""
-    try:
-        return os.read(descriptor, _MAX_VALUE_BYTES).decode("ascii", "replace").strip()
-    except OSError:
-        return ""
-    finally:
-        os.close(descriptor)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from sentinel_collector.sensors.baseline import read_whole
+from sentinel_collector.procfs import INITIAL_PID_NAMESPACE, link_target, read_whole
 from sentinel_collector.sensors.cgroup.cpu import CpuCounter
 from sentinel_collector.sensors.cgroup.hierarchy import CgroupMount, find_mounts
 
@@ -24,8 +24,8 @@ AUTO = "auto"
 HOST = "host"
 CONTAINER = "container"
 
-_INITIAL_NAMESPACES = {"cgroup": "cgroup:[4026531835]", "pid": "pid:[4026531836]"}
-"""`PROC_CGROUP_INIT_INO` and `PROC_PID_INIT_INO`, constants of the kernel."""
+_INITIAL_NAMESPACES = {"cgroup": "cgroup:[4026531835]", "pid": INITIAL_PID_NAMESPACE}
+"""The first is `PROC_CGROUP_INIT_INO`, a constant of the kernel."""
 _MARKS = (".dockerenv", "run/.containerenv")
 _MARKING_VARIABLES = ("KUBERNETES_SERVICE_HOST", "container")
 _MEMORY_STAT = (
@@ -90,7 +90,7 @@ class ContainerView:
         self._cpu = _cpu_counter(_mount_of(places, "cpuacct"), quota, quota_level)
         self._last_us = self._cpu_times()
         self._count_cgroup = ""
-        if _link(f"{proc}/self/ns/pid") == _INITIAL_NAMESPACES["pid"]:
+        if link_target(f"{proc}/self/ns/pid") == INITIAL_PID_NAMESPACE:
             # In a name space of its own, /proc lists the container's processes and no others.
             self._count_cgroup = self._memory_cgroup or quota_level
 
@@ -185,7 +185,7 @@ def is_in_container(environ: Mapping[str, str], *, proc: str = "/proc", root: st
     That is a file (Docker, Podman) or a variable (Kubernetes; `container` by systemd's container interface).
     """
     for name, initial in _INITIAL_NAMESPACES.items():
-        if _link(f"{proc}/self/ns/{name}") not in {"", initial}:
+        if link_target(f"{proc}/self/ns/{name}") not in {"", initial}:
             return True
     if any(environ.get(name) for name in _MARKING_VARIABLES):
         return True
@@ -284,13 +284,6 @@ def _host_memory_bytes(proc: str) -> int:
 def _integer(path: str) -> int | None:
     text = read_whole(path).strip()
     return int(text) if text.isdigit() else None
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
 
 
 if TYPE_CHECKING:

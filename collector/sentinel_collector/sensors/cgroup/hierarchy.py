@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from sentinel_collector.sensors.baseline import read_whole
+from sentinel_collector.procfs import read_whole
 
 
 class CgroupMount:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import resource
 
-from sentinel_collector.sensors.baseline import read_whole
+from sentinel_collector.procfs import STAT_START, STAT_STATE, read_stat, read_whole
 from sentinel_collector.sensors.cgroup.cpu import CpuCounter
 from sentinel_collector.sensors.cgroup.hierarchy import CgroupMount, find_mounts
 from sentinel_protocol.common.errors import SentinelStreamError
@@ -156,9 +156,12 @@ def _is_stale(name: str, proc: str) -> bool:
 
 
 def _start(proc: str, pid: str) -> str:
-    """Field 22 of `/proc/PID/stat`, empty for a process that has ended."""
-    fields = read_whole(f"{proc}/{pid}/stat").rpartition(b")")[2].split(None, 20)
-    return fields[19].decode() if len(fields) > 19 and fields[0] not in {b"Z", b"X"} else ""
+    """The process' start in ticks after boot, empty when it has ended."""
+    try:
+        fields = read_stat(pid, STAT_START + 1, proc=proc)
+    except (OSError, ValueError):
+        return ""
+    return "" if fields[STAT_STATE] in {b"Z", b"X"} else fields[STAT_START].decode()
 
 
 def _pid_namespace(proc: str) -> str:

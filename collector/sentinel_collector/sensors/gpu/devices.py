@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
-from sentinel_collector.sensors.gpu.interface import GpuReading
+from sentinel_collector.sensors.interfaces import GpuReading
 from sentinel_protocol.common.errors import SentinelStreamError
 
 

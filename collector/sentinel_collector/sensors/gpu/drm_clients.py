@@ -8,6 +8,8 @@ import os
 from collections.abc import Collection
 from typing import NamedTuple
 
+from sentinel_collector.procfs import STAT_STATE, read_stat
+
 FORGET_AFTER_SCANS = 10
 """A descriptor that was something else is looked at again after so many scans: its number may have been reused."""
 
@@ -97,10 +99,8 @@ class DrmClients:
 
     def _is_zombie(self, pid: int) -> bool:
         try:
-            with open(f"{self._proc}/{pid}/stat", "rb", buffering=0) as file:
-                # proc(5): the state follows the last parenthesis; the name before it may hold any character.
-                return file.read().rpartition(b")")[2].split()[0] in {b"Z", b"X"}
-        except (OSError, IndexError):
+            return read_stat(pid, 1, proc=self._proc)[STAT_STATE] in {b"Z", b"X"}
+        except (OSError, ValueError):
             return True
 
 

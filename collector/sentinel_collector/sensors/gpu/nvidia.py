@@ -10,6 +10,7 @@ import os
 from collections.abc import Collection
 from typing import Any
 
+from sentinel_collector.procfs import INITIAL_PID_NAMESPACE, link_target
 from sentinel_collector.sensors.gpu.devices import DeviceFacts, DeviceReading, GpuFaultError, sum_or_unknown
 from sentinel_collector.sensors.gpu.nvml_process_usage import ProcessUsage, UsageSample
 from sentinel_protocol.common.clock import Clock
@@ -20,7 +21,6 @@ IDLE_VRAM_MIB = 64.0
 """More than the driver itself leaves on an idle GPU: somebody is there."""
 
 _MIB = 1 << 20
-_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of the kernel's proc_ns.h
 
 _PROCESS_LISTS = (
     ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"),
@@ -39,7 +39,7 @@ class NvidiaGpus:
         self._nvml: Any = pynvml
         self._clock = clock
         self._proc = proc
-        self._is_nested = not _in_initial_pid_namespace(proc)
+        self._is_nested = link_target(f"{proc}/self/ns/pid") != INITIAL_PID_NAMESPACE
         self._unanswered = frozenset(
             {
                 pynvml.NVML_ERROR_INVALID_ARGUMENT,
@@ -224,10 +224,3 @@ def _vram_of(listed: dict[int, int | None] | None, pids: Collection[int]) -> flo
             return None
         total += used
     return total / _MIB
-
-
-def _in_initial_pid_namespace(proc: str) -> bool:
-    try:
-        return os.readlink(f"{proc}/self/ns/pid") == _INITIAL_PID_NAMESPACE
-    except OSError:
-        return False

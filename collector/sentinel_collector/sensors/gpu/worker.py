@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from sentinel_collector.sensors.gpu.devices import GpuSource, describe_devices, sum_devices
-from sentinel_collector.sensors.gpu.interface import GpuReading
+from sentinel_collector.sensors.interfaces import GpuReading
 from sentinel_protocol.common.clock import Clock
 
 READ_BUDGET_S = 0.02

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from sentinel_collector.sensors.procfs import ProcFile, read_list_with_reopen
+from sentinel_collector.procfs import ProcFile, read_list_with_reopen
 
 _COUNTER_DIGITS = 16
 """Beyond that, 512-byte units are more bytes than a row's integer holds; nobody's disk has moved that much."""

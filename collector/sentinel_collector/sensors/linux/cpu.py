@@ -3,7 +3,7 @@
 import os
 from typing import NamedTuple
 
-from sentinel_collector.sensors.procfs import ProcFile, read_with_reopen
+from sentinel_collector.procfs import ProcFile, read_with_reopen
 
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 """Microseconds per tick of `/proc/stat` and `/proc/PID/stat`: 10,000 nearly everywhere."""

@@ -8,8 +8,8 @@ a multipath NVMe name space, whose head is counted). Each byte is thus counted o
 import os
 from collections.abc import Iterator
 
+from sentinel_collector.procfs import read_file
 from sentinel_collector.sensors.linux.byte_counters import CounterFile, parse_pair
-from sentinel_collector.sensors.procfs import read_file
 
 SECTOR_BYTES = 512
 """The unit of `/proc/diskstats`, whatever the disk's own sector size."""

@@ -13,7 +13,7 @@ import select
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from sentinel_collector.sensors.procfs import read_file
+from sentinel_collector.procfs import read_file
 
 _IMAGES = frozenset({"squashfs", "iso9660", "erofs", "cramfs", "romfs", "udf"})
 _NEVER_ROOT = frozenset({"proc", "sysfs", "devtmpfs", "cgroup", "cgroup2", "devpts"})

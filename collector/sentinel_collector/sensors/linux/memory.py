@@ -4,8 +4,8 @@ from collections.abc import Callable
 from operator import itemgetter
 from typing import Any
 
+from sentinel_collector.procfs import ProcFile, read_with_reopen
 from sentinel_collector.sensors.interfaces import MemoryReading
-from sentinel_collector.sensors.procfs import ProcFile, read_with_reopen
 
 _WANTED = (
     b"MemTotal:",

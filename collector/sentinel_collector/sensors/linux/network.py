@@ -10,8 +10,8 @@ a container, every interface counts that is not stacked on another (`lower_*`) a
 import os
 from collections.abc import Iterator
 
+from sentinel_collector.procfs import link_target
 from sentinel_collector.sensors.linux.byte_counters import CounterFile, parse_pair
-from sentinel_collector.sensors.procfs import link_target
 
 _UNCOUNTED_FILES = ("bridge", "bonding", "tun_flags", "brport")
 _UNCOUNTED_NAMES = ("dummy", "ifb", "tunl", "sit", "gre", "erspan", "ip6tnl", "ip_vti", "teql")

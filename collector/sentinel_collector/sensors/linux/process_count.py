@@ -2,10 +2,8 @@
 
 import os
 
-from sentinel_collector.sensors.procfs import link_target
+from sentinel_collector.procfs import INITIAL_PID_NAMESPACE, link_target
 
-_INITIAL_PID_NAMESPACE = "pid:[4026531836]"
-"""`PROC_PID_INIT_INO`, a constant of the kernel."""
 _VERIFY_EVERY = 600
 
 
@@ -24,7 +22,7 @@ class ProcessCountSensor:
         self._until_check = 0
         self._offset = 0
         self._failures = 0
-        self._by_links = link_target(f"{proc}/self/ns/pid") == _INITIAL_PID_NAMESPACE
+        self._by_links = link_target(f"{proc}/self/ns/pid") == INITIAL_PID_NAMESPACE
 
     def read(self) -> int | None:
         """Processes now, zombies included; `None` without `/proc`."""

@@ -2,7 +2,7 @@
 
 import os
 
-from sentinel_collector.sensors.procfs import read_file, stat_fields
+from sentinel_collector.procfs import STAT_PARENT, read_stat
 
 
 def has_children_files(proc: str) -> bool:
@@ -20,7 +20,7 @@ def children_by_parent(proc: str) -> dict[int, list[int]]:
     for name in names:
         if name.isdigit():
             try:
-                parent = int(stat_fields(read_file(f"{proc}/{name}/stat"), 2)[1])
+                parent = int(read_stat(name, STAT_PARENT + 1, proc=proc)[STAT_PARENT])
             except (OSError, ValueError):
                 continue
             children.setdefault(parent, []).append(int(name))

@@ -1,111 +1,82 @@
-"""Processes that were forked by one another: what they have of the anonymous memory that they share.
+"""Anonymous memory of processes that were forked by one another.
 
-Anonymous pages are shared by fork alone. Shares that were read together add up; those that were read at different times
-are parts of different wholes, and a child that comes or goes halves or doubles the sum of a row. But the first one of a
-family has all of its own, whoever it lends them to, and the others add what nobody else can have. That needs no reading
-at all; it misses pages that only the forked ones share, so shares that were read together go before it.
+Only a fork shares anonymous pages. Shares that were read together add up. Shares that were read at different times are
+parts of different wholes: a child that comes or goes would halve or double the sum of a row. Instead, the first process
+of a group counts with all that it has, and each other one with what nobody else can have. This needs no reading. It
+misses pages that only the children share, so shares that were read together are preferred.
 """
 
-from sentinel_collector.sensors.process_tree.process import PAGE_KIB, PssState, TrackedProcess
+from sentinel_collector.sensors.process_tree.process import TrackedProcess
+from sentinel_collector.sensors.process_tree.pss_state import ForkGroup
 
 _FEW_FAULTS = 64
-_NEGLIGIBLE = 0.02
-"""What part of a family may have been read when others were there than now."""
-
-
-class ForkGroup:
-    """All that descend from `first` by fork; who has begun a program of its own has nothing of it left, and no harm."""
-
-    def __init__(self, first: PssState, external_kib: int) -> None:
-        self.first = first
-        self.living = 1
-        """How many there are at this row."""
-        self.has_released = False
-        """One of them has given its memory up since the last sum."""
-        self.external_kib = external_kib
-        """What others outside the tree have of this memory."""
+_OUTDATED_PART = 0.02
+"""The part of a group's memory that may have been read while the group was another one."""
 
 
 def add_child(parent: TrackedProcess, child: TrackedProcess, *, is_closed: bool) -> None:
-    """A child that still has its parent's pages was seen for the first time."""
+    """Put a child that still has its parent's pages into its parent's group."""
     state = parent.pss
     if state.fork_group is None:
-        external_kib = 0 if is_closed or state.kib < 0 else state.anon_kib - share_kib(parent)
+        knows_nobody_else = is_closed or state.reading is None
+        external_kib = 0 if knows_nobody_else else state.anon_kib - state.anon_share_kib(parent.faults)
         state.fork_group = ForkGroup(state, external_kib)
     child.pss.fork_group = state.fork_group
     # It was forked a moment ago, from more or from less than there is now.
     child.pss.forked_from_kib = max(state.anon_kib, parent.rss_kib)
 
 
-def is_vfork_child(member: TrackedProcess) -> bool:
-    """Whether a new child has hardly touched a page: it may have its parent's memory itself (`vfork(2)`), not a copy.
+def is_vfork_child(process: TrackedProcess) -> bool:
+    """Whether a new child has hardly touched a page: it may use its parent's memory itself (`vfork(2)`), not a copy.
 
-    Until such a one begins its program a reading would count all of its parent's memory twice.
+    A reading would count all of its parent's memory twice until it begins its program.
     """
-    return member.pss.is_new and member.faults <= _FEW_FAULTS
-
-
-def share_kib(member: TrackedProcess) -> int:
-    """Return a process' part of the sum's anonymous memory."""
-    state = member.pss
-    if state.kib < 0:
-        # Not read yet. A forked worker's pages are its parent's until it touches them, and touching is a fault;
-        # with huge pages that is too little, but such a process is cheap to read and soon has been.
-        return min(state.anon_kib, member.faults * PAGE_KIB)
-    # An exec or a big release can leave less than the move takes away.
-    return max(0, min(state.anon_kib, state.anon_pss_kib + state.anon_kib - state.read_anon_kib))
-
-
-def exclusive_kib(state: PssState, share: int) -> int:
-    """Return what of a process' anonymous memory nobody else can have; `share` is its `share_kib`."""
-    return (
-        share if state.kib < 0 else max(0, min(share, state.exclusive_anon_kib + state.anon_kib - state.read_anon_kib))
-    )
+    return process.pss.is_new and process.faults <= _FEW_FAULTS
 
 
 class ForkGroupSum:
-    """The living members of one family, added up in KiB."""
+    """Adds up the living members of one group, in KiB."""
 
-    def __init__(self, family: ForkGroup) -> None:
-        self._group = family
+    def __init__(self, group: ForkGroup) -> None:
+        self._group = group
         self._shares = self._all = self._outdated = 0
         self._exclusive = self._own = self._most = 0
 
-    def add(self, member: TrackedProcess, epoch: int) -> None:
-        """Count one; `epoch` numbers the readings that still hold."""
-        state, share = member.pss, share_kib(member)
-        alone = exclusive_kib(state, share)
-        if state.kib < 0 and is_vfork_child(member):
+    def add(self, process: TrackedProcess, epoch: int) -> None:
+        """Add a member; readings of another `epoch` are outdated."""
+        state, reading = process.pss, process.pss.reading
+        share = state.anon_share_kib(process.faults)
+        exclusive = state.exclusive_kib(share)
+        if reading is None and is_vfork_child(process):
             self._outdated += state.anon_kib
-            self._own += alone
-            self._exclusive += alone
+            self._own += exclusive
+            self._exclusive += exclusive
             return
         self._shares += share
         self._all += state.anon_kib
-        if state.kib < 0 or state.has_forked or (state.epoch != epoch and alone < state.anon_kib):
+        if reading is None or state.has_forked or (reading.epoch != epoch and exclusive < state.anon_kib):
             self._outdated += state.anon_kib
-        self._own += (
-            state.anon_kib if state is self._group.first else max(alone, state.anon_kib - state.forked_from_kib)
-        )
+        is_first = state is self._group.first
+        self._own += state.anon_kib if is_first else max(exclusive, state.anon_kib - state.forked_from_kib)
         if state.has_forked:
-            # What it had alone when it was read may be lent now, to those that are counted here as well.
-            alone = 0
-        self._exclusive += alone
-        self._most = max(self._most, state.anon_kib - alone)
+            # Its exclusive pages at the reading may be lent now, to members that are added here as well.
+            exclusive = 0
+        self._exclusive += exclusive
+        self._most = max(self._most, state.anon_kib - exclusive)
 
-    def total(self, *, is_closed: bool) -> int:
-        """Return what all of them have; a tree that `is_closed` shares nothing with anybody outside."""
-        family, first = self._group, self._group.first
+    def total_kib(self, *, is_closed: bool) -> int:
+        """Return the group's memory; a tree that `is_closed` shares nothing with processes outside."""
+        group, first = self._group, self._group.first
         if first.denied:
-            # It counts with all it has.
+            # It counts with its whole resident set elsewhere.
             return self._shares
-        # What is each one's alone, and the most that one has beside it: all there is at least, also without the first.
+        # A lower bound, also without the first: all exclusive pages, and the most that one member has beside its own.
         least = self._exclusive + self._most
-        if first.rss_now_kib > 0:
+        if first.rss_kib > 0:
             least = max(least, self._own)
-        if family.has_released or self._outdated > self._all * _NEGLIGIBLE:
-            return max(0, least - family.external_kib)
+        if group.has_released or self._outdated > self._all * _OUTDATED_PART:
+            return max(0, least - group.external_kib)
         if is_closed:
             return max(self._shares, least)
-        family.external_kib = max(0, least - self._shares)
+        group.external_kib = max(0, least - self._shares)
         return self._shares

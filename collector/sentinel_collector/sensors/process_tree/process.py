@@ -1,17 +1,12 @@
 """One process of the tree: its files, and what they last said."""
 
 import os
-from typing import TYPE_CHECKING
 
+from sentinel_collector.procfs import STAT_PARENT, STAT_START, STAT_STATE, STAT_THREADS, FdBudget, ProcFile, stat_fields
 from sentinel_collector.sensors.linux.byte_counters import parse_pair
 from sentinel_collector.sensors.linux.cpu import TICK_US
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
-from sentinel_collector.sensors.procfs import FdBudget, ProcFile, stat_fields
-
-if TYPE_CHECKING:
-    from sentinel_collector.sensors.process_tree.fork_groups import ForkGroup
-
-PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
+from sentinel_collector.sensors.process_tree.pss_state import PAGE_KIB, PssState
 
 _STAT_FIELDS = 22
 """Up to the resident set, field 24 of `proc(5)`."""
@@ -21,8 +16,8 @@ class TrackedProcess:
     """A process by pid and start time. All reading ends quietly when it is gone."""
 
     __slots__ = (
+        "_budget",
         "_children_files",
-        "_descriptors",
         "_directory",
         "_io_file",
         "_last_io",
@@ -40,7 +35,7 @@ class TrackedProcess:
         "threads",
     )
 
-    def __init__(self, pid: int, *, proc: str, descriptors: FdBudget, parent: ProcessAccount | None) -> None:
+    def __init__(self, pid: int, *, proc: str, budget: FdBudget, parent: ProcessAccount | None) -> None:
         self.pid = pid
         self.start = b""
         """Ticks after boot, as the kernel writes them; empty until the first reading."""
@@ -53,10 +48,10 @@ class TrackedProcess:
         self.io_readable: bool | None = None
         self.account = ProcessAccount(parent)
         self.pss = PssState()
-        self._descriptors = descriptors
+        self._budget = budget
         self._directory = f"{proc}/{pid}"
-        self._stat_file = ProcFile(f"{self._directory}/stat", descriptors)
-        self._io_file = ProcFile(f"{self._directory}/io", descriptors)
+        self._stat_file = ProcFile(f"{self._directory}/stat", budget)
+        self._io_file = ProcFile(f"{self._directory}/io", budget)
         self._children_files: dict[str, ProcFile] = {}
         self._last_stat = b""
         self._last_io = b""
@@ -85,7 +80,7 @@ class TrackedProcess:
             return False
         except (OSError, ValueError):
             return True
-        return not _is_zombie(fields) and (not self.start or fields[19] == self.start)
+        return not _is_zombie(fields) and (not self.start or fields[STAT_START] == self.start)
 
     def children(self) -> list[int]:
         """Children of all its threads (`/proc/PID/task/TID/children`)."""
@@ -103,7 +98,7 @@ class TrackedProcess:
         for name in names:
             file = files.get(name)
             if file is None:
-                file = files[name] = ProcFile(f"{self._directory}/task/{name}/children", self._descriptors)
+                file = files[name] = ProcFile(f"{self._directory}/task/{name}/children", self._budget)
             try:
                 data = file.read_list()
             except OSError:
@@ -133,12 +128,13 @@ class TrackedProcess:
         try:
             fields = stat_fields(data, _STAT_FIELDS)
             times = [int(field) * TICK_US for field in fields[11:15]]
-            parent_pid, faults, threads, rss = int(fields[1]), int(fields[7]), int(fields[17]), int(fields[21])
+            parent_pid, threads = int(fields[STAT_PARENT]), int(fields[STAT_THREADS])
+            faults, rss = int(fields[7]), int(fields[21])
         except ValueError:
             return bool(self.start)
-        if self.start and fields[19] != self.start:
+        if self.start and fields[STAT_START] != self.start:
             return False
-        self.start = fields[19]
+        self.start = fields[STAT_START]
         self.is_zombie = _is_zombie(fields)
         self.parent_pid, self.faults, self.threads, self.rss_kib = parent_pid, faults, threads, rss * PAGE_KIB
         ledger.count_cpu(self.account, (times[0], times[1]), (times[2], times[3]))
@@ -170,83 +166,4 @@ class TrackedProcess:
 
 def _is_zombie(fields: list[bytes]) -> bool:
     """Whether a process has ended and waits to be reaped; one whose main thread alone has ended says Z too."""
-    return fields[0] in b"ZXx" and fields[17] in {b"0", b"1"}
-
-
-class PssState:
-    """What is known about a process' proportional set size; `kib` is -1 until it was read."""
-
-    __slots__ = (
-        "anon_kib",
-        "anon_pss_kib",
-        "cost_s",
-        "cow_shared_kib",
-        "denied",
-        "epoch",
-        "exclusive_anon_kib",
-        "exclusive_shared_kib",
-        "faults",
-        "foreign_shared_kib",
-        "fork_group",
-        "forked_from_kib",
-        "generation",
-        "has_forked",
-        "has_unknown_parent",
-        "is_new",
-        "is_settled",
-        "kib",
-        "read_anon_kib",
-        "read_at_s",
-        "read_shared_kib",
-        "rss_kib",
-        "rss_now_kib",
-        "shared_kib",
-        "split_at_rss_kib",
-    )
-
-    def __init__(self) -> None:
-        self.kib = -1
-        self.anon_pss_kib = 0
-        """The anonymous part of `kib`; the rest is its share of files and shared memory."""
-        self.exclusive_anon_kib = 0
-        """Its anonymous pages that nobody else had then, or fewer."""
-        self.cow_shared_kib = 0
-        """Its other anonymous pages then."""
-        self.exclusive_shared_kib = 0
-        """Its pages of files and shared memory that nobody else had then, or fewer."""
-        self.generation = 0
-        """Readings with the same number were made while hardly a shared page was touched: their shares add up."""
-        self.foreign_shared_kib = 0
-        """The others' share of its files and shared memory then."""
-        self.rss_kib = 0
-        """Resident set when PSS was read, and its parts:"""
-        self.read_anon_kib = 0
-        self.read_shared_kib = 0
-        self.anon_kib = 0
-        """Resident anonymous pages now."""
-        self.shared_kib = 0
-        """Resident pages of files and shared memory now."""
-        self.rss_now_kib = 0
-        """Resident set that `anon_kib` and `shared_kib` were last brought up to."""
-        self.split_at_rss_kib = 0
-        """Resident set when they were last read."""
-        self.is_settled = False
-        """They are known, and belong to that resident set."""
-        self.faults = 0
-        """Minor page faults when PSS was read."""
-        self.epoch = 0
-        self.read_at_s = -1.0
-        """When a reading was last tried, on the meter's own clock, which begins at 0."""
-        self.cost_s = 0.0
-        """CPU time of the last reading."""
-        self.denied = False
-        self.has_forked = False
-        """A child with many of its pages appeared since: what was its own is shared now."""
-        self.fork_group: ForkGroup | None = None
-        """With whom it shares anonymous pages, if it was forked or has forked."""
-        self.is_new = False
-        """Forked, and in its first row."""
-        self.forked_from_kib = 0
-        """As much of its anonymous memory, at most, may be that of the process which forked it."""
-        self.has_unknown_parent = False
-        """Nobody has seen who forked it."""
+    return fields[STAT_STATE] in b"ZXx" and fields[STAT_THREADS] in {b"0", b"1"}

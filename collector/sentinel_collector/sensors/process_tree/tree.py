@@ -12,12 +12,12 @@ import os
 from collections.abc import Collection, Iterable
 from resource import struct_rusage
 
+from sentinel_collector.procfs import FdBudget, ProcFile
 from sentinel_collector.sensors.interfaces import Reap, TreeReading
 from sentinel_collector.sensors.process_tree.children import children_by_parent, has_children_files
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
 from sentinel_collector.sensors.process_tree.process import TrackedProcess
-from sentinel_collector.sensors.process_tree.pss_meter import DEFAULT_SHARE, PssEstimator
-from sentinel_collector.sensors.procfs import FdBudget, ProcFile
+from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE, PssEstimator
 from sentinel_protocol.common.clock import Clock
 
 _SEARCHES_AFTER_CHANGE = 2
@@ -46,10 +46,10 @@ class ProcessTree:
         pss_share: float = DEFAULT_SHARE,
         inherited_kib: int = 0,
         proc: str = "/proc",
-        descriptors: FdBudget | None = None,
+        budget: FdBudget | None = None,
     ) -> None:
         self._proc = proc
-        self._descriptors = descriptors or FdBudget()
+        self._budget = budget or FdBudget()
         self._own_pid = os.getpid()
         self._inherited_kib = inherited_kib
         self._reaped_peak_kib = 0
@@ -244,7 +244,7 @@ class ProcessTree:
         member = TrackedProcess(
             pid,
             proc=self._proc,
-            descriptors=self._descriptors,
+            budget=self._budget,
             parent=parent.account if parent is not None else None,
         )
         # The first reading's parent is the one it was found under; a difference is a re-parenting.

@@ -10,7 +10,7 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.backends.objectstore.local import path_of_uri, uri_of_path
 from sentinel_uploader.backends.sentinel.payload import utc_text
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.ports import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
 
 RUN_FILE = "run.json"
 

@@ -5,7 +5,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.ports import Credentials
+from sentinel_uploader.runs.types import Credentials
 
 _SCHEME = "file://"
 

@@ -17,7 +17,7 @@ from sentinel_uploader.backends.sentinel.api import (
 )
 from sentinel_uploader.backends.sentinel.credentials import parse_credentials
 from sentinel_uploader.backends.sentinel.token import TokenError
-from sentinel_uploader.runs.ports import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
 
 INLINE_LIMIT_BYTES = 5 << 20
 

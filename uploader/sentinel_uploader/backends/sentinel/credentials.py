@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sentinel_uploader.runs.ports import Credentials
+from sentinel_uploader.runs.types import Credentials
 
 REFRESH_WITH_LEFT_S = 300.0
 MIN_USE_S = 60.0

@@ -10,7 +10,7 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import ReadOnlyCredentials
 
-from sentinel_uploader.runs.ports import Credentials
+from sentinel_uploader.runs.types import Credentials
 
 
 class _SignerAt(S3SigV4Auth):

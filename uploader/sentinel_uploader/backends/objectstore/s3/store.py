@@ -19,7 +19,7 @@ from sentinel_uploader.backends.objectstore.s3.address import (
 )
 from sentinel_uploader.backends.objectstore.s3.errors import S3ErrorBody, parse_error, to_exception
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.ports import Credentials
+from sentinel_uploader.runs.types import Credentials
 
 FALLBACK_REGION = "us-east-1"
 AUTHORITY_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")

@@ -1,13 +1,20 @@
-"""Files of `/proc`, kept open and read at once: a `pread` costs a quarter of open, read and close (`proc(5)`)."""
+"""Reads files of `/proc` (`proc(5)`). Imports `os` alone: the job waits for it."""
 
-import contextlib
 import os
-import resource
 
 _SINGLE_BYTES = 1 << 14
 _LIST_BYTES = 1 << 15
 _SHORT_CHUNK_BYTES = 2048
+_WHOLE_BYTES = 1 << 16
 _MAX_DESCRIPTORS = 4096
+
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+"""`PROC_PID_INIT_INO`, a constant of the kernel: where `/proc/self/ns/pid` leads on the machine itself."""
+STAT_STATE = 0
+STAT_PARENT = 1
+STAT_THREADS = 17
+STAT_START = 19
+"""Items of `stat_fields`. The start is in ticks after boot."""
 
 
 class FdBudget:
@@ -17,19 +24,24 @@ class FdBudget:
 
     def __init__(self, limit: int | None = None) -> None:
         if limit is None:
+            import resource
+
             soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             limit = _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft // 4, _MAX_DESCRIPTORS)
         self.available = limit
 
 
 class ProcFile:
-    """A file that is opened at the first read, kept while `descriptors` last, and opened again when it goes bad."""
+    """A file that is opened at the first read and then kept open while `budget` lasts.
 
-    __slots__ = ("_descriptors", "_fd", "path")
+    A `pread` costs a quarter of open, read and close. A read that fails closes the file; the next one opens it again.
+    """
 
-    def __init__(self, path: str, descriptors: FdBudget | None = None) -> None:
+    __slots__ = ("_budget", "_fd", "path")
+
+    def __init__(self, path: str, budget: FdBudget | None = None) -> None:
         self.path = path
-        self._descriptors = descriptors
+        self._budget = budget
         self._fd = -1
 
     def read(self, size: int = _SINGLE_BYTES) -> bytes:
@@ -57,14 +69,14 @@ class ProcFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            if self._descriptors is not None:
-                self._descriptors.available += 1
+            if self._budget is not None:
+                self._budget.available += 1
 
     def _open_and_read(self, size: int, *, single: bool) -> bytes:
         self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        keep = self._descriptors is None or self._descriptors.available > 0
-        if self._descriptors is not None:
-            self._descriptors.available -= 1
+        keep = self._budget is None or self._budget.available > 0
+        if self._budget is not None:
+            self._budget.available -= 1
         try:
             data = self.read(size) if single else self.read_list()
         except OSError:
@@ -102,7 +114,7 @@ def read_list_with_reopen(file: ProcFile) -> bytes:
 
 
 def read_file(path: str, size: int = _SINGLE_BYTES) -> bytes:
-    """Return a small file's beginning, read once; raises `OSError`."""
+    """Return the first `size` bytes of a file, in one read; raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(descriptor, size)
@@ -110,11 +122,35 @@ def read_file(path: str, size: int = _SINGLE_BYTES) -> bytes:
         os.close(descriptor)
 
 
+def read_whole(path: str) -> bytes:
+    """Return a whole file, empty when it cannot be read."""
+    data = b""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        while chunk := os.read(descriptor, _WHOLE_BYTES):
+            data += chunk
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+    return data
+
+
+def peak_rss_kib(status: bytes) -> int:
+    """Return `VmHWM` of `/proc/PID/status`, 0 where it is missing; raises `ValueError` or `IndexError`."""
+    _, found, rest = status.partition(b"\nVmHWM:")
+    return int(rest.split(None, 1)[0]) if found else 0
+
+
 def link_target(path: str) -> str:
-    """Where a symbolic link leads, empty when there is none."""
-    with contextlib.suppress(OSError):
+    """Return where a symbolic link leads, empty when there is none."""
+    try:
         return os.readlink(path)
-    return ""
+    except OSError:
+        return ""
 
 
 def stat_fields(data: bytes, count: int) -> list[bytes]:
@@ -127,3 +163,8 @@ def stat_fields(data: bytes, count: int) -> list[bytes]:
     if len(fields) < count:
         raise ValueError("a truncated stat line")
     return fields
+
+
+def read_stat(pid: int | str, count: int, *, proc: str = "/proc") -> list[bytes]:
+    """Return the `stat_fields` of a process; raises `OSError` when it is gone, else `ValueError`."""
+    return stat_fields(read_file(f"{proc}/{pid}/stat"), count)

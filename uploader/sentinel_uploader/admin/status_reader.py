@@ -1,37 +1,32 @@
-"""What the spool says about its runs, for people and programs; read without disturbing the uploader that owns it."""
+"""Reads the state of a spool and its runs, without disturbing the uploader that owns the spool."""
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.delivery.csv_batch import object_uri
 from sentinel_uploader.runs.lifecycle import ENDED_STATES, OPEN_STATES, RunState
-from sentinel_uploader.spool.database import SCHEMA_VERSION, connect, database_path, quarantined_files
+from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.spool.database import connect, database_path, quarantined_files
 from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.spool.run_record import RunRecord, decode_record
-from sentinel_uploader.telemetry.counters import UNNAMED
+from sentinel_uploader.spool.schema import SCHEMA_VERSION
 from sentinel_uploader.telemetry.rejections_file import read_rejections
 from sentinel_uploader.util.json_safe import to_json_safe
 
-_COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
-_MAX_ERROR_CHARS = 100
-
 
 class NoSpoolError(UsageError):
-    """There is no spool, or one that no uploader has finished making."""
+    """There is no spool, or one that no uploader has finished creating."""
 
 
 def read_status(spool_dir: str) -> dict[str, Any]:
     """Return `{"spool", "uploader_pid", "set_aside": […], "turned_away", "destinations": […], "runs": […]}`.
 
-    Times are UNIX seconds. `set_aside` are the paths of earlier spools that could not be read; `turned_away` is what
-    `read_rejections` returns.
+    Times are UNIX seconds. `set_aside` are the paths of earlier spools that could not be read. `turned_away` is the
+    result of `read_rejections`.
 
     Raises `NoSpoolError` when there is no spool, `UsageError` when it cannot be read.
     """
@@ -46,7 +41,7 @@ def read_status(spool_dir: str) -> dict[str, Any]:
                     f"the spool {path} is empty: its disk was full when it was made, or its uploader has only begun; "
                     "the next one goes on with it"
                 )
-            # What is read here is the same in all of them.
+            # The tables read here are the same in all versions.
             if not 1 <= version <= SCHEMA_VERSION:
                 raise UsageError(f"the spool {path} has schema version {version}, this command reads {SCHEMA_VERSION}")
             destinations = _destinations(connection)
@@ -63,83 +58,8 @@ def read_status(spool_dir: str) -> dict[str, Any]:
     }
 
 
-def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
-    """Return a table for people (`now` in UNIX seconds)."""
-    lines: list[str] = []
-    for status in statuses:
-        pid = status["uploader_pid"]
-        lines.append(
-            f"spool {status['spool']} ({'uploader ' + str(pid) if pid is not None else 'no uploader running'})"
-        )
-        lines.extend(
-            f"  an earlier spool could not be read; nothing of it is deleted: {path}" for path in status["set_aside"]
-        )
-        lines.extend(
-            f"  waiting for {entry['name']}: {_shortened(entry['error'])} "
-            f"(failed {entry['attempts']} times, next try {_relative_time(entry['next_try_at'], now)})"
-            for entry in status["destinations"]
-        )
-        lines.extend(_rejection_lines(status))
-        rows = [_COLUMNS, *(_cells(run, now) for run in status["runs"])]
-        if not any(run["client"] for run in status["runs"]):
-            # Without keys there are no names.
-            rows = [(row[0], *row[2:]) for row in rows]
-        if len(rows) == 1:
-            lines.append("  no runs")
-            continue
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines.extend(
-            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _rejection_lines(status: dict[str, Any]) -> Iterator[str]:
-    """Yield lines on what the uploader did not take since it was started; see `docs/operation.md` for the reasons."""
-    noted = status["turned_away"]
-    if noted is None:
-        return
-    yield f"  turned away since {_utc_text(noted['since'])}: {_counts(noted['reasons'])}"
-    for client, reasons in noted["clients"].items():
-        held = sum(run["spool_bytes"] for run in status["runs"] if (run["client"] or UNNAMED) == client)
-        yield f"  client {client} has {held} bytes of the spool; turned away: {_counts(reasons)}"
-
-
-def _counts(reasons: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-
-
-def describe_run(run: dict[str, Any]) -> str:
-    """Return everything about one run as text, a line a fact."""
-    lines = []
-    for name, value in run.items():
-        if isinstance(value, dict):
-            lines.append(f"{name}:")
-            lines.extend(f"  {key}: {_format(item)}" for key, item in value.items())
-        elif isinstance(value, list):
-            lines.append(f"{name}: {len(value)}")
-            lines.extend(f"  {_format(item)}" for item in value)
-        elif name.endswith("_at"):
-            lines.append(f"{name}: {_utc_text(value)}")
-        else:
-            lines.append(f"{name}: {_format(value)}")
-    return "\n".join(lines) + "\n"
-
-
-def _format(value: object) -> str:
-    """Return a value for people: what is nested in one line, nothing as `-`."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_format(item)}" for key, item in value.items()) or "-"
-    if isinstance(value, list):
-        return ", ".join(map(_format, value)) or "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "-" if value is None else str(value)
-
-
 def matches(run: dict[str, Any], name: str) -> bool:
-    """Whether a person who writes `name` means this run: its id, its key, `CLIENT/KEY`, or the beginning of its id."""
+    """Whether `name` is this run's id, its key, `CLIENT/KEY`, or the beginning of its id (four characters or more)."""
     run_id = run["run_id"]
     return name in {run_id, run["key"], f"{run['client']}/{run['key']}"} or (
         bool(run_id) and len(name) >= 4 and run_id.startswith(name)
@@ -147,7 +67,7 @@ def matches(run: dict[str, Any], name: str) -> bool:
 
 
 def is_undelivered(run: dict[str, Any]) -> bool:
-    """Whether rows of the run, or its end, are still to be delivered; a parked run's are, some day."""
+    """Whether rows of the run, or its end, are still to be delivered. Those of a parked run are."""
     is_over = run["state"] in {str(state) for state in ENDED_STATES}
     return not is_over and bool(run["rows_waiting"] or run["status"] is not None)
 
@@ -171,7 +91,7 @@ def _runs(connection: sqlite3.Connection, destinations: dict[str, dict[str, Any]
 
 
 class _Pending(NamedTuple):
-    """What of a run is not delivered: rows, objects that are made of them, and bytes of the spool."""
+    """Not delivered of one run: rows, objects that contain them, and bytes of the spool."""
 
     rows: int = 0
     objects: int = 0
@@ -186,7 +106,7 @@ def _run(number: int, record: RunRecord, waiting: _Pending, destinations: dict[s
     next_try_at, error = record.next_try_at, record.last_error
     behind = None if error else _blocking_destination(record, waiting.objects, destinations)
     if behind is not None:
-        # It waits behind another run that tries for all.
+        # Another run tries the destination for all that wait.
         next_try_at, error = behind["next_try_at"], f"waiting for {behind['name']}"
     finish = record.finish
     return {
@@ -223,7 +143,7 @@ def _run(number: int, record: RunRecord, waiting: _Pending, destinations: dict[s
 def _blocking_destination(
     record: RunRecord, waiting_objects: int, destinations: dict[str, dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """Return the failing destination that the run's next call goes to, `None` when that one is not failing."""
+    """Return the failing destination that blocks the run's next call, `None` when none does."""
     if record.state not in OPEN_STATES:
         return None
     for name, entry in destinations.items():
@@ -238,31 +158,3 @@ def _blocking_destination(
 
 def _next_call_is_api(record: RunRecord, waiting_objects: int) -> bool:
     return record.state is RunState.NEW or (record.state is RunState.FINISHING and not waiting_objects)
-
-
-def _cells(run: dict[str, Any], now: float) -> tuple[str, ...]:
-    rows = str(run["rows_delivered"])
-    if run["rows_missing"]:
-        rows += f" ({run['rows_missing']} missing)"
-    return (
-        run["run_id"] or run["key"],
-        run["client"] or "-",
-        run["state"],
-        rows,
-        str(run["rows_waiting"]),
-        str(run["objects_delivered"]),
-        _relative_time(run["next_try_at"], now) if run["next_try_at"] else "-",
-        _shortened(run["last_error"]) or "-",
-    )
-
-
-def _relative_time(at: float, now: float) -> str:
-    return "now" if at <= now else f"in {at - now:.0f} s"
-
-
-def _utc_text(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else "-"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _MAX_ERROR_CHARS else text[: _MAX_ERROR_CHARS - 1] + "…"

@@ -1,0 +1,113 @@
+"""Shows what `read_status` returns to people: a table of runs, or everything about one run."""
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from sentinel_uploader.telemetry.counters import UNNAMED
+
+_COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
+_MAX_ERROR_CHARS = 100
+
+
+def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
+    """Return a table for people (`now` in UNIX seconds)."""
+    lines: list[str] = []
+    for status in statuses:
+        pid = status["uploader_pid"]
+        lines.append(
+            f"spool {status['spool']} ({'uploader ' + str(pid) if pid is not None else 'no uploader running'})"
+        )
+        lines.extend(
+            f"  an earlier spool could not be read; nothing of it is deleted: {path}" for path in status["set_aside"]
+        )
+        lines.extend(
+            f"  waiting for {entry['name']}: {_shortened(entry['error'])} "
+            f"(failed {entry['attempts']} times, next try {_relative_time(entry['next_try_at'], now)})"
+            for entry in status["destinations"]
+        )
+        lines.extend(_rejection_lines(status))
+        rows = [_COLUMNS, *(_cells(run, now) for run in status["runs"])]
+        if not any(run["client"] for run in status["runs"]):
+            # Clients have names only where there are keys.
+            rows = [(row[0], *row[2:]) for row in rows]
+        if len(rows) == 1:
+            lines.append("  no runs")
+            continue
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines.extend(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _rejection_lines(status: dict[str, Any]) -> Iterator[str]:
+    """Yield lines about what the uploader has rejected since its start; `docs/operation.md` explains the reasons."""
+    noted = status["turned_away"]
+    if noted is None:
+        return
+    yield f"  turned away since {_utc_text(noted['since'])}: {_counts(noted['reasons'])}"
+    for client, reasons in noted["clients"].items():
+        held = sum(run["spool_bytes"] for run in status["runs"] if (run["client"] or UNNAMED) == client)
+        yield f"  client {client} has {held} bytes of the spool; turned away: {_counts(reasons)}"
+
+
+def _counts(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+
+
+def describe_run(run: dict[str, Any]) -> str:
+    """Return everything about one run, one line for each fact."""
+    lines = []
+    for name, value in run.items():
+        if isinstance(value, dict):
+            lines.append(f"{name}:")
+            lines.extend(f"  {key}: {_format(item)}" for key, item in value.items())
+        elif isinstance(value, list):
+            lines.append(f"{name}: {len(value)}")
+            lines.extend(f"  {_format(item)}" for item in value)
+        elif name.endswith("_at"):
+            lines.append(f"{name}: {_utc_text(value)}")
+        else:
+            lines.append(f"{name}: {_format(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _format(value: object) -> str:
+    """Return a value as one line; `-` for nothing."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_format(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(_format, value)) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "-" if value is None else str(value)
+
+
+def _cells(run: dict[str, Any], now: float) -> tuple[str, ...]:
+    rows = str(run["rows_delivered"])
+    if run["rows_missing"]:
+        rows += f" ({run['rows_missing']} missing)"
+    return (
+        run["run_id"] or run["key"],
+        run["client"] or "-",
+        run["state"],
+        rows,
+        str(run["rows_waiting"]),
+        str(run["objects_delivered"]),
+        _relative_time(run["next_try_at"], now) if run["next_try_at"] else "-",
+        _shortened(run["last_error"]) or "-",
+    )
+
+
+def _relative_time(at: float, now: float) -> str:
+    return "now" if at <= now else f"in {at - now:.0f} s"
+
+
+def _utc_text(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else "-"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_ERROR_CHARS else text[: _MAX_ERROR_CHARS - 1] + "…"

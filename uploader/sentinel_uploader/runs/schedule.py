@@ -1,0 +1,121 @@
+"""When a run uploads, finishes or is closed as stale: the next step as a pure function of facts and time."""
+
+from enum import StrEnum
+
+import msgspec
+
+from sentinel_uploader.runs.lifecycle import ENDED_STATES, RunState
+
+
+class Step(StrEnum):
+    """One effect on the outside, or one decision, that a run needs."""
+
+    REGISTER = "register"
+    SEAL_BATCH = "cut"
+    """Freeze the open rows into a batch."""
+    PUT = "put"
+    REFRESH = "refresh"
+    FINISH = "finish"
+    CLOSE_STALE = "close-stale"
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers behind what is due."""
+
+    upload_interval_s: float = 60.0
+    stale_after_s: float = 900.0
+    max_batch_rows: int = 3600
+    max_batch_bytes: int = 1 << 20
+    """Of encoded samples, about a third of it as CSV and a tenth as an object."""
+    inline_limit_bytes: int = 0
+    cloud_wait_s: float = 3.0
+
+
+class SchedulingFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a run, all times monotonic seconds."""
+
+    state: RunState
+    has_ended: bool
+    unbatched_rows: int
+    unbatched_bytes: int
+    pending_batches: int
+    """Frozen, not confirmed."""
+    total_csv_bytes: int
+    """Upper estimate of the whole run as CSV."""
+    upload_attempted: bool
+    """A PUT was tried: the run stays with storage."""
+    created_at: float
+    sealed_at: float
+    """When rows were last frozen (or the run began)."""
+    silent_since: float
+    interval_s: float
+    cloud_pending: bool
+    flush: bool
+    """The uploader is told to deliver what is there."""
+    needs_credentials: bool
+    """Storage wants credentials and none are at hand."""
+    wants_refresh: bool
+    """The credentials at hand are good for a little while only."""
+
+
+def next_step(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
+    """Return the step that is due, or `None` and the time at which to look again."""
+    if facts.state in ENDED_STATES:
+        return None, float("inf")
+    # A parked run's as well: nothing of it is delivered, but it goes on taking rows.
+    if _batch_is_full(facts, policy):
+        return Step.SEAL_BATCH, now
+    if facts.state is RunState.QUARANTINED:
+        return None, float("inf")
+    if facts.state is RunState.NEW:
+        return _next_for_new(facts, policy, now)
+    if facts.state is RunState.FINISHING and should_inline(facts, policy):
+        return Step.FINISH, now
+    if facts.pending_batches:
+        if facts.needs_credentials or facts.wants_refresh:
+            return Step.REFRESH, now
+        return Step.PUT, now
+    if facts.unbatched_rows and (facts.flush or facts.state is RunState.FINISHING):
+        return Step.SEAL_BATCH, now
+    if facts.state is RunState.FINISHING:
+        return Step.FINISH, now
+    return _next_for_registered(facts, policy, now)
+
+
+def should_inline(facts: SchedulingFacts, policy: Policy) -> bool:
+    """Whether the run's rows are delivered with `finish` itself."""
+    return not facts.upload_attempted and facts.total_csv_bytes <= policy.inline_limit_bytes
+
+
+def _batch_is_full(facts: SchedulingFacts, policy: Policy) -> bool:
+    return facts.unbatched_rows >= policy.max_batch_rows or facts.unbatched_bytes >= policy.max_batch_bytes
+
+
+def stale_deadline(policy: Policy, *, silent_since: float, interval_s: float) -> float:
+    """Return when (monotonic) a collector that has been silent since then is taken for gone."""
+    return silent_since + max(policy.stale_after_s, 3 * interval_s)
+
+
+def _stale_deadline(facts: SchedulingFacts, policy: Policy) -> float:
+    return stale_deadline(policy, silent_since=facts.silent_since, interval_s=facts.interval_s)
+
+
+def _next_for_new(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
+    if not facts.has_ended and now >= _stale_deadline(facts, policy):
+        return Step.CLOSE_STALE, now
+    wait_until = facts.created_at + policy.cloud_wait_s
+    if facts.cloud_pending and not facts.has_ended and now < wait_until:
+        return None, wait_until
+    return Step.REGISTER, now
+
+
+def _next_for_registered(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
+    if now >= _stale_deadline(facts, policy):
+        return Step.CLOSE_STALE, now
+    if not facts.unbatched_rows:
+        # Rows that come later are looked at when they could be due at the earliest.
+        return None, min(max(facts.sealed_at, now) + policy.upload_interval_s, _stale_deadline(facts, policy))
+    due = facts.sealed_at + policy.upload_interval_s
+    if now >= due:
+        return Step.SEAL_BATCH, now
+    return None, min(due, _stale_deadline(facts, policy))
