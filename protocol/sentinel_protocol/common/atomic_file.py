@@ -1,14 +1,14 @@
-"""Files that are there whole or not at all, also after a power cut."""
+"""Files that exist completely or not at all, also after a power failure."""
 
 import contextlib
 import os
 
 
 def write_atomically(path: str, content: bytes) -> None:
-    """Write `content` under `path` (mode 0600): a reader sees the old file or the new one, never a part.
+    """Write `content` to `path` (mode 0600): a reader sees the old file or the new one, never a part.
 
-    Durable when it returns; raises `OSError`. A name has one writer at a time: what one that was killed has left behind
-    is overwritten by the next.
+    The file is durable on return; raises `OSError`. A path has one writer at a time. The next writer overwrites the
+    temporary file of one that was killed.
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}.part")
@@ -28,7 +28,7 @@ def write_atomically(path: str, content: bytes) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Make the names in a directory durable."""
+    """Make the names in a directory durable; raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
