@@ -1,4 +1,4 @@
-"""What a person asks of a run through another process: a row in the spool, answered by whoever owns the spool."""
+"""Requests of other processes about a run: a row in the spool, answered by the uploader that owns the spool."""
 
 import logging
 from collections.abc import Callable
@@ -20,7 +20,7 @@ DONE = "done"
 def handle_requests(
     spool: Spool, *, wake: Callable[[Run], None], on_run_closed: Callable[[Run], None], drain: Callable[[float], None]
 ) -> None:
-    """Do what is asked and write the answer: `done`, or why not. Raises `SpoolError` when that cannot be written."""
+    """Carry out all requests and write the answers: `done`, or why not. Raises `SpoolError` if it cannot write."""
     for request in spool.board.requests():
         try:
             if request.kind == DRAIN:
@@ -34,7 +34,7 @@ def handle_requests(
 
 
 def discard_run(spool: Spool, run: Run) -> str:
-    """Give a run up: its rows are deleted. Returns `done`, or why it cannot be done now."""
+    """Delete a run with its undelivered rows. Returns `done`, or why that is not possible now."""
     if run.busy:
         return "a call about this run is under way; try again in a moment"
     record = run.record
@@ -45,7 +45,7 @@ def discard_run(spool: Spool, run: Run) -> str:
 
 
 def retry_run(spool: Spool, run: Run) -> str:
-    """Take a parked run up again."""
+    """Try to deliver a parked run again. Returns `done`, or why that is not possible."""
     if run.record.state is not RunState.PARKED:
         return f"the run is {run.record.state}, not parked: it is tried anyway"
     spool.update(run, Event.RETRIED, last_error="", next_try_at=0.0)
