@@ -64,5 +64,5 @@ class Guarded(Listening):
 
     def runs(self) -> dict[tuple[str, str], OpenRun]:
         """Return the open runs by client and run key."""
-        with self.spool.lock:
-            return {(run.record.owner, run.record.key): run for run in self.spool.runs.values()}
+        with self.spool._lock:
+            return {(run.record.owner, run.record.key): run for run in self.spool._runs.values()}

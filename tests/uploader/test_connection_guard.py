@@ -294,7 +294,7 @@ def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, coll
     runs = guarded.runs()
     assert (runs["alice", "run"].durable_seq, runs["mallory", "run"].durable_seq) == (3, 9)
     assert not runs["alice", "run"].record.has_ended
-    assert runs["alice", "run"].record.incarnation == "first"
+    assert runs["alice", "run"].record.epoch == "first"
 
 
 def test_a_new_key_under_an_old_name_goes_on_with_its_runs(guarded: Guarded, collectors: Collectors) -> None:

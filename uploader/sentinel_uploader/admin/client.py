@@ -11,7 +11,7 @@ from sentinel_uploader.spool.control_channel import DISCARD, DONE, DRAIN
 from sentinel_uploader.spool.database import connect, database_path
 from sentinel_uploader.spool.errors import SpoolLockedError
 from sentinel_uploader.spool.lock import SpoolLock, lock_owner_pid
-from sentinel_uploader.spool.store import open_spool
+from sentinel_uploader.spool.store import Spool
 
 _RESPONSE_TIMEOUT_S = 15.0
 _POLL_S = 0.05
@@ -63,9 +63,9 @@ def _apply_offline(spool_dir: str, kind: str, number: int, clock: Clock) -> None
 
 
 def _do(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
-    spool = open_spool(spool_dir, max_bytes=_UNLIMITED_BYTES, clock=clock)
+    spool = Spool.open(spool_dir, max_bytes=_UNLIMITED_BYTES, clock=clock)
     try:
-        run = spool.runs.get(number)
+        run = spool.run(number)
         if run is None:
             raise RequestDeniedError("the run is over")
         answer = discard_run(spool, run) if kind == DISCARD else retry_run(spool, run)

@@ -162,6 +162,7 @@ def _put_and_finish(
         finished_at=context.clock.now(),
         data_uris=[uri] if is_stored else None,
         data_csv=None if is_stored else CSV_HEADER,
+        rows=0,
         summary={},
     )
     try:

@@ -108,9 +108,7 @@ class _Uploader:
 
     def _spool_gauges(self) -> Iterator[Metric]:
         try:
-            with self._spool.lock:
-                database = self._spool.database
-                used, limit, largest = database.used_bytes(), database.rows_limit_bytes, database.max_bytes
+            used, limit, largest = self._spool.size()
         except SpoolError:
             # The other metrics are still valid.
             return
@@ -130,7 +128,7 @@ class _Uploader:
         )
         for client in self._counters.clients.all():
             owner = "" if client.name == UNNAMED else client.name
-            held.add_metric([client.name], self._spool.usage.spool_bytes(owner))
+            held.add_metric([client.name], self._spool.client_bytes(owner))
             seen.add_metric([client.name], client.seen_at)
             if client.clock_offset_s is not None:
                 offset.add_metric([client.name], client.clock_offset_s)
