@@ -18,7 +18,9 @@ from sentinel_collector.sensors.cgroup.hierarchy import CgroupMount, find_mounts
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from sentinel_collector.sensors.interfaces import MemoryReading
 
 AUTO = "auto"
 HOST = "host"
@@ -44,22 +46,6 @@ _MEMORY_STAT_V1 = (
     b"total_cache",
     b"",
 )
-
-
-class ContainerMemory:
-    """Memory in KiB. `used` is the working set that docker and kubectl show: all but the inactive file cache.
-
-    `free` is the rest of the limit, `None` without one. `cached` includes reclaimable slab where it is known (v2).
-    """
-
-    __slots__ = ("active", "cached", "free", "inactive", "used")
-
-    def __init__(self, *, free: int | None, used: int, cached: int, active: int, inactive: int) -> None:
-        self.free = free
-        self.used = used
-        self.cached = cached
-        self.active = active
-        self.inactive = inactive
 
 
 class ContainerView:
@@ -111,8 +97,14 @@ class ContainerView:
             return None
         return self._last_us[0] - last[0], self._last_us[1] - last[1]
 
-    def memory(self) -> ContainerMemory | None:
-        """Read the levels now; `None` when they cannot be read."""
+    def memory(self) -> MemoryReading | None:
+        """Read the levels now; `None` when they cannot be read.
+
+        `used` is the working set that docker and kubectl show: all but the inactive file cache. `free` is the rest of
+        the limit, `None` without one. `cached` includes reclaimable slab where it is known (v2).
+        """
+        from sentinel_collector.sensors.interfaces import MemoryReading
+
         current = _integer(self._memory_file())
         words = read_whole(f"{self._memory_cgroup}/memory.stat").split()
         if current is None or not words:
@@ -122,7 +114,7 @@ class ContainerView:
         inactive_file, active_file, inactive_anon, active_anon, cached, slab = (
             int(values.get(name, b"0")) for name in names
         )
-        return ContainerMemory(
+        return MemoryReading(
             free=max(0, self._limit_bytes - current) // 1024 if self._limit_bytes else None,
             used=max(0, current - inactive_file) // 1024,
             cached=(cached + slab) // 1024,
@@ -200,7 +192,7 @@ def _mount_of(mounts: list[CgroupMount], controller: str) -> CgroupMount | None:
     return next((mount for mount in mounts if mount.is_v2), None)
 
 
-def _strictest_limit(mount: CgroupMount | None, limit_of: _LimitOf) -> tuple[float, str]:
+def _strictest_limit(mount: CgroupMount | None, limit_of: Callable[[str], float]) -> tuple[float, str]:
     """Return the smallest limit and the nearest cgroup that has it; 0 and an empty path without a limit."""
     found, level = 0.0, ""
     for directory in mount.ancestors() if mount is not None else ():
@@ -284,9 +276,3 @@ def _host_memory_bytes(proc: str) -> int:
 def _integer(path: str) -> int | None:
     text = read_whole(path).strip()
     return int(text) if text.isdigit() else None
-
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    _LimitOf = Callable[[str], float]

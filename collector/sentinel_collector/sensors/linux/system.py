@@ -74,9 +74,8 @@ class LinuxSystem:
         found = self._container.memory()
         if found is None:
             return MemoryReading()
-        # Without a limit the container can use all that the host has left. No cgroup shows buffers.
-        free = host.free if found.free is None else found.free
-        return MemoryReading(free, found.used, None, found.cached, found.active, found.inactive)
+        # Without a limit the container can use all that the host has left.
+        return found._replace(free=host.free) if found.free is None else found
 
     def close(self) -> None:
         """Give descriptors back."""
