@@ -332,7 +332,7 @@ def made_up(directory: Path, *, is_v2: bool, controllers: str = "", **files: str
     ("controllers", "files", "reason"),
     [
         ("cpu,cpuacct", {}, "cpuacct is mounted together with cpu"),
-        ("", {"cgroup__subtree_control": "cpu memory\n"}, "{} would hand on cpu, memory"),
+        ("", {"cgroup__subtree_control": "cpu memory\n"}, "{} enables cpu, memory for its children"),
         ("", {"cgroup__type": "threaded\n"}, "{} is threaded"),
         ("", {"cpu__max": "50000 100000\n"}, "the job would not see {}/cpu.max"),
         ("", {"cpu__max": "max 100000\n", "memory__max": "1073741824\n"}, "the job would not see {}/memory.max"),

@@ -135,7 +135,7 @@ def _unsuitable_reason(mount: CgroupMount) -> str:
     if read_whole(f"{directory}/cgroup.type").strip() not in {b"", b"domain"}:
         return f"{directory} is threaded"
     if controllers := read_whole(f"{directory}/cgroup.subtree_control").split():
-        return f"{directory} would hand on {b', '.join(controllers).decode()}"
+        return f"{directory} enables {b', '.join(controllers).decode()} for its children"
     for name in _LIMITS:
         if read_whole(f"{directory}/{name}").split()[:1] not in ([], [b"max"]):
             return f"the job would not see {directory}/{name}"

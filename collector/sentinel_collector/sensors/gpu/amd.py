@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from sentinel_collector.procfs import read_file
 from sentinel_collector.sensors.gpu.devices import DeviceFacts, DeviceReading, GpuFaultError
 from sentinel_collector.sensors.gpu.drm_clients import ENGINE_COUNT, DrmClient, DrmClients
 from sentinel_protocol.common.clock import Clock
@@ -117,8 +118,7 @@ def _read_card(card: AmdCard) -> tuple[float | None, float | None]:
 
 def _read_text(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+        return read_file(path).decode(errors="replace").strip()
     except OSError:
         return None
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sentinel_collector.procfs import STAT_STATE, read_stat
+from sentinel_collector.procfs import STAT_STATE, read_file, read_stat
 
 FORGET_AFTER_SCANS = 10
 """After so many scans, descriptors of other files are inspected again: their numbers may have been reused."""
@@ -89,8 +89,7 @@ class DrmClients:
                 elif not target.startswith("/dev/dri/"):
                     still_others.add(descriptor)
                 else:
-                    with open(f"{directory}/fdinfo/{descriptor}", "rb", buffering=0) as file:
-                        client = parse_fdinfo(file.read())
+                    client = parse_fdinfo(read_file(f"{directory}/fdinfo/{descriptor}"))
                     if client is not None:
                         clients[client.pci_address, client.client_id] = client
             except FileNotFoundError:
