@@ -36,7 +36,7 @@ def handle_requests(
 def discard_run(spool: Spool, run: Run) -> str:
     """Delete a run with its undelivered rows. Returns `done`, or why that is not possible now."""
     if run.busy:
-        return "a call about this run is under way; try again in a moment"
+        return "a request for this run is in progress; try again in a moment"
     record = run.record
     rows = run.waiting_rows
     spool.end(run, Event.DISCARDED)
@@ -47,7 +47,7 @@ def discard_run(spool: Spool, run: Run) -> str:
 def retry_run(spool: Spool, run: Run) -> str:
     """Try to deliver a parked run again. Returns `done`, or why that is not possible."""
     if run.record.state is not RunState.PARKED:
-        return f"the run is {run.record.state}, not parked: it is tried anyway"
+        return f"the run is {run.record.state}, not parked: it is retried anyway"
     spool.update(run, Event.RETRIED, last_error="", next_try_at=0.0)
     run.not_before = 0.0
     run.attempts = 0
