@@ -22,8 +22,7 @@ from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import KEY_BYTES, ClientCurveKeys, KeyPair
 from sentinel_protocol.wire.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
-from sentinel_uploader.server.connection_guard import ConnectionLimits
-from sentinel_uploader.server.connections import PENDING_TIMEOUT_S
+from sentinel_uploader.server.connections import PENDING_TIMEOUT_S, ConnectionLimits
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zmq_server import ZmqServer

@@ -135,7 +135,7 @@ def test_writing_for_an_answer_changes_nothing(up: Delivery) -> None:
 
 def test_disk_without_room_is_not_ready(up: Delivery) -> None:
     assert health_of(up, directory="/proc").readiness_error() == "the disk of the spool /proc has 0 bytes left"
-    assert "cannot be looked at" in health_of(up, directory="/no/such/directory").readiness_error()
+    assert "cannot be checked" in health_of(up, directory="/no/such/directory").readiness_error()
 
 
 def test_full_spool_is_not_ready(up: Delivery, tmp_path: Path) -> None:

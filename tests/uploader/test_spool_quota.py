@@ -187,7 +187,7 @@ def test_two_clients_while_storage_is_down_one_floods_and_the_other_is_acknowled
 
         wait_until(goes_on, "the other is acknowledged all the time")
         log = (home.directory / "uploader.log").read_text()
-        assert "client has its share of the spool" in log
+        assert "client has reached its share of the spool" in log
         assert "spool is full" not in log
         (spool,) = wait_until(
             lambda: told if "spool-share" in json.dumps(told := status_of(home)) else None, "status has it"

@@ -55,22 +55,14 @@ def request_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
 
 
 def _apply_offline(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
-    lock = SpoolLock(spool_dir, clock=clock)
-    try:
-        _do(spool_dir, kind, number, clock)
-    finally:
-        lock.release()
-
-
-def _do(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
-    spool = Spool.open(spool_dir, max_bytes=_UNLIMITED_BYTES, clock=clock)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(SpoolLock(spool_dir, clock=clock).release)
+        spool = Spool.open(spool_dir, max_bytes=_UNLIMITED_BYTES, clock=clock)
+        stack.callback(spool.close)
         run = spool.run(number)
         if run is None:
             raise RequestDeniedError("the run is over")
         answer = discard_run(spool, run) if kind == DISCARD else retry_run(spool, run)
-    finally:
-        spool.close()
     if answer != DONE:
         raise RequestDeniedError(answer)
 

@@ -55,7 +55,7 @@ def discard_run(spool: Spool, run: OpenRun) -> str:
 def retry_run(spool: Spool, run: OpenRun) -> str:
     """Try to deliver a parked run again. Returns `done`, or why that is not possible."""
     if run.record.state is not RunState.QUARANTINED:
-        return f"the run is {run.record.state}, not parked: it is tried anyway"
+        return f"the run is {run.record.state}, not parked: it is retried anyway"
     spool.update(run, Event.REQUEUED, last_error="", next_try_at=0.0)
     return DONE
 
@@ -66,7 +66,7 @@ def _apply(spool: Spool, scheduler: RunScheduler, request: ControlRequest) -> st
         return "the run is over"
     if request.kind == DISCARD:
         if scheduler.is_in_flight(run):
-            return "a call about this run is under way; try again in a moment"
+            return "a request for this run is in progress; try again in a moment"
         answer = discard_run(spool, run)
         scheduler.on_run_closed(run)
         return answer

@@ -243,7 +243,7 @@ class Service:
             self._wait(min(due - now, _TICK_S))
 
     def _drain_at_stop(self) -> None:
-        log.info("stopping, delivering what is there")
+        log.info("stopping, delivering what is in the spool")
         self._health.is_stopping = True
         self._scheduler.flush()
         self._scheduler.reset_backoff()

@@ -77,7 +77,7 @@ class SpoolQuota:
         self._throttled[owner] = self._clock.monotonic()
         if self._throttle.is_due(owner):
             log.warning(
-                "client has its share of the spool, not acknowledging its samples until some are delivered "
+                "client has reached its share of the spool, its samples are not acknowledged until some are delivered "
                 "client=%s bytes=%d",
                 owner or UNNAMED,
                 held,
@@ -89,4 +89,4 @@ class SpoolQuota:
         if throttled_at is not None and self._clock.monotonic() - throttled_at >= LOG_INTERVAL_S:
             del self._throttled[owner]
             self._throttle.reset(owner)
-            log.info("client has less than its share of the spool again client=%s", owner or UNNAMED)
+            log.info("client is below its share of the spool again client=%s", owner or UNNAMED)

@@ -75,7 +75,7 @@ class Health:
         except SpoolError as error:
             return str(error)
         except OSError as error:
-            return f"the spool {self._directory} cannot be looked at: {error.strerror}"
+            return f"the spool {self._directory} cannot be checked: {error.strerror}"
         return ""
 
     def health_error(self) -> str:
