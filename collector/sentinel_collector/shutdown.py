@@ -6,6 +6,7 @@ from typing import Any
 from sentinel_collector.console import Console
 from sentinel_collector.delivery.delivery import Delivery
 from sentinel_collector.delivery.orphan_recovery import OrphanRecovery
+from sentinel_collector.job.mirror import JobMirror
 from sentinel_collector.job.signals import STOP_SIGNALS, Signals
 from sentinel_collector.reporting.csv_output import make_parent
 from sentinel_collector.reporting.summary import parked_line, summary_figures, summary_json, summary_lines
@@ -39,7 +40,7 @@ def wait_limits(settings: Mapping[str, Any], *, is_detached: bool) -> tuple[floa
 def await_delivery(
     delivery: Delivery,
     orphans: OrphanRecovery,
-    signals: Signals,
+    signals: Signals | JobMirror,
     *,
     clock: Clock,
     console: Console,

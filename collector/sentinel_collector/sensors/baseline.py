@@ -42,6 +42,13 @@ def capture(clock: "Clock", *, proc: str = "/proc", host_root: str = "") -> Base
     )
 
 
+def continued_baseline(first: Baseline, clock: "Clock", *, host_root: str = "") -> Baseline:
+    """Return the counters now; `status` is still that of the process which has started the job."""
+    now = capture(clock, host_root=host_root)
+    now.status = first.status
+    return now
+
+
 def network_proc(proc: str, host_root: str) -> str:
     """Return the directory whose `net` is the machine's. `/proc/net` shows the reader's own network name space.
 
