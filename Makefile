@@ -6,6 +6,7 @@
 #   make test-docker   run docker-compose.yml on a real engine, kill everything, count rows
 #   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults   six everyday faults, the peer and ours in one harness: one table
+#   make matrix   what a job may lack or meet, bare against wrapped: one table: make matrix GROUPS="memory signals"
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
 #   make test-network  two network namespaces: prodding, then delay, loss, a cut of a minute
 #   make fuzz     frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
@@ -35,7 +36,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-all test-docker test-crowd test-network chaos faults fuzz machine lint ci settings bench lock clean environment
+.PHONY: demo test test-all test-docker test-crowd test-network chaos faults matrix fuzz machine lint ci settings bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -84,6 +85,9 @@ chaos: environment
 
 faults: environment $(PEER)/.installed
 	PYTHONPATH=tests $(BIN)/python -m chaos.six_faults
+
+matrix: environment
+	PYTHONPATH=tests $(BIN)/python -m chaos.matrix $(GROUPS)
 
 # Where there is no wheel of atheris: make fuzz ENGINE=hypothesis
 fuzz: environment
