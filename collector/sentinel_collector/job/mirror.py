@@ -5,12 +5,12 @@ import os
 import select
 import signal
 from math import ceil
+from typing import NamedTuple
 
 from sentinel_collector.job.process import ancestors_include
 from sentinel_collector.job.recorder_process import RecorderStart
 from sentinel_collector.job.signals import CATCHABLE, Action, ReceivedSignal
-from sentinel_collector.procfs import ENDED_STATES, STAT_START, STAT_STATE, read_stat
-from sentinel_collector.sensors.interfaces import Usage
+from sentinel_collector.procfs import STAT_START, STAT_STATE, has_ended, read_stat
 from sentinel_protocol.common.clock import Clock
 
 _PIPE_BYTES = 1 << 16
@@ -23,6 +23,14 @@ _SIGNAL_GRACE_S = 0.015
 _GRACE_STEP_S = 0.001
 _SEEN_S = 2.0
 _STOPPED = frozenset({b"T", b"t"})
+
+
+class Usage(NamedTuple):
+    """The part of `struct_rusage` that is used: CPU seconds with those of reaped children, and the peak in KiB."""
+
+    ru_utime: float
+    ru_stime: float
+    ru_maxrss: int
 
 
 class JobMirror:
@@ -88,7 +96,9 @@ class JobMirror:
         return Action.DETACH if self._is_detached and received.signum == signal.SIGINT else Action.IGNORE
 
     def has_ended(self) -> bool:
-        """Whether the job has ended."""
+        """Whether the job has ended; looks for itself, because the waiter may be stopped."""
+        if not self._has_ended and not self._job_runs():
+            self._has_ended = True
         return self._has_ended
 
     def reap(self) -> Usage | None:
@@ -209,4 +219,4 @@ def _start_ticks(pid: int) -> bytes:
         fields = read_stat(pid, STAT_START + 1)
     except (OSError, ValueError):
         return b""
-    return b"" if fields[STAT_STATE] in ENDED_STATES else fields[STAT_START]
+    return b"" if has_ended(fields) else fields[STAT_START]
