@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sentinel_protocol.wire.messages import RejectCode
+from sentinel_uploader.limits import LIMIT_REASONS
 
 MAX_SERIES = 256
 """Label values may come from a server or a client: beyond so many combinations all others are one."""
@@ -22,34 +23,11 @@ COMMIT_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 PUT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 _OFFSET_WINDOW_S = 60.0
 REJECT_REASONS = (
-    "bad",
-    "malformed",
-    "gap",
-    # Connections (`uploader/sentinel_uploader/server/connection_guard.py`).
-    "silent",
-    "key",
-    "revoked",
-    "connections",
-    "connections-of-client",
-    "descriptors",
-    "unread",
-    "frames",
-    # Messages (`intake/rate_limiter.py`) and greetings (`intake/validation.py`).
-    "message-size",
-    "message-rows",
-    "rate",
-    "flood",
-    "runs-of-client",
-    "spool-share",
-    "version",
-    "run-key",
-    "incarnation",
-    "interval",
-    "sequence",
-    "metadata-size",
-    "metadata-names",
+    *("bad", "malformed", "gap", "silent", "key", "revoked", "descriptors"),
+    *("version", "incarnation", "interval", "sequence"),
+    *LIMIT_REASONS,
 )
-"""Why a connection or a message is not taken, beside the codes that its sender is told."""
+"""Why a connection or a message is rejected, beside the codes that its sender gets."""
 
 
 class Counter:
