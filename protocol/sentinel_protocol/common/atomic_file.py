@@ -4,11 +4,12 @@ import contextlib
 import os
 
 
-def write_atomically(path: str, content: bytes) -> None:
+def write_atomically(path: str, content: bytes, *, replace: bool = True, durable: bool = True) -> None:
     """Write `content` to `path` (mode 0600): a reader sees the old file or the new one, never a part.
 
-    The file is durable on return; raises `OSError`. A path has one writer at a time. The next writer overwrites the
-    temporary file of one that was killed.
+    With `replace=False`, an existing file is kept and `FileExistsError` is raised. The file survives a power cut,
+    unless `durable=False`. Raises `OSError`. A path has one writer at a time. The next writer overwrites the temporary
+    file of one that was killed.
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}.part")
@@ -17,14 +18,21 @@ def write_atomically(path: str, content: bytes) -> None:
     try:
         with open(descriptor, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            # Unlike a rename, a link never replaces a file.
+            os.link(temporary, path)
+            os.unlink(temporary)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
-    sync_directory(directory)
+    if durable:
+        sync_directory(directory)
 
 
 def sync_directory(path: str) -> None:
