@@ -120,8 +120,7 @@ class Spool:
     def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
         """Return the record of a run that has ended, as long as it is kept."""
         with self._lock:
-            ended = self._ended.find(_name(key, owner))
-        return ended if isinstance(ended, RunRecord) else None
+            return ended if isinstance(ended := self._ended.find(_name(key, owner)), RunRecord) else None
 
     def read_unbatched(self, run: OpenRun, *, max_rows: int) -> UnbatchedFrames | None:
         """Read the oldest frames that are in no batch: at most `max_rows` rows, but at least one frame.
