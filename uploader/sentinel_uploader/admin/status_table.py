@@ -1,9 +1,9 @@
 """Shows what `read_status` returns to people: a table of runs, or everything about one run."""
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
 from typing import Any
 
+from sentinel_protocol.common.time_text import utc_text
 from sentinel_uploader.telemetry.counters import UNNAMED
 
 _COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
@@ -106,7 +106,7 @@ def _relative_time(at: float, now: float) -> str:
 
 
 def _utc_text(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else "-"
+    return utc_text(at, "seconds") if at else "-"
 
 
 def _shortened(text: str) -> str:

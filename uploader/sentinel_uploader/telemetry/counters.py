@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sentinel_protocol.wire.messages import RejectCode
+from sentinel_uploader.limits import LIMIT_REASONS
 
 MAX_SERIES = 256
 """Label values may come from a server or a client. Beyond so many combinations, all others count as `OTHER`."""
@@ -23,35 +24,13 @@ COMMIT_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 PUT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 _OFFSET_WINDOW_S = 60.0
 REJECT_REASONS = (
-    "bad",
-    "malformed",
-    "gap",
-    # Connections (`server/connection_guard.py`, `server/zap_authenticator.py`).
-    "silent",
-    "key",
-    "revoked",
-    "connections",
-    "connections-of-client",
-    "descriptors",
-    "unread",
-    "frames",
-    # Messages (`intake/rate_limiter.py`, `intake/write_batch.py`, `intake/spool_quota.py`) and each `Hello`
-    # (`intake/handshake.py`, `intake/validation.py`).
-    "message-size",
-    "message-rows",
-    "rate",
-    "flood",
-    "runs-of-client",
-    "spool-share",
-    "version",
-    "run-key",
-    "incarnation",
-    "interval",
-    "sequence",
-    "metadata-size",
-    "metadata-names",
+    # Connections (`server/connection_guard.py`, `server/zap_authenticator.py`) and messages.
+    *("silent", "key", "revoked", "descriptors", "malformed", "bad", "gap"),
+    # Hellos (`intake/validation.py`).
+    *("version", "incarnation", "interval", "sequence"),
+    *LIMIT_REASONS,
 )
-"""Why a connection or a message is rejected, beside the `RejectCode` that its sender gets."""
+"""Why a connection or a message is rejected, beside the codes that its sender gets."""
 
 
 class Counter:
