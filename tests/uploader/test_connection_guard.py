@@ -346,7 +346,7 @@ def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> Non
         ZmqClient(parse_address(open_door.urls[0], bind=False), keys=alice) as dealer,
     ):
         found = refusal_of(dealer)
-        assert "no keys" in found or "breaks off" in found
+        assert "does not use keys" in found or "closes the connection" in found
 
 
 def test_a_reason_that_is_known_does_not_become_a_vaguer_one() -> None:
@@ -452,10 +452,10 @@ def test_the_silent_make_room() -> None:
 
 _NUMBER_OF_A_CONNECTION = """
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_collector.delivery.zmq_client import Dealer
+from sentinel_collector.delivery.zmq_client import ZmqClient
 from sentinel_uploader.server.zmq_server import ZmqServer
 with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
-    with Dealer(parse_address(router.urls[0], bind=False)) as dealer:
+    with ZmqClient(parse_address(router.urls[0], bind=False)) as dealer:
         while not dealer.send(b"x"):
             dealer.poll(0.01)
         (arrival,), _ = router.receive(limit=1, timeout_s=20)
