@@ -47,10 +47,10 @@ def _rejection_lines(status: dict[str, Any]) -> Iterator[str]:
     noted = status["turned_away"]
     if noted is None:
         return
-    yield f"  turned away since {_utc_text(noted['since'])}: {_counts(noted['reasons'])}"
+    yield f"  rejected since {_utc_text(noted['since'])}: {_counts(noted['reasons'])}"
     for client, reasons in noted["clients"].items():
         held = sum(run["spool_bytes"] for run in status["runs"] if (run["client"] or UNNAMED) == client)
-        yield f"  client {client} has {held} bytes of the spool; turned away: {_counts(reasons)}"
+        yield f"  client {client} has {held} bytes of the spool; rejected: {_counts(reasons)}"
 
 
 def _counts(reasons: dict[str, int]) -> str:

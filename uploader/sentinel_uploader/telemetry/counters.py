@@ -127,25 +127,25 @@ class ClientActivity:
         of the last one to two minutes.
         """
         with self._lock:
-            heard = self._clients.get(name or UNNAMED)
-            if heard is None:
-                heard = self._clients[name or UNNAMED] = _ClientState()
+            state = self._clients.get(name or UNNAMED)
+            if state is None:
+                state = self._clients[name or UNNAMED] = _ClientState()
                 if len(self._clients) > MAX_CLIENTS:
                     self._clients.popitem(last=False)
             self._clients.move_to_end(name or UNNAMED)
-            heard.seen_at = now
+            state.seen_at = now
             if row_time is None:
                 return
             # Negative when our own clock was set back.
-            if not 0 <= now - heard.window_at < _OFFSET_WINDOW_S:
-                heard.window_at, heard.earlier_s, heard.best_s = now, heard.best_s, None
+            if not 0 <= now - state.window_at < _OFFSET_WINDOW_S:
+                state.window_at, state.earlier_s, state.best_s = now, state.best_s, None
             offset_s = row_time - now
-            heard.best_s = offset_s if heard.best_s is None else max(heard.best_s, offset_s)
+            state.best_s = offset_s if state.best_s is None else max(state.best_s, offset_s)
 
     def all(self) -> list[Client]:
         """Return all clients that are remembered."""
         with self._lock:
-            return [Client(name, heard.seen_at, heard.offset_s) for name, heard in self._clients.items()]
+            return [Client(name, state.seen_at, state.offset_s) for name, state in self._clients.items()]
 
 
 class Counters:
