@@ -1,6 +1,6 @@
 """What the sockets of both ends have in common, and their options.
 
-Why each option has its value: `docs/architecture.md`, "Sockets". Sockets belong to the thread that made them.
+Why each option has its value: `docs/design/sockets.md`. Sockets belong to the thread that made them.
 """
 
 from types import TracebackType
