@@ -13,7 +13,7 @@ from resource import RUSAGE_SELF, getrusage
 
 from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.run_facts import RunDescription
+from sentinel_collector.run_description import RunDescription
 from sentinel_collector.sampling.sampler import Sampler
 from sentinel_collector.sensors import baseline
 from sentinel_protocol.common.clock import SystemClock

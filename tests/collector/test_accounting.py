@@ -229,7 +229,7 @@ def test_a_running_process_is_never_moved(home: Home) -> None:
     assert Path(f"/proc/{job.pid}/cgroup").read_text() == before
     job.kill()
     _out, err = collector.communicate(timeout=60)
-    assert "no cgroup for what runs already, CPU time is read from /proc" in err
+    assert "a running process cannot be put into a cgroup: CPU time is read from /proc" in err
     (run,) = home.local_runs()
     assert run["accounting"] == "proc"
 

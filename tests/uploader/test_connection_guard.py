@@ -337,7 +337,7 @@ def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> Non
     alice = guarded.key_of("alice")
     address = parse_address(guarded.url, bind=False)
     for keys, words in (
-        (None, "wants keys"),
+        (None, "requires keys"),
         (ClientCurveKeys(alice.own, alice.own.public), "--server-key is not its key"),
     ):
         with ZmqClient(address, keys=keys) as dealer:
@@ -366,7 +366,7 @@ def test_a_reason_that_is_known_does_not_become_a_vaguer_one() -> None:
                     if not greeting:
                         connection.shutdown(socket.SHUT_RDWR)
                     found.append(refusal_of(dealer, clock))
-    assert found == ["wants keys (--server-key, --key)"] * 3
+    assert found == ["requires keys (--server-key, --key)"] * 3
 
 
 def test_an_uploader_that_ends_amid_handshakes_is_not_said_to_refuse() -> None:
@@ -387,7 +387,9 @@ def test_an_uploader_that_ends_amid_handshakes_is_not_said_to_refuse() -> None:
             assert dealer.poll_handshake_error(clock.monotonic()) is None
             connection, _ = server.accept()
             connection.close()
-            assert refusal_of(dealer, clock).startswith("breaks off each handshake: it wants keys (--server-key")
+            assert refusal_of(dealer, clock).startswith(
+                "closes the connection during the handshake: it requires keys (--server-key"
+            )
 
 
 def test_a_surplus_connection_is_turned_away_and_comes_in_when_there_is_room(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a person asks of a run through another process: a row in the spool, answered by whoever owns the spool."""
+"""Requests of other processes about a run: a row in the spool, answered by the uploader that owns the spool."""
 
 import logging
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def handle_requests(
     on_run_closed: Callable[[OpenRun], None],
     drain: Callable[[float], None],
 ) -> None:
-    """Do what is asked and write the answer: `done`, or why not. Raises `SpoolError` when that cannot be written."""
+    """Carry out all requests and write the answers: `done`, or why not. Raises `SpoolError` if it cannot write."""
     for request in spool.control.requests():
         try:
             if request.kind == DRAIN:
@@ -33,7 +33,7 @@ def handle_requests(
 
 
 def discard_run(spool: Spool, run: OpenRun) -> str:
-    """Give a run up: its rows are deleted. Returns `done`, or why it cannot be done now."""
+    """Delete a run with its undelivered rows. Returns `done`, or why that is not possible now."""
     if run.in_flight:
         return "a call about this run is under way; try again in a moment"
     record = run.record
@@ -44,7 +44,7 @@ def discard_run(spool: Spool, run: OpenRun) -> str:
 
 
 def retry_run(spool: Spool, run: OpenRun) -> str:
-    """Take a parked run up again."""
+    """Try to deliver a parked run again. Returns `done`, or why that is not possible."""
     if run.record.state is not RunState.QUARANTINED:
         return f"the run is {run.record.state}, not parked: it is tried anyway"
     spool.update(run, Event.REQUEUED, last_error="", next_try_at=0.0)

@@ -1,4 +1,4 @@
-"""What the uploader needs of the outside: a token, an API that takes it, storage, clocks that agree."""
+"""Checks of the outside: the token, the API, storage, and the clocks."""
 
 import hashlib
 import os
@@ -31,9 +31,9 @@ JOB_NAME = "sentinel-uploader doctor"
 def check_backend(
     environ: Mapping[str, str], *, clock: Clock, put: bool, run: OpenRun | None = None
 ) -> Iterator[Finding]:
-    """Ask API and storage without leaving anything there; with `put`, also take one empty run from start to end.
+    """Check API and storage without leaving anything there. With `put`, also create, store and finish one empty run.
 
-    `run` is one that is open in the spool, if there is one: the API gives credentials to runs alone.
+    `run` is an open run of the spool, if there is one: the API gives credentials only to a run.
     """
     context = ProbeContext(environ, clock)
     source = token_source(environ)
@@ -87,7 +87,7 @@ def _base_url(environ: Mapping[str, str]) -> str:
 
 
 def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
-    """Ask for credentials of a run that cannot exist: whoever is let in hears that there is none."""
+    """Ask for credentials of a run that does not exist: with a valid token, the API says that there is none."""
     remedy = "check SENTINEL_API_URL, the network, HTTPS_PROXY and SSL_CERT_FILE"
     try:
         with context.client(("SSL_CERT_FILE",)) as client:

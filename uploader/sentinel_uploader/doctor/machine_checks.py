@@ -1,4 +1,4 @@
-"""What the uploader needs of its machine: the spool, its disk, descriptors, key files. Nothing stays changed."""
+"""Checks of the machine: spool, disk, descriptors, key files. They leave nothing changed."""
 
 import os
 import resource
@@ -25,7 +25,7 @@ _SECRET_SUFFIX = "_secret"  # noqa: S105 -- how such files are named
 
 
 def check_spool(directory: str) -> Iterator[Finding]:
-    """Look at the spool's directory, and through the file into its runs and what they wait for."""
+    """Check the spool's directory and file, and what its runs wait for."""
     if not os.path.isdir(directory):
         yield _will_be_created("spool", directory)
         return
@@ -55,11 +55,11 @@ def check_spool(directory: str) -> Iterator[Finding]:
 
 
 def open_run(directory: str) -> tuple[str, str] | None:
-    """Return id and `s3://` address of the newest run in the spool that is open and has both."""
+    """Return id and `s3://` address of the newest open run in the spool that has both."""
     try:
         runs = read_status(directory)["runs"]
     except UsageError:
-        # There is none, or none that can be read, which `check_spool` tells.
+        # `check_spool` reports it.
         return None
     kept = [run for run in runs if run["state"] in _AT_THE_API and run["location"].startswith("s3://")]
     newest = max(kept, key=lambda run: float(run["created_at"]), default=None)
@@ -67,7 +67,7 @@ def open_run(directory: str) -> tuple[str, str] | None:
 
 
 def check_disk(directory: str, spool_max_bytes: int) -> Finding:
-    """Look at the room that the spool has on its disk."""
+    """Check the free space on the spool's disk."""
     place = _nearest(directory)
     try:
         free = free_bytes(place)
@@ -88,7 +88,7 @@ def check_disk(directory: str, spool_max_bytes: int) -> Finding:
 
 
 def check_descriptors(directory: str) -> Finding:
-    """Look at how many connections there may be: those of the running uploader, else those that one would have."""
+    """Check the descriptor limit: of the running uploader, or else of a new one."""
     pid = lock_owner_pid(directory) if os.path.isdir(directory) else None
     remedy = "raise `ulimit -n`, or LimitNOFILE of the service"
     if pid:
@@ -109,7 +109,7 @@ def check_descriptors(directory: str) -> Finding:
 
 
 def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
-    """Look at the keys, and at who may read and change their files; `named`: somebody said that there are some."""
+    """Check the keys, and the modes of their files. `named`: a directory of keys was configured."""
     if not store.exists:
         text = f"there is no server key in {store.directory}"
         if named:
@@ -129,7 +129,7 @@ def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
 
 
 def check_directory_target(directory: str) -> Finding:
-    """Look at the directory that runs are delivered to."""
+    """Check the directory that runs are delivered to."""
     if not os.path.isdir(directory):
         return _will_be_created("target", directory)
     if (fault := write_error(directory)) is not None:
@@ -138,7 +138,7 @@ def check_directory_target(directory: str) -> Finding:
 
 
 def write_error(directory: str) -> str | None:
-    """Return why no file can be made there, `None` when it can: one is tried, and is gone again."""
+    """Return why no file can be created there, `None` when one can. Creates a temporary file."""
     try:
         with tempfile.TemporaryFile(dir=directory):
             return None
@@ -167,7 +167,7 @@ def _will_be_created(subject: str, directory: str) -> Finding:
 
 
 def _nearest(path: str) -> str:
-    """Return the path itself, or the nearest one above it that is there."""
+    """Return the path itself, or its nearest parent that exists."""
     path = os.path.abspath(path)
     while not os.path.lexists(path):
         path = os.path.dirname(path)
@@ -175,7 +175,7 @@ def _nearest(path: str) -> str:
 
 
 def _key_errors(store: KeyStore) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with keys, and what to do."""
+    """Yield pairs: an error about keys, and what to do."""
     for directory in (store.directory, store.clients_dir):
         if os.path.isdir(directory) and stat.S_IMODE(os.stat(directory).st_mode) & 0o022:
             yield f"others can put keys into {directory}", f"chmod 700 {directory}"

@@ -1,4 +1,4 @@
-"""Credentials and storage, without storing anything: those of an open run, else what can be known without one."""
+"""Checks of credentials and storage that store nothing: for an open run, or as far as possible without one."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from sentinel_uploader.runs.types import Credentials
 
 
 class OpenRun(NamedTuple):
-    """A run that the API knows and that has not ended, and the `s3://` address that its objects go below."""
+    """A registered run that has not ended, and the `s3://` prefix of its objects."""
 
     run_id: str
     uri_prefix: str
@@ -33,13 +33,13 @@ class _Server(NamedTuple):
     origin: Origin
     path: str
     is_certain: bool
-    """Whether objects go there; otherwise it is the likeliest place."""
+    """Whether objects go there; otherwise it is the most likely server."""
 
 
 def ask_for_credentials(
     context: ProbeContext, api: SentinelBackend, run: OpenRun
 ) -> tuple[Finding, Credentials | None]:
-    """Ask for the run's credentials, as the uploader does all the time; return what they are like, and them."""
+    """Request the run's credentials, as the uploader does; return a finding about them, and them."""
     subject = "credentials"
     try:
         given = api.refresh(run.run_id)
@@ -59,7 +59,7 @@ def ask_for_credentials(
 
 
 def check_storage(context: ProbeContext, run: OpenRun | None, credentials: Credentials | None) -> Iterator[Finding]:
-    """Ask the server that objects go to for nothing in particular: name, port, certificate and proxy are in order."""
+    """Send one HEAD request to the storage server: checks its name, port, certificate and the proxy."""
     remedy = "check AWS_ENDPOINT_URL_S3, the network, HTTPS_PROXY and AWS_CA_BUNDLE"
     verdict = Severity.FAILED
     try:

@@ -1,4 +1,4 @@
-"""The uploader's numbers as Prometheus reads them; the only module that imports `prometheus_client`."""
+"""Exports the metrics to Prometheus. Only this module imports `prometheus_client`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
@@ -28,7 +28,7 @@ _SHOWN_STATES = [*sorted(OPEN_STATES), RunState.QUARANTINED]
 
 
 class Metrics:
-    """Renders everything that is counted, and what the spool holds at the moment."""
+    """Renders the counters, and gauges of the present state."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Metrics:
         ProcessCollector(registry=self._registry)
 
     def text(self) -> bytes:
-        """Return the exposition text."""
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -67,7 +67,7 @@ class _Uploader:
         self._connections = connections
 
     def describe(self) -> Iterable[Metric]:
-        # Registering must not collect: nothing is there yet.
+        # Without this, registering would call `collect`.
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -112,7 +112,7 @@ class _Uploader:
                 database = self._spool.database
                 used, limit, largest = database.used_bytes(), database.rows_limit_bytes, database.max_bytes
         except SpoolError:
-            # The other numbers are worth as much as ever.
+            # The other metrics are still valid.
             return
         yield _gauge("spool_bytes", "Bytes of the spool in use, tombstones of ended runs apart", used)
         yield _gauge("spool_rows_limit_bytes", "Where rows are not taken any more", limit)
