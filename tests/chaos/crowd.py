@@ -122,7 +122,7 @@ class Crowd:
 
     def complaints(self) -> list[str]:
         """The uploader's lines about who is outside."""
-        return [line for line in self._log.read_text().splitlines() if "no room for more connections" in line]
+        return [line for line in self._log.read_text().splitlines() if "connection limit reached" in line]
 
     def turned_away(self) -> float:
         """The metric."""

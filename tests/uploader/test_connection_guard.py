@@ -22,8 +22,7 @@ from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import KEY_BYTES, ClientCurveKeys, KeyPair
 from sentinel_protocol.wire.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
-from sentinel_uploader.server.connection_guard import ConnectionLimits
-from sentinel_uploader.server.connections import PENDING_TIMEOUT_S
+from sentinel_uploader.server.connections import PENDING_TIMEOUT_S, ConnectionLimits
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zmq_server import ZmqServer
@@ -294,7 +293,7 @@ def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, coll
     runs = guarded.runs()
     assert (runs["alice", "run"].durable_seq, runs["mallory", "run"].durable_seq) == (3, 9)
     assert not runs["alice", "run"].record.has_ended
-    assert runs["alice", "run"].record.incarnation == "first"
+    assert runs["alice", "run"].record.epoch == "first"
 
 
 def test_a_new_key_under_an_old_name_goes_on_with_its_runs(guarded: Guarded, collectors: Collectors) -> None:

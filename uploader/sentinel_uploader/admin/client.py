@@ -11,7 +11,7 @@ from sentinel_uploader.spool.control_channel import DISCARD, DONE, DRAIN
 from sentinel_uploader.spool.database import connect, database_path
 from sentinel_uploader.spool.errors import SpoolLockedError
 from sentinel_uploader.spool.lock import SpoolLock, lock_owner_pid
-from sentinel_uploader.spool.store import open_spool
+from sentinel_uploader.spool.store import Spool
 
 _RESPONSE_TIMEOUT_S = 15.0
 _POLL_S = 0.05
@@ -55,22 +55,14 @@ def request_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
 
 
 def _apply_offline(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
-    lock = SpoolLock(spool_dir, clock=clock)
-    try:
-        _do(spool_dir, kind, number, clock)
-    finally:
-        lock.release()
-
-
-def _do(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
-    spool = open_spool(spool_dir, max_bytes=_UNLIMITED_BYTES, clock=clock)
-    try:
-        run = spool.runs.get(number)
+    with contextlib.ExitStack() as stack:
+        stack.callback(SpoolLock(spool_dir, clock=clock).release)
+        spool = Spool.open(spool_dir, max_bytes=_UNLIMITED_BYTES, clock=clock)
+        stack.callback(spool.close)
+        run = spool.run(number)
         if run is None:
             raise RequestDeniedError("the run is over")
         answer = discard_run(spool, run) if kind == DISCARD else retry_run(spool, run)
-    finally:
-        spool.close()
     if answer != DONE:
         raise RequestDeniedError(answer)
 

@@ -21,8 +21,8 @@ from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zmq_server import ZmqServer, refuse_socket_in_use
 from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.lock import SpoolLock
-from sentinel_uploader.spool.open_run import active_runs
-from sentinel_uploader.spool.store import Spool, open_spool
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.telemetry.health import Health
 from sentinel_uploader.telemetry.rejections_file import WRITE_INTERVAL_S, RejectionsFile
@@ -90,7 +90,7 @@ class Service:
         self._scheduler = Scheduler(
             spool=self._spool,
             executor=steps,
-            intake=self._intake,
+            presence=self._intake,
             policy=policy,
             clock=clock,
             rng=random.Random(),  # noqa: S311 -- spreads load, guards nothing
@@ -163,7 +163,7 @@ class Service:
     def _open_spool(self) -> Spool:
         config = self._config
         try:
-            return open_spool(config.spool_dir, max_bytes=config.spool_max_bytes, clock=self._clock)
+            return Spool.open(config.spool_dir, max_bytes=config.spool_max_bytes, clock=self._clock)
         except BaseException:
             self._server.close()
             raise
@@ -172,7 +172,8 @@ class Service:
         return Health(
             spool=self._spool,
             directory=self._config.spool_dir,
-            intake=self._intake,
+            last_intake_loop_at=lambda: self._intake.last_loop_at,
+            spool_unavailable=lambda: self._intake.spool_unavailable,
             last_main_loop_at=lambda: self._last_loop_at,
             # Rows wait for the upload interval anyway.
             unhealthy_after_s=self._config.unhealthy_after_s + self._config.policy.upload_interval_s,
@@ -215,8 +216,8 @@ class Service:
     def _known_clients(self) -> int:
         return 0 if self._allow_list is None else len(self._allow_list)
 
-    def _wake_run(self, run: object) -> None:
-        self._scheduler.notify(run)  # type: ignore[arg-type]  # the intake is made before the scheduler
+    def _wake_run(self, run: OpenRun) -> None:
+        self._scheduler.notify(run)
 
     def _main_loop(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S
@@ -242,7 +243,7 @@ class Service:
             self._wait(min(due - now, _TICK_S))
 
     def _drain_at_stop(self) -> None:
-        log.info("stopping, delivering what is there")
+        log.info("stopping, delivering what is in the spool")
         self._health.is_stopping = True
         self._scheduler.flush()
         self._scheduler.reset_backoff()
@@ -265,11 +266,9 @@ class Service:
 
     def _poll_control_requests(self, seen: int) -> int:
         try:
-            with self._spool.lock:
-                version = self._spool.database.data_version()
+            version = self._spool.data_version()
             if version != seen:
-                over = self._scheduler.on_run_closed
-                handle_requests(self._spool, wake=self._scheduler.notify, on_run_closed=over, drain=self.drain)
+                handle_requests(self._spool, self._scheduler, drain=self.drain)
         except SpoolError as error:
             log.warning("cannot answer a request error=%s", error)
             return seen
@@ -278,8 +277,7 @@ class Service:
     def _maintain(self) -> bool:
         """Shrink the spool's files by one step; True when there is more to do."""
         try:
-            with self._spool.lock:
-                return self._spool.database.compact()
+            return self._spool.compact()
         except SpoolError as error:
             log.warning("spool maintenance failed error=%s", error)
             return False
@@ -288,9 +286,7 @@ class Service:
         limit = self._config.exit_when_idle_s
         if limit is None:
             return False
-        with self._spool.lock:
-            has_open_runs = bool(active_runs(self._spool.runs.values()))
-        if has_open_runs or self._scheduler.steps_in_flight:
+        if any(self._spool.view(lambda run: run.is_active)) or self._scheduler.steps_in_flight:
             # Idle time starts with the last delivery, so that its collector is still told.
             self._active_at = now
         return now - max(self._active_at, self._intake.last_message_at) >= limit
@@ -308,12 +304,11 @@ class Service:
         intake.join()
         # Does not wait for steps that hang.
         self._scheduler.abandon_steps()
-        with self._spool.lock:
-            left = self._scheduler.pending_run_count()
-            rows = sum(run.unbatched_rows for run in self._spool.runs.values())
-            batches = sum(run.pending_batches for run in self._spool.runs.values())
-            self._maintain()
-            self._spool.close()
+        left = self._scheduler.pending_run_count()
+        rows = sum(self._spool.view(lambda run: run.unbatched_rows))
+        batches = sum(self._spool.view(lambda run: run.pending_batches))
+        self._maintain()
+        self._spool.close()
         self._server.close()
         self._rejections_file.write()
         self._target.api.close()

@@ -33,7 +33,7 @@ def check_spool(directory: str) -> Iterator[Finding]:
         yield Finding(Severity.FAILED, "spool", f"{directory} cannot be written: {fault}", _GIVE)
         return
     if stat.S_IMODE(os.stat(directory).st_mode) & 0o077:
-        text = f"others can look into {directory}, where samples are kept"
+        text = f"other users can read {directory}, which holds samples"
         yield Finding(Severity.WARNING, "spool", text, f"chmod 700 {directory}")
     if not os.path.isfile(database_path(directory)):
         yield Finding(Severity.OK, "spool", f"{directory}, empty so far")
@@ -74,16 +74,16 @@ def check_disk(directory: str, spool_max_bytes: int) -> Finding:
         used = os.path.getsize(database_path(directory)) if os.path.isfile(database_path(directory)) else 0
     except OSError as error:
         return Finding(
-            Severity.FAILED, "disk", f"{place} cannot be looked at: {error.strerror}", "name another --spool"
+            Severity.FAILED, "disk", f"{place} cannot be checked: {error.strerror}", "choose another --spool"
         )
     if free < MIN_FREE_BYTES:
         return Finding(
-            Severity.FAILED, "disk", f"the disk of {place} has no room", "make room, or name another --spool"
+            Severity.FAILED, "disk", f"the disk of {place} is full", "free some space, or choose another --spool"
         )
     text = f"{free // _MIB} MiB free for the spool"
     if free < spool_max_bytes - used:
         text += f", which may grow to {spool_max_bytes // _MIB} MiB"
-        return Finding(Severity.WARNING, "disk", text, "make room, or lower --spool-max")
+        return Finding(Severity.WARNING, "disk", text, "free some space, or lower --spool-max")
     return Finding(Severity.OK, "disk", text)
 
 
@@ -95,7 +95,7 @@ def check_descriptors(directory: str) -> Finding:
         try:
             used, limit = len(os.listdir(f"/proc/{pid}/fd")), _open_files_limit(pid)
         except OSError as error:
-            text = f"those of uploader {pid} cannot be looked at: {error.strerror}"
+            text = f"those of uploader {pid} cannot be read: {error.strerror}"
             return Finding(Severity.SKIPPED, "descriptors", text)
         text = f"uploader {pid} uses {used} of {limit}"
         if used > _NEARLY_ALL * limit:
@@ -125,7 +125,7 @@ def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
         if clients:
             yield Finding(Severity.OK, "keys", text)
         else:
-            yield Finding(Severity.WARNING, "keys", f"{text}: nobody comes in", "sentinel-uploader keys add NAME")
+            yield Finding(Severity.WARNING, "keys", f"{text}: no client can connect", "sentinel-uploader keys add NAME")
 
 
 def check_directory_target(directory: str) -> Finding:
@@ -161,9 +161,9 @@ def _will_be_created(subject: str, directory: str) -> Finding:
     fault = write_error(place)
     if fault is not None:
         return Finding(
-            Severity.FAILED, subject, f"{directory} cannot be made in {place}: {fault}", f"make it, and {_GIVE}"
+            Severity.FAILED, subject, f"{directory} cannot be created in {place}: {fault}", f"create it, and {_GIVE}"
         )
-    return Finding(Severity.OK, subject, f"{directory} will be made")
+    return Finding(Severity.OK, subject, f"{directory} will be created")
 
 
 def _nearest(path: str) -> str:
@@ -178,18 +178,21 @@ def _key_errors(store: KeyStore) -> Iterator[tuple[str, str]]:
     """Yield pairs: an error about keys, and what to do."""
     for directory in (store.directory, store.clients_dir):
         if os.path.isdir(directory) and stat.S_IMODE(os.stat(directory).st_mode) & 0o022:
-            yield f"others can put keys into {directory}", f"chmod 700 {directory}"
+            yield f"other users can add keys to {directory}", f"chmod 700 {directory}"
     try:
         store.server_pair()
     except KeyFileError as error:
-        yield str(error), "put it right, and make new keys if a secret one may have been read"
+        yield str(error), "fix it, and create new keys if somebody may have read a secret one"
     for entry in store.clients():
         if entry.error and not entry.is_revoked:
-            yield entry.error, "put it right: this client is not let in"
+            yield entry.error, "fix it: this client cannot connect"
     for name in sorted(os.listdir(store.clients_dir)) if os.path.isdir(store.clients_dir) else ():
         path = os.path.join(store.clients_dir, name)
         if name.endswith(_SECRET_SUFFIX) and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
-            yield f"others can read {path}", "delete it where its client has it, and give that one a new key"
+            yield (
+                f"other users can read {path}",
+                "delete it if its client has a copy, and create a new key for this client",
+            )
 
 
 def _open_files_limit(pid: int) -> int:

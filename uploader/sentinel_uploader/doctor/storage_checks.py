@@ -44,7 +44,7 @@ def ask_for_credentials(
     try:
         given = api.refresh(run.run_id)
     except DeliveryError as error:
-        remedy = "see `sentinel-uploader status`; ask those who run the API"
+        remedy = "see `sentinel-uploader status`; ask the operator of the API"
         return Finding(Severity.FAILED, subject, f"of run {run.run_id}: {error}", remedy), None
     text = f"of run {run.run_id}"
     if given.region and is_region(given.region):
@@ -53,8 +53,10 @@ def ask_for_credentials(
         return Finding(Severity.OK, subject, f"{text}, without an expiry"), given
     left_s = given.expires_at - context.clock.now()
     if left_s <= 0:
-        remedy = "compare the clocks; ask those who run the API"
-        return Finding(Severity.FAILED, subject, f"{text}, had expired {-left_s:.0f} s before they came", remedy), given
+        remedy = "compare the clocks; ask the operator of the API"
+        return Finding(
+            Severity.FAILED, subject, f"{text}, were expired {-left_s:.0f} s before they arrived", remedy
+        ), given
     return Finding(Severity.OK, subject, f"{text}, new ones are good for {left_s / 60:.0f} minutes"), given
 
 

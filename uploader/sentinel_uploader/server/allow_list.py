@@ -81,7 +81,7 @@ class AllowList:
                     return
                 self._names = {}
                 self._seen = None
-                self._log_once(self._directory, f"nobody is let in, the list cannot be read: {error.strerror}")
+                self._log_once(self._directory, f"no client can connect, the list cannot be read: {error.strerror}")
             self._checked_at = now
 
     def _read(self) -> dict[bytes, str]:
@@ -97,7 +97,7 @@ class AllowList:
                 names.setdefault(key, name)
             except KeyFileError as error:
                 complaint = str(error)
-            self._log_once(path, complaint and f"client {name} is not let in: {complaint}")
+            self._log_once(path, complaint and f"client {name} cannot connect: {complaint}")
         return names
 
     def _log_once(self, path: str, text: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.runs.lifecycle import OPEN_STATES, RunState
 from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.store import Spool
@@ -40,14 +39,16 @@ class Health:
         *,
         spool: Spool,
         directory: str,
-        intake: Intake,
+        last_intake_loop_at: Callable[[], float],
+        spool_unavailable: Callable[[], tuple[float, str] | None],
         last_main_loop_at: Callable[[], float],
         unhealthy_after_s: float,
         clock: Clock,
     ) -> None:
         self._spool = spool
         self._directory = directory
-        self._intake = intake
+        self._last_intake_loop_at = last_intake_loop_at
+        self._spool_unavailable = spool_unavailable
         self._last_main_loop_at = last_main_loop_at
         self._unhealthy_after_s = unhealthy_after_s
         self._clock = clock
@@ -57,7 +58,7 @@ class Health:
     def liveness_error(self) -> str:
         """Return why the process should be restarted. Takes no lock."""
         now = self._clock.monotonic()
-        loops = (("intake", self._intake.last_loop_at), ("dispatcher", self._last_main_loop_at()))
+        loops = (("intake", self._last_intake_loop_at()), ("dispatcher", self._last_main_loop_at()))
         return "; ".join(
             f"the {name} has hung for {now - at:.0f} s" for name, at in loops if now - at > HANG_THRESHOLD_S
         )
@@ -74,7 +75,7 @@ class Health:
         except SpoolError as error:
             return str(error)
         except OSError as error:
-            return f"the spool {self._directory} cannot be looked at: {error.strerror}"
+            return f"the spool {self._directory} cannot be checked: {error.strerror}"
         return ""
 
     def health_error(self) -> str:
@@ -90,24 +91,26 @@ class Health:
         states: Counter[RunState] = Counter()
         stale = rows = parked_rows = objects = 0
         oldest_at = now
-        with self._spool.lock:
-            for run in self._spool.runs.values():
-                record = run.record
-                states[record.state] += 1
-                stale += record.closed_as_stale
-                rows += run.undelivered_rows
-                objects += run.pending_batches
-                if record.state not in OPEN_STATES:
-                    parked_rows += run.undelivered_rows
-                elif (since := run.waiting_since) is not None:
-                    oldest_at = min(oldest_at, since)
+        for record, undelivered, batches, since in self._spool.view(
+            lambda run: (run.record, run.undelivered_rows, run.pending_batches, run.waiting_since)
+        ):
+            states[record.state] += 1
+            stale += record.closed_as_stale
+            rows += undelivered
+            objects += batches
+            if record.state not in OPEN_STATES:
+                parked_rows += undelivered
+            elif since is not None:
+                oldest_at = min(oldest_at, since)
         return BacklogStats(states, stale, rows, parked_rows, objects, now - oldest_at)
 
     def _require_writable(self) -> None:
         now = self._clock.monotonic()
-        refusal = self._intake.spool_unavailable
-        if refusal is not None and now - refusal.at < WRITE_PROBE_INTERVAL_S:
-            raise SpoolError(refusal.text)
+        unavailable = self._spool_unavailable()
+        if unavailable is not None:
+            failed_at, text = unavailable
+            if now - failed_at < WRITE_PROBE_INTERVAL_S:
+                raise SpoolError(text)
         if now - self._written_at < WRITE_PROBE_INTERVAL_S:
             self._spool.require_room()
             return

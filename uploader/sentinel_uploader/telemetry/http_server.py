@@ -112,7 +112,7 @@ class HttpServer:
                 connection, _ = await self._loop.sock_accept(self._listener)
             except OSError as error:
                 if self._throttle.is_due():
-                    log.warning("cannot take an HTTP connection, trying again error=%s", error.strerror)
+                    log.warning("cannot accept an HTTP connection, trying again error=%s", error.strerror)
                 self._release_reserved_fds()
                 await asyncio.sleep(_RETRY_ACCEPT_S)
                 continue
@@ -186,7 +186,7 @@ class HttpServer:
         try:
             response = make()
         except Exception:
-            log.exception("a page cannot be made path=%s", path)
+            log.exception("cannot make an HTTP response path=%s", path)
             response = Response(500, b"a defect, see the log\n")
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             self._loop.call_soon_threadsafe(self._keep, path, response)

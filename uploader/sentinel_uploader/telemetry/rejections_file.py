@@ -49,7 +49,7 @@ class RejectionsFile:
             write_atomically(self._path, msgspec.json.encode(now), durable=False)
         except OSError as error:
             # A full disk is reported elsewhere.
-            log.debug("cannot note what was turned away error=%s", error.strerror)
+            log.debug("cannot write the counts of rejections error=%s", error.strerror)
             return
         self._written = now
 
