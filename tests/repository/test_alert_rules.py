@@ -25,6 +25,7 @@ ALERTS = ROOT / "docs/deployment/prometheus/alerts.yml"
 ALERTS_TEST = ROOT / "docs/deployment/prometheus/alerts_test.yml"
 DASHBOARD = ROOT / "docs/deployment/grafana/uploader.json"
 OPERATION = ROOT / "docs/operation.md"
+RUNBOOK = ROOT / "docs/runbook.md"
 PREFIX = "sentinel_uploader_"
 OF_THE_SCRAPE = {"job", "instance"}
 _TYPES = {"counter", "gauge", "histogram"}
@@ -182,7 +183,7 @@ def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert rule["annotations"]["summary"]
-    told = re.findall(r"^\| `(SentinelUploader\w+)` \|", OPERATION.read_text(encoding="utf-8"), re.MULTILINE)
+    told = re.findall(r"^\| `(SentinelUploader\w+)` \|", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
     assert told == names
 
 
