@@ -115,6 +115,7 @@ def test_a_limit_s_default_is_that_of_its_setting() -> None:
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "benchmarks/README.md"]
 _PACKAGES = sorted(ROOT.glob("*/sentinel_*"))
+DESIGN = ROOT / "docs/architecture.md"
 SOURCE_ROOTS = sorted({package.parent for package in _PACKAGES})
 _FOLDERS = {package.name for package in _PACKAGES}
 _FOLDERS |= {entry.name for entry in ROOT.iterdir() if entry.is_dir() and not entry.name.startswith(".")} | {".ci"}
@@ -138,7 +139,8 @@ def named_paths(prose: str) -> set[str]:
     return {
         word
         for word in words
-        if not word.startswith("/") and ("/" in word and word.split("/")[0] in _FOLDERS or Path(word).suffix in _SUFFIXES)
+        if not word.startswith("/")
+        and (("/" in word and word.split("/")[0] in _FOLDERS) or Path(word).suffix in _SUFFIXES)
     }
 
 
@@ -169,8 +171,29 @@ def test_files_and_make_targets_that_a_document_names_exist(document: Path) -> N
     assert named <= targets
 
 
+@pytest.mark.parametrize("document", [DESIGN, *sorted(ROOT.glob("docs/design/*.md")), ROOT / "CONTRIBUTING.md"])
+def test_classes_and_functions_that_a_document_names_exist(document: Path) -> None:
+    code = "".join(path.read_text(encoding="utf-8") for root in SOURCE_ROOTS for path in root.rglob("*.py"))
+    named = re.findall(r"`(?:\w+\.)*([a-z]+(?:_[a-z]+)+|(?:[A-Z][a-z]+){2,})(?:\(.*?\))?`", prose_of(document))
+    assert not set(named) - set(re.findall(r"\w+", code))
+
+
+def test_a_change_is_made_where_the_architecture_says() -> None:
+    table = DESIGN.read_text(encoding="utf-8").partition("## Where a change goes")[2].partition("\n## ")[0]
+    changes = [re.findall(r"`([^`]+)`", line) for line in table.splitlines() if line.startswith("| **")]
+    assert len(changes) == 6
+    for words in changes:
+        files = [root / word for word in words for root in SOURCE_ROOTS if (root / word).is_file()]
+        code = "".join(path.read_text(encoding="utf-8") for path in files)
+        names = {word for word in words if word.isidentifier() and word != "report"}
+        assert names
+        assert not names - set(re.findall(r"\w+", code)), files
+
+
 def test_a_stale_path_in_a_document_is_found() -> None:
-    prose = "`sentinel_uploader/gone.py`, `tests/gone`, `gone.yml`, `make test`, `/proc/stat`, `RUN_ID/run.json`, `a.rows`"
+    prose = (
+        "`sentinel_uploader/gone.py`, `tests/gone`, `gone.yml`, `make test`, `/proc/stat`, `RUN_ID/run.json`, `a.rows`"
+    )
     assert named_paths(prose) == {"sentinel_uploader/gone.py", "tests/gone", "gone.yml"}
     assert not any(is_in_repository(path, README) for path in named_paths(prose))
     assert is_in_repository("sentinel_uploader/runs/ports.py", README)
