@@ -173,7 +173,9 @@ def test_files_and_make_targets_that_a_document_names_exist(document: Path) -> N
 
 @pytest.mark.parametrize("document", [DESIGN, *sorted(ROOT.glob("docs/design/*.md")), ROOT / "CONTRIBUTING.md"])
 def test_classes_and_functions_that_a_document_names_exist(document: Path) -> None:
-    code = "".join(path.read_text(encoding="utf-8") for root in SOURCE_ROOTS for path in root.rglob("*.py"))
+    code = "".join(
+        path.read_text(encoding="utf-8") for root in (*SOURCE_ROOTS, ROOT / "tests") for path in root.rglob("*.py")
+    )
     named = re.findall(r"`(?:\w+\.)*([a-z]+(?:_[a-z]+)+|(?:[A-Z][a-z]+){2,})(?:\(.*?\))?`", prose_of(document))
     assert not set(named) - set(re.findall(r"\w+", code))
 
