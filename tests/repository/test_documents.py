@@ -192,6 +192,22 @@ def test_a_change_is_made_where_the_architecture_says() -> None:
         assert not names - set(re.findall(r"\w+", code)), files
 
 
+@pytest.mark.parametrize(
+    ("document", "heading"), [("runbook", "The collector complains"), ("deployment", "A collector is not admitted")]
+)
+def test_the_collector_prints_the_lines_that_are_explained(document: str, heading: str) -> None:
+    text = (ROOT / f"docs/{document}.md").read_text(encoding="utf-8")
+    table = re.split(r"\n##", text.partition(f"# {heading}\n")[2])[0]
+    lines = [
+        line for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for line in re.findall(r"`([^`]+)`", row)
+    ]
+    assert len(lines) >= 3
+    sources = [*ROOT.glob("collector/**/*.py"), *ROOT.glob("collector/**/*.c")]
+    code = re.sub(r'"\s+f?"', "", "".join(path.read_text(encoding="utf-8") for path in sources))
+    parts = {part.strip() for line in lines for part in line.split("…") if len(part.strip()) > 3}
+    assert not {part for part in parts if part not in code}
+
+
 def test_a_stale_path_in_a_document_is_found() -> None:
     prose = (
         "`sentinel_uploader/gone.py`, `tests/gone`, `gone.yml`, `make test`, `/proc/stat`, `RUN_ID/run.json`, `a.rows`"
