@@ -71,7 +71,7 @@ class Intake:
         self._responses = ResponseSender(server, counters)
         self._availability = SpoolAvailability(clock, counters)
         quota = SpoolQuota(
-            spool=spool, share=limits.spool_share, known_clients=known_clients, clock=clock, counters=counters
+            spool=spool, share=limits.client_spool_share, known_clients=known_clients, clock=clock, counters=counters
         )
         self._write_batch = WriteBatch(
             spool=spool,
