@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 # The first interpreter that is there, works and is new enough.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-SOURCES := $(shell find collector uploader protocol -name '*.py') pyproject.toml README.md LICENSE
+SOURCES := $(shell find collector uploader protocol viewer -type f ! -name '*.pyc') pyproject.toml README.md LICENSE
 DEMO := $(CURDIR)/demo-data
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
@@ -100,7 +100,7 @@ bench: environment $(PEER)/.installed
 
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader pyproject.toml -o requirements.lock
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader --extra dev pyproject.toml -o requirements-dev.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader --extra view --extra dev pyproject.toml -o requirements-dev.lock
 	echo hatchling | uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements-dev.lock - -o requirements-build.lock
 
 clean:
