@@ -3,6 +3,7 @@
 #   make demo     track a real job and deliver its samples to ./demo-data
 #   make test     build the wheel, install it, test what was installed
 #   make test-docker   run docker-compose.yml on a real engine, kill everything, count rows
+#   make test-browser  the viewer's pages in a real Chromium (apt-get install chromium)
 #   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults   six everyday faults, the peer and ours in one harness: one table
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
@@ -33,7 +34,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-docker test-crowd test-network chaos faults fuzz machine lint ci bench lock clean environment
+.PHONY: demo test test-docker test-browser test-crowd test-network chaos faults fuzz machine lint ci bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -65,6 +66,10 @@ test: environment
 
 test-docker: environment
 	@bash tests/deployment/on_engine.sh $(BIN)/pytest -m docker -s tests/deployment $(PYTEST_ARGS)
+
+test-browser: environment
+	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
+	$(BIN)/pytest -m browser tests/viewer $(PYTEST_ARGS)
 
 test-crowd: environment
 	PYTHONPATH=tests $(BIN)/python -m chaos.crowd

@@ -79,8 +79,8 @@ def _write_parquet(args: argparse.Namespace, found: Sequence[FoundRun]) -> None:
     if args.output is None:
         raise UsageError("--format parquet needs -o FILE: it is not text")
     try:
-        import pyarrow as pa  # type: ignore[import-not-found,unused-ignore]  # optional
-        from pyarrow import parquet  # type: ignore[import-not-found,unused-ignore]  # optional
+        import pyarrow as pa
+        from pyarrow import parquet
     except ImportError:
         raise UsageError("--format parquet needs one more package: pip install pyarrow") from None
     integers = {name for name, column in COLUMNS.items() if column.decimals == 0}
