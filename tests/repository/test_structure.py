@@ -34,7 +34,7 @@ FOREIGN = {
     "sentinel_protocol": {"msgspec", "zmq"},
     "sentinel_collector": {"msgspec", "zmq", "psutil", "pynvml"},
     "sentinel_uploader": {"msgspec", "zmq", "urllib3", "botocore", "prometheus_client"},
-    "sentinel_viewer": {"msgspec", "botocore", "pyarrow", "starlette", "textual", "uvicorn"},
+    "sentinel_viewer": {"msgspec", "botocore", "pyarrow", "rich", "starlette", "textual", "uvicorn"},
 }
 OURS = {
     "sentinel_protocol": {"sentinel_protocol"},

@@ -22,6 +22,7 @@ commands:
   compare A B…    runs side by side, and which differences are more than noise
   export RUN…     one table: CSV, JSON or Parquet
   rm RUN…         delete runs
+  top             runs that are being recorded, live
 `sentinel-stream COMMAND --help` says more.
 
 a RUN is:
@@ -43,7 +44,7 @@ options:
   --version       show the version
   --help          show this help
 """
-_COMMANDS = ("ls", "show", "report", "open", "compare", "export", "rm")
+_COMMANDS = ("ls", "show", "report", "open", "compare", "export", "rm", "top")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
