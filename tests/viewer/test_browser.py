@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes.delivered_runs import START, busy_day, sample, write_run
+from fakes.delivered_runs import START, busy_day, packed, sample, write_run
+from fakes.process_harness import Home, wait_until
+from fakes.viewer_server import ViewerServer
 
 from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows
 from sentinel_viewer.cli.report import page_of
@@ -74,8 +76,8 @@ class Reader:
         if "willReadFrequently" not in message.text:
             self.console.append(message.text)
 
-    def open(self, path: Path) -> None:
-        self.page.goto(path.as_uri())
+    def open(self, path: Path | str) -> None:
+        self.page.goto(path if isinstance(path, str) else path.as_uri())
         self.page.wait_for_selector("html[data-ready]", timeout=_READY_MS)
 
     def pixels(self, chart: str, colour: str) -> int:
@@ -120,7 +122,10 @@ def reader(chromium: Any) -> Iterator[Reader]:
     yield made
     assert made.page.evaluate("violations") == []
     assert made.console == []
-    assert len(made.requests) == 1, made.requests
+    # Of a file nothing but itself, of a server nothing but what is its own.
+    first, *others = made.requests
+    origin = first.partition("://")[2].partition("/")[0]
+    assert all(origin and one.startswith(f"http://{origin}/") for one in others), made.requests
     context.close()
 
 
@@ -298,3 +303,57 @@ def test_a_run_without_rows_has_a_report_too(tmp_path: Path, reader: Reader) -> 
     write_run(tmp_path / "runs", "one", [], state="running", job="train")
     reader.page.goto(report(tmp_path, "one").as_uri())
     assert "No rows have been delivered yet" in reader.page.locator("main").inner_text()
+
+
+def test_the_list_in_a_browser(home: Home, reader: Reader) -> None:
+    for number in range(3):
+        rows = [sample(5000 * number + second, cores=1.0 + number) for second in range(100)]
+        write_run(home.runs, f"run-{number}", rows, job=HOSTILE if number == 2 else "train")
+    server = ViewerServer(home)
+    reader.open(server.url("/"))
+    page = reader.page
+    assert page.get_by_role("row").count() == 4
+    page.get_by_role("checkbox").nth(2).check()
+    page.get_by_role("checkbox").nth(3).check()
+    # A new run comes by itself, and what was ticked stays ticked.
+    write_run(home.runs, "run-3", [sample(20_000)], job="new one", exit_code=139)
+    page.get_by_role("link", name="new one").wait_for()
+    assert page.locator("input:checked").count() == 2
+    page.get_by_role("button", name="compare").click()
+    page.wait_for_selector("html[data-ready]")
+    assert "Differences from the first run" in page.locator("main").inner_text()
+    assert reader.pixels("cpu", "--run-1") > 100
+    page.get_by_role("link", name="all runs").click()
+    page.wait_for_selector("html[data-ready]")
+    page.get_by_role("checkbox", name="failed only").check()
+    page.get_by_role("button", name="apply").click()
+    page.wait_for_selector("html[data-ready]")
+    assert page.get_by_role("row").count() == 2
+    assert "alert(1)" not in page.title()
+
+
+def test_a_page_follows_a_run(home: Home, reader: Reader) -> None:
+    directory = write_run(home.runs, "one", [], state="running", job="train")
+    server = ViewerServer(home)
+    reader.open(server.url("/run/one"))
+    page = reader.page
+    assert "No rows have been delivered yet" in page.locator("main").inner_text()
+    (directory / "0001.csv.gz").write_bytes(packed(sample(second, cores=1.0 + second % 2) for second in range(100)))
+    description = directory / "run.json"
+    description.write_text(description.read_text().replace('"objects": []', '"objects": null'))
+    page.locator("#cpu canvas").wait_for()
+    wait_until(lambda: page.evaluate("document.querySelector('#cpu')?.dataset.shown"), "the charts are there")
+    assert reader.shown() == [START, START + 99]
+    assert reader.pixels("cpu", "--job") > 300
+    # Who looks at a part of it goes on looking at that.
+    reader.drag("cpu", 0.2, 0.4)
+    part = reader.shown()
+    (directory / "0002.csv.gz").write_bytes(packed(sample(second) for second in range(100, 200)))
+    wait_until(lambda: "200 rows" in page.locator(".tiles").inner_text(), "the new rows are there")
+    wait_until(lambda: page.evaluate("document.querySelector('#cpu')?.dataset.shown"), "the charts are there")
+    assert reader.shown() == pytest.approx(part)
+    page.get_by_role("button", name="show all").click()
+    assert reader.shown() == [START, START + 199]
+    description.write_text(description.read_text().replace('"running"', '"finished"'))
+    page.locator(".badge.ok").wait_for()
+    assert reader.pixels("cpu", "--job") > 300

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from sentinel_viewer.analysis.comparison import DIFFERENT, EQUAL, NOISE, UNSURE, Difference, Measure, differences
-from sentinel_viewer.analysis.figures import Figures, figures_of_description, figures_of_rows
-from sentinel_viewer.analysis.outcome import OK, outcome_of
+from sentinel_viewer.analysis.figures import figures_of_rows
+from sentinel_viewer.analysis.outcome import outcome_of
+from sentinel_viewer.analysis.spread import spread_of
 from sentinel_viewer.cli import options
 from sentinel_viewer.output import units
 from sentinel_viewer.output.console import write
 from sentinel_viewer.output.text_table import shortened, table
 from sentinel_viewer.rows.reader import read_rows
-from sentinel_viewer.runs.naming import FoundRun, Library
+from sentinel_viewer.runs.naming import FoundRun
 
-_EARLIER = 20
 _TITLE_COLUMNS = 24
 _MARKS = {DIFFERENT: "different", UNSURE: "?", NOISE: "noise", EQUAL: ""}
 
@@ -38,13 +38,6 @@ def run(words: list[str]) -> int:
     compared = differences(figures, spread_of(library, found))
     write(_as_json(found, compared) if args.json else _as_text(found, compared))
     return 0
-
-
-def spread_of(library: Library, found: Sequence[FoundRun]) -> list[Figures]:
-    """Return the figures of further runs of the first one's job that ended well."""
-    compared = {one.run.run_id for one in found}
-    others = library.same_job(found[0].run, _EARLIER)
-    return [figures_of_description(one) for one in others if outcome_of(one).kind == OK and one.run_id not in compared]
 
 
 def _as_text(found: Sequence[FoundRun], compared: list[tuple[Measure, list[Difference]]]) -> str:

@@ -23,6 +23,7 @@ commands:
   export RUN…     one table: CSV, JSON or Parquet
   rm RUN…         delete runs
   top             runs that are being recorded, live
+  web             all of this in a browser
 `sentinel-stream COMMAND --help` says more.
 
 a RUN is:
@@ -44,7 +45,7 @@ options:
   --version       show the version
   --help          show this help
 """
-_COMMANDS = ("ls", "show", "report", "open", "compare", "export", "rm", "top")
+_COMMANDS = ("ls", "show", "report", "open", "compare", "export", "rm", "top", "web")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

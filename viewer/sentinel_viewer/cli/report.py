@@ -10,9 +10,9 @@ from pathlib import Path
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.paths import make_private_dir
 from sentinel_viewer.analysis.comparison import differences
+from sentinel_viewer.analysis.spread import spread_of
 from sentinel_viewer.analysis.view import view_of
 from sentinel_viewer.cli import options
-from sentinel_viewer.cli.compare import spread_of
 from sentinel_viewer.errors import ReadError
 from sentinel_viewer.output import units
 from sentinel_viewer.output.console import note, write

@@ -90,18 +90,17 @@ def asset(path: str) -> str:
     return files("sentinel_viewer.report").joinpath(path).read_text(encoding="utf-8")
 
 
-def page(title: str, body: str, *, scripts: Sequence[str], styles: Sequence[str], policy: str = "") -> str:
+def page(title: str, body: str, *, scripts: Sequence[str], styles: Sequence[str], is_served: bool = False) -> str:
     """Return a whole document that runs these scripts and styles, and nothing else: the policy has their hashes.
 
-    `policy` are further directives.
+    One that `is_served` may also ask its own server for more.
     """
     directives = [
         "default-src 'none'",
         f"script-src {' '.join(map(_hash, scripts))}",
         f"style-src {' '.join(map(_hash, styles))}",
         "base-uri 'none'",
-        "form-action 'none'",
-        *filter(None, [policy]),
+        *(["form-action 'self'", "connect-src 'self'"] if is_served else ["form-action 'none'"]),
     ]
     head = joined(
         (

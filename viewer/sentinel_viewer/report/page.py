@@ -22,12 +22,15 @@ _HINT = (
 Compared = Sequence[tuple[Measure, list[Difference]]]
 
 
-def report_page(views: Sequence[RunView], compared: Compared = ()) -> str:
-    """Return the document. With several runs, `compared` are their differences from the first one."""
+def report_page(views: Sequence[RunView], compared: Compared = (), *, events: str = "", links: str = "") -> str:
+    """Return the document. With several runs, `compared` are their differences from the first one.
+
+    A served page has `links` to others, and follows the server at `events` while there is more to come.
+    """
     is_overlay = len(views) > 1
     charts = overlay_of(views) if is_overlay else charts_of(views[0])
     title = " · ".join(view.run.title for view in views)
-    body = [_header(views, title)]
+    body: list[str] = [links, _header(views, title)]
     if is_overlay:
         body.append(_runs(views))
         body.append(_differences(views, compared))
@@ -38,12 +41,11 @@ def report_page(views: Sequence[RunView], compared: Compared = ()) -> str:
     body.append(element("footer", "Written by sentinel-stream. Times are those of ", _zone(), "."))
     blocks, described = _data(views)
     settings = {"overlay": is_overlay, "runs": described, "charts": [chart.described() for chart in drawn]}
-    content = joined([element("main", *body), *blocks, json_block("settings", settings)])
-    scripts = [asset("vendor/uplot/uPlot.iife.min.js"), *(asset(f"assets/{name}.js") for name in ("data", "charts"))]
+    content = joined([element("main", *body, data_events=events), *blocks, json_block("settings", settings)])
+    names = ["data", "charts", "page", *(["live"] if events else [])]
+    scripts = [asset("vendor/uplot/uPlot.iife.min.js"), *(asset(f"assets/{name}.js") for name in names)]
     styles = [asset("vendor/uplot/uPlot.min.css"), asset("assets/report.css")]
-    if drawn:
-        scripts.append(asset("assets/page.js"))
-    return page(f"{title} - sentinel-stream", content, scripts=scripts, styles=styles)
+    return page(f"{title} - sentinel-stream", content, scripts=scripts, styles=styles, is_served=bool(links))
 
 
 def _header(views: Sequence[RunView], title: str) -> Markup:

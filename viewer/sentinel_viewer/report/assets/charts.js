@@ -3,7 +3,11 @@
 const Charts = (() => {
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colour = (series) => css(series.role === "run" ? `--run-${series.run % 8}` : `--${series.colour}`);
-  const reduced = (text, digits) => Number(text).toPrecision(digits).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+  const reduced = (text, digits) =>
+    Number(text)
+      .toPrecision(digits)
+      .replace(/(\.\d*?)0+$/, "$1")
+      .replace(/\.$/, "");
 
   const sized = (value, units, step) => {
     let unit = 0;
@@ -153,11 +157,29 @@ const Charts = (() => {
     }));
 
   const axisOptions = (chart, isOverlay) => {
-    const common = { stroke: () => css("--axis"), grid: { stroke: () => css("--grid"), width: 1 }, ticks: { show: false } };
-    const x = { ...common, space: 80, size: 30, values: (u, splits, axis, space, step) => splits.map(isOverlay ? elapsed : tick(step)) };
+    const common = {
+      stroke: () => css("--axis"),
+      grid: { stroke: () => css("--grid"), width: 1 },
+      ticks: { show: false },
+    };
+    const x = {
+      ...common,
+      space: 80,
+      size: 30,
+      values: (u, splits, axis, space, step) => splits.map(isOverlay ? elapsed : tick(step)),
+    };
     if (isOverlay) x.incrs = spans;
     const short = shortFormats[chart.unit] || formats[chart.unit];
-    return [x, { ...common, scale: "y", size: 76, values: (u, splits) => splits.map((value) => short(value)), ...(chart.unit === "MiB" && { incrs: powers }) }];
+    return [
+      x,
+      {
+        ...common,
+        scale: "y",
+        size: 76,
+        values: (u, splits) => splits.map((value) => short(value)),
+        ...(chart.unit === "MiB" && { incrs: powers }),
+      },
+    ];
   };
 
   const build = (chart, target, runs, data, isOverlay, events) => {
@@ -170,15 +192,24 @@ const Charts = (() => {
       height: 220,
       padding: [18, 12, 0, 0],
       cursor: {
-        sync: { key: "runs", scales: ["x", null], filters: { pub: (type) => type.startsWith("mousem") || type === "mouseleave" } },
+        sync: {
+          key: "runs",
+          scales: ["x", null],
+          filters: { pub: (type) => type.startsWith("mousem") || type === "mouseleave" },
+        },
         drag: { x: true, y: false },
         points: { size: 7 },
-        bind: { mousedown: (u, element, handler) => (event) => (event.shiftKey ? events.startPan(u, event) : handler(event)) },
+        bind: {
+          mousedown: (u, element, handler) => (event) => (event.shiftKey ? events.startPan(u, event) : handler(event)),
+        },
       },
       scales: { x: { time: !isOverlay }, y: { range: yRange(chart) } },
       axes: axisOptions(chart, isOverlay),
       series: [
-        { label: isOverlay ? "since start" : "time", value: (u, value) => (value === null ? "–" : isOverlay ? elapsed(value) : clock(value)) },
+        {
+          label: isOverlay ? "since start" : "time",
+          value: (u, value) => (value === null ? "–" : isOverlay ? elapsed(value) : clock(value)),
+        },
         ...seriesOptions(chart),
       ],
       hooks: {
