@@ -1,7 +1,6 @@
 """`sentinel-stream web` as a process."""
 
 import re
-import subprocess
 from pathlib import Path
 
 from fakes.process_harness import BIN, Home, wait_until
@@ -17,7 +16,7 @@ class ViewerServer:
         log = Path(home.directory) / "web.log"
         with log.open("w") as file:
             command = [STREAM, "web", "--port", "0", *words]
-            self.process: subprocess.Popen[str] = home.start(*command, env=env, stdout=file, stderr=file)
+            self.process = home.start(*command, env=env, stdout=file, stderr=file)
         found = wait_until(lambda: _ADDRESS.search(log.read_text()), "the server has said where it listens")
         self.address = str(found[0])
 

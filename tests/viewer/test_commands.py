@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from fakes.delivered_runs import sample, write_run
 from fakes.process_harness import BIN, Home, busy, python
+from locations import TESTS
 
 STREAM = str(BIN / "sentinel-stream")
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202ejob"
@@ -70,6 +72,22 @@ def test_recorded_runs_are_listed_shown_exported_and_deleted(recorded: Home) -> 
     deleted = recorded.run(STREAM, "rm", "bad", "--yes")
     assert deleted.returncode == 0, deleted.stderr
     assert len(recorded.local_runs()) == 2
+
+
+def test_a_run_of_the_first_version_is_read(home: Home) -> None:
+    shutil.copytree(TESTS / "golden" / "run-1", home.runs / "20261130-213552-e2b56f0e")
+    assert "crashed: SIGSEGV (139)" in home.run(STREAM, "ls").stdout
+    shown = home.run(STREAM, "show", "crash").stdout
+    assert "peak 59 MiB (one process, between two rows; the rows reach 54 MiB)" in shown
+    assert home.run(STREAM, "export", "crash").stdout.count("\n") == 4
+    assert home.run(STREAM, "report", "crash", "-o", "run.html").returncode == 0
+
+
+def test_a_job_that_leaks_is_found_out(home: Home) -> None:
+    leaking = "import time\nkept = []\nfor _ in range(60):\n    kept.append(bytearray(1 << 20))\n    time.sleep(0.1)"
+    home.collector("--interval", "0.1", "--pss-budget", "0", "--job-name", "leak", "--", *python(leaking))
+    shown = home.run(STREAM, "show", "leak").stdout
+    assert "!! memory: memory was still growing at the end" in shown
 
 
 def test_a_run_is_deleted_only_after_a_yes(home: Home) -> None:

@@ -1,6 +1,7 @@
 """Runs are found wherever they are, whatever version wrote them, and by what people call them."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +209,22 @@ def test_a_bucket_that_cannot_be_read_says_why(
         Library("s3://data", environ).runs()
     with pytest.raises(UsageError, match="names no bucket"):
         Library("s3://", environ)
+
+
+def test_a_directory_that_somebody_sent_leads_nowhere_else(tmp_path: Path, environ: dict[str, str]) -> None:
+    directory = write_run(tmp_path / "runs", "sent", [sample(0)])
+    (tmp_path / "secret.csv").write_text("timestamp,process_memory_mib\n1796000000.0,5.0\n")
+    objects = '["../../secret.csv", "..", "0001.csv.gz", "0002.csv.gz"]'
+    description = directory / "run.json"
+    description.write_text(description.read_text().replace('["0001.csv.gz"]', objects))
+    os.mkfifo(directory / "0002.csv.gz")
+    (found,) = Library(None, environ).find([str(directory)])
+    rows = read_rows(found)
+    assert list(rows.times) == [START]
+    assert [remark.rpartition(": ")[2] for remark in rows.remarks] == ["not a regular file"]
+    description.unlink()
+    os.mkfifo(description)
+    assert not list_runs(DirectoryPlace(str(tmp_path / "runs")), environ)[0].is_described
 
 
 def test_a_run_is_deleted_but_for_what_somebody_put_there(runs: Path) -> None:

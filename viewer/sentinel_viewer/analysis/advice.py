@@ -25,6 +25,9 @@ _FEW_ROWS = 30
 _FOREIGN_CORES, _FOREIGN_FACTOR = 0.25, 1.25
 _LOW_DISK_SHARE = 0.02
 _IDLE_GPU = 0.05
+_MOSTLY = 0.5
+_AWAKE_CORES = 0.05
+"""A job that uses less sleeps: it waits for no CPU."""
 
 
 class Advice(NamedTuple):
@@ -109,7 +112,7 @@ def _starved(evidence: Evidence, available: float | None) -> Advice | None:
         return None
     full = [usage >= available * _FULL for usage in known(rows.values("system_cpu_usage"))]
     share = sum(full) / len(full) if full else 0.0
-    if share < 0.5 or job < 0.2:
+    if share < _MOSTLY or job < _AWAKE_CORES:
         return None
     text = (
         f"other work used {cores(others)} of {number(available)} cores, and the machine was full "

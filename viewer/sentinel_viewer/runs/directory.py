@@ -1,6 +1,8 @@
 """Runs in a directory of this machine."""
 
+import errno
 import os
+import stat
 
 from sentinel_viewer.errors import ReadError
 from sentinel_viewer.runs.places import DESCRIPTION, in_order, is_object_name
@@ -28,19 +30,18 @@ class DirectoryPlace:
         for name in names:
             directory = f"{self.uri}/{name}"
             try:
-                stat = os.stat(f"{directory}/{DESCRIPTION}")
+                found_file = os.stat(f"{directory}/{DESCRIPTION}")
             except OSError:
                 if _holds_objects(directory):
                     found[name] = ""
             else:
-                found[name] = f"{stat.st_ino}-{stat.st_size}-{stat.st_mtime_ns}"
+                found[name] = f"{found_file.st_ino}-{found_file.st_size}-{found_file.st_mtime_ns}"
         return found
 
     def read_description(self, name: str) -> bytes | None:
         """Read `run.json`."""
         try:
-            with open(f"{self.uri}/{name}/{DESCRIPTION}", "rb") as file:
-                return file.read()
+            return _content(f"{self.uri}/{name}/{DESCRIPTION}")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -59,8 +60,7 @@ class DirectoryPlace:
         """Read a file."""
         path = os.path.join(self.uri, name, object_name)
         try:
-            with open(path, "rb") as file:
-                return file.read()
+            return _content(path)
         except OSError as error:
             raise ReadError(f"cannot read {path}: {error.strerror}") from error
 
@@ -79,6 +79,15 @@ class DirectoryPlace:
                 os.rmdir(directory)
         except OSError as error:
             raise ReadError(f"cannot delete {directory}: {error.strerror}") from error
+
+
+def _content(path: str) -> bytes:
+    """Read a regular file; a pipe, in a directory that somebody sent, would never end. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read()
 
 
 def is_run_directory(path: str) -> bool:

@@ -183,7 +183,10 @@ def _table(value: Any) -> dict[str, Any]:
 
 
 def _objects(value: Any) -> list[str] | None:
-    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else None
+    """Return names of files in the run's own directory: a description from elsewhere leads nowhere else."""
+    if not isinstance(value, list):
+        return None
+    return [name for name in value if isinstance(name, str) and "/" not in name and name not in {"", ".", ".."}]
 
 
 def _statistics(found: dict[str, Any]) -> dict[str, dict[str, float]]:
