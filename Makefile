@@ -12,6 +12,7 @@
 #
 #   make test-all      the tests with every Python that is found, 3.11 and later
 #   make test-docker   run docker-compose.yml on a real engine, kill every container, count rows
+#   make test-browser  the viewer's pages in a real Chromium (apt-get install chromium)
 #   make test-network  two network namespaces (root): attack an uploader, then delay, loss, a cut of a minute
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
 #   make chaos     break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
@@ -25,7 +26,7 @@ BIN := $(VENV)/bin
 # The first interpreter that is there, works and is new enough.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-SOURCES := $(shell find collector uploader protocol -name '*.py' -o -name '*.c') hatch_build.py pyproject.toml README.md LICENSE $(wildcard completions/*/*)
+SOURCES := $(shell find collector uploader protocol viewer -type f ! -name '*.pyc') hatch_build.py pyproject.toml README.md LICENSE $(wildcard completions/*/*)
 DEMO := $(CURDIR)/demo-data
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
@@ -38,7 +39,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-all test-docker test-crowd test-network chaos faults fuzz machine lint ci settings bench lock clean environment
+.PHONY: demo test test-all test-docker test-browser test-crowd test-network chaos faults fuzz machine lint ci settings bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -74,6 +75,10 @@ test-all:
 test-docker: environment
 	@bash tests/deployment/on_engine.sh $(BIN)/pytest -m docker -s tests/deployment $(PYTEST_ARGS)
 
+test-browser: environment
+	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
+	$(BIN)/pytest -m browser tests/viewer $(PYTEST_ARGS)
+
 test-crowd: environment
 	PYTHONPATH=tests $(BIN)/python -m chaos.crowd
 
@@ -100,7 +105,7 @@ lint: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHONPATH=collector:uploader:protocol $(BIN)/lint-imports --no-cache
+	PYTHONPATH=collector:uploader:protocol:viewer $(BIN)/lint-imports --no-cache
 
 ci: lint test
 
@@ -112,7 +117,7 @@ bench: environment $(PEER)/.installed
 
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader pyproject.toml -o requirements.lock
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader --extra dev pyproject.toml -o requirements-dev.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader --extra view --extra dev pyproject.toml -o requirements-dev.lock
 	echo hatchling | uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements-dev.lock - -o requirements-build.lock
 
 clean:
