@@ -14,6 +14,7 @@
 #   make ci       lint and test, as .ci/run does
 #   make settings  write docs/settings.md and shell completion anew
 #   make bench    compare with the peer (benchmarks/README.md)
+#   make bench-load   one uploader under many collectors: make bench-load LOAD_ARGS='--collectors 10000'
 #   make lock     write the lock files anew (needs uv)
 #   make clean    remove what was built
 
@@ -27,6 +28,7 @@ DEMO := $(CURDIR)/demo-data
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+LOAD_ARGS ?=
 DURATION ?= 60
 COLLECTORS ?= 4
 UPLOADERS ?= 2
@@ -35,7 +37,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-all test-docker test-crowd test-network chaos faults fuzz machine lint ci settings bench lock clean environment
+.PHONY: demo test test-all test-docker test-crowd test-network chaos faults fuzz machine lint ci settings bench bench-load lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -105,6 +107,9 @@ settings: environment
 
 bench: environment $(PEER)/.installed
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-load: environment
+	$(BIN)/python -m benchmarks.load $(LOAD_ARGS)
 
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader pyproject.toml -o requirements.lock
