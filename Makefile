@@ -99,6 +99,7 @@ lint: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=collector:uploader:protocol $(BIN)/lint-imports --no-cache
 
 ci: lint test
 

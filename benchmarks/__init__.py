@@ -1,1 +1,1 @@
-"""Accuracy and overhead of the collector and of its peer, measured side by side; see README.md."""
+"""Measures the accuracy and the overhead of the collector and of its peer side by side; see README.md."""

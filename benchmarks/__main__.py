@@ -15,12 +15,12 @@ from benchmarks.workspace import BenchmarkError, Workspace
 
 PARTS = ("accuracy", "overhead", "start", "columns")
 DAY = "day"
-"""Only where it is asked for: it compares us with nobody."""
+"""Runs only on request: it does not include the peer."""
 _NAMES: dict[str, tuple[str, ...]] = {"accuracy": accuracy.NAMES, "overhead": overhead.NAMES}
 
 
 def main() -> int:
-    """Run the command line; the exit code says whether it could be measured, not what came of it."""
+    """Run the command line. The exit code says whether the measurement worked, not whether the results are good."""
     options = _options()
 
     def say(text: str) -> None:

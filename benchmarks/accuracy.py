@@ -1,4 +1,4 @@
-"""How far the sum over a run's rows is from what the job has really used."""
+"""Compares the sum over a run's rows with the job's real usage."""
 
 import json
 import time
@@ -92,7 +92,7 @@ def measure(
     idle_s: float,
     say: Callable[[str], None],
 ) -> Accuracy:
-    """Run everything, under each of our `trackers`; the peer's implementations watch beside the first."""
+    """Run all workloads under each of our `trackers`; the peer's implementations measure beside the first."""
     taken = _hierarchies_of_collector(workspace)
     results = {name: Results() for name in NAMES if only in {None, name}}
     for number_of_run in range(runs):

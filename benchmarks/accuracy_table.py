@@ -1,4 +1,4 @@
-"""The accuracy runs as a table, and what must hold."""
+"""The accuracy runs as a table with checks."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from benchmarks.trackers import AUTO, OURS, PROC, PROCFS, PSUTIL, Record, defaul
 
 
 def markdown(accuracy: Accuracy) -> str:
-    """Return the table and what must hold."""
+    """Return the table and its checks."""
     results, lateness = accuracy.results, accuracy.lateness
     trackers = (PROC, AUTO, PSUTIL, PROCFS)
     rows = []
@@ -93,7 +93,7 @@ def _checks(
 
 
 def _cpu_checks(results: dict[str, Results], tracker: str) -> list[str]:
-    """Compare with the truth where it is known; children that nobody waits for need a cgroup to be seen."""
+    """Compare with the truth where it is known. Children that nobody waits for are visible only with a cgroup."""
     wrong: dict[bool, list[str]] = {}
     for name, result in results.items():
         part, truth = result.relative(tracker, "cpu_s", cpu_s), result.truth("cpu_s")

@@ -1,4 +1,4 @@
-"""A cgroup as a CPU clock: nanoseconds of everything that was ever in it, what the kernel reaped by itself included.
+"""A cgroup as a CPU clock: nanoseconds of every process that was in it, also of those that the kernel reaped itself.
 
 Cgroup v1 `cpuacct` and any v2 cgroup count, the latter without a controller too (`cpu.stat`, cgroup-v2.rst).
 """
@@ -12,7 +12,7 @@ UNIFIED = "unified"
 
 
 class Cgroup:
-    """One that was made by the benchmark, `hierarchy` is a v1 controller's name or `UNIFIED`."""
+    """A cgroup of the benchmark. `hierarchy` is a v1 controller's name or `UNIFIED`."""
 
     def __init__(self, path: str, hierarchy: str) -> None:
         self.path = path
@@ -20,7 +20,7 @@ class Cgroup:
 
     @classmethod
     def make(cls, path: str, hierarchy: str) -> "Cgroup":
-        """Make it; raises `OSError` where that is not allowed or nothing could be moved into it."""
+        """Make it; raises `OSError` where that is not allowed or no process could be moved into it."""
         os.mkdir(path)
         cgroup = cls(path, hierarchy)
         try:
@@ -38,7 +38,7 @@ class Cgroup:
             file.write(str(pid))
 
     def cpu_s(self) -> float:
-        """Return the CPU seconds that were used in it so far."""
+        """Return its CPU seconds so far."""
         if self.hierarchy != UNIFIED:
             with open(f"{self.path}/cpuacct.usage", encoding="ascii") as file:
                 return int(file.read()) / 1e9
@@ -46,7 +46,7 @@ class Cgroup:
             return next(int(line.split()[1]) for line in file if line.startswith("usage_usec")) / 1e6
 
     def remove(self) -> None:
-        """Remove it, when nothing runs in it any more."""
+        """Remove it after its last process has ended."""
         deadline = time.monotonic() + 2.0
         while os.path.isdir(self.path) and time.monotonic() < deadline:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""The columns next to the peer's: the same machine, the same job, the same time."""
+"""Compares our columns with the peer's on the same machine, with the same job, at the same time."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,17 +15,17 @@ _MEANT = {
     ("system_net_recv_bytes", PSUTIL): "it counts loopback",
     ("system_net_sent_bytes", PSUTIL): "it counts loopback",
 }
-"""Differences that are ours on purpose."""
+"""Intended differences."""
 _MEANT_MOUNTED_TWICE = {
     (f"system_disk_space_{part}_gb", label): "it counts a file system once for each of its mounts"
     for part in ("total", "used", "free")
     for label in (PSUTIL, PROCFS)
 }
-"""Where a file system is mounted at two places, as by a container engine."""
+"""Applies where a file system has two mounts, as with a container engine."""
 
 
 def measure(workspace: Workspace, *, window_s: float, say: Callable[[str], None]) -> str:
-    """Let all track one job that computes, forks, holds memory and writes; return the means and their differences."""
+    """Let all trackers record one job that computes, forks, holds memory and writes; return means and differences."""
     if not has_peer():
         return UNKNOWN
     say(f"columns: {window_s:.0f} s")
@@ -81,7 +81,7 @@ def _means(record: Record, began: float, ended: float) -> dict[str, float]:
 
 
 def _mean_of_rows(rows: Sequence[Row], began: float, ended: float) -> dict[str, float]:
-    """Return means of what is a state, and sums over the rows' time of what counts an interval."""
+    """Return the means of levels, and of interval counts the sum over the rows' time."""
     inside = [index for index, row in enumerate(rows) if index and began <= row["timestamp"] <= ended]
     length_s = rows[inside[-1]]["timestamp"] - rows[inside[0] - 1]["timestamp"]
     means = {}
@@ -95,7 +95,7 @@ def _mean_of_rows(rows: Sequence[Row], began: float, ended: float) -> dict[str, 
 def _agrees(column: str, ours: float, theirs: float) -> bool:
     if column.endswith(("_utime", "_stime", "_cpu_usage")):
         return abs(ours - theirs) <= max(0.05 * theirs, 0.05)
-    # A few blocks of the file system's own, or one packet, are no difference of two figures.
+    # A few blocks of the file system, or one packet, are no real difference.
     floor = {"bytes": 4096.0, "mib": 0.5}.get(column.rpartition("_")[2], 1.0)
     return abs(ours - theirs) <= max(0.02 * theirs, floor)
 

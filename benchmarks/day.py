@@ -1,6 +1,6 @@
 """A day of one run in minutes: both real commands, an upload every minute of their own time, a strict backend.
 
-Whether either process grows, and whether an upload cycle costs more in the evening than in the morning.
+It checks that neither process grows, and that an upload cycle costs no more at the end than at the beginning.
 """
 
 import itertools
@@ -27,11 +27,11 @@ _GROWN = 0.10
 _STALL_S = 120.0
 _LOOK_S = 0.005
 _ENDS_H = 4
-"""So many hours at either end tell what a cycle costs: the median of them."""
+"""Hours at either end whose median is the cost of a cycle."""
 
 
 class Mark(NamedTuple):
-    """What both processes hold, and have used so far."""
+    """Memory of both processes, and their CPU time so far."""
 
     collector_mib: float
     uploader_mib: float
@@ -40,7 +40,7 @@ class Mark(NamedTuple):
 
 
 class Day(NamedTuple):
-    """What was measured: a mark at the first sample and one after each hour, then what was delivered."""
+    """Results: a mark at the first sample and after each hour, and the delivered rows."""
 
     marks: list[Mark]
     objects: int
@@ -49,8 +49,8 @@ class Day(NamedTuple):
 
 
 def measure(workspace: Workspace, hours: int, say: Callable[[str], None]) -> str:
-    """Let so many hours pass; returns the Markdown."""
-    # The stand-ins are the tests' and are not installed.
+    """Let `hours` pass; returns the Markdown."""
+    # The fakes belong to the tests and are not installed.
     sys.path.append(str(ROOT / "tests"))
     from fakes.backend import Backend
 
@@ -115,7 +115,7 @@ def _wait_for(virtual: VirtualTime, until_s: float, processes: Sequence["subproc
 
 
 def _end(workspace: Workspace, collector: "subprocess.Popen[str]", uploader: "subprocess.Popen[str]") -> None:
-    """End the job, and let everything be delivered."""
+    """End the job, and wait for the delivery."""
     for child in Path(f"/proc/{collector.pid}/task/{collector.pid}/children").read_text().split():
         os.kill(int(child), signal.SIGKILL)
     try:

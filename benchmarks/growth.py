@@ -1,8 +1,8 @@
-"""The collector's own parts from sensor to acknowledgement, a hundred thousand times as fast as they go.
+"""Runs the collector's parts from sensor to acknowledgement a hundred thousand times at full speed.
 
-`python -m benchmarks.growth ADDRESS SAMPLES PID`: what `sentinel_collector.session` does with each row, without its
-waiting: Sampler, RunStatistics, and Delivery to a live uploader. Only acknowledgements are
-waited for, as soon as a hundred rows are on their way. Prints resident memory at stages as JSON.
+`python -m benchmarks.growth ADDRESS SAMPLES PID` does with each row what `sentinel_collector.session` does, without its
+waits: Sampler, RunStatistics and Delivery to a live uploader. It waits for acknowledgements only, once a hundred rows
+are in flight. It prints resident memory at stages as JSON.
 """
 
 import json
@@ -13,7 +13,7 @@ from resource import RUSAGE_SELF, getrusage
 
 from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.run_facts import RunDescription
+from sentinel_collector.run_description import RunDescription
 from sentinel_collector.sampling.sampler import Sampler
 from sentinel_collector.sensors import baseline
 from sentinel_protocol.common.clock import SystemClock

@@ -1,4 +1,4 @@
-"""Whether the collector grows: as many samples as a day holds, as fast as they go."""
+"""Checks that the collector's memory does not grow: the samples of a day at full speed."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from benchmarks.tables import check, number, table
 from benchmarks.workspace import BenchmarkError, Workspace, end, workload
 
 _GROWN_MIB = 0.25
-"""The allocator's own to and fro."""
+"""Fluctuation of the allocator."""
 
 
 def measure(workspace: Workspace, samples: int) -> str:

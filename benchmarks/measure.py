@@ -13,7 +13,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class CpuMeter:
-    """CPU seconds of processes and of all that they start from now on.
+    """CPU seconds of processes and of all processes that they start from now on.
 
     From a cgroup of theirs; else from `/proc/PID/task/TID/schedstat`, to the nanosecond too, and the times of reaped
     children in `/proc/PID/stat`, which have a grain of 10 ms: `is_exact` is False then.
@@ -28,7 +28,7 @@ class CpuMeter:
                 self._cgroup.add(pid)
 
     def cpu_s(self) -> float:
-        """Return what was used so far."""
+        """Return the CPU seconds so far."""
         if self._cgroup is not None:
             return self._cgroup.cpu_s()
         return sum(_stat_cpu_s(pid) for pid in self._pids)
@@ -59,7 +59,7 @@ def _field_mib(pids: Iterable[int], name: str, field: bytes) -> float:
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Return the median of what is known."""
+    """Return the median of the known figures."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 

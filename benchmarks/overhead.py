@@ -1,4 +1,4 @@
-"""What a tracker uses itself: CPU per sample, RSS and PSS, at rest and where there is much to look at."""
+"""Measures a tracker's own usage: CPU per sample, RSS and PSS, at rest and with many processes or much memory."""
 
 import time
 from collections.abc import Callable
@@ -23,18 +23,18 @@ SITUATIONS = {
 GROWTH = "growth"
 NAMES = (*SITUATIONS, GROWTH)
 _BESIDE = ("rest", "tree")
-"""Where `--accounting proc` is looked at too, once: what it costs differs by the size of the tree."""
+"""Situations that include `--accounting proc`, once: its cost depends on the size of the tree."""
 _JOBS = {"rest": "idle", "foreign": "idle"}
 WARM_UP_S = 3.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long to look: samples a window (one a second)."""
+    """Samples of a window (one a second)."""
 
     samples: int
     resident_samples: int
-    """One window: PSS of so much memory is read about once in 80 s, and its cost belongs to all samples between."""
+    """The only window: PSS of so much memory is read about once in 80 s, and all samples in between share its cost."""
     growth_samples: int
 
 
@@ -74,7 +74,7 @@ class Costs:
 def measure(
     workspace: Workspace, *, runs: int, only: str | None, plan: Plan, say: Callable[[str], None]
 ) -> dict[str, Costs]:
-    """Look at every situation, or at `only` one."""
+    """Measure every situation, or `only` one."""
     situations = {name: Costs() for name in SITUATIONS if only in {None, name}}
     for run in range(runs):
         for name, costs in situations.items():
@@ -92,7 +92,7 @@ def measure(
 
 
 def _window(workspace: Workspace, name: str, costs: Costs, tracker: str, samples: int, *, with_peers: bool) -> None:
-    """Let the trackers look at the same job for a while and note what they used."""
+    """Let the trackers record the same job for a while, and measure their usage."""
     crowd = workspace.start_workload("foreign") if name == "foreign" else None
     peers = start_peers(workspace) if with_peers else {}
     job = workload(_JOBS.get(name, name))
@@ -106,7 +106,7 @@ def _window(workspace: Workspace, name: str, costs: Costs, tracker: str, samples
     meters = {label: CpuMeter(workspace, some) for label, some in pids.items()}
     costs.is_exact = all(meter.is_exact for meter in meters.values())
     time.sleep(WARM_UP_S)
-    # The window begins and ends where nobody takes a sample: the peer does at whole seconds, ours since its start.
+    # The window begins and ends between samples: the peer samples at whole seconds, ours at seconds since its start.
     quiet = phase / 2 if phase >= 0.5 else (1 + phase) / 2
     time.sleep((quiet - time.time()) % 1.0)
     before = {label: meter.cpu_s() for label, meter in meters.items()}

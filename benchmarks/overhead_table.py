@@ -1,4 +1,4 @@
-"""The overhead as a table, and what must hold."""
+"""The overhead as a table with checks."""
 
 from benchmarks.overhead import SITUATIONS, WARM_UP_S, Costs, Plan
 from benchmarks.tables import check, number, table
@@ -6,7 +6,7 @@ from benchmarks.trackers import AUTO, PEERS, PROC, PROCFS, PSUTIL, default_track
 
 
 def markdown(situations: dict[str, Costs], runs: int, plan: Plan) -> str:
-    """Return the table and what must hold."""
+    """Return the table and its checks."""
     trackers = (PROC, AUTO, PSUTIL, PROCFS)
     rows = []
     for name, costs in situations.items():

@@ -1,10 +1,10 @@
-"""Drives the peer in an interpreter of its own, the way its documentation has it for a process that is already there.
+"""Runs the peer in an interpreter of its own, as its documentation describes it for a running process.
 
 `python peer.py psutil|procfs INTERVAL`, in an environment that has resource-tracker. Lines on stdin: the pid to track,
 then anything to stop. Lines on stdout: `ready`, the pids of the tracker's worker processes, the rows as JSON.
 
-The peer takes psutil where it finds it and reads `/proc` itself otherwise, so for the latter psutil is hidden. Its
-cloud and server discovery are off, no token is set, and nothing can connect anywhere.
+The peer uses psutil where it is installed, and reads `/proc` itself otherwise. For the latter, psutil is hidden. Its
+cloud and server discovery are off, no token is set, and its sockets cannot connect.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a wrapped job's user waits for: the job's start, and the collector's end after the job's."""
+"""Measures the delays of a wrapped job: of its start, and of the collector's end after the job's."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ _JOBS = {
     "0 s": ("date", "+%s.%N"),
     "1 s": ("sh", "-c", "date +%s.%N; sleep 1; date +%s.%N"),
 }
-"""Both say when they run and when they are about to end."""
+"""Both print the times when they begin and when they are about to end."""
 
 
 class Times:
-    """Seconds of all repetitions of one way to start one job."""
+    """Seconds of all repetitions of one job, started in one way."""
 
     def __init__(self) -> None:
         self.until_running: list[float] = []
@@ -63,7 +63,7 @@ def measure(workspace: Workspace, *, pairs: int, say: Callable[[str], None]) -> 
 
 
 def _once(workspace: Workspace, words: Sequence[str]) -> tuple[float, float]:
-    """Return the seconds until the job says that it runs, and from its end until the whole command has ended."""
+    """Return the seconds until the job has begun, and from its end until the whole command has ended."""
     began = time.time()
     process = workspace.start(words)
     out, _ = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Markdown tables and the words of figures."""
+"""Markdown tables and formatted figures."""
 
 from collections.abc import Sequence
 
@@ -33,5 +33,5 @@ def deviation(value: float | None, truth: float, unit: str, scale: float = 1.0) 
 
 
 def check(text: str, failures: Sequence[str]) -> str:
-    """Return one line of a list of what must hold."""
+    """Return one line of a list of checks."""
     return f"- {text}: " + ("holds" if not failures else f"does NOT hold: {'; '.join(failures)}")

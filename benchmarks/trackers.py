@@ -1,7 +1,7 @@
-"""The collector and the peer, each as a process that can be told what to track and asked for its rows.
+"""The collector and the peer, each as a process with a job to record and rows to return.
 
-Rows have the names of our columns: `process_utime`, `system_cpu_usage` and so on. The peer keeps the rows of the
-process and of the system apart, ours are the same ones.
+Rows have the names of our columns (`process_utime`, `system_cpu_usage`, …). The peer has separate rows for the process
+and for the system; ours hold both.
 """
 
 import csv
@@ -24,19 +24,19 @@ PEERS = (PSUTIL, PROCFS)
 PEER_PYTHON = os.environ.get("PEER_PYTHON", str(ROOT / ".venv-peer" / "bin" / "python"))
 _DEADLINE_S = 120.0
 _AS_ITSELF = '[ -z "$2" ] || echo $$ >"$2"; echo $$ >"$1"; shift 2; exec "$@"'
-"""The job moves itself into a cgroup, if there is one for it, and tells its pid before it becomes what it is."""
+"""The job moves itself into its cgroup, if there is one, and prints its pid before it executes the workload."""
 
 Row = dict[str, float]
 
 
 @dataclass
 class Record:
-    """What a tracker has recorded of one run."""
+    """A tracker's record of one run."""
 
     process: list[Row]
     system: list[Row]
     accounting: str = ""
-    """What the collector says its CPU time comes from."""
+    """The source of its CPU time as the collector reports it."""
 
 
 class Collector:
@@ -85,7 +85,7 @@ class Collector:
         return int(file.read_text())
 
     def record(self) -> Record:
-        """Wait for the end and return the rows; raises `BenchmarkError` when there is no proper end."""
+        """Wait for the end and return the rows; raises `BenchmarkError` when it fails."""
         self.process.communicate(timeout=_DEADLINE_S)
         if not self._summary.exists():
             raise BenchmarkError(f"the collector ended with {self.process.returncode}: {self._log.read_text()}")
@@ -97,7 +97,7 @@ class Collector:
 
 
 class Peer:
-    """The peer's `ResourceTracker` in a driver of its own, imported and ready; see peer.py."""
+    """The peer's `ResourceTracker` in a process of its own, imported and ready; see peer.py."""
 
     def __init__(self, workspace: Workspace, *, tracker: str, interval_s: float = 1.0) -> None:
         implementation = "psutil" if tracker == PSUTIL else "procfs"
@@ -140,17 +140,17 @@ def _named(scope: str, rows: list[dict[str, Any]]) -> list[Row]:
 
 
 def start_peers(workspace: Workspace, interval_s: float = 1.0) -> dict[str, Peer]:
-    """Start both implementations, none where the peer's environment is missing."""
+    """Start both implementations; none where the peer's environment is missing."""
     return {one: Peer(workspace, tracker=one, interval_s=interval_s) for one in PEERS} if has_peer() else {}
 
 
 def default_tracker() -> str:
-    """Return which of ours runs when nothing is said."""
+    """Return the accounting of our default run."""
     return AUTO if has_accounting() else PROC
 
 
 def has_peer() -> bool:
-    """Whether the peer's environment is there; `make bench` builds it."""
+    """Whether the peer's environment exists; `make bench` builds it."""
     return os.access(PEER_PYTHON, os.X_OK)
 
 

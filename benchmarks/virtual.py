@@ -1,8 +1,8 @@
-"""The two commands in a time of their own that runs as fast as they can work.
+"""The two commands under a virtual clock that runs as fast as they can work.
 
 `python -m benchmarks.virtual TIME_FILE collector|uploader [ARG]…` runs the real command with a clock that reads a file.
-The collector moves it: where it would sleep it waits for the answer to what it has sent, then the time is over. The
-uploader sleeps until the file says so.
+The collector advances it: instead of sleeping, it waits for the response to its last message, then sets the time on.
+The uploader sleeps until the file has the time.
 """
 
 import importlib
@@ -19,11 +19,11 @@ from typing import Any
 _FORMAT = struct.Struct("<dd")
 _LOOK_S = 0.004
 _ANSWER_S = 10.0
-"""Real seconds, far above what any answer takes."""
+"""Real seconds, far longer than any response takes."""
 
 
 class VirtualTime:
-    """Seconds since the beginning, shared by all processes that know the file; one of them moves it."""
+    """Seconds since the beginning, shared through a file. One process advances it."""
 
     def __init__(self, path: str) -> None:
         self._fd = os.open(path, os.O_RDWR)
@@ -31,7 +31,7 @@ class VirtualTime:
 
     @classmethod
     def create(cls, path: Path) -> "VirtualTime":
-        """Begin a time that has the wall clock's of now."""
+        """Begin at the wall clock's present time."""
         path.write_bytes(_FORMAT.pack(0.0, time.time()))
         return cls(str(path))
 
@@ -82,7 +82,7 @@ class VirtualClock:
 
 
 def _move_time_by(virtual: VirtualTime) -> None:
-    """Make the collector's waits pass at once, after the answer to what was sent has come."""
+    """Let the collector's waits end at once, after the response to its last message."""
     from sentinel_collector.delivery.zmq_client import ZmqClient
     from sentinel_collector.job.signals import ReceivedSignal, Signals
 

@@ -1,4 +1,4 @@
-"""A place and an environment of the benchmark's own; what was started or made in it is gone when it closes."""
+"""A directory and an environment of the benchmark. Closing it ends its processes and removes its files."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ _COLLECTORS_END_S = 3.0
 
 
 class BenchmarkError(Exception):
-    """The benchmark itself cannot go on."""
+    """The benchmark cannot go on."""
 
 
 class Workspace:
@@ -77,7 +77,7 @@ class Workspace:
     def start(
         self, words: Sequence[str], *, env: Mapping[str, str] | None = None, stderr: int | IO[Any] | None = None
     ) -> subprocess.Popen[str]:
-        """Start a process in a session of its own: a Ctrl-C at the terminal is for the benchmark alone."""
+        """Start a process in a session of its own: a Ctrl-C at the terminal reaches the benchmark alone."""
         process = subprocess.Popen(
             words,
             env=self.environ | dict(env or {}),
@@ -94,7 +94,7 @@ class Workspace:
         return process
 
     def start_workload(self, name: str) -> subprocess.Popen[str]:
-        """Start a workload that runs until it is killed and wait until all its processes are there."""
+        """Start a workload that runs until it is killed, and wait until all its processes exist."""
         process = self.start(workload(name))
         wait_until(lambda: is_settled(process.pid), f"the workload {name} is ready")
         return process
@@ -123,7 +123,7 @@ class Workspace:
         return None
 
     def end_jobs(self, pid: int) -> None:
-        """Kill a process that something else started here, and all that descends from it."""
+        """Kill a process that another one started here, and its descendants."""
         for descendant in [pid, *_descendants(pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(descendant, signal.SIGKILL)
@@ -187,7 +187,7 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def wait_until(happened: Callable[[], object], what: str) -> None:
-    """Wait for what has to come; raises `BenchmarkError` after a minute."""
+    """Wait until the condition holds; raises `BenchmarkError` after a minute."""
     deadline = time.monotonic() + _DEADLINE_S
     while not happened():
         if time.monotonic() > deadline:
@@ -196,7 +196,7 @@ def wait_until(happened: Callable[[], object], what: str) -> None:
 
 
 def is_settled(pid: int) -> bool:
-    """Whether a process sleeps in pause(2) or has used no CPU for a while: it has built what it stands for."""
+    """Whether a process sleeps in pause(2) or has used no CPU for a while: its set-up is complete."""
     before = _used_ticks(pid)
     time.sleep(0.15)
     return before == _used_ticks(pid) > 0

@@ -21,8 +21,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/settings.md"
 TABLES = {"collector": COLLECTOR_SETTINGS, "uploader": UPLOADER_SETTINGS}
 COMPLETIONS = {"bash": "completions/bash/{}", "zsh": "completions/zsh/_{}", "fish": "completions/fish/{}.fish"}
-_JOB = {"bash": "_sentinel_job", "zsh": "_normal -p sentinel-collector", "fish": "(__fish_complete_subcommand)"}
-_PREAMBLE = {"bash": '_sentinel_job() {\n  compgen -A command -- "$1"\n  compgen -f -- "$1"\n}'}
+_JOB = {"bash": "_sentinel_job", "zsh": "_sentinel_job", "fish": "(__fish_complete_subcommand)"}
+_PREAMBLE = {
+    "bash": '_sentinel_job() {\n  compgen -A command -- "$1"\n  compgen -f -- "$1"\n}',
+    "zsh": '_sentinel_job() {\n  _alternative "commands:command:_command_names -e" "files:file:_files"\n}',
+}
+"""Functions that offer the words behind the collector's `--`: commands and files."""
 
 
 def generated() -> Iterator[tuple[Path, str]]:
@@ -34,15 +38,15 @@ def generated() -> Iterator[tuple[Path, str]]:
         text = "".join((before, begin, markdown_table(settings), end, after))
     yield PAGE, text
     for shell, pattern in COMPLETIONS.items():
-        for parser in (_collector_parser(), _uploader_parser()):
-            script = shtab.complete(parser, shell, preamble=_PREAMBLE.get(shell, ""))
+        for parser, preamble in ((_collector_parser(), _PREAMBLE.get(shell, "")), (_uploader_parser(), "")):
+            script = shtab.complete(parser, shell, preamble=preamble)
             yield ROOT / pattern.format(parser.prog), re.sub(r" +$", "", script, flags=re.MULTILINE).strip() + "\n"
 
 
 def _collector_parser() -> argparse.ArgumentParser:
     parser = collector.make_parser()
     _describe_values(parser, COLLECTOR_SETTINGS)
-    job: Any = parser.add_argument("command", nargs="*")
+    job: Any = parser.add_argument("command", nargs=argparse.REMAINDER)
     job.complete = _JOB
     return parser
 

@@ -1,4 +1,4 @@
-"""CPU time in processes that come and go."""
+"""CPU time of processes that come and go."""
 
 import os
 import random
@@ -21,7 +21,7 @@ def brief() -> None:
 
 
 def nested() -> None:
-    """Three generations that die one by one, at another point of the sampling interval each time."""
+    """Three generations that end one by one, each time at another point of the sampling interval."""
 
     def child() -> None:
         pid = spawn(grandchild)
@@ -39,14 +39,14 @@ def nested() -> None:
 
 
 def of_thread() -> None:
-    """A child that a thread other than the main one has started."""
+    """A child of a thread that is not the main one."""
     worker = threading.Thread(target=lambda: wait_for([spawn(lambda: burn(_RUN_S))]))
     worker.start()
     worker.join()
 
 
 def daemon() -> None:
-    """A process that was forked twice and lost its parent; the root lives on until it ends."""
+    """A process that was forked twice and lost its parent. The root outlives it."""
     read_fd, write_fd = os.pipe()
 
     def detach() -> None:
@@ -59,7 +59,7 @@ def daemon() -> None:
 
 
 def ignored_brief() -> None:
-    """Children of 20 to 80 ms that nobody waits for: the kernel reaps them, and nobody inherits their times."""
+    """Children of 20 to 80 ms that nobody waits for: the kernel reaps them, and their times are lost."""
     _ignored(count=50, shortest_s=0.02, longest_s=0.08)
 
 

@@ -1,4 +1,4 @@
-"""CPU time in the root, in threads, and in workers that live as long as the run."""
+"""CPU time of the root, of threads, and of workers that live as long as the run."""
 
 import threading
 
@@ -13,7 +13,7 @@ def busy() -> None:
 
 
 def pool() -> None:
-    """Two workers that are there from the beginning to the end."""
+    """Two workers that run from the beginning to the end."""
     wait_for([spawn(lambda: burn(2.8)) for _ in range(2)])
 
 

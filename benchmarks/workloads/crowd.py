@@ -1,4 +1,4 @@
-"""What a tracker has to look at without anything happening; each runs until it is killed."""
+"""Processes and memory that a tracker must read while they are idle. Each workload runs until it is killed."""
 
 import os
 import random
@@ -40,7 +40,7 @@ def resident_a_little() -> None:
 
 
 def mixed() -> None:
-    """Computes, forks, writes 10 MiB a second, and has a child that holds 100 MiB; at no multiple of a second.
+    """Computes, forks, writes 10 MiB a second, and has a child with 100 MiB; not in step with whole seconds.
 
     The memory is not the root's: shared with each child, it would be read as half of it whenever that ends meanwhile.
     """

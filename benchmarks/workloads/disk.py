@@ -10,7 +10,7 @@ _RUN_S = 2.5
 
 
 def write() -> dict[str, float]:
-    """200 MiB, written over some seconds and made durable with fsync; the file lies in `TMPDIR`."""
+    """200 MiB, written over some seconds and made durable with fsync. The file is in `TMPDIR`."""
     chunk = os.urandom(_CHUNK_BYTES)
     chunks = _TOTAL_BYTES // _CHUNK_BYTES
     with tempfile.TemporaryFile() as file:

@@ -1,4 +1,4 @@
-"""Memory that is shared, and memory that is not."""
+"""Shared and private memory."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the workloads are made of."""
+"""Parts of the workloads."""
 
 import json
 import mmap
@@ -58,7 +58,7 @@ def pss_mib(pids: list[int]) -> float:
 
 
 def report(figures: Mapping[str, float] | None) -> None:
-    """Write what this process and its reaped children used, and what it knows besides, to `BENCH_REPORT`."""
+    """Write the usage of this process and its reaped children, and other facts, to `BENCH_REPORT`."""
     if "BENCH_REPORT" not in os.environ:
         return
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

@@ -1,6 +1,6 @@
 """`sentinel-collector`: starts the job first, then everything else.
 
-Until the job runs, nothing is imported that it would have to wait for.
+Modules that the start of the job does not need are imported after it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
 from sentinel_collector.sensors.cgroup.container_view import detect_container
 from sentinel_collector.sensors.cgroup.run_cgroup import remove_orphaned_cgroups
 from sentinel_collector.sensors.process_tree.subreaper import set_subreaper
-from sentinel_collector.settings import SETTINGS, check_local_uploader_config, pre_start_settings, uploader_addresses
+from sentinel_collector.settings import SETTINGS, pre_start_settings
+from sentinel_collector.uploader_options import check_local_uploader_config, uploader_addresses
 from sentinel_protocol import __version__
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
@@ -39,7 +40,7 @@ _PID_DIGITS = 9
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: the job's own, else 0 done, 1 failed, 2 wrong use."""
+    """Run the command line and return the exit code: the job's own, else 0 done, 1 failed, 2 wrong use."""
     _reserve_standard_descriptors()
     console = Console(Verbosity.NORMAL)
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -56,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if others:
             parser.error(f"unrecognized arguments: {' '.join(others)}")
         if separator < len(arguments) and not command:
-            raise UsageError("there is no command behind --")
+            raise UsageError("there is no command after --")
         given = parse_flags_and_env(SETTINGS, args, os.environ)
         if command and "pid" in given:
-            raise UsageError("--pid and a command exclude each other")
+            raise UsageError("--pid cannot be combined with a command")
         file = None if args.config is None else SettingsFile(args.config)
         return _record_command(command, given, file, console) if command else _record_running(given, file)
     except UsageError as error:
@@ -77,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _record_command(command: list[str], given: dict[str, Any], file: SettingsFile | None, console: Console) -> int:
     early = pre_start_settings(given, file, "accounting", "scope", "host_root", "insecure", "server_key", "key")
-    # What is certain to be wrong use must be said before anything is started.
+    # Wrong use is reported before the job starts.
     uploader_addresses({**given, **{name: early[name] for name in ("insecure", "server_key", "key")}})
     check_local_uploader_config(given, file, os.environ)
     clock = SystemClock()
@@ -120,7 +121,7 @@ def _record_running(given: dict[str, Any], file: SettingsFile | None) -> int:
     clock = SystemClock()
     console = console_for(settings)
     if settings["accounting"] == "cgroup":
-        console.warn("no cgroup for what runs already, CPU time is read from /proc")
+        console.warn("a running process cannot be put into a cgroup: CPU time is read from /proc")
     with Signals() as signals:
         session = import_session()(
             settings=settings,
@@ -141,13 +142,13 @@ def _record_running(given: dict[str, Any], file: SettingsFile | None) -> int:
 
 
 def _flush_stdout(code: int, console: Console) -> int:
-    """Write out what `--help` or `--version` has printed, which argparse leaves to the end of the process."""
+    """Flush the output of `--help` or `--version`, which argparse leaves in the buffer; return the exit code."""
     try:
-        # `None` when it was closed: then argparse has printed on stderr.
+        # `None` when it is closed: then argparse has printed to stderr.
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        # It would be tried once more, with a traceback.
+        # Otherwise the interpreter flushes once more at exit, and prints a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):
             console.error(f"cannot write the output: {error.strerror}")
@@ -156,9 +157,9 @@ def _flush_stdout(code: int, console: Console) -> int:
 
 
 def _reserve_standard_descriptors() -> None:
-    """Put /dev/null where standard streams were closed for us: what we open would get their numbers, and our lines.
+    """Open /dev/null in place of closed standard streams, so that no file of ours gets their numbers.
 
-    The job finds them closed, as it would without us.
+    The job still finds them closed.
     """
     for fd in _STANDARD_DESCRIPTORS:
         try:
@@ -168,20 +169,20 @@ def _reserve_standard_descriptors() -> None:
 
 
 def _missing_separator_message(arguments: list[str], index: int) -> str:
-    """Return what is wrong with a command that has no `--`, and what was probably meant."""
+    """Return the error for a command without `--`, with the command line that was probably meant."""
     import shlex
 
     meant = shlex.join(["sentinel-collector", *arguments[:index], "--", *arguments[index:]])
-    return f"unexpected {arguments[index]!r}; the command goes behind --: {meant}"
+    return f"unexpected {arguments[index]!r}; the command goes after --: {meant}"
 
 
 def _parse_pid(text: str) -> int:
-    """Return the process to track; raises `UsageError` when it is none."""
+    """Return the process to record; raises `UsageError` when there is no such process."""
     import psutil
 
     if not text.isascii() or not text.isdecimal() or not text.strip("0"):
         raise UsageError(f"--pid: {text!r}: must be a process id")
-    # No kernel counts further than nine digits go, and os.kill takes 31 bits.
+    # Linux pids have seven digits at most; os.kill raises OverflowError beyond 31 bits.
     if len(text) > _PID_DIGITS or not psutil.pid_exists(int(text)):
         raise UsageError(f"--pid: there is no process {text[:20]}")
     return int(text)

@@ -1,21 +1,19 @@
-"""Lines for people on stderr: few, short, and never in the way of the job's own."""
+"""Messages for people on stderr."""
 
 import os
 from enum import IntEnum
 
 PREFIX = "sentinel-collector: "
-WAIT = ("waits", "wait")
-BE = ("is", "are")
 
 
 def pluralize(number: int, noun: str, verb: tuple[str, str] | None = None) -> str:
     """Return `1 sample`, `2 samples`; with a verb's two forms `1 sample waits`, `2 samples wait`."""
-    words = f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-    return words if verb is None else f"{words} {verb[number != 1]}"
+    text = f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return text if verb is None else f"{text} {verb[number != 1]}"
 
 
 class Verbosity(IntEnum):
-    """How much is said."""
+    """Which messages are written."""
 
     QUIET = 0
     NORMAL = 1
@@ -23,23 +21,23 @@ class Verbosity(IntEnum):
 
 
 class Console:
-    """Writes whole lines straight to the descriptor: nothing is buffered, and nothing raises when it is closed."""
+    """Writes whole lines to a descriptor, unbuffered. A closed or full descriptor raises nothing."""
 
     def __init__(self, level: Verbosity, *, fd: int = 2) -> None:
         self._verbosity = level
         self._fd = fd
 
     def error(self, text: str) -> None:
-        """Say what must be known: always."""
+        """Write at every verbosity."""
         self._write(text)
 
     def warn(self, text: str) -> None:
-        """Say what may matter: unless told to be quiet."""
+        """Write unless `QUIET`."""
         if self._verbosity >= Verbosity.NORMAL:
             self._write(text)
 
     def debug(self, text: str) -> None:
-        """Say what helps to understand: when asked to be verbose."""
+        """Write when `VERBOSE`."""
         if self._verbosity >= Verbosity.VERBOSE:
             self._write(text)
 
@@ -48,8 +46,8 @@ class Console:
         try:
             os.write(self._fd, f"{PREFIX}{line}\n".encode("utf-8", "replace"))
         except BlockingIOError:
-            # Whoever reads is slow: this line is lost, the next may get through.
+            # The reader is slow: this line is lost, a later one may be written.
             return
         except OSError:
-            # Nobody listens; a full or closed stderr is no reason to disturb the job.
+            # stderr is closed or its disk is full: write no more.
             self._verbosity = Verbosity.QUIET

@@ -21,7 +21,7 @@ _CODE_FLAGS = {
 
 
 def import_session() -> "type[Recorder]":
-    """Import the session with sensors, ZeroMQ and delivery. Main thread only, before any other thread.
+    """Import the recorder with sensors, ZeroMQ and delivery. Main thread only, before any other thread starts.
 
     Nothing that is made while modules are imported is ever garbage. To look for it meanwhile, at each collection of a
     long run and three times when the interpreter ends is most of the garbage collector's work.

@@ -14,11 +14,11 @@ STAT_STATE = 0
 STAT_PARENT = 1
 STAT_THREADS = 17
 STAT_START = 19
-"""Items of `stat_fields`. The start is in ticks after boot."""
+"""Indexes of `stat_fields`. The start is in ticks after boot."""
 
 
 class FdBudget:
-    """How many descriptors the sensors may keep: a quarter of the soft limit, so that the rest always finds one."""
+    """The number of descriptors that the sensors may keep open: a quarter of the soft limit."""
 
     __slots__ = ("available",)
 
@@ -94,7 +94,7 @@ class ProcFile:
 
 
 def read_with_reopen(file: ProcFile, *, size: int = _SINGLE_BYTES) -> bytes:
-    """Read a file of the whole machine; opens it once more when its descriptor went bad, empty when it is missing."""
+    """Read a file of the whole machine; opens it once more when a read fails, empty when it is missing."""
     for _ in range(2):
         try:
             return file.read(size)
@@ -104,7 +104,7 @@ def read_with_reopen(file: ProcFile, *, size: int = _SINGLE_BYTES) -> bytes:
 
 
 def read_list_with_reopen(file: ProcFile) -> bytes:
-    """Do as `read_with_reopen` for a file that the kernel makes entry by entry."""
+    """Like `read_with_reopen`, for a file that the kernel makes entry by entry."""
     for _ in range(2):
         try:
             return file.read_list()
@@ -156,8 +156,8 @@ def link_target(path: str) -> str:
 def stat_fields(data: bytes, count: int) -> list[bytes]:
     """Split `/proc/PID/stat` after the last `)`: the name before it may hold spaces and parentheses.
 
-    Item 0 is the state, item 1 the parent (fields 3 and 4 of `proc(5)`); what follows item `count - 1` stays in one
-    piece at the end. Raises `ValueError` for what is no such line.
+    Item 0 is field 3 of `proc(5)`. The text after item `count - 1` stays in one piece at the end. Raises `ValueError`
+    for another or a truncated line.
     """
     fields = data[data.rindex(b")") + 2 :].split(None, count)
     if len(fields) < count:

@@ -1,4 +1,4 @@
-"""Tracking a job that runs already: whatever goes wrong from here on is a line on stderr and no affair of the job's."""
+"""Recording of a job that runs already: an error from here on is a line on stderr and does not affect the job."""
 
 import os
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from sentinel_collector.job.wait import wait_for_job
 from sentinel_collector.sensors.baseline import Baseline
 from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
-from sentinel_collector.settings import settings_for_started_job
+from sentinel_collector.uploader_options import settings_for_started_job
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.common.settings.sources import SettingsFile
@@ -37,7 +37,7 @@ def record_job(
         settings, addresses, errors = settings_for_started_job(given, file)
         console = console_for(settings)
         for error in errors:
-            console.error(f"{error}; going on without it")
+            console.error(f"{error}; continuing without it")
         accounting.report(console)
         session = import_session()(
             settings=settings,
@@ -55,19 +55,19 @@ def record_job(
             container=container,
         )
         return session.run()
-    except SentinelStreamError as trouble:
-        console.error(f"{trouble}; the job goes on and is not recorded")
+    except SentinelStreamError as error:
+        console.error(f"{error}; the job continues, but is not recorded")
     except Exception as error:  # noqa: BLE001 -- a defect here must not cost the job its signals and its exit code
         import traceback
 
-        console.error(f"unexpected {type(error).__name__}: {error}; the job goes on and is not recorded any more")
+        console.error(f"unexpected {type(error).__name__}: {error}; the job continues, but is no longer recorded")
         for line in traceback.format_exc().splitlines():
             console.debug(line)
     return job.exit_code if job.exit_code is not None else wait_for_job(job, signals, console)
 
 
 def console_for(settings: Mapping[str, Any]) -> Console:
-    """Return how much is said."""
+    """Return a console with the verbosity of the settings."""
     if settings.get("quiet"):
         return Console(Verbosity.QUIET)
     return Console(Verbosity.VERBOSE if settings.get("verbose") else Verbosity.NORMAL)

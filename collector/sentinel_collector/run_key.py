@@ -1,45 +1,31 @@
-"""What names a run, so that a collector that is started again continues it."""
+"""Run keys: a collector that is started again derives the same key and continues the run."""
 
 import os
 import re
-from collections.abc import Sequence
 
 from sentinel_collector.procfs import STAT_START, read_stat
-from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.hashing import sha256
 
 _SUCCESSOR_SUFFIX = re.compile(r"~[0-9a-f]{12}\Z")
 
 
 def run_key_of_process(pid: int, *, proc: str = "/proc") -> str:
-    """Derive the key from the host's boot, the process and its start time: the same as long as it lives."""
+    """Derive the key from the host's boot, the process and its start time."""
     return _key("process", str(pid), _start_time(pid, proc), _boot_id(proc))
 
 
 def run_key_of_host(state_dir: str, *, proc: str = "/proc") -> str:
-    """Derive the key from the host's boot and the collector's own place: two state directories, two runs."""
+    """Derive the key from the host's boot and the state directory: two state directories make two runs."""
     return _key("host", os.path.realpath(state_dir), _boot_id(proc))
 
 
-def successor_run_key(key: str, token: str) -> str:
-    """Return a key for what follows a run that has ended; `token` is drawn anew each time, 12 hexadecimal digits."""
-    return f"{_SUCCESSOR_SUFFIX.sub('', key)[:180]}~{token[:12]}"
-
-
-def rank_uploaders(addresses: Sequence[Address], run_key: str) -> list[Address]:
-    """Order the uploaders by a run's preference (rendezvous hashing): the same every time, evenly spread over the runs.
-
-    One that is added or taken away moves only the runs that it is, or was, the first for.
-    """
-    return sorted(
-        dict.fromkeys(addresses),
-        key=lambda address: sha256(f"{address.url}\0{run_key}".encode("utf-8", "surrogateescape")),
-        reverse=True,
-    )
+def successor_run_key(key: str, token: str = "") -> str:
+    """Return a key for the run that follows an ended one; `token` has 12 hexadecimal digits (default: random)."""
+    return f"{_SUCCESSOR_SUFFIX.sub('', key)[:180]}~{token[:12] or os.urandom(6).hex()}"
 
 
 def _key(kind: str, *parts: str) -> str:
-    # The node name tells containers of one host apart; hashed, it tells nobody the host's name.
+    # The node name distinguishes containers of one host. Hashed, it does not disclose the host's name.
     identity = "\0".join((kind, os.uname().nodename, str(os.getuid()), *parts))
     return f"{kind}-{sha256(identity.encode('utf-8', 'surrogateescape')).hex()[:32]}"
 

@@ -1,11 +1,9 @@
-"""The collector's settings. Read before the job starts: nothing is imported here but the table itself."""
+"""The collector's settings. Imported before the job starts: heavy imports stay inside functions."""
 
 from __future__ import annotations
 
 import os
 
-from sentinel_protocol.common.api_url import API_URL_VARIABLE, api_url_error, redact_url
-from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.settings.model import boolean, choice, key_value, path, percent, seconds, setting, text
 from sentinel_protocol.common.settings.sources import merge_file_collecting_errors
 
@@ -14,9 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from sentinel_protocol.common.endpoints import Address
     from sentinel_protocol.common.settings.sources import SettingsFile
-    from sentinel_protocol.wire.curve_keys import ClientCurveKeys
 
 _METADATA = (
     ("project_name", "name of the project"),
@@ -34,11 +30,11 @@ _METADATA = (
 METADATA_NAMES = tuple(name for name, _ in _METADATA)
 
 MAX_RUN_KEY_CHARS = 200
-"""`sentinel_protocol.wire.messages` has the same limit, and would cost the job's start too much."""
+"""The same as in `sentinel_protocol.wire.messages`, whose import would delay the job's start."""
 
 
 def run_key(value: Any) -> str:
-    """Parse a run key as the uploader takes it."""
+    """Parse a run key; `ValueError` when the uploader would reject it."""
     key = text(value)
     if len(key) > MAX_RUN_KEY_CHARS or not key.isprintable():
         raise ValueError(f"must be at most {MAX_RUN_KEY_CHARS} printable characters")
@@ -46,7 +42,7 @@ def run_key(value: Any) -> str:
 
 
 def host_root(value: Any) -> str:
-    """Parse where the machine's root directory is mounted; its first process has to be seen there."""
+    """Parse the mount point of the machine's root directory; its /proc must show process 1."""
     root = path(value).rstrip("/")
     if root and not os.path.exists(f"{root}/proc/1/net/dev"):
         raise ValueError("must be where the machine's root directory is mounted, with its /proc")
@@ -168,9 +164,9 @@ SETTINGS = (
 
 
 def pre_start_settings(given: Mapping[str, Any], file: SettingsFile | None, *names: str) -> dict[str, Any]:
-    """Return the settings that matter before the job starts; the file is understood only where it names them.
+    """Return the named settings before the job starts; the file is parsed only if it contains one of the names.
 
-    What is wrong in it is told later, once the job runs.
+    Errors in the file are reported later, once the job runs.
     """
     open_names = [name for name in names if name not in given]
     if file is not None and any(name.encode() in file.content for name in open_names):
@@ -178,81 +174,3 @@ def pre_start_settings(given: Mapping[str, Any], file: SettingsFile | None, *nam
     else:
         values = {setting.name: setting.default for setting in SETTINGS} | dict(given)
     return {name: values[name] for name in names}
-
-
-def check_local_uploader_config(
-    given: Mapping[str, Any], file: SettingsFile | None, environ: Mapping[str, str]
-) -> None:
-    """Raise `UsageError` where this user's own uploader would not start for what the environment says."""
-    url = environ.get(API_URL_VARIABLE)
-    fault = api_url_error(url) if url else ""
-    # What costs time is done for a wrong address only.
-    if not url or not fault or pre_start_settings(given, file, "connect")["connect"]:
-        return
-    from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target
-
-    if default_target(environ) == SENTINEL_TARGET:
-        raise UsageError(f"{API_URL_VARIABLE} {redact_url(url)!r}: {fault}")
-
-
-def settings_for_started_job(
-    given: Mapping[str, Any], file: SettingsFile | None
-) -> tuple[dict[str, Any], list[Address], list[UsageError]]:
-    """Return all settings, the uploaders' addresses, and what is wrong with the file: the job is recorded without that.
-
-    Where the file cannot be trusted it may have meant to keep the command line back, so that stays out.
-    """
-    settings, errors = merge_file_collecting_errors(SETTINGS, given, file)
-    try:
-        addresses = uploader_addresses(settings)
-    except UsageError as error:
-        assert file is not None  # what was given otherwise was checked before the job began
-        errors.append(UsageError(f"{file.path}: {error}"))
-        settings["connect"] = addresses = []
-    if errors and "command_line" not in given:
-        settings["command_line"] = False
-    return settings, addresses, errors
-
-
-def uploader_addresses(values: Mapping[str, Any]) -> list[Address]:
-    """Return the checked addresses of uploaders, none when this user's own is meant; raises `UsageError`."""
-    if not values.get("connect"):
-        return []
-    from sentinel_protocol.common.endpoints import parse_address, require_encryption
-
-    addresses = [parse_address(url, bind=False) for url in values["connect"]]
-    has_keys = bool(client_curve_keys(values))
-    for address in addresses:
-        require_encryption(address, has_keys=has_keys, insecure=bool(values.get("insecure")), role="connect")
-    return addresses
-
-
-def client_curve_keys(values: Mapping[str, Any]) -> dict[str, ClientCurveKeys]:
-    """Return the keys for each uploader's URL, none where no keys are given; raises `UsageError`."""
-    server_keys, key, urls = values.get("server_key") or [], values.get("key"), values.get("connect") or []
-    if not urls or not (server_keys or key):
-        return {}
-    if not server_keys or not key:
-        raise UsageError(
-            "keys are two: --server-key (the uploader's public key) and --key (this collector's secret file)"
-        )
-    if len(server_keys) not in {1, len(urls)}:
-        raise UsageError(
-            f"{len(server_keys)} times --server-key for {len(urls)} times --connect: give one, or one each"
-        )
-    from sentinel_protocol.wire.curve_keys import ClientCurveKeys, load_server_key, read_key_pair
-
-    own = read_key_pair(key)
-    servers = [load_server_key(text) for text in server_keys]
-    return {url: ClientCurveKeys(own, servers[index % len(servers)]) for index, url in enumerate(urls)}
-
-
-def load_keys_without_core_dumps(values: Mapping[str, Any]) -> dict[str, ClientCurveKeys]:
-    """Return the keys for each uploader's URL; no core file holds them."""
-    keys = client_curve_keys(values)
-    if keys:
-        # The job, which runs already, keeps its own limit.
-        from sentinel_protocol.common.core_dumps import disable_core_dumps
-
-        disable_core_dumps()
-    return keys

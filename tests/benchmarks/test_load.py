@@ -180,20 +180,8 @@ def test_a_saturating_collector_keeps_its_window_full() -> None:
 
 @pytest.mark.parametrize("options", [["--storm", "--rate", "10"], ["--keys", "--reconnects", "10", "--rows", "5"]])
 def test_a_small_crowd_is_counted_right(options: Sequence[str]) -> None:
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.load",
-        "--collectors",
-        "20",
-        "--duration",
-        "3",
-        "--settle",
-        "0.2",
-        "--upload-interval",
-        "1",
-        *options,
-    ]
+    sizes = ["--collectors", "20", "--duration", "3", "--settle", "0.2", "--upload-interval", "1"]
+    words = [sys.executable, "-m", "benchmarks.load", *sizes, *options]
     done = subprocess.run(
         words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=110
     )

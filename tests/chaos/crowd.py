@@ -21,7 +21,7 @@ from fakes.web import free_port
 
 from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.run_facts import RunDescription
+from sentinel_collector.run_description import RunDescription
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import ClientCurveKeys, load_server_key, read_key_pair
@@ -122,7 +122,7 @@ class Crowd:
 
     def complaints(self) -> list[str]:
         """The uploader's lines about who is outside."""
-        return [line for line in self._log.read_text().splitlines() if "no room for more connections" in line]
+        return [line for line in self._log.read_text().splitlines() if "connection limit reached" in line]
 
     def turned_away(self) -> float:
         """The metric."""

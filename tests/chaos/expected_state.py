@@ -39,6 +39,5 @@ def _durable_seqs(path: Path) -> dict[tuple[str, str], int]:
         records = connection.execute("SELECT id, record FROM runs").fetchall()
     found = {number: decode_record(blob) for number, blob in records}
     return {
-        (record.key, record.incarnation): max(record.batched_seq, frames.get(number, 0))
-        for number, record in found.items()
+        (record.key, record.epoch): max(record.batched_seq, frames.get(number, 0)) for number, record in found.items()
     }

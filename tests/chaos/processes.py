@@ -201,7 +201,7 @@ class Collector(Process):
     @property
     def moves(self) -> int:
         """How often it has said that it goes on at another uploader."""
-        return self.log.read_text(encoding="utf-8").count(" is away; going on at ") if self.may_move else 0
+        return self.log.read_text(encoding="utf-8").count(" is unreachable; switching to ") if self.may_move else 0
 
     @property
     def has_begun(self) -> bool:

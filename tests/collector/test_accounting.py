@@ -50,11 +50,11 @@ def proc_with(directory: Path, place: CgroupMount) -> Path:
     """A `/proc` in which that hierarchy is the only one."""
     own = directory / "proc/self"
     own.mkdir(parents=True)
-    below = place.directory[len(place.mount) :] or "/"
+    below = place.directory[len(place.top) :] or "/"
     names = ",".join(sorted(place.controllers))
     kind = "cgroup2" if place.is_v2 else "cgroup"
     (own / "cgroup").write_text(f"{0 if place.is_v2 else 2}:{names}:{below}\n")
-    (own / "mountinfo").write_text(f"30 20 0:5 / {place.mount} rw - {kind} {kind} rw,{names}\n")
+    (own / "mountinfo").write_text(f"30 20 0:5 / {place.top} rw - {kind} {kind} rw,{names}\n")
     (own / "stat").symlink_to("/proc/self/stat")
     (own / "ns").symlink_to("/proc/self/ns")
     return directory / "proc"
@@ -229,7 +229,7 @@ def test_a_running_process_is_never_moved(home: Home) -> None:
     assert Path(f"/proc/{job.pid}/cgroup").read_text() == before
     job.kill()
     _out, err = collector.communicate(timeout=60)
-    assert "no cgroup for what runs already, CPU time is read from /proc" in err
+    assert "a running process cannot be put into a cgroup: CPU time is read from /proc" in err
     (run,) = home.local_runs()
     assert run["accounting"] == "proc"
 
@@ -323,7 +323,7 @@ def made_up(directory: Path, *, is_v2: bool, controllers: str = "", **files: str
     return CgroupMount(
         controllers=frozenset(filter(None, controllers.split(","))),
         is_v2=is_v2,
-        mount=str(directory),
+        top=str(directory),
         directory=str(directory),
     )
 
@@ -332,7 +332,7 @@ def made_up(directory: Path, *, is_v2: bool, controllers: str = "", **files: str
     ("controllers", "files", "reason"),
     [
         ("cpu,cpuacct", {}, "cpuacct is mounted together with cpu"),
-        ("", {"cgroup__subtree_control": "cpu memory\n"}, "{} would hand on cpu, memory"),
+        ("", {"cgroup__subtree_control": "cpu memory\n"}, "{} enables cpu, memory for its children"),
         ("", {"cgroup__type": "threaded\n"}, "{} is threaded"),
         ("", {"cpu__max": "50000 100000\n"}, "the job would not see {}/cpu.max"),
         ("", {"cpu__max": "max 100000\n", "memory__max": "1073741824\n"}, "the job would not see {}/memory.max"),
@@ -419,7 +419,7 @@ def own_cgroup(pid: int) -> str:
             line for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines() if "/sentinel-stream." in line
         )
         place = min(USABLE, key=lambda place: place.is_v2)
-        return place.mount + line.split(":", 2)[2]
+        return place.top + line.split(":", 2)[2]
     raise AssertionError(f"{pid} is in no cgroup of a run")
 
 

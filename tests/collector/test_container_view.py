@@ -367,7 +367,7 @@ def test_collector_says_when_there_is_no_container_to_show(home: Home) -> None:
     words = (COLLECTOR, "--scope", "container", "--accounting", "cgroup", "--connect", home.address, "--wait", "30")
     done = home.run("unshare", "-m", "sh", "-c", nothing_to_see, "sh", *words, "--", "true")
     assert done.returncode == 0
-    assert "no cgroup counts what this container uses: the system columns are the host's" in done.stderr
+    assert "no cgroup accounts for this container: the system columns show the host" in done.stderr
     assert "no cgroup for the run, CPU time is read from /proc: no cgroup hierarchy counts CPU time" in done.stderr
     (run,) = home.local_runs()
     assert (run["scope"], run["accounting"]) == ("host", "proc")

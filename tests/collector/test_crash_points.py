@@ -18,7 +18,7 @@ INTERVAL_S = 0.1
 ROWS = 5
 QUICKLY: Mapping[str, float] = {
     "sentinel_collector.delivery.send_queue:SPILL_AFTER_S": 0.25,
-    "sentinel_collector.session:ACKNOWLEDGE_WAIT_S": 0.5,
+    "sentinel_collector.shutdown:ACKNOWLEDGE_WAIT_S": 0.5,
 }
 
 

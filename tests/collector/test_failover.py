@@ -17,10 +17,9 @@ from rows import row
 
 from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.delivery.failover import PROBE_TIMEOUT_S, Failover
+from sentinel_collector.delivery.failover import PROBE_TIMEOUT_S, Failover, rank_uploaders
 from sentinel_collector.delivery.zmq_client import ZmqClient
-from sentinel_collector.run_facts import RunDescription
-from sentinel_collector.run_key import rank_uploaders
+from sentinel_collector.run_description import RunDescription
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import Address, parse_address
 from sentinel_protocol.wire.messages import (
@@ -127,7 +126,10 @@ def test_a_run_goes_on_at_another_uploader_and_every_row_arrives_once(two: Two, 
     wait_until(lambda: two.second.runs()[0]["rows_delivered"] > held, "it goes on there")
     _, complaints = collector.communicate("", timeout=60)
     assert collector.returncode == 0
-    assert complaints.count(f"the uploader at {two.first.relay.url} is away; going on at {two.second.relay.url}") == 1
+    assert (
+        complaints.count(f"the uploader at {two.first.relay.url} is unreachable; switching to {two.second.relay.url}")
+        == 1
+    )
     # What the first may have had waits for it, with the end of its part: the next collector delivers it.
     two.home.collector(*two.flags, "--run-key", "another", "--wait", "10", "--", "sleep", "2")
     wait_until(

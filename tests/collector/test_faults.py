@@ -29,7 +29,7 @@ from rows import FIRST_TIMESTAMP
 
 from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
-from sentinel_collector.run_facts import RunDescription
+from sentinel_collector.run_description import RunDescription
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows, decode_sample, encode_sample
 from sentinel_uploader.admin.status_reader import read_status
@@ -201,7 +201,7 @@ def test_output_of_a_killed_run_is_continued_though_another_collector_delivered_
     os.utime(file, (time.time() - 300, time.time() - 300))
     home.start_uploader()
     other = home.collector("--connect", home.address, "--wait", "20", "--", "true")
-    assert "delivered what an earlier collector had left" in other.stderr
+    assert "delivered for an earlier collector" in other.stderr
     (left,) = [run for run in runs_of(home) if run["state"] != "finished"]
     assert left["rows_waiting"] >= len(at_kill) - 1
 
@@ -225,7 +225,7 @@ def test_state_directory_that_cannot_be_written_is_told_once_and_rows_wait_in_me
     wait_until(lambda: stored(home) >= 30, "they are delivered from memory")
     said = end(process, target)
     (told,) = [line for line in said.splitlines() if "in memory" in line]
-    assert f"no place for undelivered samples in {state}" in told
+    assert f"cannot keep undelivered samples in {state}" in told
     assert "Not a directory" in told
     assert home.local_rows(finished_run(home)) == taken(output)
     assert row_files(home) == []
@@ -244,7 +244,7 @@ def test_full_disk_below_the_state_directory_is_told_and_rows_wait_in_memory(hom
         home.start_uploader()
         wait_until(lambda: stored(home) >= 60, "all are delivered")
         said = end(process, target)
-    assert said.count("cannot write undelivered samples to disk, keeping them in memory") == 1
+    assert said.count("cannot write undelivered samples to disk; keeping them in memory") == 1
     assert home.local_rows(finished_run(home)) == taken(output)
 
 
@@ -263,7 +263,7 @@ def test_older_of_two_collectors_with_one_run_key_stops_with_a_clear_line_and_it
     go.touch()
     _, said = older.communicate(timeout=DEADLINE_S)
     assert older.returncode == 4
-    assert said.count("a newer collector has taken this run over; this one records nothing more") == 1
+    assert said.count("a newer collector has taken over this run; this one stops recording") == 1
     newer.send_signal(signal.SIGTERM)
     newer.communicate(timeout=DEADLINE_S)
     assert newer.returncode == 0

@@ -25,7 +25,7 @@ from sentinel_collector.delivery.overflow_file.file import OverflowFile, Overflo
 from sentinel_collector.delivery.overflow_file.format import MAGIC
 from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
 from sentinel_collector.delivery.state_dir import open_run_file, save_undeliverable_rows
-from sentinel_collector.run_facts import RunDescription
+from sentinel_collector.run_description import RunDescription
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import Finish, Hello, encode
@@ -145,7 +145,7 @@ def test_what_one_collector_left_the_next_one_delivers(home: Home, state: State)
     assert len(state.files()) == 1
     home.start_uploader("--target", str(home.runs))
     done = home.collector(*words, "--wait", "20", "--job-name", "second", "--", "true")
-    assert "delivered what an earlier collector had left" in done.stderr
+    assert "delivered for an earlier collector" in done.stderr
     wait_until(lambda: len(finished_runs(home)) == 2, "both runs are delivered")
     (first,) = [run for run in finished_runs(home) if run["metadata"]["job_name"] == "first"]
     assert home.local_rows(first) == rows_of_file(output)
@@ -331,7 +331,7 @@ def test_rows_for_an_uploader_that_lets_nobody_in_are_told_with_its_reason(home:
         def is_told() -> bool:
             # What it wants is not always read before it hangs up.
             state.deliver()
-            return state.told.has(f"wait for {guarded.url}, whose uploader wants keys (--server-key, --key), in ")
+            return state.told.has(f"wait for {guarded.url}, whose uploader requires keys (--server-key, --key), in ")
 
         wait_until(is_told, "its reason is told")
 
@@ -558,7 +558,7 @@ def test_rows_that_only_a_file_of_the_users_own_has_are_not_called_lost(home: Ho
     words = ("--state-dir", str(home.directory / "file" / "below"), "--output", str(output), "--connect", nobody)
     done = home.collector(*words, "--", "true")
     assert f"no uploader answered at {nobody}; {len(rows_of_file(output))} sample" in done.stderr
-    assert f"not delivered, and in no file but {output}" in done.stderr
+    assert f"not delivered, and only in {output}" in done.stderr
     assert "lost" not in done.stderr
 
 

@@ -9,7 +9,7 @@ from typing import IO
 
 import pytest
 from fakes.process_harness import Home, rows_of_file
-from fakes.processes import CostlyClock, MadeUp
+from fakes.processes import CostlyClock, FakeProc
 
 from sentinel_collector.sensors.process_tree.process import TrackedProcess
 from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE, PssEstimator
@@ -19,13 +19,13 @@ from sentinel_protocol.wire.sample import COLUMNS
 
 
 @pytest.fixture
-def made_up(tmp_path: Path) -> MadeUp:
-    return MadeUp(tmp_path)
+def made_up(tmp_path: Path) -> FakeProc:
+    return FakeProc(tmp_path)
 
 
-def test_the_first_reading_is_pss_and_a_change_of_rss_moves_it(made_up: MadeUp) -> None:
+def test_the_first_reading_is_pss_and_a_change_of_rss_moves_it(made_up: FakeProc) -> None:
     made_up.put(1, rss=100_000, pss=97_000)
-    member = made_up.member(1)
+    member = made_up.process(1)
     meter = PssEstimator(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
     assert meter.update([member], 1.0) == 97_000
     # Its own pages nearly all: no reason to pay for another reading.
@@ -35,11 +35,11 @@ def test_the_first_reading_is_pss_and_a_change_of_rss_moves_it(made_up: MadeUp) 
     assert meter.peak_kib == 200_000
 
 
-def test_readings_keep_to_the_budget(made_up: MadeUp) -> None:
+def test_readings_keep_to_the_budget(made_up: FakeProc) -> None:
     members = []
     for pid in range(1, 5):
         made_up.put(pid, rss=40_000, pss=20_000, faults=1_000_000)
-        members.append(made_up.member(pid))
+        members.append(made_up.process(pid))
     clock = CostlyClock(0.01)
     meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0)
     for _ in range(100):
@@ -50,9 +50,9 @@ def test_readings_keep_to_the_budget(made_up: MadeUp) -> None:
     assert clock.time_s >= 0.9
 
 
-def test_a_process_that_stands_still_is_read_once_in_a_while_and_seen_as_soon_as_it_moves(made_up: MadeUp) -> None:
+def test_a_process_that_stands_still_is_read_once_in_a_while_and_seen_as_soon_as_it_moves(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=20_000)
-    member = made_up.member(1)
+    member = made_up.process(1)
     clock = CostlyClock(0.001)
     meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0)
     assert meter.update([member], 1.0) == 20_000
@@ -67,14 +67,14 @@ def test_a_process_that_stands_still_is_read_once_in_a_while_and_seen_as_soon_as
     assert meter.update([member], 1.0) == 16_000
 
 
-def two_that_share(made_up: MadeUp, pss: int) -> None:
+def two_that_share(made_up: FakeProc, pss: int) -> None:
     for pid in (1, 2):
         made_up.put(pid, rss=40_000, pss=20_000 + pss, faults=9, shared=20_000, shared_pss=pss, private=0)
 
 
-def test_those_that_stand_still_are_read_again_at_once_where_their_last_reading_failed(made_up: MadeUp) -> None:
+def test_those_that_stand_still_are_read_again_at_once_where_their_last_reading_failed(made_up: FakeProc) -> None:
     two_that_share(made_up, 10_000)
-    members = [made_up.member(pid) for pid in (1, 2)]
+    members = [made_up.process(pid) for pid in (1, 2)]
     meter = PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
     sums = [meter.update(members, 1.0) for _ in range(9)]
     assert sums == [60_000] * 9
@@ -87,10 +87,10 @@ def test_those_that_stand_still_are_read_again_at_once_where_their_last_reading_
 
 
 def test_one_that_stands_still_is_read_again_at_once_where_the_other_shares_more_than_was_thought(
-    made_up: MadeUp,
+    made_up: FakeProc,
 ) -> None:
     two_that_share(made_up, 20_000)
-    members = [made_up.member(pid) for pid in (1, 2)]
+    members = [made_up.process(pid) for pid in (1, 2)]
     meter = PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
     for _ in range(10):
         meter.update(members, 1.0)
@@ -103,7 +103,7 @@ def test_one_that_stands_still_is_read_again_at_once_where_the_other_shares_more
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_tree_that_stands_still_for_a_while_has_the_sums_of_one_that_is_looked_at_each_time(
-    made_up: MadeUp, seed: int
+    made_up: FakeProc, seed: int
 ) -> None:
     choice = random.Random(seed)
     rss = dict.fromkeys(range(1, choice.randint(2, 5)), 40_000)
@@ -119,7 +119,7 @@ def test_a_tree_that_stands_still_for_a_while_has_the_sums_of_one_that_is_looked
         put(pid)
     sides = []
     for _ in range(2):
-        members = [made_up.member(pid) for pid in rss]
+        members = [made_up.process(pid) for pid in rss]
         sides.append((PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0), members))
     shortened = 0
     for _ in range(60):
@@ -140,9 +140,9 @@ def test_a_tree_that_stands_still_for_a_while_has_the_sums_of_one_that_is_looked
     assert shortened > 5
 
 
-def test_a_process_that_shares_is_read_again_when_others_come(made_up: MadeUp) -> None:
+def test_a_process_that_shares_is_read_again_when_others_come(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=20_000)
-    member = made_up.member(1)
+    member = made_up.process(1)
     meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
     assert meter.update([member], 1.0) == 20_000
     made_up.put(1, rss=40_000, pss=13_000)
@@ -151,11 +151,11 @@ def test_a_process_that_shares_is_read_again_when_others_come(made_up: MadeUp) -
     assert meter.update([member], 1.0) == 13_000
 
 
-def test_a_parent_is_read_again_after_a_fork_but_not_after_an_exec(made_up: MadeUp) -> None:
+def test_a_parent_is_read_again_after_a_fork_but_not_after_an_exec(made_up: FakeProc) -> None:
     made_up.put(1, rss=400_000, pss=400_000)
     made_up.put(2, rss=2_000, pss=500)
     made_up.put(3, rss=390_000, pss=200_000)
-    parent, program, worker = (made_up.member(pid) for pid in (1, 2, 3))
+    parent, program, worker = (made_up.process(pid) for pid in (1, 2, 3))
     meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
     meter.update([parent], 1.0)
     made_up.put(1, rss=400_000, pss=200_000)
@@ -167,19 +167,19 @@ def test_a_parent_is_read_again_after_a_fork_but_not_after_an_exec(made_up: Made
     assert meter.update([parent, program, worker], 1.0) == 400_500
 
 
-def test_pages_that_a_new_process_has_not_touched_are_its_parents(made_up: MadeUp) -> None:
+def test_pages_that_a_new_process_has_not_touched_are_its_parents(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=40_000)
     made_up.put(2, rss=40_000, pss=10_000, faults=500)
-    members = [made_up.member(1), made_up.member(2)]
+    members = [made_up.process(1), made_up.process(2)]
     # The first reading is always allowed; it uses up what there is.
     meter = PssEstimator(clock=CostlyClock(0.01), share=1e-9, interval_s=1.0)
     assert meter.update(members, 1.0) == 40_000 + 500 * PAGE_KIB
     assert PssEstimator(clock=CostlyClock(0.01), share=0.0, interval_s=1.0).update(members, 1.0) == 80_000
 
 
-def test_rss_stands_in_where_pss_is_not_to_be_had(made_up: MadeUp) -> None:
+def test_rss_stands_in_where_pss_is_not_to_be_had(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=None)
-    member = made_up.member(1)
+    member = made_up.process(1)
     meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
     assert meter.update([member], 1.0) == 40_000
     made_up.put(1, rss=44_000, pss=1)
@@ -188,9 +188,9 @@ def test_rss_stands_in_where_pss_is_not_to_be_had(made_up: MadeUp) -> None:
     assert meter.update([member], 1.0) == 44_000
 
 
-def test_a_pid_of_another_start_time_is_another_process(made_up: MadeUp) -> None:
+def test_a_pid_of_another_start_time_is_another_process(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=1)
-    member = made_up.member(1)
+    member = made_up.process(1)
     assert member.is_alive()
     stat = made_up.proc / "1/stat"
     stat.write_text(stat.read_text().replace(" 55 ", " 56 "))
@@ -198,9 +198,9 @@ def test_a_pid_of_another_start_time_is_another_process(made_up: MadeUp) -> None
     assert not member.read(made_up.ledger)
 
 
-def test_a_torn_stat_line_says_nothing_new(made_up: MadeUp) -> None:
+def test_a_torn_stat_line_says_nothing_new(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=1)
-    member = made_up.member(1)
+    member = made_up.process(1)
     (made_up.proc / "1/stat").write_text("1 (a")
     assert member.read(made_up.ledger)
     assert member.rss_kib == 40_000
@@ -208,17 +208,17 @@ def test_a_torn_stat_line_says_nothing_new(made_up: MadeUp) -> None:
     assert not member.read(made_up.ledger)
 
 
-def test_a_damaged_list_of_children_names_those_that_can_be_read(made_up: MadeUp) -> None:
+def test_a_damaged_list_of_children_names_those_that_can_be_read(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=1)
-    member = made_up.member(1)
+    member = made_up.process(1)
     (made_up.proc / "1/task/1").mkdir(parents=True)
     (made_up.proc / "1/task/1/children").write_bytes(b"12 -3 \xe6\x93s 45 ")
     assert member.children() == [12, 45]
 
 
-def started(made_up: MadeUp, *pids: int) -> tuple[list[TrackedProcess], PssEstimator, CostlyClock]:
+def started(made_up: FakeProc, *pids: int) -> tuple[list[TrackedProcess], PssEstimator, CostlyClock]:
     """Members whose PSS has all been read, which has used up the budget."""
-    members = [made_up.member(pid) for pid in pids]
+    members = [made_up.process(pid) for pid in pids]
     # 25 ms are there at first: for each an equal part of it, and the last goes a little beyond.
     clock = CostlyClock(0.0251 / len(pids))
     meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0)
@@ -227,7 +227,7 @@ def started(made_up: MadeUp, *pids: int) -> tuple[list[TrackedProcess], PssEstim
     return members, meter, clock
 
 
-def without_budget(made_up: MadeUp, members: list[TrackedProcess], meter: PssEstimator, clock: CostlyClock) -> float:
+def without_budget(made_up: FakeProc, members: list[TrackedProcess], meter: PssEstimator, clock: CostlyClock) -> float:
     """The next row, which no reading of PSS is left for."""
     spent_s = clock.time_s
     for member in members:
@@ -237,7 +237,7 @@ def without_budget(made_up: MadeUp, members: list[TrackedProcess], meter: PssEst
     return memory_kib
 
 
-def test_shared_pages_touched_since_are_there_once_and_own_ones_each_time(made_up: MadeUp) -> None:
+def test_shared_pages_touched_since_are_there_once_and_own_ones_each_time(made_up: FakeProc) -> None:
     for pid in range(1, 5):
         made_up.put(pid, rss=10_000, pss=7_000, shared=4_000, shared_pss=1_000)
     members, meter, clock = started(made_up, 1, 2, 3, 4)
@@ -249,16 +249,16 @@ def test_shared_pages_touched_since_are_there_once_and_own_ones_each_time(made_u
 
 @pytest.mark.parametrize(("share", "private", "together"), [(100_000, 0, 200_000), (200_000, 200_000, 400_000)])
 def test_shared_pages_of_a_process_that_was_read_later_are_the_others_unless_nobody_else_has_them(
-    made_up: MadeUp, share: int, private: int, together: int
+    made_up: FakeProc, share: int, private: int, together: int
 ) -> None:
     made_up.put(1, rss=200_000, pss=200_000, shared=200_000, shared_pss=200_000, private=200_000)
-    members = [made_up.member(1)]
+    members = [made_up.process(1)]
     # One reading uses up the budget of some rows.
     meter = PssEstimator(clock=CostlyClock(0.03), share=0.01, interval_s=1.0)
     assert meter.update(members, 1.0) == 200_000
     for pid in (1, 2):
         made_up.put(pid, rss=200_000, pss=share, shared=200_000, shared_pss=share, private=private)
-    members.append(made_up.member(2))
+    members.append(made_up.process(2))
     meter.processes_changed()
     sums, read = [], set()
     for _ in range(12):
@@ -268,7 +268,7 @@ def test_shared_pages_of_a_process_that_was_read_later_are_the_others_unless_nob
     assert sums == [together] * 12
 
 
-def test_shared_memory_that_workers_are_getting_to_is_there_once_until_it_is_given_back(made_up: MadeUp) -> None:
+def test_shared_memory_that_workers_are_getting_to_is_there_once_until_it_is_given_back(made_up: FakeProc) -> None:
     def put(touched: int, common: int = 300_000) -> None:
         """Both workers have got so far in what the first process has all of."""
         for pid, shared in (1, common), (2, touched), (3, touched):
@@ -277,11 +277,11 @@ def test_shared_memory_that_workers_are_getting_to_is_there_once_until_it_is_giv
             made_up.put(pid, rss=4_000 + shared, pss=4_000 + share, shared=shared, shared_pss=share, private=alone)
 
     put(0)
-    members = [made_up.member(1)]
+    members = [made_up.process(1)]
     # The budget of a row is one reading.
     meter = PssEstimator(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
     assert meter.update(members, 1.0) == 304_000
-    members += [made_up.member(pid) for pid in (2, 3)]
+    members += [made_up.process(pid) for pid in (2, 3)]
     meter.processes_changed()
     sums = []
     for row in range(1, 21):
@@ -299,7 +299,7 @@ def test_shared_memory_that_workers_are_getting_to_is_there_once_until_it_is_giv
 
 
 def test_what_was_touched_before_the_first_row_is_there_although_all_have_been_read_since(
-    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+    made_up: FakeProc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def put(shared: int) -> None:
         for pid in (1, 2):
@@ -307,12 +307,12 @@ def test_what_was_touched_before_the_first_row_is_there_although_all_have_been_r
             made_up.put(pid, rss=4_000 + shared, pss=pss, shared=shared, shared_pss=shared // 2, private=4_000)
 
     put(0)
-    members = [made_up.member(1)]
+    members = [made_up.process(1)]
     meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
     assert meter.update(members, 1.0) == 4_000
     put(100_000)
     members[0].read(made_up.ledger)
-    members.append(made_up.member(2))
+    members.append(made_up.process(2))
     meter.processes_changed()
     read_file, order = TrackedProcess.read_file, []
 
@@ -328,14 +328,14 @@ def test_what_was_touched_before_the_first_row_is_there_although_all_have_been_r
     assert sorted(order[:2]) == [1, 2]
 
 
-def test_pages_touched_little_by_little_are_no_rush_after_one_that_did_not_end(made_up: MadeUp) -> None:
+def test_pages_touched_little_by_little_are_no_rush_after_one_that_did_not_end(made_up: FakeProc) -> None:
     made_up.put(1, rss=200_000, pss=200_000, shared=200_000, shared_pss=200_000, private=200_000)
     made_up.put(2, rss=200_000, pss=100_000, shared=200_000, shared_pss=100_000, private=0)
     (made_up.proc / "2" / "smaps_rollup").write_text("")
-    members = [made_up.member(1)]
+    members = [made_up.process(1)]
     meter = PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
     meter.update(members, 1.0)
-    members.append(made_up.member(2))
+    members.append(made_up.process(2))
     meter.processes_changed()
     rushes = []
     for row in range(200):
@@ -347,28 +347,28 @@ def test_pages_touched_little_by_little_are_no_rush_after_one_that_did_not_end(m
     assert rushes == [True] * 10 + [False] * 190
 
 
-def test_small_processes_that_come_and_go_leave_the_sum_of_a_pool_alone(made_up: MadeUp) -> None:
+def test_small_processes_that_come_and_go_leave_the_sum_of_a_pool_alone(made_up: FakeProc) -> None:
     for pid in range(1, 5):
         made_up.put(pid, rss=204_000, pss=54_000, shared=200_000, shared_pss=50_000, private=4_000)
-    members = [made_up.member(pid) for pid in range(1, 5)]
+    members = [made_up.process(pid) for pid in range(1, 5)]
     meter = PssEstimator(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
     for _ in range(10):
         meter.update(members, 1.0)
     for row in range(40):
         shared = 10_000 if row % 2 else 0
         made_up.put(9, rss=4_000 + shared, pss=4_000 + shared, shared=shared, shared_pss=shared, private=4_000 + shared)
-        small = made_up.member(9)
+        small = made_up.process(9)
         meter.processes_changed()
         assert meter.update([*members, small], 1.0) == pytest.approx(216_000 + 4_000 + shared, rel=0.05)
         meter.process_gone(small)
 
 
 def test_shared_pages_that_are_touched_between_two_readings_of_a_row_are_there_once(
-    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+    made_up: FakeProc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_up.put(1, rss=200_000, pss=200_000, shared=200_000, shared_pss=200_000)
     made_up.put(2, rss=300_000, pss=300_000)
-    members = [made_up.member(pid) for pid in (1, 2)]
+    members = [made_up.process(pid) for pid in (1, 2)]
     read_file, order = TrackedProcess.read_file, []
 
     def touched_in_between(member: TrackedProcess, name: str) -> bytes:
@@ -389,7 +389,7 @@ def test_shared_pages_that_are_touched_between_two_readings_of_a_row_are_there_o
     assert order[2:] == [1, 2], "both once more"
 
 
-def test_shares_that_were_read_are_not_counted_again_when_others_touch_the_same(made_up: MadeUp) -> None:
+def test_shares_that_were_read_are_not_counted_again_when_others_touch_the_same(made_up: FakeProc) -> None:
     # The first was read when it had touched all of it, the second when it had touched nothing.
     made_up.put(1, rss=80_000, pss=80_000, shared=60_000, shared_pss=60_000)
     made_up.put(2, rss=20_000, pss=20_000)
@@ -398,29 +398,29 @@ def test_shares_that_were_read_are_not_counted_again_when_others_touch_the_same(
     assert without_budget(made_up, members, meter, clock) == 100_000
 
 
-def test_pages_shared_with_others_outside_the_tree_stay_theirs_when_some_more_are_touched(made_up: MadeUp) -> None:
+def test_pages_shared_with_others_outside_the_tree_stay_theirs_when_some_more_are_touched(made_up: FakeProc) -> None:
     made_up.put(1, rss=100_000, pss=20_000, shared=90_000, shared_pss=10_000)
     members, meter, clock = started(made_up, 1)
     made_up.put(1, rss=100_400, pss=1, shared=90_400)
     assert without_budget(made_up, members, meter, clock) == 20_400
 
 
-def test_shared_pages_given_back_take_their_part_of_the_share_with_them(made_up: MadeUp) -> None:
+def test_shared_pages_given_back_take_their_part_of_the_share_with_them(made_up: FakeProc) -> None:
     made_up.put(1, rss=50_000, pss=30_000, shared=40_000, shared_pss=20_000)
     members, meter, clock = started(made_up, 1)
     made_up.put(1, rss=20_000, pss=1, shared=10_000)
     assert without_budget(made_up, members, meter, clock) == 10_000 + 5_000
 
 
-def test_a_process_not_read_yet_has_the_others_shared_pages(made_up: MadeUp) -> None:
+def test_a_process_not_read_yet_has_the_others_shared_pages(made_up: FakeProc) -> None:
     made_up.put(1, rss=50_000, pss=50_000, shared=30_000, shared_pss=30_000)
     members, meter, clock = started(made_up, 1)
     made_up.put(2, rss=60_000, pss=1, shared=40_000, faults=500)
-    members.append(made_up.member(2))
+    members.append(made_up.process(2))
     assert without_budget(made_up, members, meter, clock) == 20_000 + 500 * PAGE_KIB + 40_000
 
 
-def test_processes_that_touch_different_files_are_put_right_by_the_next_reading(made_up: MadeUp) -> None:
+def test_processes_that_touch_different_files_are_put_right_by_the_next_reading(made_up: FakeProc) -> None:
     for pid in (1, 2):
         made_up.put(pid, rss=10_000, pss=10_000)
     members, meter, clock = started(made_up, 1, 2)
@@ -432,7 +432,7 @@ def test_processes_that_touch_different_files_are_put_right_by_the_next_reading(
     assert meter.update(members, 30.0) == 120_000
 
 
-def test_who_was_read_alone_is_read_again_at_once_when_another_turns_out_to_share(made_up: MadeUp) -> None:
+def test_who_was_read_alone_is_read_again_at_once_when_another_turns_out_to_share(made_up: FakeProc) -> None:
     made_up.put(1, rss=60_000, pss=60_000, shared=50_000, shared_pss=50_000)
     made_up.put(2, rss=10_000, pss=10_000)
     members, meter, clock = started(made_up, 1, 2)
@@ -444,7 +444,7 @@ def test_who_was_read_alone_is_read_again_at_once_when_another_turns_out_to_shar
     assert meter.update(members, 30.0) == 35_000 + 35_000
 
 
-def test_a_process_that_ends_while_it_is_read_does_not_count_its_shared_pages_again(made_up: MadeUp) -> None:
+def test_a_process_that_ends_while_it_is_read_does_not_count_its_shared_pages_again(made_up: FakeProc) -> None:
     for pid in (1, 2):
         made_up.put(pid, rss=60_000, pss=35_000, shared=50_000, shared_pss=25_000, faults=100_000)
     members, meter, clock = started(made_up, 1, 2)
@@ -455,15 +455,15 @@ def test_a_process_that_ends_while_it_is_read_does_not_count_its_shared_pages_ag
     assert not members[1].pss.denied
 
 
-def test_a_kernel_without_rollups_gives_resident_sets(made_up: MadeUp) -> None:
+def test_a_kernel_without_rollups_gives_resident_sets(made_up: FakeProc) -> None:
     made_up.put(1, rss=60_000, pss=None, shared=50_000)
-    member = made_up.member(1)
+    member = made_up.process(1)
     meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
     assert meter.update([member], 1.0) == 60_000
     assert member.pss.denied
 
 
-def test_a_rollup_without_parts_counts_anonymous_pages_as_its_own(made_up: MadeUp) -> None:
+def test_a_rollup_without_parts_counts_anonymous_pages_as_its_own(made_up: FakeProc) -> None:
     made_up.put(1, rss=100_000, pss=90_000, shared=40_000, shared_pss=None)
     members, meter, clock = started(made_up, 1)
     assert members[0].pss.reading is not None
@@ -472,7 +472,7 @@ def test_a_rollup_without_parts_counts_anonymous_pages_as_its_own(made_up: MadeU
     assert without_budget(made_up, members, meter, clock) == 90_000 + 30_000
 
 
-def test_without_statm_a_change_counts_as_the_process_own(made_up: MadeUp) -> None:
+def test_without_statm_a_change_counts_as_the_process_own(made_up: FakeProc) -> None:
     made_up.put(1, rss=100_000, pss=60_000, shared=50_000, shared_pss=20_000)
     members, meter, clock = started(made_up, 1)
     made_up.put(1, rss=110_000, pss=1)
@@ -484,7 +484,7 @@ def test_without_statm_a_change_counts_as_the_process_own(made_up: MadeUp) -> No
     assert without_budget(made_up, members, meter, clock) == 80_000
 
 
-def test_statm_is_read_when_rss_changed_until_both_agree_or_stand_still(made_up: MadeUp) -> None:
+def test_statm_is_read_when_rss_changed_until_both_agree_or_stand_still(made_up: FakeProc) -> None:
     made_up.put(1, rss=20_000, pss=20_000)
     members, meter, clock = started(made_up, 1)
     statm = made_up.proc / "1/statm"
@@ -504,7 +504,7 @@ def test_statm_is_read_when_rss_changed_until_both_agree_or_stand_still(made_up:
     assert without_budget(made_up, members, meter, clock) == 28_400
 
 
-def test_trifles_count_as_anonymous_until_they_add_up(made_up: MadeUp) -> None:
+def test_trifles_count_as_anonymous_until_they_add_up(made_up: FakeProc) -> None:
     made_up.put(1, rss=100_000, pss=100_000)
     made_up.put(2, rss=20_000, pss=20_000)
     members, meter, clock = started(made_up, 1, 2)
@@ -574,7 +574,7 @@ def test_workers_that_touch_shared_memory_are_measured_right_before_they_are_rea
         assert job.stdin is not None
         assert job.stdout is not None
         pids = [int(word) for word in job.stdout.readline().split()]
-        real = MadeUp(Path("/proc"))
+        real = FakeProc(Path("/proc"))
 
         def let_touch(stdin: IO[str], stdout: IO[str]) -> None:
             stdin.write("\n")

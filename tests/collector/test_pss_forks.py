@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fakes.processes import CostlyClock, MadeUp
+from fakes.processes import CostlyClock, FakeProc
 
 from sentinel_collector.sensors.process_tree.process import TrackedProcess
 from sentinel_collector.sensors.process_tree.pss_estimator import PssEstimator
@@ -18,18 +18,18 @@ from sentinel_protocol.common.clock import SystemClock
 
 
 @pytest.fixture
-def made_up(tmp_path: Path) -> MadeUp:
-    return MadeUp(tmp_path)
+def made_up(tmp_path: Path) -> FakeProc:
+    return FakeProc(tmp_path)
 
 
 def read_as_parent_and_child(
-    made_up: MadeUp, clock: CostlyClock, *, is_closed: bool = True
+    made_up: FakeProc, clock: CostlyClock, *, is_closed: bool = True
 ) -> tuple[TrackedProcess, TrackedProcess, PssEstimator]:
     """A parent of 40,000 KiB and a fork of it with 1,000 of its own are read."""
     made_up.put(1, rss=40_000, pss=40_000)
     made_up.put(2, rss=41_000, pss=21_000, private=1_000, faults=250)
     meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0, is_closed=is_closed)
-    parent, child = made_up.member(1), made_up.member(2)
+    parent, child = made_up.process(1), made_up.process(2)
     assert meter.update([parent], 1.0) == 40_000
     made_up.put(1, rss=40_000, pss=20_000, private=0)
     meter.processes_changed()
@@ -38,7 +38,7 @@ def read_as_parent_and_child(
     return parent, child, meter
 
 
-def test_a_child_that_gave_its_memory_up_leaves_its_parent_whole(made_up: MadeUp) -> None:
+def test_a_child_that_gave_its_memory_up_leaves_its_parent_whole(made_up: FakeProc) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     # Its pages are being taken away from it: the parent's share is on its way back from a half.
     made_up.put(2, rss=0, pss=None)
@@ -50,12 +50,12 @@ def test_a_child_that_gave_its_memory_up_leaves_its_parent_whole(made_up: MadeUp
     assert meter.update([parent], 1.0) == 40_000
 
 
-def test_a_child_that_is_read_without_its_parent_adds_what_is_its_own(made_up: MadeUp) -> None:
+def test_a_child_that_is_read_without_its_parent_adds_what_is_its_own(made_up: FakeProc) -> None:
     clock = CostlyClock(0.0)
     parent, child, meter = read_as_parent_and_child(made_up, clock)
     meter.process_gone(child)
     made_up.put(3, rss=40_500, pss=20_500, private=500, faults=125)
-    other = made_up.member(3)
+    other = made_up.process(3)
     meter.process_born(parent, other)
     # The next reading uses up all there is.
     clock.cost_s = 1.0
@@ -64,7 +64,7 @@ def test_a_child_that_is_read_without_its_parent_adds_what_is_its_own(made_up: M
     assert parent.pss.has_forked
 
 
-def test_a_child_that_no_search_has_seen_does_not_halve_its_parent(made_up: MadeUp) -> None:
+def test_a_child_that_no_search_has_seen_does_not_halve_its_parent(made_up: FakeProc) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     meter.process_gone(child)
     assert meter.update([parent], 1.0) == 40_000
@@ -72,14 +72,14 @@ def test_a_child_that_no_search_has_seen_does_not_halve_its_parent(made_up: Made
     assert parent.pss.reading.kib == 20_000
 
 
-def test_what_others_outside_the_tree_share_stays_theirs(made_up: MadeUp) -> None:
+def test_what_others_outside_the_tree_share_stays_theirs(made_up: FakeProc) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0), is_closed=False)
     made_up.put(1, rss=40_000, pss=10_000, private=0)
     meter.processes_changed()
     assert meter.update([parent, child], 1.0) == 31_000
 
 
-def test_shared_memory_that_one_process_alone_has_touched_is_not_its_own_twice(made_up: MadeUp) -> None:
+def test_shared_memory_that_one_process_alone_has_touched_is_not_its_own_twice(made_up: FakeProc) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     made_up.put(2, rss=51_000, pss=31_000, shared=10_000, shared_pss=10_000, shmem=10_000, private=11_000, faults=2_750)
     child.read(made_up.ledger)
@@ -89,13 +89,13 @@ def test_shared_memory_that_one_process_alone_has_touched_is_not_its_own_twice(m
     assert meter.update([parent, child], 1.0) == 51_000
 
 
-def read_as_three_generations(made_up: MadeUp, clock: CostlyClock) -> tuple[list[TrackedProcess], PssEstimator]:
+def read_as_three_generations(made_up: FakeProc, clock: CostlyClock) -> tuple[list[TrackedProcess], PssEstimator]:
     """A process of 40,000 KiB, a fork of it that has got 60,000 of its own, and a fork of that one."""
     made_up.put(1, rss=40_000, pss=40_000)
     made_up.put(2, rss=40_000, pss=20_000, private=0)
     made_up.put(3, rss=100_000, pss=43_330, private=0)
     meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0, is_closed=True)
-    first, second = made_up.member(1), made_up.member(2)
+    first, second = made_up.process(1), made_up.process(2)
     assert meter.update([first], 1.0) == 40_000
     meter.process_born(first, second)
     made_up.put(1, rss=40_000, pss=20_000, private=0)
@@ -104,13 +104,13 @@ def read_as_three_generations(made_up: MadeUp, clock: CostlyClock) -> tuple[list
     assert meter.update([first, second], 1.0) == 100_000
     made_up.put(1, rss=40_000, pss=13_340, private=0)
     made_up.put(2, rss=100_000, pss=43_330, private=0, faults=15_000)
-    third = made_up.member(3)
+    third = made_up.process(3)
     meter.processes_changed()
     meter.process_born(second, third)
     return [first, second, third], meter
 
 
-def test_what_was_forked_and_forked_again_is_there_once(made_up: MadeUp) -> None:
+def test_what_was_forked_and_forked_again_is_there_once(made_up: FakeProc) -> None:
     members, meter = read_as_three_generations(made_up, CostlyClock(0.0))
     assert meter.update(members, 1.0) == 100_000
     # The same when some were read with the others, some without.
@@ -119,7 +119,7 @@ def test_what_was_forked_and_forked_again_is_there_once(made_up: MadeUp) -> None
     assert without_reading(meter, members) == 100_000
 
 
-def test_what_the_first_lent_stays_there_once_when_one_in_between_ends(made_up: MadeUp) -> None:
+def test_what_the_first_lent_stays_there_once_when_one_in_between_ends(made_up: FakeProc) -> None:
     members, meter = read_as_three_generations(made_up, CostlyClock(0.0))
     meter.update(members, 1.0)
     meter.process_gone(members.pop(1))
@@ -129,11 +129,11 @@ def test_what_the_first_lent_stays_there_once_when_one_in_between_ends(made_up: 
     assert meter.update(members, 1.0) == 100_000
 
 
-def test_forked_ones_have_what_the_first_lent_them_when_it_has_ended(made_up: MadeUp) -> None:
+def test_forked_ones_have_what_the_first_lent_them_when_it_has_ended(made_up: FakeProc) -> None:
     clock = CostlyClock(0.0)
     parent, child, meter = read_as_parent_and_child(made_up, clock)
     made_up.put(3, rss=40_500, pss=13_830, private=500, faults=125)
-    other = made_up.member(3)
+    other = made_up.process(3)
     meter.process_born(parent, other)
     meter.processes_changed()
     meter.update([parent, child, other], 1.0)
@@ -141,7 +141,7 @@ def test_forked_ones_have_what_the_first_lent_them_when_it_has_ended(made_up: Ma
     assert without_reading(meter, [child, other]) == 41_500
 
 
-def test_what_the_first_gives_back_stays_with_those_that_it_forked(made_up: MadeUp) -> None:
+def test_what_the_first_gives_back_stays_with_those_that_it_forked(made_up: FakeProc) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     made_up.put(1, rss=4_000, pss=4_000)
     parent.read(made_up.ledger)
@@ -160,7 +160,7 @@ def without_reading(meter: PssEstimator, members: list[TrackedProcess]) -> float
     return meter.update(members, 0.0)
 
 
-def test_pages_of_a_mapped_file_that_it_alone_has_written_are_no_memory_of_its_own(made_up: MadeUp) -> None:
+def test_pages_of_a_mapped_file_that_it_alone_has_written_are_no_memory_of_its_own(made_up: FakeProc) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     made_up.put(2, rss=71_000, pss=51_000, shared=30_000, shared_pss=30_000, private=31_000, faults=7_750)
     child.read(made_up.ledger)
@@ -169,11 +169,11 @@ def test_pages_of_a_mapped_file_that_it_alone_has_written_are_no_memory_of_its_o
     assert without_reading(meter, [parent, child]) == 71_000
 
 
-def test_a_child_about_to_begin_a_program_has_its_parents_memory_itself(made_up: MadeUp) -> None:
+def test_a_child_about_to_begin_a_program_has_its_parents_memory_itself(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=40_000)
     made_up.put(2, rss=40_000, pss=40_000)
     meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0, is_closed=True)
-    parent, child = made_up.member(1), made_up.member(2)
+    parent, child = made_up.process(1), made_up.process(2)
     meter.update([parent], 1.0)
     meter.processes_changed()
     meter.process_born(parent, child)
@@ -183,7 +183,7 @@ def test_a_child_about_to_begin_a_program_has_its_parents_memory_itself(made_up:
     assert meter.update([parent, child], 1.0) == 49_000
 
 
-def test_who_writes_to_what_it_shares_leaves_the_others_more_of_it(made_up: MadeUp) -> None:
+def test_who_writes_to_what_it_shares_leaves_the_others_more_of_it(made_up: FakeProc) -> None:
     parent, child, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     assert child.pss.reading is not None
     assert child.pss.reading.exclusive_anon_kib == 1_000
@@ -196,24 +196,24 @@ def test_who_writes_to_what_it_shares_leaves_the_others_more_of_it(made_up: Made
     assert parent.pss.reading.anon_pss_kib == 40_000
 
 
-def test_an_orphan_that_nobody_saw_being_forked_makes_the_others_be_read(made_up: MadeUp) -> None:
+def test_an_orphan_that_nobody_saw_being_forked_makes_the_others_be_read(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=40_000)
     meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0, is_closed=True)
-    lender = made_up.member(1)
+    lender = made_up.process(1)
     assert meter.update([lender], 1.0) == 40_000
     made_up.put(1, rss=40_000, pss=20_000, private=0)
     made_up.put(2, rss=40_000, pss=20_000, private=0)
-    orphan = made_up.member(2)
+    orphan = made_up.process(2)
     meter.processes_changed()
     meter.process_born(None, orphan)
     assert meter.update([lender, orphan], 1.0) == 40_000
 
 
-def test_what_others_outside_the_tree_have_is_theirs_also_while_a_child_comes(made_up: MadeUp) -> None:
+def test_what_others_outside_the_tree_have_is_theirs_also_while_a_child_comes(made_up: FakeProc) -> None:
     made_up.put(1, rss=40_000, pss=10_000, private=0)
     made_up.put(2, rss=40_000, pss=8_000, private=0)
     meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
-    parent, child = made_up.member(1), made_up.member(2)
+    parent, child = made_up.process(1), made_up.process(2)
     assert meter.update([parent], 1.0) == 10_000
     meter.processes_changed()
     meter.process_born(parent, child)
@@ -312,12 +312,12 @@ def test_a_job_that_forks_all_the_time_has_the_same_memory_in_every_row() -> Non
     assert [row for row in rows if not 0.9 * resident_kib < row < 1.1 * resident_kib] == []
 
 
-def test_shared_memory_that_nobody_has_alone_takes_nothing_from_what_a_process_has_alone(made_up: MadeUp) -> None:
+def test_shared_memory_that_nobody_has_alone_takes_nothing_from_what_a_process_has_alone(made_up: FakeProc) -> None:
     parent, _, meter = read_as_parent_and_child(made_up, CostlyClock(0.0))
     made_up.put(
         3, rss=280_000, pss=117_000, shared=200_000, shared_pss=41_000, shmem=41_000, private=75_000, faults=70_000
     )
-    worker = made_up.member(3)
+    worker = made_up.process(3)
     meter.process_born(parent, worker)
     meter.update([parent, worker], 1.0)
     assert worker.pss.reading is not None

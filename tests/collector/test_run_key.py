@@ -6,7 +6,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from sentinel_collector.run_key import rank_uploaders, run_key_of_host, run_key_of_process, successor_run_key
+from sentinel_collector.delivery.failover import rank_uploaders
+from sentinel_collector.run_key import run_key_of_host, run_key_of_process, successor_run_key
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import MAX_RUN_KEY_CHARS
 

@@ -244,7 +244,7 @@ def test_without_room_the_oldest_unsent_rows_give_way_and_are_counted(
     assert (queue.rows, queue.dropped_rows) == (10, 3)
     # The uploader may have rows 1 to 4 under their numbers: what gave way is behind them.
     assert sent(queue) == list(enumerate([1, 2, 3, 4, 8, 9, 10, 11, 12, 13], 1))
-    assert sum("no disk" in text for text in place.warnings) == 1
+    assert sum("no file" in text for text in place.warnings) == 1
     assert sum("cannot write" in text for text in place.warnings) == 1
 
 

@@ -57,9 +57,9 @@ def test_a_tracked_process_is_summed_up() -> None:
 
 
 def test_a_run_elsewhere_is_shown_on_the_uploaders_machine() -> None:
-    assert "`sentinel-uploader show key` says how far" in summary_lines(figures())[1]
+    assert "`sentinel-uploader show key` shows the progress" in summary_lines(figures())[1]
     assert (
-        "`sentinel-uploader show key` on the uploader's machine says how far"
+        "`sentinel-uploader show key` on the uploader's machine shows the progress"
         in summary_lines(figures(), is_remote=True)[1]
     )
 

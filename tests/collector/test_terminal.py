@@ -49,7 +49,7 @@ def test_second_interrupt_ends_the_collector_and_leaves_the_job(home: Home) -> N
         wait_until(lambda: not _is_pending(signal.SIGINT, _pid_with(home, COLLECTOR)), "the first one is looked at")
         terminal.type(b"\x03")
         terminal.wait_for(f"code={128 + signal.SIGINT}".encode())
-        assert f"the job goes on (process {_pid_with(home, COUNTS)})".encode() in terminal.shown
+        assert f"the job continues (process {_pid_with(home, COUNTS)})".encode() in terminal.shown
         assert _pid_with(home, COUNTS)
     # It ends as soon as the uploader holds everything: the delivery may come later.
     (run,) = wait_until(lambda: [run for run in home.local_runs() if "status" in run], "the run is delivered")

@@ -33,9 +33,9 @@ def test_404_at_refresh_parks_the_run_keeps_its_rows_and_says_so(home: Home, bac
 
     assert statuses(backend, "refresh") == [404]
     # While the job runs, and at its end.
-    assert "keeps the run's samples and does not deliver them: refresh: HTTP 404" in said
+    assert "keeps the run's samples without delivering them: refresh: HTTP 404" in said
     show = f"`sentinel-uploader show {only_status(home)['key']}`"
-    assert f"until somebody has looked at it ({show}): refresh: HTTP 404" in said
+    assert f"until an operator checks it ({show}): refresh: HTTP 404" in said
     assert_kept_and_delivered_when_the_server_remembers(home, backend, run, recording, "refresh: HTTP 404")
 
 

@@ -348,7 +348,7 @@ def test_busy_is_waited_for_with_back_off_and_told_once(talk: Conversation) -> N
     assert len(talk.warnings) == 1
     talk.pump(Welcome(1))
     talk.pump(Ack(2))
-    assert talk.warnings[1:] == ["the uploader takes samples again"]
+    assert talk.warnings[1:] == ["the uploader accepts samples again"]
     talk.rows(2)
     talk.pump(busy)
     assert "no room" in talk.warnings[-1]
@@ -398,7 +398,7 @@ def test_rows_that_are_gone_are_told_and_gone_on_without(talk: Conversation) -> 
     talk.pump(Ack(3))
     talk.pump(Reject(RejectCode.HELLO_FIRST))
     talk.pump(Welcome(1))
-    assert sum("3 samples that are not here any more" in text for text in talk.warnings) == 1
+    assert sum("3 samples that this collector no longer has" in text for text in talk.warnings) == 1
     *_, hello = talk.peer.take()
     assert isinstance(hello, Hello)
     assert hello.first_available_seq == 4
@@ -453,12 +453,12 @@ def test_what_follows_the_last_answer_that_was_awaited_is_taken_next_time(talk: 
 def test_the_door_is_looked_at_where_nobody_answers(talk: Conversation) -> None:
     talk.rows(1)
     talk.welcomed()
-    talk.peer.refuses = "does not let this collector in"
+    talk.peer.refuses = "rejects this collector"
     talk.pump(Ack(1))
     assert not talk.warnings
     talk.rows(1)
     talk.client.poll()
-    assert talk.warnings == ["the uploader does not let this collector in; keeping the samples"]
+    assert talk.warnings == ["the uploader rejects this collector; keeping the samples"]
 
 
 def test_all_answers_at_once_after_a_stop_give_no_row_a_second_number(talk: Conversation) -> None:

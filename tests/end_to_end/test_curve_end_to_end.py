@@ -65,7 +65,7 @@ def test_a_run_over_the_network_is_its_client_s_by_name(home: Home, remote: Remo
     ("change", "words"),
     [
         ({"SENTINEL_SERVER_KEY": "ab" * 32}, "--server-key is not its key"),
-        ({"SENTINEL_KEY": "", "SENTINEL_SERVER_KEY": ""}, "wants keys (--server-key, --key)"),
+        ({"SENTINEL_KEY": "", "SENTINEL_SERVER_KEY": ""}, "requires keys (--server-key, --key)"),
     ],
 )
 def test_one_that_is_not_let_in_says_so_once_and_its_job_notices_nothing(
@@ -85,7 +85,7 @@ def test_one_that_is_not_let_in_says_so_once_and_its_job_notices_nothing(
     assert not home.status("--spool", str(home.directory / "spool"))
     # With the right keys the next collector delivers them.
     delivered = home.collector("--connect", remote.url, "--wait", "20", "--", "sleep", "2", env=environ)
-    assert "delivered what an earlier collector had left" in delivered.stderr
+    assert "delivered for an earlier collector" in delivered.stderr
 
 
 def test_one_that_is_revoked_goes_on_spooling_and_comes_back_with_a_new_key(

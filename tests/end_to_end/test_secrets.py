@@ -178,7 +178,7 @@ def test_no_secret_key_leaves_its_file(home: Home) -> None:
         said += [done.stdout, done.stderr]
     wait_until((home.directory / "spool" / "turned_away.json").exists, "who was turned away is noted")
     together = "\n".join(said)
-    assert "does not let this collector in" in together
+    assert "rejects this collector" in together
     assert 'client_last_seen_timestamp_seconds{client="alice"}' in together
     assert held(together.encode(), secrets) == []
     assert files_with(home.directory, secrets, but=[*keys.rglob("*key_secret")]) == {}

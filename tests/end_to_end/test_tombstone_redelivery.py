@@ -42,7 +42,7 @@ def collector(home: Home, name: str, *words: str, point: Point | None = None) ->
             log=home.directory / f"{name}.log",
             point=point,
             mark=home.directory / "mark",
-            constants={"sentinel_collector.session:ACKNOWLEDGE_WAIT_S": 0.5},
+            constants={"sentinel_collector.shutdown:ACKNOWLEDGE_WAIT_S": 0.5},
         )
     )
 
@@ -80,7 +80,7 @@ def test_file_that_is_delivered_again_after_many_other_runs_have_ended_is_not_a_
     assert KEY not in {run["key"] for run in known}, "the run's details are not forgotten"
 
     again = home.collector("--connect", home.address, "--wait", "20", "--", "true")
-    assert "delivered what an earlier collector had left" in again.stderr
+    assert "delivered for an earlier collector" in again.stderr
     assert not path.exists()
     drained = home.run(UPLOADER, "drain", "--spool", str(home.directory / "spool"))
     assert drained.returncode == 0, drained.stderr

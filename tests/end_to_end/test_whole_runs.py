@@ -201,7 +201,7 @@ def test_next_run_of_a_host_is_another_one_without_a_word(home: Home) -> None:
 def test_named_run_that_has_ended_is_not_continued_and_that_is_told(home: Home) -> None:
     for count in (1, 2):
         done = home.collector("--run-key", "nightly", "--", "true")
-        assert ("the run 'nightly' has ended before; this is a new one" in done.stderr) == (count == 2)
+        assert ("the run 'nightly' has already ended; starting a new run" in done.stderr) == (count == 2)
         assert len(_finished_runs(home)) == count
 
 
@@ -451,7 +451,7 @@ def test_bad_configuration_file_is_told_and_the_run_is_recorded_without_what_is_
             for line in done.stderr.splitlines()
             if line.startswith(f"sentinel-collector: {file}: ") and wrong in line
         ]
-    assert done.stderr.count("; going on without it\n") == 3
+    assert done.stderr.count("; continuing without it\n") == 3
     (run,) = home.local_runs()
     # The key that is not understood may have been meant to keep the command line back.
     assert run["metadata"] == {"job_name": "nightly", "stage_name": "first"}

@@ -10,7 +10,7 @@ from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import ClientCurveKeys, read_key_pair
 from sentinel_uploader.limits import ClientLimits
 from sentinel_uploader.server.allow_list import AllowList
-from sentinel_uploader.server.connection_guard import ConnectionLimits
+from sentinel_uploader.server.connections import ConnectionLimits
 from sentinel_uploader.server.fd_limits import connection_limits
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.server.rejection_log import RejectionLog
@@ -64,5 +64,5 @@ class Guarded(Listening):
 
     def runs(self) -> dict[tuple[str, str], OpenRun]:
         """Return the open runs by client and run key."""
-        with self.spool.lock:
-            return {(run.record.owner, run.record.key): run for run in self.spool.runs.values()}
+        with self.spool._lock:
+            return {(run.record.owner, run.record.key): run for run in self.spool._runs.values()}

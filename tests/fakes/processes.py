@@ -1,4 +1,4 @@
-"""Made-up processes, and a clock by which reading them costs something."""
+"""Fake processes below a directory, and a clock by which reading them takes time."""
 
 import threading
 from pathlib import Path
@@ -10,7 +10,7 @@ from sentinel_collector.sensors.process_tree.pss_state import PAGE_KIB
 
 
 class CostlyClock:
-    """Every look at the CPU time takes some: so much a reading costs."""
+    """Each call of `thread_time` takes `cost_s`, so each reading does."""
 
     def __init__(self, cost_s: float) -> None:
         self.cost_s = cost_s
@@ -30,8 +30,8 @@ class CostlyClock:
         return event.is_set() or timeout_s == 0
 
 
-class MadeUp:
-    """Processes whose files say what a test wants."""
+class FakeProc:
+    """A `/proc` of fake processes; also over the real `/proc`, for `process` alone."""
 
     def __init__(self, proc: Path) -> None:
         self.proc = proc
@@ -49,10 +49,10 @@ class MadeUp:
         shmem: int = 0,
         private: int | None = None,
     ) -> None:
-        """Write the files of a process; all in KiB.
+        """Write the files of a process; all sizes are in KiB.
 
-        `shared_pss` is the part of `pss` that is not anonymous, `shmem` what of it is shared memory, `private` what
-        nobody else has (all that is anonymous, unless said).
+        `shared_pss` is the part of `pss` that is not anonymous, `shmem` the part of that which is shared memory.
+        `private` is the memory that no other process has (by default, all anonymous memory).
         """
         directory = self.proc / str(pid)
         directory.mkdir(exist_ok=True)
@@ -71,12 +71,12 @@ class MadeUp:
             (directory / "smaps_rollup").write_text(rollup)
 
     def end(self, pid: int) -> None:
-        """Let a process be a zombie, which has no memory."""
+        """Make a process a zombie, which has no memory."""
         stat = self.proc / str(pid) / "stat"
         stat.write_text(stat.read_text().replace(") S ", ") Z "))
         (self.proc / str(pid) / "smaps_rollup").unlink()
 
-    def member(self, pid: int) -> TrackedProcess:
+    def process(self, pid: int) -> TrackedProcess:
         member = TrackedProcess(pid, proc=str(self.proc), budget=FdBudget(0), parent=None)
         assert member.read(self.ledger)
         return member

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 
 GATE_S = 30.0
 
@@ -133,10 +133,10 @@ class ScriptedAPI(Scripted):
         self.meet("refresh", run_id)
         return self._credentials()
 
-    def finish(self, ending: FinishRequest) -> dict[str, Any]:
-        self.meet("finish", ending.run_id)
-        self.endings.append(ending)
-        return self.response
+    def finish(self, request: FinishRequest) -> FinishResult:
+        self.meet("finish", request.run_id)
+        self.endings.append(request)
+        return FinishResult(self.response)
 
     def credentials_changed(self) -> bool:
         return False

@@ -75,7 +75,7 @@ class TurnedUploader:
         self._turns = Turns()
         # Who has the next turn is the test's choice, and the same again when it is repeated.
         self.scheduler._io_pool = self.scheduler._cpu_pool = self._turns  # type: ignore[assignment]
-        self.spool.database.connection.set_trace_callback(backend.moment)
+        self.spool._database.connection.set_trace_callback(backend.moment)
 
     def say(self, identity: bytes, *frames: bytes) -> None:
         """Let the intake take these messages in one group."""
@@ -121,5 +121,5 @@ class TurnedUploader:
 
     def close(self) -> None:
         self.scheduler.abandon_steps()
-        self.spool.database.connection.set_trace_callback(None)
+        self.spool._database.connection.set_trace_callback(None)
         self._parts.close()

@@ -14,7 +14,7 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.sample import CSV_HEADER
 from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 
 _ROOT = "s3://bucket/runs"
 
@@ -133,9 +133,9 @@ class StrictAPI:
         answer: Credentials = self._backend.call("refresh", self._backend.credentials)
         return answer
 
-    def finish(self, ending: FinishRequest) -> dict[str, Any]:
-        answer: dict[str, Any] = self._backend.call("finish", lambda: self._close(ending))
-        return answer
+    def finish(self, request: FinishRequest) -> FinishResult:
+        answer: dict[str, Any] = self._backend.call("finish", lambda: self._close(request))
+        return FinishResult(answer)
 
     def credentials_changed(self) -> bool:
         return False

@@ -97,7 +97,7 @@ class Delivery:
         self.scheduler = Scheduler(
             spool=self.spool,
             executor=self.steps_for(target),
-            intake=self.intake,
+            presence=self.intake,
             policy=self.policy,
             clock=self.clock,
             rng=random.Random(7),

@@ -90,7 +90,7 @@ class _Honest:
         assert self._heard() == [Ack(self.rows, finish=True)]
 
     def _run_id(self) -> str:
-        runs = [run for run in self._site.spool.runs.values() if run.record.owner == "honest"]
+        runs = [run for run in self._site.spool._runs.values() if run.record.owner == "honest"]
         return runs[0].record.run_id if runs else ""
 
     def _say(self, message: object) -> None:
@@ -234,13 +234,13 @@ class _Play:
 
     def _work(self) -> None:
         self._listen()
-        for run in list(self._site.spool.runs.values()):
+        for run in list(self._site.spool._runs.values()):
             self._site.work(run)
         self._listen()
 
     def _discard(self) -> None:
         self._listen()
-        strangers = [run for run in self._site.spool.runs.values() if run.record.owner != "honest"]
+        strangers = [run for run in self._site.spool._runs.values() if run.record.owner != "honest"]
         if strangers:
             run = strangers[self._script.number() % len(strangers)]
             self._site.discard(run)
@@ -260,7 +260,7 @@ class _Play:
                     self._wanted[identity] = message.seq + 1
                 elif isinstance(message, Reject) and message.code is RejectCode.HELLO_FIRST:
                     self._wanted.pop(identity, None)
-        for run in self._site.spool.runs.values():
+        for run in self._site.spool._runs.values():
             assert run.durable_seq >= self._acked.get(run.record.uid, 0), "what was acknowledged is gone"
             self._acked[run.record.uid] = run.durable_seq
 

@@ -3,8 +3,9 @@
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
+import msgspec
 from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import open_spool_at
 
@@ -18,7 +19,7 @@ from sentinel_uploader.runs.lifecycle import Event, RunState
 from sentinel_uploader.runs.object_names import object_uri
 from sentinel_uploader.runs.ports import Backend
 from sentinel_uploader.runs.schedule import Policy, Step, next_step
-from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -51,12 +52,12 @@ class FarEnd:
     def refresh(self, run_id: str) -> Credentials | None:
         raise AssertionError(f"nothing here needs credentials: {run_id}")
 
-    def finish(self, ending: FinishRequest) -> dict[str, Any]:
-        assert ending.run_id not in self.endings, "finished twice"
-        utc_text(ending.finished_at)
-        json.dumps([ending.exit_code, ending.summary, ending.data_uris], allow_nan=False, default=str)
-        self.endings[ending.run_id] = ending
-        return {}
+    def finish(self, request: FinishRequest) -> FinishResult:
+        assert request.run_id not in self.endings, "finished twice"
+        utc_text(request.finished_at)
+        json.dumps([request.exit_code, request.summary, request.data_uris], allow_nan=False, default=str)
+        self.endings[request.run_id] = request
+        return FinishResult({})
 
     def credentials_changed(self) -> bool:
         return False
@@ -149,9 +150,8 @@ class Site:
             self.intake.notify(run)
 
     def _due(self, run: OpenRun) -> Step | None:
-        facts = run.scheduling_facts(
-            listening_since=self.intake.receiving_since, flush=False, needs_credentials=False, wants_refresh=False
-        )
+        facts = run.scheduling_facts()
+        facts = msgspec.structs.replace(facts, silent_since=max(facts.silent_since, self.intake.receiving_since))
         return next_step(facts, self._policy, self.clock.monotonic())[0]
 
     def discard(self, run: OpenRun) -> None:
@@ -162,7 +162,7 @@ class Site:
     def end_all(self) -> list[OpenRun]:
         """Let everything come to its end: whoever has not finished has gone silent."""
         self.serve()
-        runs = list(self.spool.runs.values())
+        runs = list(self.spool._runs.values())
         self.clock.advance(STALE_AFTER_S)
         # The intake has looped all that time.
         self.intake.last_loop_at = self.clock.monotonic()
@@ -171,7 +171,7 @@ class Site:
             run.last_seen_at = min(heard_at, self.clock.monotonic() - max(STALE_AFTER_S, 3 * run.record.interval_s) - 1)
             self.work(run)
         self.serve()
-        assert not self.spool.runs, "a run does not end"
+        assert not self.spool._runs, "a run does not end"
         assert not self.intake.has_sessions(), "a session outlives its run"
         return runs
 

@@ -1,4 +1,4 @@
-"""Directories of this user's alone, and one agent for each target."""
+"""Private directories, and one local uploader for each target."""
 
 import os
 import pwd

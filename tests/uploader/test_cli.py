@@ -245,7 +245,7 @@ def test_damaged_spool_is_told_in_one_line(capsys: pytest.CaptureFixture[str], t
 
 def test_spool_of_a_newer_version_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     spool = open_spool_at(tmp_path / "spool", SteppedClock())
-    spool.database.connection.execute("PRAGMA user_version = 99")
+    spool._database.connection.execute("PRAGMA user_version = 99")
     spool.close()
     code, _, err = told(capsys, "--spool", str(tmp_path / "spool"), "--target", str(tmp_path / "runs"))
     assert code == 1

@@ -22,8 +22,7 @@ from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.curve_keys import KEY_BYTES, ClientCurveKeys, KeyPair
 from sentinel_protocol.wire.messages import Ack, Finish, Ping, Reject, RejectCode, Welcome
-from sentinel_uploader.server.connection_guard import ConnectionLimits
-from sentinel_uploader.server.connections import PENDING_TIMEOUT_S
+from sentinel_uploader.server.connections import PENDING_TIMEOUT_S, ConnectionLimits
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zmq_server import ZmqServer
@@ -294,7 +293,7 @@ def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, coll
     runs = guarded.runs()
     assert (runs["alice", "run"].durable_seq, runs["mallory", "run"].durable_seq) == (3, 9)
     assert not runs["alice", "run"].record.has_ended
-    assert runs["alice", "run"].record.incarnation == "first"
+    assert runs["alice", "run"].record.epoch == "first"
 
 
 def test_a_new_key_under_an_old_name_goes_on_with_its_runs(guarded: Guarded, collectors: Collectors) -> None:
@@ -337,7 +336,7 @@ def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> Non
     alice = guarded.key_of("alice")
     address = parse_address(guarded.url, bind=False)
     for keys, words in (
-        (None, "wants keys"),
+        (None, "requires keys"),
         (ClientCurveKeys(alice.own, alice.own.public), "--server-key is not its key"),
     ):
         with ZmqClient(address, keys=keys) as dealer:
@@ -366,7 +365,7 @@ def test_a_reason_that_is_known_does_not_become_a_vaguer_one() -> None:
                     if not greeting:
                         connection.shutdown(socket.SHUT_RDWR)
                     found.append(refusal_of(dealer, clock))
-    assert found == ["wants keys (--server-key, --key)"] * 3
+    assert found == ["requires keys (--server-key, --key)"] * 3
 
 
 def test_an_uploader_that_ends_amid_handshakes_is_not_said_to_refuse() -> None:
@@ -387,7 +386,9 @@ def test_an_uploader_that_ends_amid_handshakes_is_not_said_to_refuse() -> None:
             assert dealer.poll_handshake_error(clock.monotonic()) is None
             connection, _ = server.accept()
             connection.close()
-            assert refusal_of(dealer, clock).startswith("breaks off each handshake: it wants keys (--server-key")
+            assert refusal_of(dealer, clock).startswith(
+                "closes the connection during the handshake: it requires keys (--server-key"
+            )
 
 
 def test_a_surplus_connection_is_turned_away_and_comes_in_when_there_is_room(tmp_path: Path) -> None:

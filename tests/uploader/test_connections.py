@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sentinel_uploader.server.connections import ConnectionId, ConnectionTable
+from sentinel_uploader.server.connections import ConnectionId, ConnectionLimits, ConnectionTable
 
 NEAR, OTHER = 0, 1
 
@@ -18,7 +18,7 @@ class Listeners:
     def __init__(self) -> None:
         self.open = contextlib.ExitStack()
         self._listeners = [self.open.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        self.connections = ConnectionTable(max_per_key=10, max_unread_bytes=1 << 20)
+        self.connections = ConnectionTable(ConnectionLimits(10, 10, max_unread_bytes=1 << 20))
         self.connections.set_listen_endpoints(
             [[f"tcp://127.0.0.1:{made.getsockname()[1]}"] for made in self._listeners]
         )
@@ -56,11 +56,11 @@ def test_a_descriptor_that_another_socket_s_connection_has_now_is_that_one_s(lis
     known = listeners.connections
     _, near = listeners.accept(NEAR)
     descriptor = near.fileno()
-    assert known.on_accepted(ConnectionId(NEAR, descriptor), 0.0, limit=10)
+    assert known.on_accepted(ConnectionId(NEAR, descriptor), 0.0)
     assert known.register(b"old", ConnectionId(NEAR, descriptor), b"a key")
     far = listeners.accept_at(OTHER, descriptor)
     # Of two sockets' events the later may be heard of first.
-    assert known.on_accepted(ConnectionId(OTHER, descriptor), 1.0, limit=10)
+    assert known.on_accepted(ConnectionId(OTHER, descriptor), 1.0)
     assert known.register(b"new", ConnectionId(OTHER, descriptor), b"other key")
     assert known.disconnect(b"old")
     assert is_open(far)
@@ -78,13 +78,13 @@ def test_a_descriptor_that_a_later_connection_has_is_not_cut_for_the_earlier_one
     known = listeners.connections
     _, near = listeners.accept(NEAR)
     descriptor = near.fileno()
-    known.on_accepted(ConnectionId(NEAR, descriptor), 0.0, limit=10)
+    known.on_accepted(ConnectionId(NEAR, descriptor), 0.0)
     known.register(b"old", ConnectionId(NEAR, descriptor), b"")
     far = listeners.accept_at(NEAR, descriptor)
     assert known.disconnect(b"old")
     assert is_open(far)
     # Now it is told of.
-    known.on_accepted(ConnectionId(NEAR, descriptor), 1.0, limit=10)
+    known.on_accepted(ConnectionId(NEAR, descriptor), 1.0)
     known.register(b"new", ConnectionId(NEAR, descriptor), b"")
     assert known.disconnect(b"new")
     assert not is_open(far)
@@ -92,7 +92,7 @@ def test_a_descriptor_that_a_later_connection_has_is_not_cut_for_the_earlier_one
 
 def test_a_file_that_is_no_connection_any_more_is_left_alone(listeners: Listeners) -> None:
     far, near = listeners.accept(NEAR)
-    listeners.connections.on_accepted(ConnectionId(NEAR, near.fileno()), 0.0, limit=10)
+    listeners.connections.on_accepted(ConnectionId(NEAR, near.fileno()), 0.0)
     one, other = socket.socketpair()
     with one, other:
         os.dup2(one.fileno(), near.fileno())

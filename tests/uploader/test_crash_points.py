@@ -207,7 +207,7 @@ IN_ANY_RUN: dict[str, Point | Held] = {
     "during-register-done": Held("register", after_effect=True),
     "after-register": At("after", f"{_API}.register"),
     "after-register-before-commit": BeforeCommit("UPDATE runs SET state = 'registered'"),
-    "after-register-recorded": At("after", "sentinel_uploader.delivery.executor:StepExecutor._commit_registration"),
+    "after-register-recorded": At("after", "sentinel_uploader.spool.store:Spool.register_run"),
     "after-end-before-commit": BeforeCommit("UPDATE runs SET state = 'finishing'"),
     "before-finish": At("before", f"{_API}.finish"),
     "during-finish": Held("finish"),

@@ -6,13 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sentinel_uploader.backends.sentinel.credentials import (
-    REFRESH_WITH_LEFT_S,
-    is_refresh_due,
     parse_credentials,
     parse_expiry,
-    refresh_due_at,
 )
-from sentinel_uploader.runs.types import Credentials
+from sentinel_uploader.runs.types import REFRESH_WITH_LEFT_S, Credentials
 
 KEYS = {"access_key": "a", "secret_key": "planted-secret", "session_token": "planted-session"}
 
@@ -73,19 +70,19 @@ def test_refresh_is_due_five_minutes_before_the_end_or_at_half_of_a_short_life(
     life_s: float | None, due_after_s: float
 ) -> None:
     credentials = living(life_s)
-    assert refresh_due_at(credentials) == 1000.0 + due_after_s
-    assert not is_refresh_due(credentials, 1000.0 + min(due_after_s, 1e9) - 0.001)
+    assert credentials.refresh_due_at == 1000.0 + due_after_s
+    assert not credentials.is_refresh_due(1000.0 + min(due_after_s, 1e9) - 0.001)
     if math.isfinite(due_after_s):
-        assert is_refresh_due(credentials, 1000.0 + due_after_s)
+        assert credentials.is_refresh_due(1000.0 + due_after_s)
 
 
 def test_credentials_that_came_expired_are_used_until_storage_refuses_them() -> None:
-    assert refresh_due_at(living(-100)) == math.inf
-    assert refresh_due_at(living(0)) == math.inf
+    assert living(-100).refresh_due_at == math.inf
+    assert living(0).refresh_due_at == math.inf
 
 
 @given(st.floats(0.01, 1e6))
 def test_refresh_is_never_due_at_once_nor_after_the_end(life_s: float) -> None:
-    due_after_s = refresh_due_at(living(life_s, 0.0))
+    due_after_s = living(life_s, 0.0).refresh_due_at
     assert min(life_s / 2, 60.0) <= due_after_s < life_s
     assert due_after_s >= life_s - REFRESH_WITH_LEFT_S

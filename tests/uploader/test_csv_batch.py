@@ -81,7 +81,7 @@ def test_estimate_of_a_runs_csv_is_never_too_low(rows: list[list[int | float | N
     decoded = decode_frames([payload])
     run = OpenRun(1, new_record(hello(), uid="u", owner="", now=0.0), now=0.0)
     run.unbatched_rows, run.unbatched_bytes = len(decoded), len(payload)
-    facts = run.scheduling_facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
+    facts = run.scheduling_facts()
     assert len(to_csv(decoded)) <= facts.total_csv_bytes
 
 

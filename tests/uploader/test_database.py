@@ -21,7 +21,7 @@ from sentinel_uploader.spool.errors import SpoolError, SpoolFullError, SpoolLock
 from sentinel_uploader.spool.lock import SpoolLock, lock_owner_pid
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.schema import SCHEMA_VERSION
-from sentinel_uploader.spool.store import Spool, open_spool
+from sentinel_uploader.spool.store import Spool
 
 CLOCK = SteppedClock()
 
@@ -146,19 +146,19 @@ def test_limit_that_was_lowered_below_the_files_size_leaves_room_for_changes_of_
     last = run.durable_seq
     spool.close()
     spool = open_spool_at(directory, clock, max_bytes=MIN_SPOOL_BYTES)
-    run = next(iter(spool.runs.values()))
+    run = next(iter(spool._runs.values()))
     with pytest.raises(SpoolFullError):
         spool.append([frame(run, last + 1, last + 1)], [])
     spool.append([], [(run, finish(last))])
     for _ in range(50):
         spool.update(run, last_error="e" * 500, put_attempted=True)
     assert run.durable_seq == last
-    with spool.database.transaction() as connection:
+    with spool._database.transaction() as connection:
         connection.execute("DELETE FROM frames")
-    while spool.database.compact():
+    while spool._database.compact():
         pass
     beside = tombstones.MIN_COUNT * tombstones.BYTES_PER_TOMBSTONE
-    assert spool.database.query("PRAGMA max_page_count") == [((MIN_SPOOL_BYTES + beside) // PAGE_BYTES,)]
+    assert spool._database.query("PRAGMA max_page_count") == [((MIN_SPOOL_BYTES + beside) // PAGE_BYTES,)]
     spool.close()
 
 
@@ -175,7 +175,7 @@ def test_reader_that_stays_does_not_hold_up_the_maintenance(directory: Path) -> 
 
 
 def spool_with_a_run(directory: Path) -> None:
-    spool = open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK)
+    spool = Spool.open(str(directory), max_bytes=1 << 20, clock=CLOCK)
     run = spool.open_run(hello(), owner="")
     for first in range(1, 3000, 100):
         spool.append([frame(run, first, first + 99)], [])
@@ -190,7 +190,7 @@ def test_each_damaged_file_that_is_set_aside_has_a_name_of_its_own(directory: Pa
         with path.open("r+b") as file:
             file.write(b"rubbish" * 1000)
         found.append(path.read_bytes())
-        open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK).close()
+        Spool.open(str(directory), max_bytes=1 << 20, clock=CLOCK).close()
         assert len(database.quarantined_files(str(directory))) == number
     assert [Path(path).read_bytes() for path in database.quarantined_files(str(directory))] == found
 
@@ -198,7 +198,7 @@ def test_each_damaged_file_that_is_set_aside_has_a_name_of_its_own(directory: Pa
 def test_spool_that_cannot_be_opened_is_an_error_of_ours(directory: Path) -> None:
     (directory / "spool.db").mkdir()
     with pytest.raises(SpoolError, match="cannot open"):
-        open_spool(str(directory), max_bytes=1 << 20, clock=CLOCK)
+        Spool.open(str(directory), max_bytes=1 << 20, clock=CLOCK)
 
 
 def test_second_owner_is_refused_with_a_line_that_names_the_first(directory: Path) -> None:

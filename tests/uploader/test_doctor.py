@@ -98,14 +98,14 @@ def test_failure_has_exit_code_1_and_wrong_use_2(home: Home, backend: Backend) -
 def test_directory_needs_no_token_and_no_server(home: Home) -> None:
     done = home.run(UPLOADER, "doctor", "--target", str(home.directory / "runs"))
     assert done.returncode == 0
-    assert f"ok      target       {home.directory / 'runs'} will be made\n" in done.stdout
+    assert f"ok      target       {home.directory / 'runs'} will be created\n" in done.stdout
     assert "skipped clock" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("environ", "text"),
     [
-        ({}, "there is none"),
+        ({}, "no token is set"),
         ({"SENTINEL_API_TOKEN": "two words"}, "SENTINEL_API_TOKEN: the token holds a space"),
         ({"SENTINEL_API_TOKEN_FILE": "/no/such/file"}, "cannot read the token: No such file"),
         ({"SENTINEL_API_TOKEN_FILE": "/dev/null"}, "the token is empty"),
@@ -126,7 +126,9 @@ def test_token_file_that_others_can_read_is_a_warning(backend: Backend, tmp_path
     environ = {name: value for name, value in backend.environ.items() if name != "SENTINEL_API_TOKEN"}
     environ["SENTINEL_API_TOKEN_FILE"] = str(file)
     found = asked(environ)
-    assert only(found["token"]) == Finding(Severity.WARNING, "token", f"others can read {file}", f"chmod 600 {file}")
+    assert only(found["token"]) == Finding(
+        Severity.WARNING, "token", f"other users can read {file}", f"chmod 600 {file}"
+    )
     file.chmod(0o600)
     found = asked(environ)
     assert only(found["token"]).severity is only(found["api"]).severity is Severity.OK
@@ -161,7 +163,7 @@ def test_api_that_is_not_there(backend: Backend) -> None:
     found = asked(backend.environ, put=True)
     assert fault.fired == 1
     assert only(found["api"]).severity is Severity.FAILED
-    assert only(found["put"]) == Finding(Severity.SKIPPED, "put", "no run is begun that could not be stored")
+    assert only(found["put"]) == Finding(Severity.SKIPPED, "put", "no run is created, because the checks above failed")
     for url, text in (
         ("http://127.0.0.1:1", "Connection refused"),
         ("ftp://x", "SENTINEL_API_URL 'ftp://x': not an http"),
@@ -297,7 +299,7 @@ def test_call_that_is_refused_is_named(backend: Backend, call: str) -> None:
 
 def test_spool_with_trouble_inside(tmp_path: Path) -> None:
     directory = tmp_path / "spool"
-    assert only(list(check_spool(str(directory)))).text == f"{directory} will be made"
+    assert only(list(check_spool(str(directory)))).text == f"{directory} will be created"
     spool = open_spool_at(directory, SteppedClock())
     run = spool.open_run(hello("run-1"), owner="")
     spool.append([frame(run, 1, 3)], [])
@@ -322,7 +324,7 @@ def test_spool_with_trouble_inside(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written() -> None:
     # Also root cannot make anything there.
     for finding in (only(list(check_spool("/proc/none"))), check_directory_target("/proc/none")):
-        assert (finding.severity, "cannot be made in /proc" in finding.text) == (Severity.FAILED, True)
+        assert (finding.severity, "cannot be created in /proc" in finding.text) == (Severity.FAILED, True)
     assert only(list(check_spool("/dev/null/spool"))).severity is Severity.FAILED
     assert check_disk("/proc/none", GIB).severity is Severity.FAILED
 
@@ -355,10 +357,10 @@ def test_keys_that_others_can_read_or_change(tmp_path: Path) -> None:
     secret = Path(store.add("alice", replace=False))
     assert found() == Finding(Severity.OK, "keys", f"{store.directory}: a server key and 1 clients")
     for path, mode, good, text in (
-        (secret, 0o640, 0o600, f"others can read {secret}"),
+        (secret, 0o640, 0o600, f"other users can read {secret}"),
         (tmp_path / "keys/server.key_secret", 0o644, 0o600, "others may read it"),
         (tmp_path / "keys/clients/alice.key", 0o666, 0o600, "others may change it"),
-        (tmp_path / "keys/clients", 0o770, 0o700, "others can put keys into"),
+        (tmp_path / "keys/clients", 0o770, 0o700, "other users can add keys to"),
     ):
         path.chmod(mode)
         assert (found().severity, bool(found().remedy), text in found().text) == (Severity.FAILED, True, True), path

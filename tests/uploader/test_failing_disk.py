@@ -33,6 +33,6 @@ def test_io_errors_hold_up_acknowledgements_and_are_not_called_a_full_disk(
     assert "SQLITE_IOERR" in log_of(home)
     assert "full" not in log_of(home)
     assert "no room" not in log_of(home) + said
-    assert "does not take samples (busy: the spool cannot be written); keeping the samples" in said
-    assert "takes samples again" in said
+    assert "rejects samples (busy: the spool cannot be written); keeping the samples" in said
+    assert "accepts samples again" in said
     assert_delivered(backend, recording)

@@ -26,7 +26,8 @@ def health_of(up: Delivery, *, spool: Spool | None = None, directory: str = "/")
     return Health(
         spool=spool or up.spool,
         directory=directory,
-        intake=up.intake,
+        last_intake_loop_at=lambda: up.intake.last_loop_at,
+        spool_unavailable=lambda: up.intake.spool_unavailable,
         last_main_loop_at=lambda: up.intake.last_loop_at,
         unhealthy_after_s=UNHEALTHY_AFTER_S,
         clock=up.clock,
@@ -78,7 +79,7 @@ def test_age_outlives_the_process(tmp_path: Path) -> None:
         up.clock.advance(50.0)
         again = open_spool_at(directory, up.clock)
         try:
-            (run,) = again.runs.values()
+            (run,) = again._runs.values()
             backlog = health_of(up, spool=again).backlog()
             assert (backlog.rows, backlog.oldest_s) == (5, 150.0)
             batch = again.next_batch(run)
@@ -115,26 +116,26 @@ def test_loop_that_hangs_is_not_alive(up: Delivery) -> None:
 def test_spool_that_cannot_be_written_is_not_ready(up: Delivery) -> None:
     health = health_of(up)
     assert health.readiness_error() == ""
-    up.spool.database.connection.execute("PRAGMA query_only = 1")
+    up.spool._database.connection.execute("PRAGMA query_only = 1")
     up.clock.advance(WRITE_PROBE_INTERVAL_S)
     assert "readonly" in health.readiness_error()
-    up.spool.database.connection.execute("PRAGMA query_only = 0")
+    up.spool._database.connection.execute("PRAGMA query_only = 0")
     assert health.readiness_error() == ""
 
 
 def test_writing_for_an_answer_changes_nothing(up: Delivery) -> None:
     health = health_of(up)
     up.begin(rows=3)
-    before = [up.spool.database.query(f"SELECT * FROM {table}") for table in ("runs", "frames", "batches", "requests")]
+    before = [up.spool._database.query(f"SELECT * FROM {table}") for table in ("runs", "frames", "batches", "requests")]
     up.clock.advance(WRITE_PROBE_INTERVAL_S)
     assert health.readiness_error() == ""
-    after = [up.spool.database.query(f"SELECT * FROM {table}") for table in ("runs", "frames", "batches", "requests")]
+    after = [up.spool._database.query(f"SELECT * FROM {table}") for table in ("runs", "frames", "batches", "requests")]
     assert before == after
 
 
 def test_disk_without_room_is_not_ready(up: Delivery) -> None:
     assert health_of(up, directory="/proc").readiness_error() == "the disk of the spool /proc has 0 bytes left"
-    assert "cannot be looked at" in health_of(up, directory="/no/such/directory").readiness_error()
+    assert "cannot be checked" in health_of(up, directory="/no/such/directory").readiness_error()
 
 
 def test_full_spool_is_not_ready(up: Delivery, tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_full_spool_is_not_ready(up: Delivery, tmp_path: Path) -> None:
     try:
         health = health_of(up, spool=spool)
         assert health.readiness_error() == ""
-        with spool.database.transaction() as connection:
+        with spool._database.transaction() as connection:
             connection.execute("INSERT INTO frames VALUES (1, 1, 1, 1, zeroblob(40000))")
         assert health.readiness_error() == f"the spool has reached its limit of {MIN_SPOOL_BYTES} bytes"
     finally:

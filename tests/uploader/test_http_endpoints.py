@@ -209,7 +209,7 @@ def test_without_descriptors_there_is_still_an_answer(home: Home) -> None:
         for _ in range(4):
             opened.enter_context(watcher.connect())
         log = home.directory / "uploader.log"
-        wait_until(lambda: "cannot take an HTTP connection" in log.read_text(), "no descriptor is left")
+        wait_until(lambda: "cannot accept an HTTP connection" in log.read_text(), "no descriptor is left")
     for path in ("/livez", "/readyz", "/metrics", "/livez"):
         assert watcher.status(path) == 200
     assert watcher.samples()["process_max_fds"] == max(used) + 1

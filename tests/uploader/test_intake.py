@@ -49,7 +49,7 @@ class Watched(Listening):
         super().__init__(directory, router, max_bytes=max_bytes, policy=Policy(max_batch_rows=100))
 
     def run(self, key: str = "run") -> OpenRun:
-        return next(run for run in self.spool.runs.values() if run.record.key == key)
+        return next(run for run in self.spool._runs.values() if run.record.key == key)
 
     def rejected(self, reason: str, least: int = 1) -> None:
         wait_until(lambda: self.counters.rejected.value(reason) >= least, f"{reason} is counted")
@@ -86,7 +86,7 @@ def test_rows_are_acknowledged_and_durable_and_the_end_too(there: Watched, colle
     assert collector.hear(Welcome) == Welcome(1)
     collector.say(samples(1, 10))
     assert collector.hear(Ack) == Ack(10)
-    assert there.spool.database.query("SELECT sum(rows) FROM frames") == [(10,)]
+    assert there.spool._database.query("SELECT sum(rows) FROM frames") == [(10,)]
     collector.say(samples(11, 12), finish(12))
     assert collector.hear_until(Ack).seq == 12
     wait_until(lambda: there.run().record.has_ended, "the end is stored")
@@ -95,7 +95,7 @@ def test_rows_are_acknowledged_and_durable_and_the_end_too(there: Watched, colle
 
 def test_end_is_told_to_the_collector_with_what_the_backend_said(there: Watched, collector: RawCollector) -> None:
     collector.say(hello(), samples(1, 3), finish(3))
-    wait_until(lambda: there.spool.runs and there.run().record.has_ended, "the end is stored")
+    wait_until(lambda: there.spool._runs and there.run().record.has_ended, "the end is stored")
     there.end(there.run(), response={"processing": {"rows": 3}}, rows=3, batches=2)
     assert collector.hear_until(Finished) == Finished(
         "id-1", {"processing": {"rows": 3}}, ["s3://b/p/0001.csv.gz", "s3://b/p/0002.csv.gz"], 2, 3, "s3://b/p"
@@ -152,7 +152,7 @@ def test_hello_comes_first(there: Watched, collector: RawCollector) -> None:
         collector.say(message)
         answer = collector.hear(Reject)
         assert (answer.code, answer.retry) == (RejectCode.HELLO_FIRST, True)
-    assert there.spool.runs == {}
+    assert there.spool._runs == {}
 
 
 def test_same_collector_on_a_new_connection_goes_on_and_is_not_told_to_stop(collectors: Collectors) -> None:
@@ -186,7 +186,7 @@ def test_newer_collector_wins_and_the_older_is_told_so(collectors: Collectors) -
 
 def test_one_connection_may_begin_another_run(there: Watched, collector: RawCollector) -> None:
     collector.say(hello("a"), samples(1, 2), hello("b"), samples(1, 3), hello("a"), samples(3, 3))
-    wait_until(lambda: len(there.spool.runs) == 2 and there.run("a").durable_seq == 3, "all is stored")
+    wait_until(lambda: len(there.spool._runs) == 2 and there.run("a").durable_seq == 3, "all is stored")
     assert there.run("b").durable_seq == 3
 
 
@@ -206,7 +206,7 @@ def test_greeting_that_cannot_be_taken_is_refused_with_a_reason(
     answer = collector.hear(Reject)
     assert answer.code == code
     assert answer.text
-    assert there.spool.runs == {}
+    assert there.spool._runs == {}
 
 
 def test_metadata_that_json_cannot_carry_is_made_plain(there: Watched, collector: RawCollector) -> None:
@@ -221,7 +221,7 @@ def test_metadata_that_json_cannot_carry_is_made_plain(there: Watched, collector
 def test_collector_that_missed_the_end_hears_it_when_it_comes_back(there: Watched, collectors: Collectors) -> None:
     first, second, stranger = collectors.connect(), collectors.connect(), collectors.connect()
     first.say(hello(), samples(1, 3), finish(3))
-    wait_until(lambda: there.spool.runs and there.run().record.has_ended, "the end is stored")
+    wait_until(lambda: there.spool._runs and there.run().record.has_ended, "the end is stored")
     there.end(there.run(), response={"ok": True}, rows=3)
     first.hear_until(Finished)
     second.say(hello())
@@ -278,7 +278,7 @@ def test_run_that_ends_between_a_message_and_its_transaction_does_not_take_it(tm
             collector.say(samples(1, 3))
             answer = collector.hear(Reject)
             assert (answer.code, answer.seq) == (RejectCode.CLOSED, 0)
-        assert there.spool.database.query("SELECT count(*) FROM frames") == [(0,)]
+        assert there.spool._database.query("SELECT count(*) FROM frames") == [(0,)]
     finally:
         there.close()
     open_spool_at(tmp_path / "spool", SteppedClock()).close()
@@ -318,12 +318,12 @@ def test_full_spool_acknowledges_nothing_and_goes_on_by_itself(tmp_path: Path) -
 def test_spool_that_cannot_be_written_is_survived(there: Watched, collector: RawCollector) -> None:
     collector.say(hello())
     collector.hear(Welcome)
-    there.spool.database.connection.execute("PRAGMA query_only = 1")
+    there.spool._database.connection.execute("PRAGMA query_only = 1")
     collector.say(samples(1, 5))
     assert collector.hear(Reject).code == RejectCode.BUSY
     collector.say(hello("another"))
     assert collector.hear(Reject).code == RejectCode.BUSY
-    there.spool.database.connection.execute("PRAGMA query_only = 0")
+    there.spool._database.connection.execute("PRAGMA query_only = 0")
     collector.say(hello(), samples(1, 5))
     collector.hear(Welcome)
     assert collector.hear(Ack) == Ack(5)
@@ -512,4 +512,4 @@ def test_frames_are_stored_as_they_came(there: Watched, collector: RawCollector)
     collector.hear(Welcome)
     collector.say(samples(1, 3))
     collector.hear(Ack)
-    assert there.spool.database.query("SELECT payload FROM frames") == [(encode(samples(1, 3)),)]
+    assert there.spool._database.query("SELECT payload FROM frames") == [(encode(samples(1, 3)),)]

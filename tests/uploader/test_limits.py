@@ -45,7 +45,7 @@ def go_on(guarded: Guarded, good: RawCollector) -> None:
 
 
 def test_a_message_that_is_too_big_is_answered_and_counted(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_message=20_000) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_message_bytes=20_000) as (guarded, bad, good, _):
         bad.say(samples(1, 2000))
         assert bad.hear(Reject).code == RejectCode.TOO_BIG
         assert guarded.turned_away("message-size") == 1
@@ -65,7 +65,7 @@ def test_a_message_of_too_many_rows_is_answered_and_counted(tmp_path: Path) -> N
 
 
 def test_so_many_seconds_worth_of_rows_come_at_once(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_client_rows=100, client_burst=2.0) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_client_rows_per_s=100, burst_s=2.0) as (guarded, bad, good, _):
         bad.say(samples(1, 250))
         assert bad.hear(Ack) == Ack(250)
         bad.say(samples(251, 260))
@@ -75,7 +75,7 @@ def test_so_many_seconds_worth_of_rows_come_at_once(tmp_path: Path) -> None:
 
 
 def test_frames_beyond_one_a_message_cost_their_sender_the_connection(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_surplus_frames=200) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_extra_frames=200) as (guarded, bad, good, _):
         for _ in range(3):
             bad.send_frames(*[b""] * 100)
         wait_until(lambda: guarded.turned_away("frames") == 1, "it is cut")
@@ -83,7 +83,7 @@ def test_frames_beyond_one_a_message_cost_their_sender_the_connection(tmp_path: 
 
 
 def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_client_rows=100) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_client_rows_per_s=100) as (guarded, bad, good, _):
         for first in range(1, 3001, 500):
             bad.say(samples(first, first + 499))
         bad.hear_until(Reject)
@@ -103,7 +103,7 @@ def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
 
 
 def test_a_flood_costs_its_sender_the_connection_and_nobody_else(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_client_rows=100, max_surplus_messages=500) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_client_rows_per_s=100, max_rejected_messages=500) as (guarded, bad, good, _):
         flood = [encode(Ping()), b"rubbish", encode(samples(7, 7))]
         for number in range(4000):
             bad.send_frames(flood[number % 3])
@@ -149,7 +149,7 @@ def test_a_client_has_only_so_many_open_runs(tmp_path: Path) -> None:
 def test_a_greeting_is_measured_and_each_reason_counted(
     tmp_path: Path, greeting: Hello, reason: str, code: RejectCode
 ) -> None:
-    with two_clients(tmp_path, max_run_key=100, max_metadata=2000) as (guarded, bad, _, _):
+    with two_clients(tmp_path, max_run_key_chars=100, max_metadata_bytes=2000) as (guarded, bad, _, _):
         bad.say(greeting)
         assert bad.hear(Reject).code == code
         assert guarded.turned_away(reason) == 1

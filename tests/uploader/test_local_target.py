@@ -43,6 +43,7 @@ def ending(**changes: Any) -> FinishRequest:
         "finished_at": 1_700_000_100.0,
         "data_uris": [],
         "data_csv": None,
+        "rows": 3,
         "summary": {"rows": 3, "statistics": {"rows": 3}, "state": "finished"},
     }
     return FinishRequest(**(values | changes))
@@ -70,7 +71,7 @@ def test_run_is_described_from_its_registration_to_its_end(tmp_path: Path) -> No
         "state": "running",
     }
     uris = [f"{registration.uri_prefix}/000{number}.csv.gz" for number in (1, 2)]
-    answer = api.finish(ending(data_uris=uris))
+    answer = api.finish(ending(data_uris=uris)).response
     assert answer["run"] == {"run_id": RUN_ID, "run_status": "finished"}
     assert read(tmp_path / "runs") == running | {
         "state": "finished",
@@ -209,7 +210,7 @@ def test_target_whose_name_is_no_text_takes_runs_and_tells_its_trouble(tmp_path:
         assert "cannot write" in run.record.last_error
         spoilt.unlink()
         up.advance(400.0)
-        assert up.spool.runs == {}
+        assert up.spool._runs == {}
 
 
 def test_run_without_a_sample_ends_too(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_values_that_are_no_numbers_do_not_keep_a_run_from_its_end(tmp_path: Pat
         up.spool.append([PendingFrame(run, 1, 2, encode(Samples(1, rows)), 1e300)], [])
         up.end(run)
         up.settle()
-        assert up.spool.runs == {}
+        assert up.spool._runs == {}
     (path,) = (tmp_path / "runs").iterdir()
 
     def refuse(name: str) -> None:
@@ -265,4 +266,4 @@ def test_one_runs_directory_that_is_spoilt_does_not_hold_up_the_others(tmp_path:
         spoilt.unlink()
         up.end(bad)
         up.advance(400.0)
-        assert bad.id not in up.spool.runs
+        assert bad.id not in up.spool._runs

@@ -215,7 +215,7 @@ class RunMachine(RuleBasedStateMachine):
     def person_discards(self, name: str) -> None:
         one = self.current[name]
         run = self._open_run(one)
-        if run is not None and not run.in_flight:
+        if run is not None and not self.up.scheduler.is_in_flight(run):
             one.is_given_up = True
             self._act(lambda: self._discard(run))
 
@@ -321,7 +321,7 @@ class RunMachine(RuleBasedStateMachine):
         assert one.finished is None
 
     def _check_ended(self, one: Collector, record: RunRecord) -> None:
-        assert self.up.spool.database.query(
+        assert self.up.spool._database.query(
             "SELECT count(*) FROM frames WHERE run = (SELECT id FROM runs WHERE key = ?)", (one.key,)
         ) == [(0,)]
         if record.state is RunState.DISCARDED:
@@ -418,7 +418,7 @@ class RunMachine(RuleBasedStateMachine):
                 note(True, f"{one} is told {message}")  # noqa: FBT003 -- whatever it is
 
     def _open_run(self, one: Collector) -> OpenRun | None:
-        return next((run for run in self.up.spool.runs.values() if run.record.key == one.key), None)
+        return next((run for run in self.up.spool._runs.values() if run.record.key == one.key), None)
 
     def _discard(self, run: OpenRun) -> None:
         if discard_run(self.up.spool, run) == DONE:
@@ -428,7 +428,7 @@ class RunMachine(RuleBasedStateMachine):
         run = self._open_run(one)
         if run is not None and run.record.state is RunState.QUARANTINED:
             retry_run(self.up.spool, run)
-            self.up.scheduler.notify(run)
+            self.up.scheduler.requeue(run)
 
     def _moment(self, name: str) -> None:
         """The uploader may die here, if it is the uploader that works."""

@@ -1,6 +1,8 @@
 """When each call is made, asserted on a clock that is moved by hand: no wait here is a real one."""
 
 import itertools
+import threading
+import traceback
 from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def gaps(times: list[float]) -> list[float]:
 
 
 def state(up: Delivery, key: str) -> RunState:
-    for run in up.spool.runs.values():
+    for run in up.spool._runs.values():
         if run.record.key == key:
             return run.record.state
     record = up.spool.ended_record(key, owner="")
@@ -142,7 +144,7 @@ def test_api_that_is_away_is_tried_by_one_run_at_a_time_with_growing_waits(up: D
     assert len(after) == 20
     assert all(first <= time <= first + 1.0 for time in others)
     assert len(set(others)) > 10, "woken spread over a moment"
-    assert {run.record.state for run in up.spool.runs.values()} == {RunState.REGISTERED}
+    assert {run.record.state for run in up.spool._runs.values()} == {RunState.REGISTERED}
 
 
 def test_first_waits_after_a_lost_connection_are_those_of_the_back_off(up: Delivery) -> None:
@@ -178,7 +180,7 @@ def test_token_that_is_refused_is_tried_slowly_and_for_all_at_once(up: Delivery)
     assert len(later) <= 12
     up.api.always.clear()
     up.advance(MAX_DELAY_S + 2.0)
-    assert {run.record.state for run in up.spool.runs.values()} == {RunState.REGISTERED}
+    assert {run.record.state for run in up.spool._runs.values()} == {RunState.REGISTERED}
 
 
 def test_end_of_a_run_shortens_the_wait(up: Delivery) -> None:
@@ -199,12 +201,12 @@ def test_status_shows_the_failing_destination_until_it_is_back(up: Delivery) -> 
     up.api.script("register", away(), away())
     run = up.begin()
     up.settle()
-    shown = up.spool.database.query("SELECT name, attempts, error FROM destinations")
+    shown = up.spool._database.query("SELECT name, attempts, error FROM destinations")
     assert shown == [("https://api.test", 1, "connection refused")]
     assert run.record.last_error == "connection refused"
     assert run.record.next_try_at > up.clock.now()
     up.advance(10.0)
-    assert up.spool.database.query("SELECT * FROM destinations") == []
+    assert up.spool._database.query("SELECT * FROM destinations") == []
     assert run.record.last_error == ""
 
 
@@ -243,7 +245,7 @@ def test_hung_calls_hold_up_neither_other_buckets_nor_the_cutting_of_batches(tmp
         gate.open()
         up.settle()
         assert len(up.store.of("put", "id-hung")) == MAX_CALLS_PER_DESTINATION + 4
-        assert run.id not in up.spool.runs
+        assert run.id not in up.spool._runs
 
 
 def test_address_that_leads_nowhere_is_the_runs_own_trouble(up: Delivery) -> None:
@@ -255,7 +257,7 @@ def test_address_that_leads_nowhere_is_the_runs_own_trouble(up: Delivery) -> Non
     good = up.begin("good", rows=1)
     up.advance(61.0)
     assert len(up.store.of("put", "id-good")) == 1
-    lost = next(run for run in up.spool.runs.values() if run is not good)
+    lost = next(run for run in up.spool._runs.values() if run is not good)
     assert "not an address" in lost.record.last_error
 
 
@@ -305,7 +307,7 @@ def test_runs_beyond_the_limit_of_calls_all_get_their_turn(up: Delivery) -> None
     for number in range(5 * MAX_CALLS_PER_DESTINATION):
         up.begin(f"run-{number}", rows=1, last=True)
     up.settle()
-    assert up.spool.runs == {}
+    assert up.spool._runs == {}
     assert len(up.api.endings) == 5 * MAX_CALLS_PER_DESTINATION
 
 
@@ -445,13 +447,13 @@ def test_parked_run_whose_rows_are_damaged_is_not_cut_again_and_again(up: Delive
     run = up.begin(rows=1)
     up.settle()
     error = run.record.last_error
-    with up.spool.database.transaction() as connection:
+    with up.spool._database.transaction() as connection:
         connection.execute("UPDATE frames SET payload = x'c1' WHERE run = ?", (run.id,))
     up.add(run, up.policy.max_batch_rows)
     up.scheduler.notify(run)
     # It ends: there is a pause before the next try.
     assert up.settle() > up.clock.monotonic()
-    assert run.attempts == 2
+    assert up.scheduler._schedules[run.id].attempts == 2
     assert (run.record.state, run.record.last_error) == (RunState.QUARANTINED, error)
     assert run.undelivered_rows == up.policy.max_batch_rows + 1
 
@@ -461,11 +463,11 @@ def test_full_disk_after_register_does_not_register_again(up: Delivery) -> None:
     up.api.script("register", gate)
     up.begin(rows=1, last=True)
     up.settle(gate)
-    up.spool.database.connection.execute("PRAGMA query_only = 1")
+    up.spool._database.connection.execute("PRAGMA query_only = 1")
     gate.open()
     up.advance(20.0)
     assert len(up.api.times("register")) == 1
-    up.spool.database.connection.execute("PRAGMA query_only = 0")
+    up.spool._database.connection.execute("PRAGMA query_only = 0")
     up.advance(MAX_DELAY_S)
     assert len(up.api.times("register")) == 1
     assert state(up, "run") is RunState.FINISHED
@@ -480,14 +482,14 @@ def test_batch_that_cannot_be_written_is_not_tried_in_a_tight_loop(up: Delivery)
 
     up.begin(rows=1)
     up.settle()
-    up.spool.database.connection.execute(
+    up.spool._database.connection.execute(
         "CREATE TRIGGER full BEFORE INSERT ON batches BEGIN SELECT raise(FAIL, 'disk I/O error'); END"
     )
-    up.spool.database.connection.set_trace_callback(count)
+    up.spool._database.connection.set_trace_callback(count)
     up.advance(660.0)
     # One statement with a trigger is traced several times.
     assert 3 <= len(set(tries)) <= 30
-    up.spool.database.connection.execute("DROP TRIGGER full")
+    up.spool._database.connection.execute("DROP TRIGGER full")
     up.advance(MAX_DELAY_S)
     assert up.rows_stored("id-run") == [1]
 
@@ -497,10 +499,10 @@ def test_finish_whose_answer_could_not_be_written_is_not_said_again(up: Delivery
     up.api.script("finish", gate)
     up.begin(rows=1, last=True)
     up.settle(gate)
-    up.spool.database.connection.execute("PRAGMA query_only = 1")
+    up.spool._database.connection.execute("PRAGMA query_only = 1")
     gate.open()
     up.advance(20.0)
-    up.spool.database.connection.execute("PRAGMA query_only = 0")
+    up.spool._database.connection.execute("PRAGMA query_only = 0")
     up.advance(MAX_DELAY_S)
     assert len(up.api.times("finish")) == 1
     assert state(up, "run") is RunState.FINISHED
@@ -559,7 +561,7 @@ def test_run_that_ends_just_as_it_is_closed_keeps_its_own_end(tmp_path: Path) ->
     with delivery(tmp_path / "spool", policy=STALE, clock=clock) as up:
         run = up.begin(rows=1)
         up.settle()
-        with up.spool.lock:
+        with up.spool._lock:
             clock.advance(901.0)
             up.intake.poll_once(0.0)
             up.intake.receiving_since = 0.0
@@ -573,7 +575,7 @@ def test_run_that_ends_just_as_it_is_closed_keeps_its_own_end(tmp_path: Path) ->
 def test_run_whose_collector_speaks_after_it_was_found_silent_is_not_closed(watchful: Delivery) -> None:
     run = watchful.begin(rows=1)
     watchful.settle()
-    with watchful.spool.lock:
+    with watchful.spool._lock:
         watchful.let_pass(901.0)
         watchful.scheduler.run_due()
         assert watchful.scheduler.steps_in_flight == 1
@@ -592,10 +594,10 @@ def test_collector_that_a_full_disk_keeps_from_continuing_its_run_is_not_silent(
 ) -> None:
     run = watchful.begin(rows=1)
     watchful.advance(800.0)
-    watchful.spool.database.connection.execute("PRAGMA query_only = 1")
+    watchful.spool._database.connection.execute("PRAGMA query_only = 1")
     with pytest.raises(SpoolError):
         watchful.spool.open_run(hello(**greeting), owner="")
-    watchful.spool.database.connection.execute("PRAGMA query_only = 0")
+    watchful.spool._database.connection.execute("PRAGMA query_only = 0")
     watchful.advance(890.0)
     assert not run.record.has_ended
     watchful.advance(20.0)
@@ -672,12 +674,13 @@ def test_nothing_that_is_over_is_kept_in_memory(up: Delivery) -> None:
     for number in range(20):
         up.begin(f"run-{number}", rows=1, last=True)
     up.advance(60.0)
-    assert up.spool.runs == {}
+    assert up.spool._runs == {}
     scheduler = up.scheduler
     held: list[Sized] = [
-        scheduler._queues, scheduler._ended, scheduler._failures._steps, scheduler._due,
+        scheduler._queues, scheduler._schedules, scheduler._failures._steps, scheduler._due,
+        scheduler._executor._sessions,
     ]  # fmt: skip
-    assert [len(what) for what in held] == [0, 0, 0, 0]
+    assert [len(what) for what in held] == [0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("hurry", ["end", "reset_backoff"])
@@ -724,7 +727,7 @@ def test_object_that_was_damaged_in_the_spool_is_shown_to_a_person_and_not_put(u
     up.store.always["put"] = away()
     up.begin(rows=1)
     up.advance(61.0)
-    with up.spool.database.transaction() as connection:
+    with up.spool._database.transaction() as connection:
         connection.execute("UPDATE batches SET body = x'00'")
     up.store.always.clear()
     before = len(up.store.calls)
@@ -741,14 +744,14 @@ def test_rows_that_were_damaged_in_the_spool_are_shown_to_a_person_and_kept(
     with delivery(tmp_path / "spool", inline_limit_bytes=inline_limit_bytes) as up:
         run = up.begin(rows=3)
         up.begin("sound", rows=3, last=True)
-        with up.spool.database.transaction() as connection:
+        with up.spool._database.transaction() as connection:
             connection.execute("UPDATE frames SET payload = ? WHERE run = ?", (damaged, run.id))
         up.end(run)
         up.settle()
         assert (run.record.state, state(up, "sound")) == (RunState.QUARANTINED, RunState.FINISHED)
         assert "rows 1 to 3 are damaged in the spool" in run.record.last_error
         assert [ending.run_id for ending in up.api.endings] == ["id-sound"]
-        assert up.spool.database.query("SELECT payload FROM frames") == [(damaged,)]
+        assert up.spool._database.query("SELECT payload FROM frames") == [(damaged,)]
 
 
 def test_object_that_was_damaged_in_the_spool_is_not_delivered_inline(tmp_path: Path) -> None:
@@ -757,9 +760,82 @@ def test_object_that_was_damaged_in_the_spool_is_not_delivered_inline(tmp_path: 
         up.api.script("register", away())
         run = up.begin(rows=2)
         up.settle()
-        with up.spool.database.transaction() as connection:
+        with up.spool._database.transaction() as connection:
             assert connection.execute("UPDATE batches SET body = x'00'").rowcount == 1
         up.end(run)
         up.advance(MAX_DELAY_S)
         assert run.record.state is RunState.QUARANTINED
         assert up.api.endings == []
+
+
+class WatchedLock:
+    """A lock that knows whether the running thread holds it."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self.held = threading.local()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.held.here = True
+
+    def __exit__(self, *raised: object) -> None:
+        self.held.here = False
+        self._lock.release()
+
+    @property
+    def is_held_here(self) -> bool:
+        return getattr(self.held, "here", False)
+
+
+class RefusesUnder:
+    """A lock that is not to be taken by a thread that holds the other one."""
+
+    def __init__(self, lock: threading.RLock, other: WatchedLock) -> None:
+        self._lock, self._other = lock, other
+        self.taken = 0
+        self.violations: list[str] = []
+
+    def __enter__(self) -> None:
+        self.taken += 1
+        if self._other.is_held_here:
+            self.violations.append("".join(traceback.format_stack()))
+        self._lock.acquire()
+
+    def __exit__(self, *raised: object) -> None:
+        self._lock.release()
+
+
+def test_nothing_is_written_and_no_spool_lock_is_taken_under_the_scheduling_lock(up: Delivery) -> None:
+    scheduling = WatchedLock(up.scheduler._lock)
+    spool_lock = RefusesUnder(up.spool._lock, scheduling)
+    up.scheduler._lock, up.spool._lock, up.spool.control._lock = scheduling, spool_lock, spool_lock  # type: ignore[assignment]
+    commits = 0
+    under_the_lock: list[str] = []
+
+    def watch(statement: str) -> None:
+        nonlocal commits
+        if statement.startswith("COMMIT"):
+            commits += 1
+            if scheduling.is_held_here:
+                under_the_lock.append("".join(traceback.format_stack()))
+
+    up.spool._database.connection.set_trace_callback(watch)
+    up.api.script("register", away(), failing(503), refused(401))
+    up.store.script("put", failing(500), away(), expired(), failing(429, retry_after_s=9.0))
+    up.api.script("finish", failing(502), final(422))
+    good, quarantined = up.begin("good", rows=3, last=True), up.begin("quarantined", rows=3, last=True)
+    broken = up.begin("broken", rows=3)
+    up.advance(1200.0)
+    up.spool.update(broken, uri_prefix="leads nowhere")
+    up.add(broken, 2)
+    up.advance(120.0)
+    up.scheduler.flush()
+    up.scheduler.reset_backoff()
+    up.advance(1200.0)
+    assert {good.record.state, quarantined.record.state} == {RunState.QUARANTINED, RunState.FINISHED}
+    assert "not an address" in broken.record.last_error
+    assert commits > 20
+    assert spool_lock.taken > commits
+    assert (under_the_lock, spool_lock.violations) == ([], [])
+    up.spool._database.connection.set_trace_callback(None)

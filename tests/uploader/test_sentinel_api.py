@@ -31,7 +31,7 @@ from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.backends.sentinel.payload import command_text, registration, tags_object
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.types import FinishRequest, RunDescription
+from sentinel_uploader.runs.types import FinishRequest, FinishResult, RunDescription
 
 TOKEN = "planted-token"
 CSV = f"{COLUMNS}\n1.5{',' * 31}\n2.5{',' * 31}\n"
@@ -72,6 +72,7 @@ def ending(
         finished_at=1767323045.25,
         data_uris=uris,
         data_csv=None if csv is None else csv.encode(),
+        rows=2,
         summary={"rows": 2},
     )
 
@@ -415,7 +416,7 @@ def test_a_server_that_cannot_unzip_gets_the_body_plain_and_is_remembered(
     server.behaviour.gzip, server.behaviour.gzip_refusal = "refused", status
     for number in (1, 2):
         run_id = api.register(described()).run_id
-        assert processing_error(api.finish(ending(run_id)), 2) is None
+        assert api.finish(ending(run_id)).complaint is None
         assert server.runs[run_id].finish is not None
         assert len(server.requests.of("finish")) == number + 1
     assert [request.headers.get("content-encoding") for request in server.requests.of("finish")] == ["gzip", None, None]
@@ -472,7 +473,7 @@ def test_finish_after_a_lost_answer_is_success(server: SentinelServer, api: Sent
     with pytest.raises(SentinelAPIError):
         api.finish(ending(run_id))
     assert lost.fired == 1
-    assert api.finish(ending(run_id)) == {}
+    assert api.finish(ending(run_id)) == FinishResult({})
     assert statuses(server, "finish") == [None, 409]
     with pytest.raises(SentinelAPIError, match="409"):
         finish_run(TOKEN, run_id, data_source=DataSource.inline, data_csv=CSV)

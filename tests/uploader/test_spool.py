@@ -72,7 +72,7 @@ def test_time_of_the_newest_row_is_known_after_a_restart(tmp_path: Path, clock: 
 
     again = open_spool_at(tmp_path / "spool", clock)
     try:
-        assert [one.last_timestamp for one in again.runs.values()] == [newest]
+        assert [one.last_timestamp for one in again._runs.values()] == [newest]
     finally:
         again.close()
 
@@ -81,7 +81,7 @@ def test_same_collector_continues_and_a_newer_one_takes_over(spool: Spool) -> No
     run = spool.open_run(hello(), owner="")
     assert spool.open_run(hello(), owner="") is run
     assert spool.open_run(hello(epoch="second", interval_s=5.0), owner="") is run
-    assert (run.record.incarnation, run.record.interval_s, run.record.fenced_epochs) == ("second", 5.0, ["first"])
+    assert (run.record.epoch, run.record.interval_s, run.record.fenced_epochs) == ("second", 5.0, ["first"])
     with pytest.raises(SupersededError):
         spool.open_run(hello(), owner="")
     for number in range(100):
@@ -152,7 +152,7 @@ def test_rows_that_a_collector_no_longer_has_are_counted_as_missing_once(spool: 
     assert run.record.batched_seq == 15
     spool.close()
     again = open_spool_at(tmp_path / "spool", SteppedClock())
-    (loaded,) = again.runs.values()
+    (loaded,) = again._runs.values()
     assert (loaded.durable_seq, loaded.record.missing_rows) == (15, 13)
     again.close()
 
@@ -181,7 +181,7 @@ def test_late_cloud_is_learnt_until_the_run_is_registered(spool: Spool) -> None:
 def test_many_frames_of_many_runs_are_one_transaction(spool: Spool) -> None:
     runs = [spool.open_run(hello(f"run-{number}"), owner="") for number in range(20)]
     statements: list[str] = []
-    spool.database.connection.set_trace_callback(statements.append)
+    spool._database.connection.set_trace_callback(statements.append)
     spool.append([frame(run, 1, 5) for run in runs], [(run, finish(5)) for run in runs[:5]])
     assert statements.count("COMMIT") == 1
     assert [run.durable_seq for run in runs] == [5] * 20
@@ -197,7 +197,7 @@ def test_rows_and_ends_for_a_run_that_has_ended_meanwhile_are_left_out(spool: Sp
     spool.append([frame(run, 1, 5) for run in (gone, closed, there)], [(closed, finish(5)), (gone, finish(5))])
     assert [run.durable_seq for run in (gone, closed, there)] == [0, 0, 5]
     assert closed.record.closed_as_stale
-    assert spool.database.query("SELECT DISTINCT run FROM frames") == [(there.id,)]
+    assert spool._database.query("SELECT DISTINCT run FROM frames") == [(there.id,)]
     spool.close()
     open_spool_at(tmp_path / "spool", SteppedClock()).close()
 
@@ -205,12 +205,12 @@ def test_rows_and_ends_for_a_run_that_has_ended_meanwhile_are_left_out(spool: Sp
 def test_messages_of_a_run_that_is_unknown_are_kept_and_reported(
     spool: Spool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with spool.database.transaction() as connection:
+    with spool._database.transaction() as connection:
         connection.execute("INSERT INTO frames (run, first_seq, rows, payload) VALUES (77, 1, 1, x'00')")
     spool.close()
     again = open_spool_at(tmp_path / "spool", SteppedClock())
     assert "does not know" in caplog.text
-    assert again.database.query("SELECT run FROM frames") == [(77,)]
+    assert again._database.query("SELECT run FROM frames") == [(77,)]
     again.close()
 
 
@@ -243,9 +243,9 @@ def test_limit_stops_rows_and_new_runs_but_not_changes_of_state_and_goes_on_afte
     assert delivered == list(range(1, before + 1))
     other = spool.open_run(hello("another"), owner="")
     spool.append([frame(other, 1, 20)], [])
-    while spool.database.compact():
+    while spool._database.compact():
         pass
-    assert os.path.getsize(spool.database.path) <= MIN_SPOOL_BYTES
+    assert os.path.getsize(spool._database.path) <= MIN_SPOOL_BYTES
     spool.close()
 
 
@@ -258,7 +258,7 @@ def test_smallest_spool_does_not_fill_up_with_the_memory_of_ended_runs(tmp_path:
         spool.close_run(run, Event.ACCEPTED, response={"text": "y" * 2000})
     with pytest.raises(RunClosedError):
         spool.open_run(hello("run-29"), owner="")
-    assert 1 <= spool.database.query("SELECT count(*) FROM runs")[0][0] < 10
+    assert 1 <= spool._database.query("SELECT count(*) FROM runs")[0][0] < 10
     spool.close()
     again = open_spool_at(tmp_path / "spool", clock, max_bytes=MIN_SPOOL_BYTES)
     again.open_run(hello("new"), owner="")
@@ -272,7 +272,7 @@ def statements_of_a_cycle(spool: Spool, key: str) -> int:
         nonlocal count
         count += 1
 
-    spool.database.connection.set_trace_callback(note)
+    spool._database.connection.set_trace_callback(note)
     run = spool.open_run(hello(key), owner="")
     spool.append([frame(run, 1, 10)], [(run, finish(10))])
     register(spool, run)
@@ -281,7 +281,7 @@ def statements_of_a_cycle(spool: Spool, key: str) -> int:
     assert batch is not None
     spool.confirm_batch(run, batch)
     spool.close_run(run, Event.ACCEPTED)
-    spool.database.connection.set_trace_callback(None)
+    spool._database.connection.set_trace_callback(None)
     return count
 
 
@@ -303,7 +303,7 @@ def test_a_run_costs_the_same_however_many_have_ended(spool: Spool) -> None:
     ]
     for sql in plans:
         parameters = ("x",) * sql.count("?")
-        steps = [row[3] for row in spool.database.query(f"EXPLAIN QUERY PLAN {sql}", parameters)]
+        steps = [row[3] for row in spool._database.query(f"EXPLAIN QUERY PLAN {sql}", parameters)]
         assert all("INDEX" in step for step in steps), (sql, steps)
         assert not [step for step in steps if "TEMP B-TREE" in step], (sql, steps)
 
@@ -336,7 +336,7 @@ def watch(statement):
     if statement.startswith(point):
         print("at", statement[:40], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
-spool.database.connection.set_trace_callback(watch)
+spool._database.connection.set_trace_callback(watch)
 spool.append([frame(run, 11, 20)], [])
 here.cut(spool, run, max_rows=15)
 batch = spool.next_batch(run)
@@ -372,7 +372,7 @@ def test_spool_of_a_killed_process_holds_every_acknowledged_row_once(
     assert victim.stdout.startswith(f"at {point}"[:20])
 
     spool = open_spool_at(directory, clock)
-    (run,) = spool.runs.values()
+    (run,) = spool._runs.values()
     assert run.durable_seq == rows_by_then
     rows: list[int] = list(range(1, run.record.delivered_rows + 1))
     while cut(spool, run) is not None:
@@ -411,7 +411,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.acked[key], self.missing[key], self.delivered[key] = 0, set(), []
 
     def _run(self, name: str) -> OpenRun:
-        return next(run for run in self.spool.runs.values() if run.record.key == self.key_of[name])
+        return next(run for run in self.spool._runs.values() if run.record.key == self.key_of[name])
 
     @rule(name=st.sampled_from(KEYS), rows=st.integers(1, 30))
     def store(self, name: str, rows: int) -> None:
@@ -426,7 +426,7 @@ class SpoolMachine(RuleBasedStateMachine):
         if run.record.has_ended:
             return
         first = run.durable_seq + 1
-        self.spool.open_run(hello(key, run.record.incarnation, first_available_seq=first + gap), owner="")
+        self.spool.open_run(hello(key, run.record.epoch, first_available_seq=first + gap), owner="")
         self.missing[key] |= set(range(first, first + gap))
         self.acked[key] += gap
 
@@ -500,10 +500,10 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.key_of)
     @invariant()
     def memory_equals_a_fresh_load(self) -> None:
-        loaded = Spool(self.spool.database, clock=self.clock)
-        assert loaded.runs.keys() == self.spool.runs.keys()
-        for run_id, run in self.spool.runs.items():
-            other = loaded.runs[run_id]
+        loaded = Spool(self.spool._database, clock=self.clock)
+        assert loaded._runs.keys() == self.spool._runs.keys()
+        for run_id, run in self.spool._runs.items():
+            other = loaded._runs[run_id]
             for name in (
                 "record",
                 "durable_seq",
@@ -518,8 +518,8 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.key_of)
     @invariant()
     def its_client_has_what_is_there(self) -> None:
-        assert self.spool.usage.spool_bytes("") == sum(run.spool_bytes for run in self.spool.runs.values())
-        assert self.spool.usage.open_runs("") == len(self.spool.runs)
+        assert self.spool._usage.spool_bytes("") == sum(run.spool_bytes for run in self.spool._runs.values())
+        assert self.spool._usage.open_runs("") == len(self.spool._runs)
 
     def teardown(self) -> None:
         self.spool.close()

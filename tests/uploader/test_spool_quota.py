@@ -42,7 +42,7 @@ def flood(collector: RawCollector, key: str = "run") -> int:
 
 
 def held(guarded: Guarded, name: str) -> int:
-    return guarded.spool.usage.spool_bytes(name)
+    return guarded.spool._usage.spool_bytes(name)
 
 
 def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
             flood(bad)
             assert guarded.turned_away("spool-share") == 1
             assert guarded.counters.client_rejected.value("bad", "spool-share") == 1
-            limit = guarded.spool.database.rows_limit_bytes
+            limit = guarded.spool._database.rows_limit_bytes
             assert limit * 0.4 < held(guarded, "bad") <= limit * 0.5
             # A new run is no way round it, and the next one that floods gets half of what is left.
             bad.say(hello("another"))
@@ -85,7 +85,7 @@ def test_a_client_that_is_alone_may_use_all(tmp_path: Path) -> None:
             flood(only)
             assert guarded.counters.spool_failures.value("full") == 1
             assert guarded.turned_away("spool-share") == 0
-            assert held(guarded, "only") > guarded.spool.database.rows_limit_bytes * 0.85
+            assert held(guarded, "only") > guarded.spool._database.rows_limit_bytes * 0.85
     finally:
         guarded.close()
 
@@ -96,12 +96,12 @@ def test_what_clients_hold_is_known_after_a_restart(tmp_path: Path) -> None:
     for owner, rows in (("alice", 400), ("bob", 40)):
         run = spool.open_run(hello(metadata={"job_name": owner * 100}), owner=owner)
         spool.append([frame(run, 1, rows)], [])
-    before = {owner: spool.usage.spool_bytes(owner) for owner in ("alice", "bob", "carol")}
+    before = {owner: spool._usage.spool_bytes(owner) for owner in ("alice", "bob", "carol")}
     assert before["alice"] > before["bob"] > before["carol"] == 0
     spool.close()
     spool = open_spool_at(tmp_path / "spool", clock)
-    assert {owner: spool.usage.spool_bytes(owner) for owner in before} == before
-    assert spool.usage.clients == 2
+    assert {owner: spool._usage.spool_bytes(owner) for owner in before} == before
+    assert spool._usage.clients == 2
     spool.close()
 
 
@@ -187,7 +187,7 @@ def test_two_clients_while_storage_is_down_one_floods_and_the_other_is_acknowled
 
         wait_until(goes_on, "the other is acknowledged all the time")
         log = (home.directory / "uploader.log").read_text()
-        assert "client has its share of the spool" in log
+        assert "client has reached its share of the spool" in log
         assert "spool is full" not in log
         (spool,) = wait_until(
             lambda: told if "spool-share" in json.dumps(told := status_of(home)) else None, "status has it"

@@ -13,8 +13,7 @@ from fakes.uploader_harness import hello
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
-from sentinel_uploader.server.connection_guard import ConnectionLimits
-from sentinel_uploader.server.connections import ConnectionId, StalledReadTracker
+from sentinel_uploader.server.connections import ConnectionId, ConnectionLimits, StalledReadTracker
 from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.telemetry.counters import Counters

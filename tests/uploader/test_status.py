@@ -129,7 +129,7 @@ def test_spool_that_was_not_finished_being_made_is_told_and_keeps_no_other_back(
 def test_spool_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
     spool = open_spool_at(tmp_path / "spool", SteppedClock())
     path = tmp_path / "spool" / "spool.db"
-    spool.database.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    spool._database.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     spool.close()
     with pytest.raises(UsageError, match="schema version"):
         read_status(str(tmp_path / "spool"))
@@ -140,7 +140,7 @@ def test_spool_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
 
 def test_reading_disturbs_nobody(up: Delivery, tmp_path: Path) -> None:
     run = up.begin(rows=5)
-    with up.spool.database.transaction() as connection:
+    with up.spool._database.transaction() as connection:
         connection.execute("UPDATE runs SET ended_at = 0")
         assert shown(tmp_path)["run"]["rows_waiting"] == 5
     up.add(run, 5)

@@ -28,7 +28,7 @@ DETAILS = {"job_name": "x" * 1500}
 def open_at(directory: Path, *, max_bytes: int = MIN_SPOOL_BYTES) -> Spool:
     spool = open_spool_at(directory, SteppedClock(), max_bytes=max_bytes)
     # Hundreds of runs: nothing here is about power cuts.
-    spool.database.connection.execute("PRAGMA synchronous = OFF")
+    spool._database.connection.execute("PRAGMA synchronous = OFF")
     return spool
 
 
@@ -55,7 +55,7 @@ def deliver_many(spool: Spool, count: int, *, first: int = 0) -> None:
 
 
 def count(spool: Spool, table: str) -> int:
-    ((rows,),) = spool.database.query(f"SELECT count(*) FROM {table}")
+    ((rows,),) = spool._database.query(f"SELECT count(*) FROM {table}")
     return int(rows)
 
 
@@ -94,10 +94,10 @@ def test_forgotten_runs_are_known_after_a_restart_and_to_their_own_client_alone(
     spool = open_at(tmp_path / "spool")
     deliver(spool, "run")
     deliver_many(spool, 80)
-    pages = spool.database.uncounted_pages
+    pages = spool._database.uncounted_pages
     spool.close()
     spool = open_at(tmp_path / "spool")
-    assert spool.database.uncounted_pages == pages > 2
+    assert spool._database.uncounted_pages == pages > 2
     with pytest.raises(RunClosedError) as closed:
         spool.open_run(hello("run", first_available_seq=4), owner="")
     assert closed.value.seq == 5
@@ -131,7 +131,7 @@ def test_only_the_oldest_are_forgotten_altogether(tmp_path: Path, monkeypatch: p
 )
 def test_number_that_is_remembered_has_a_floor_and_a_ceiling(tmp_path: Path, max_bytes: int, most: int) -> None:
     spool = open_at(tmp_path / "spool", max_bytes=max_bytes)
-    assert spool.database.query("PRAGMA max_page_count") == [((max_bytes + most * BYTES_PER_TOMBSTONE) // 4096,)]
+    assert spool._database.query("PRAGMA max_page_count") == [((max_bytes + most * BYTES_PER_TOMBSTONE) // 4096,)]
     spool.close()
 
 
@@ -150,16 +150,16 @@ def test_smallest_spool_takes_as_many_rows_however_many_runs_have_ended(spool: S
     deliver_many(spool, 10)
     before = capacity("before")
     deliver_many(spool, 300, first=10)
-    assert spool.database.uncounted_pages * 4096 > 20_000
+    assert spool._database.uncounted_pages * 4096 > 20_000
     # A page holds some forty rows.
     assert abs(capacity("after") - before) <= 80
-    assert spool.database.query("PRAGMA integrity_check") == [("ok",)]
+    assert spool._database.query("PRAGMA integrity_check") == [("ok",)]
 
 
 def test_size_of_each_stays_below_what_is_allowed_for(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     longest = tombstones.Tombstone(2**53, 2**53, bytes(8), "r" * 64)
-    pages = spool.database.uncounted_pages
-    with spool.database.transaction() as connection:
+    pages = spool._database.uncounted_pages
+    with spool._database.transaction() as connection:
         for number in range(MIN_COUNT):
             pages = spool._ended._tombstones.put(connection, f"run {number}", longest, pages=pages)
     assert MIN_COUNT * 100 < pages * 4096 < MIN_COUNT * BYTES_PER_TOMBSTONE
@@ -169,7 +169,7 @@ def test_record_that_cannot_be_read_does_not_keep_others_from_ending(
     spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
     deliver(spool, "scribbled")
-    with spool.database.transaction() as connection:
+    with spool._database.transaction() as connection:
         connection.execute("UPDATE runs SET record = CAST(x'c1' || zeroblob(1000) AS BLOB)")
     # Whoever asks for it meanwhile hears that it is over.
     with pytest.raises(RunClosedError) as closed:
@@ -190,7 +190,7 @@ def test_number_of_a_forgotten_run_is_not_given_to_another(tmp_path: Path) -> No
     spool.close_run(last, Event.DISCARDED)
     clock.advance(1.0)
     spool.close_run(first, Event.DISCARDED, response={"note": "x" * 9000})
-    assert spool.database.query("SELECT id FROM runs") == [(first.id,)], "the highest number is free"
+    assert spool._database.query("SELECT id FROM runs") == [(first.id,)], "the highest number is free"
     assert spool.open_run(hello("another"), owner="").id > last.id
     spool.close()
 
@@ -198,9 +198,9 @@ def test_number_of_a_forgotten_run_is_not_given_to_another(tmp_path: Path) -> No
 def test_run_costs_the_same_however_many_are_forgotten(spool: Spool) -> None:
     def statements() -> int:
         made: list[str] = []
-        spool.database.connection.set_trace_callback(made.append)
+        spool._database.connection.set_trace_callback(made.append)
         deliver(spool, f"run-{count(spool, 'tombstones')}")
-        spool.database.connection.set_trace_callback(None)
+        spool._database.connection.set_trace_callback(None)
         return len(made)
 
     deliver_many(spool, 50)

@@ -1,1 +1,1 @@
-"""What becomes of rows: the queue, the file behind it, the connection to an uploader, and what earlier runs left."""
+"""Delivery of rows: the queue, its overflow file, the connection to an uploader, and the recovery of orphaned files."""

@@ -1,10 +1,11 @@
-"""Several uploaders: which one a run goes to, and where it goes on when that one is away for too long."""
+"""Several uploaders: the choice of a run's uploader, and of another one when it does not answer for too long."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sentinel_collector.delivery.zmq_client import ZmqClient
 from sentinel_protocol.common.endpoints import Address
+from sentinel_protocol.common.hashing import sha256
 from sentinel_protocol.wire.messages import Hello, Ping, encode
 
 if TYPE_CHECKING:
@@ -12,30 +13,42 @@ if TYPE_CHECKING:
 
 _TAG = "continues"
 PROBE_TIMEOUT_S = 10.0
-"""How long another uploader has to answer before the one after it is asked."""
+"""How long another uploader has to answer before the next one is probed."""
+
+
+def rank_uploaders(addresses: Sequence[Address], run_key: str) -> list[Address]:
+    """Order the uploaders by a run's preference: rendezvous hashing, deterministic, even over many runs.
+
+    Adding or removing an uploader moves only the runs that prefer it.
+    """
+    return sorted(
+        dict.fromkeys(addresses),
+        key=lambda address: sha256(f"{address.url}\0{run_key}".encode("utf-8", "surrogateescape")),
+        reverse=True,
+    )
 
 
 def with_continuation_tag(metadata: dict[str, Any], part: str) -> dict[str, Any]:
-    """Return a run's metadata with the tag that names the part before it, by its id at the backend or its key."""
+    """Return a run's metadata with a tag that names the preceding run by id or key; unchanged for an empty `part`."""
     return metadata | {"tags": {**metadata.get("tags", {}), _TAG: part}} if part else metadata
 
 
 def continuation_of(hello: Hello) -> str:
-    """Return the part that a run was said to continue, empty where it is no continuation."""
+    """Return the preceding run that the tag names, empty without a tag."""
     tags = hello.metadata.get("tags")
     return tags.get(_TAG, "") if isinstance(tags, dict) else ""
 
 
 class Failover:
-    """Knows the uploaders in the order of a run's preference and asks the others when the one at hand is silent.
+    """Has the uploaders in the order of a run's preference and probes the others while the current one is silent.
 
-    Not thread-safe; times are monotonic seconds. Where none of the others answers it is the network that is away,
-    and the run stays where it is.
+    Not thread-safe; times are monotonic seconds. If none of the others answers, the network is down, and the run stays
+    with the current uploader.
     """
 
     def __init__(self, addresses: Sequence[Address], keys: "Mapping[str, ClientCurveKeys]", *, after_s: float) -> None:
         self.current = addresses[0]
-        """The uploader at hand."""
+        """The run's uploader."""
         self._addresses = list(addresses)
         self._keys = keys
         self._after_s = after_s
@@ -45,23 +58,23 @@ class Failover:
         self._ping_sent = False
 
     def pin(self, url: str) -> None:
-        """Stay with the uploader that an earlier collector of the run had moved to, if it is still one of them."""
+        """Select the uploader of an earlier collector of the run, if it is still in the list."""
         for address in self._addresses:
             if address.url == url:
                 self.current = self._probed = address
 
     def connect(self) -> ZmqClient:
-        """Connect to the uploader at hand."""
+        """Connect to the current uploader."""
         return ZmqClient(self.current, keys=self._keys.get(self.current.url))
 
     def switch_to(self, uploader: Address) -> None:
-        """Make one of the uploaders the one at hand."""
+        """Make an uploader of the list the current one."""
         self.current = uploader
 
     def poll_alternative(self, now: float, silent_s: float) -> tuple[Address, ZmqClient] | None:
-        """Return another uploader and a connection to it, once the one at hand was silent for too long and it answers.
+        """Return another uploader that answers, with its connection, once the current one is silent for too long.
 
-        Nothing has moved then: `switch_to` does that, and the connection is the caller's to close.
+        The current uploader stays the same until `switch_to`. The caller has to close the connection.
         """
         if len(self._addresses) < 2 or silent_s < self._after_s:
             self.close()
@@ -75,14 +88,14 @@ class Failover:
             self._probe = None
             return self._probed, transport
         if not self._ping_sent:
-            # Whatever the answer is: there is one.
+            # Any answer shows that the uploader is there.
             self._ping_sent = transport.send(encode(Ping()))
         if now - self._probed_at >= PROBE_TIMEOUT_S:
             self.close()
         return None
 
     def close(self) -> None:
-        """Ask nobody any more."""
+        """End the probe that is under way, if there is one."""
         if self._probe is not None:
             self._probe.close()
             self._probe = None

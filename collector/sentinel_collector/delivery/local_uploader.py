@@ -10,7 +10,7 @@ from sentinel_protocol.common.local_uploader import LocalUploaderPaths, is_liste
 from sentinel_protocol.common.paths import make_private_dir, make_socket_dir
 
 EXIT_WHEN_IDLE_S = 10.0
-"""An agent leaves when everything is delivered and nobody has called for so long."""
+"""The uploader exits when everything is delivered and no collector has connected for this long."""
 _FIRST_RETRY_S = 1.0
 _MAX_RETRY_S = 30.0
 _MAX_LOG_BYTES = 1 << 20
@@ -19,13 +19,13 @@ _USAGE_ERROR = 2
 _STDERR = 2
 _SHELL = "/bin/sh"
 _EXEC_IN_ROOT_DIR = 'cd / && exec "$@"'
-"""An agent outlives the job, whose directory may have to be removed or unmounted; posix_spawn cannot change it."""
+"""The uploader outlives the job, whose directory must stay removable; posix_spawn cannot change the directory."""
 
 
 class LocalUploaderSupervisor:
-    """Sees to it that an agent listens. Starting two at once is harmless: the spool's lock lets one live.
+    """Keeps this user's own uploader running. Two starts at once are harmless: the spool's lock lets one run.
 
-    `on_started` hears the pid of each agent that is started: it is a child of this process, and no part of the job.
+    `on_started` gets the pid of each uploader that is started: a child of this process, but not part of the job.
     """
 
     def __init__(
@@ -46,11 +46,11 @@ class LocalUploaderSupervisor:
         self._exited_with_usage_error = False
         self._is_failing = False
         self._log_offset: int | None = None
-        """Where what our agents log begins: the log goes on from one agent to the next."""
+        """Offset in the log, which all uploaders append to, of the first line of an uploader that we started."""
         self._make_socket_dir()
 
     def ensure_running(self, now: float) -> None:
-        """Start an agent if none listens; cheap when called often (`now`: monotonic seconds)."""
+        """Start an uploader if none listens; cheap when called often. `now` is monotonic seconds."""
         if now < self._due_at:
             return
         self._due_at = now + self._retry_s
@@ -59,7 +59,7 @@ class LocalUploaderSupervisor:
             self._retry_s = _FIRST_RETRY_S
             return
         if self._children:
-            # Starting takes its time on a busy machine, and another one would find the spool taken.
+            # It may still be starting, and a second one would find the spool locked.
             return
         self._retry_s = min(_MAX_RETRY_S, self._retry_s * 2)
         try:
@@ -70,12 +70,12 @@ class LocalUploaderSupervisor:
 
     @property
     def cannot_start(self) -> bool:
-        """Whether an agent cannot start as things are: its settings or directories are wrong."""
+        """Whether an uploader cannot start because settings or directories are wrong."""
         self._reap()
         return self._is_failing or self._exited_with_usage_error
 
     def last_log_line(self) -> str:
-        """Return the last line that an agent of ours has logged, for when it does not answer."""
+        """Return the last line that an uploader started here has logged, empty when there is none."""
         if self._log_offset is None:
             return ""
         try:
@@ -87,7 +87,7 @@ class LocalUploaderSupervisor:
         return lines[-1] if lines else ""
 
     def _make_socket_dir(self) -> None:
-        """Before anything connects there: afterwards nobody else can put a socket of theirs into it."""
+        """Make the private directory before connecting, so that no other user can put a socket there."""
         try:
             make_socket_dir(os.path.dirname(self._paths.socket_path))
         except UsageError as error:
@@ -126,7 +126,7 @@ class LocalUploaderSupervisor:
                     (os.POSIX_SPAWN_DUP2, log, 2),
                     *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited_fds()),
                 ],
-                # A session of its own: neither the terminal's Ctrl-C nor its end is meant for the agent.
+                # A session of its own: the terminal's signals must not reach the uploader.
                 setsid=True,
                 setsigmask=[],
             )
@@ -147,7 +147,7 @@ class LocalUploaderSupervisor:
 
 
 def _inherited_fds() -> list[int]:
-    """What our parent has given us beside the three: whoever waits for the end of such a pipe must not wait for us."""
+    """Return inheritable descriptors beyond stderr: a reader of such a pipe must not wait for the uploader's end."""
     try:
         names = os.listdir("/dev/fd")
     except OSError:

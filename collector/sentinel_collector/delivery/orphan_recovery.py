@@ -1,15 +1,14 @@
-"""Delivers what earlier collectors of this user could not: each run to where it was meant to go.
+"""Recovery of orphaned files: delivers rows of earlier collectors of this user, each run to its uploader.
 
-Works in a thread of its own beside the run at hand, and only where such files lie.
+Runs in a thread beside the current run, and only if there are such files.
 """
 
-import os
 import threading
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from sentinel_collector.console import WAIT, Console, pluralize
+from sentinel_collector.console import Console, pluralize
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
 from sentinel_collector.delivery.overflow_file.header import OverflowHeader, decode_hello
 from sentinel_collector.delivery.send_queue import SendQueue
@@ -36,24 +35,24 @@ if TYPE_CHECKING:
 _POLL_S = 0.2
 _STALL_TIMEOUT_S = 30.0
 _MAX_SILENCE_S = 1.0
-"""Longest silence of a destination that the end of a job waits for."""
+"""Longest silence of an uploader that the end of a job waits for."""
 _RESTART_GRACE_S = 60.0
-"""Age up to which a file without an end is left to whoever continues the run of a killed collector."""
+"""Age up to which a file without an end is left to a collector that resumes the run."""
 _ABANDONED_AFTER_S = 86_400.0
-"""Age of a file without rows and without an end: its collector was killed, and whoever continues the run needs it."""
+"""Age at which a file without rows and end is removed; until then, a collector that resumes the run needs it."""
 _HEADERLESS_AFTER_S = 600.0
-"""Age of a file without a run's name, which a full disk leaves: its collector sent nothing that the file would tell."""
+"""Age at which a file without a header is removed. A full disk leaves such files; they have no rows."""
 
 
 class _MutableHeader:
-    """Whose rows these are, which may change: a run that is over takes no more."""
+    """The run that the rows belong to. It changes when the uploader has closed that run."""
 
     def __init__(self, header: OverflowHeader) -> None:
         self.header = header
 
 
 class OrphanRecovery:
-    """Looks for files of ended collectors whenever it is told to, and delivers them."""
+    """Finds and delivers the files of ended collectors, each time `start` is called."""
 
     def __init__(
         self,
@@ -73,19 +72,19 @@ class OrphanRecovery:
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
         self.has_scanned = False
-        """Whether `start` was called yet."""
+        """Whether `start` was called."""
         self._unreachable: set[str] = set()
-        """Destinations that did not answer: not asked again for another file."""
+        """Uploaders that did not answer: their other files are skipped."""
         self._logged: set[str] = set()
-        """Files and destinations of which was said what there is to say."""
+        """Files and uploaders that were logged about."""
         self._answered_at = clock.monotonic()
 
     def start(self, own_path: str | None) -> None:
-        """Begin, if there is anything beside the file of the run at hand and nothing is under way."""
+        """Start a recovery if there are files besides `own_path` and none is under way."""
         self.has_scanned = True
         if self._thread is not None and not self._done.is_set():
             return
-        # The newest first: what has lain there for long is likely to go on lying there.
+        # Newest first: an old file is likely to stay undeliverable.
         paths = sorted((path for path in run_files(self._state_dir) if path != own_path), key=modified_at, reverse=True)
         if paths:
             self._done.clear()
@@ -96,7 +95,7 @@ class OrphanRecovery:
             self._thread.start()
 
     def finish(self, timeout_s: float) -> None:
-        """Let what is under way come to its end for at most so long; what is not delivered stays where it is."""
+        """Wait for the recovery for at most `timeout_s` seconds, then stop it; undelivered files stay."""
         if self._thread is None:
             return
         began = self._clock.monotonic()
@@ -123,10 +122,10 @@ class OrphanRecovery:
             self._done.set()
 
     def _deliver(self, path: str) -> None:
-        # Before it is opened, which finishes an empty one.
+        # Before `open`, which writes to an empty file.
         age_s = self._clock.now() - modified_at(path) / 1e9
         if not OverflowFile.has_finish(path) and 0 <= age_s < _RESTART_GRACE_S:
-            # Not even locked for a moment: its collector may be starting again just now.
+            # Not even locked briefly: its collector may be restarting.
             return
         overflow = OverflowFile.open(path)
         owned: OverflowFile | SendQueue = overflow
@@ -138,7 +137,7 @@ class OrphanRecovery:
             if header is None or header.uploader_url in self._unreachable:
                 return
             address = parse_address(header.uploader_url, bind=False)
-            # An uploader that is not named any more may have the key of one that is; a wrong key harms nobody.
+            # An uploader that is no longer configured may have the keys of one that is; wrong keys do no harm.
             keys = self._keys.get(address.url) or next(iter(self._keys.values()), None)
             require_encryption(address, has_keys=keys is not None, insecure=self._insecure, role="connect")
             decode_hello(header)
@@ -155,11 +154,9 @@ class OrphanRecovery:
             owned.close()
 
     def _header_if_recoverable(self, overflow: OverflowFile) -> OverflowHeader | None:
-        """Return whose rows these are; `None` where there is nothing to be done, or not yet."""
+        """Return the file's header; `None` when there is nothing to deliver, or not yet."""
         if overflow.quarantined_path is not None:
-            self._console.error(
-                f"{overflow.path} was damaged; what could not be read of it is in {overflow.quarantined_path}"
-            )
+            self._console.error(f"{overflow.path} was damaged; the unreadable part is in {overflow.quarantined_path}")
         rows = overflow.numbered_rows + overflow.unnumbered_rows
         age_s = self._clock.now() - overflow.modified_at
         if not rows and overflow.finish is None:
@@ -168,7 +165,8 @@ class OrphanRecovery:
             return None
         if overflow.header is None:
             self._log_once(
-                overflow.path, f"{overflow.path} holds {pluralize(rows, 'sample')} of an unknown run; it is left there"
+                overflow.path,
+                f"{overflow.path} holds {pluralize(rows, 'sample')} of an unknown run; the file is left there",
             )
             return None
         if overflow.finish is None and 0 <= age_s < _RESTART_GRACE_S:
@@ -198,10 +196,10 @@ class OrphanRecovery:
         if client.end_reason is not None:
             self._save_undeliverable(queue, header, client.end_reason)
         elif client.is_complete:
-            # Without an end the run may be continued: that there was one before is what its empty file says.
+            # Without an end the run may be resumed, which its empty file shows: keep that file.
             if queue.finish is not None:
                 queue.discard_file()
-            self._console.warn(f"delivered what an earlier collector had left: {pluralize(rows, 'sample')}")
+            self._console.warn(f"delivered for an earlier collector: {pluralize(rows, 'sample')}")
         elif not client.has_answer and (
             client.rejection_reason or self._clock.monotonic() - began_at >= _MAX_SILENCE_S
         ):
@@ -209,7 +207,7 @@ class OrphanRecovery:
             self._log_unreachable(header.uploader_url, client.rejection_reason, rows, queue.path)
 
     def _run_until_done(self, client: UploaderClient, transport: ZmqClient, queue: SendQueue, path: str) -> bool:
-        """Talk until there is no more to say, or no use in it; False when somebody else delivers the run."""
+        """Poll until all is delivered or no progress is made; False when another collector delivers the run."""
         held = queue.rows
         give_up_at = self._clock.monotonic() + _STALL_TIMEOUT_S
         while not client.is_complete and not self._stop.is_set():
@@ -221,14 +219,14 @@ class OrphanRecovery:
                 held = queue.rows
                 give_up_at = self._clock.monotonic() + _STALL_TIMEOUT_S
             if queue.finish is None and is_run_in_use(path):
-                # Whoever continues the run delivers these rows as well, in their order.
+                # A collector that resumes the run delivers these rows as well, in order.
                 return False
             if client.is_rejected or self._clock.monotonic() >= give_up_at:
                 break
         return True
 
     def _log_unreachable(self, uploader_url: str, rejection: str, rows: int, path: str | None) -> None:
-        samples = f"{pluralize(rows, 'sample')} of an earlier run {WAIT[rows != 1]}"
+        samples = f"{pluralize(rows, 'sample')} of an earlier run {'waits' if rows == 1 else 'wait'}"
         self._log_once(
             uploader_url,
             f"{samples if rows else 'the end of an earlier run waits'} for {uploader_url}, "
@@ -246,23 +244,23 @@ class OrphanRecovery:
         if queue.rows:
             path = save_undeliverable_rows(self._state_dir, header.run_key, header.incarnation, queue.all_rows())
             self._console.error(
-                f"{pluralize(queue.rows, 'sample')} of an earlier collector cannot be added to the run any more "
-                f"({end.value}); kept in {path}"
+                f"{pluralize(queue.rows, 'sample')} of an earlier collector cannot be added to the run "
+                f"({end.value}); saved in {path}"
             )
         queue.discard_file()
 
 
 def _start_new_run(queue: SendQueue, owner: _MutableHeader) -> bool:
-    """Whether a run that was closed without its collector's knowing lets these rows be another's.
+    """Make the rows another run if the closed run was an earlier one under the same key; return whether they are.
 
-    They are where no row of them was ever sent, and their own end is known: the run that has ended under this key is
-    an earlier one, and a collector that was alive would have begun another as well.
+    That is so when none of the rows was ever sent and they have an end: a running collector would have started another
+    run as well.
     """
     if queue.finish is None or queue.oldest_seq or not queue.rows:
         return False
     header = owner.header
     hello = decode_hello(header)
-    run_key = successor_run_key(header.run_key, os.urandom(6).hex())
+    run_key = successor_run_key(header.run_key)
     hello = msgspec.structs.replace(hello, run_key=run_key)
     owner.header = msgspec.structs.replace(header, run_key=run_key, hello=encode(hello))
     queue.start_new_run()

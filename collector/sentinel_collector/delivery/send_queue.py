@@ -1,10 +1,10 @@
-"""What is not acknowledged yet: in memory, and in a file once the uploader has been away for some seconds.
+"""The queue of unacknowledged rows: in memory, and in an overflow file while the uploader does not answer.
 
-Rows are a queue: those in the file first, those in memory after them. A row's sequence number is its place in the
-run. A collector that continues a run learns from the uploader's `Welcome` where to go on counting; until then its
-rows have no numbers, and none is sent. A number that was used once is never given to another row: the uploader may
-have its row even though it has not said so. Memory is bounded: the file takes what memory does not hold, and where
-no file can be written the oldest rows that were never sent give way, counted.
+The rows in the file come first, those in memory after them. A row's sequence number is its position in the run. A
+collector that resumes a run gets the next number from the uploader's `Welcome`; until then its rows have no numbers
+and are not sent. A number that was sent is never reused for another row: the uploader may have the first row though
+it has not acknowledged it. Memory is bounded: rows beyond the limit go to the file. When no file can be written, the
+oldest rows that were never sent are dropped and counted.
 """
 
 import contextlib
@@ -13,27 +13,27 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, Position
+from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS
 from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
 
 SPILL_AFTER_S = 2.0
-"""Age of the oldest row in memory at which all rows in memory go to the file."""
+"""Age of the oldest row in memory at which all rows in memory are written to the file."""
 RETRY_SPILL_S = 30.0
 MAX_MEMORY_ROWS = 50_000
-"""About 15 MiB; reached only where no file can be written."""
+"""About 15 MiB; reached only when no file can be written."""
 MAX_FILE_BYTES = 1 << 30
 """About four million rows: a month and a half at one a second."""
-_MAX_RECORD_ROWS = 128
 
 
 class SendQueue:
     """The queue of one run; not thread-safe. Times are monotonic seconds, rows are encoded samples.
 
-    `open_file` makes a new file for the run when there is none yet; `header` says whose rows these are at the moment.
-    `disk_error_reported` says that somebody knows already that there is no place for a file.
-    What reads or writes the file may raise `OSError` or `OverflowFileError`; nothing has changed then.
+    `open_file` makes the run's file when there is none; `header` returns the file's current header.
+    `disk_error_reported` suppresses the first warning about the file. Methods that read or write the file may raise
+    `OSError` or `OverflowFileError`; the queue is unchanged then.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class SendQueue:
         self._next_seq = 0
         """Sequence number of the oldest row, 0 while no row has one."""
         self._is_numbered = False
-        """Whether rows that were never sent have their numbers."""
+        """Whether rows that were never sent have numbers."""
         self._assigned = 0
-        """So many of the oldest rows have numbers that an uploader may know."""
+        """Count of the oldest rows whose numbers an uploader may know."""
         self._sent = 0
         self._cursor: Position | None = None
         self._reset_record_pending = False
-        """The file does not say yet that its rows belong to another run now."""
+        """The file lacks the record that its rows belong to another run now."""
         self._newest_row: bytes | None = None
         self.finish: Finish | None = None
         self.dropped_rows = 0
@@ -73,37 +73,37 @@ class SendQueue:
 
     @property
     def rows(self) -> int:
-        """Rows held: not acknowledged."""
+        """Unacknowledged rows."""
         return self._file_rows + len(self._memory)
 
     @property
     def memory_rows(self) -> int:
-        """Rows held that are not in the file."""
+        """Unacknowledged rows that are not in the file."""
         return len(self._memory)
 
     @property
     def unsent_rows(self) -> int:
-        """Rows held that were not sent since the last `rewind`."""
+        """Unacknowledged rows that were not sent since the last `rewind`."""
         return self.rows - self._sent
 
     @property
     def sent_rows(self) -> int:
-        """Rows sent since the last `rewind` and not acknowledged."""
+        """Unacknowledged rows that were sent since the last `rewind`."""
         return self._sent
 
     @property
     def oldest_seq(self) -> int:
-        """Sequence number of the oldest row held (of the next row where none is held), 0: not known yet."""
+        """Sequence number of the oldest row (of the next row if the queue is empty), 0 while unknown."""
         return self._next_seq
 
     @property
     def last_seq(self) -> int | None:
-        """Sequence number of the newest row, 0 where the run has none, `None` while numbers are not known."""
+        """Sequence number of the newest row, 0 if the run has none, `None` while unknown."""
         return self._next_seq + self.rows - 1 if self._is_numbered else None
 
     @property
     def newest_timestamp(self) -> float:
-        """Time stamp of the newest row that was ever held, UNIX seconds; 0 where there was none."""
+        """Time stamp of the newest row so far, UNIX seconds; 0 without rows."""
         return 0.0 if self._newest_row is None else decode_sample(self._newest_row).timestamp
 
     def append(self, row: bytes, now: float) -> None:
@@ -115,10 +115,9 @@ class SendQueue:
             self._drop_oldest_unsent()
 
     def rewind(self, next_seq: int, last_timestamp: float = 0.0) -> int:
-        """Take up the uploader's `Welcome`: go on sending from `next_seq`.
+        """Continue from the `next_seq` of the uploader's `Welcome`; return how many rows it asks for that are gone.
 
-        Rows that were never sent are stamped later, all by as much, where they would not come after `last_timestamp`.
-        Returns how many rows it asks for that are not here any more.
+        If rows that were never sent are not later than `last_timestamp`, their time stamps all move by the same time.
         """
         missing = max(0, self._next_seq - next_seq) if self._next_seq else 0
         if not self._is_numbered:
@@ -132,9 +131,9 @@ class SendQueue:
         return missing
 
     def next_chunk(self, *, max_rows: int, max_bytes: int) -> tuple[int, list[bytes]] | None:
-        """Return the next rows to send with the sequence number of the first, or `None` when all are sent.
+        """Return the first sequence number and the next rows to send, or `None` when all are sent.
 
-        `sent` has to be called once they were handed over.
+        Call `mark_sent` once they are handed over.
         """
         if not self._is_numbered or not self.unsent_rows:
             return None
@@ -148,7 +147,7 @@ class SendQueue:
         return self._next_seq + self._sent, chunk
 
     def mark_sent(self, count: int) -> None:
-        """Note that the rows of the last `next_chunk` are on their way."""
+        """Count the rows of the last `next_chunk` as sent."""
         if self._sent < self._file_rows and self._file is not None:
             in_file = min(count, self._file_rows - self._sent)
             self._cursor = self._file.advance(self._position_of_cursor(self._file), in_file)
@@ -156,9 +155,9 @@ class SendQueue:
         self._assigned = max(self._assigned, self._sent)
 
     def acknowledge(self, seq: int) -> int:
-        """Drop everything up to and including `seq`; returns how many rows that were.
+        """Drop the rows up to and including `seq` and return their count.
 
-        No more than was ever sent: an uploader cannot hold what it never got.
+        Rows that were never sent stay: the uploader cannot have them.
         """
         count = min(seq - self._next_seq + 1, self._assigned)
         if count <= 0:
@@ -167,9 +166,9 @@ class SendQueue:
         return count
 
     def maybe_spill(self, now: float) -> None:
-        """Move what is in memory to the file when its oldest row has waited for long enough.
+        """Write the rows in memory to the file when the oldest has waited for `SPILL_AFTER_S`.
 
-        At once when older rows are there already: the uploader is known to be away, and a kill would cost the row.
+        At once when the file has older rows: the uploader does not answer, and a kill would lose the rows in memory.
         """
         if not self._memory or now < self._spill_not_before:
             return
@@ -177,16 +176,16 @@ class SendQueue:
             self.overflow(now)
 
     def overflow(self, now: float, *, is_last: bool = False) -> bool:
-        """Move what is in memory to the file; False (and a warning, once) when it cannot be written.
+        """Write the rows in memory to the file; False, with one warning, when it cannot be written.
 
-        What memory holds is bounded: the last time it may go beyond the file's limit.
+        The last call may exceed the file's limit: memory is bounded.
         """
         try:
             overflow = self._file_for_writing()
             if overflow.size_bytes > MAX_FILE_BYTES and not is_last:
                 raise OverflowFileError(f"{overflow.path} has reached {MAX_FILE_BYTES >> 20} MiB")
             while self._memory:
-                rows = list(islice(self._memory, _MAX_RECORD_ROWS))
+                rows = list(islice(self._memory, MAX_RECORD_ROWS))
                 first = self._next_seq + self._file_rows if self._is_numbered else 0
                 place = overflow.end
                 overflow.append_rows(rows, first)
@@ -194,19 +193,19 @@ class SendQueue:
                     self._head_position = place
                 self._drop_from_memory(len(rows))
                 self._file_rows += len(rows)
-                # Rows that were sent from memory lie in the file now: the place to read on is looked up again.
+                # Sent rows may have moved to the file: find the position of the next unsent row again.
                 self._cursor = None
         except (OSError, SentinelStreamError) as error:
             self._spill_not_before = now + RETRY_SPILL_S
             if not self._spill_failed:
                 self._spill_failed = True
-                self._warn(f"cannot write undelivered samples to disk, keeping them in memory: {error}")
+                self._warn(f"cannot write undelivered samples to disk; keeping them in memory: {error}")
             return False
         self._spill_failed = False
         return True
 
     def persist_all(self, finish: Finish | None, now: float) -> bool:
-        """Write everything to the file, durably, for a later collector; False when it cannot be written."""
+        """Write everything durably to the file for a later collector; False when it cannot be written."""
         if not self.overflow(now, is_last=True):
             return False
         try:
@@ -220,10 +219,9 @@ class SendQueue:
         return True
 
     def start_new_run(self) -> None:
-        """Turn what is held into the first rows of another run (the old one was closed): numbers start anew.
+        """Make the held rows the first rows of another run, without numbers; `header` names the new run already.
 
-        `header` names the new run already. One record in the file says so; where it cannot be written now, it is
-        before the next row.
+        If the file's record of that cannot be written now, it is written before the next row.
         """
         self._next_seq = self._assigned = self._sent = 0
         self._is_numbered = False
@@ -235,44 +233,44 @@ class SendQueue:
 
     @property
     def never_sent_rows(self) -> int:
-        """Rows held that no uploader can know."""
+        """Unacknowledged rows that no uploader can have."""
         return self.rows - self._assigned
 
     def ambiguous_rows(self) -> tuple[int, list[bytes]]:
-        """Return the rows whose numbers an uploader may know, with the number of the first: it may hold any of them."""
+        """Return the first number and the rows that an uploader may have without having acknowledged them."""
         return self._next_seq, list(islice(self.all_rows(), self._assigned))
 
     def drop_ambiguous(self) -> None:
-        """Forget those rows, which are kept elsewhere; the others are the first ones of another run."""
+        """Drop the `ambiguous_rows`, which the caller has saved, and make the others another run."""
         self._drop(self._assigned)
         self.start_new_run()
 
     def rewrite_header(self) -> None:
-        """Write the head anew for a collector that may come after this one; without a place it is left."""
+        """Write the changed header for a later collector; a failure is ignored."""
         if self._file is not None and not self._reset_record_pending:
             with contextlib.suppress(OSError):
                 self._file.write_header(self._make_header())
 
     def all_rows(self) -> Iterator[bytes]:
-        """Yield every row that is held, oldest first."""
+        """Yield all rows, oldest first."""
         if self._file is not None and self._file_rows:
             rows = self._file.rows_from(self._head_position)
             yield from islice((row for row, _ in rows), self._file_rows)
         yield from self._memory
 
     def touch(self) -> None:
-        """Let the file's age say that its collector lives; without a file nothing is done."""
+        """Renew the file's modification time, if there is a file."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 self._file.touch()
 
     @property
     def path(self) -> str | None:
-        """Path of the file, when there is one."""
+        """Path of the file, if there is one."""
         return None if self._file is None else self._file.path
 
     def discard_file(self) -> None:
-        """Remove the file: everything is delivered or kept elsewhere. Raises `OSError`."""
+        """Remove the file, whose rows are delivered or saved elsewhere. Raises `OSError`."""
         if self._file is not None:
             self._file.unlink()
             self._file.close()
@@ -280,7 +278,7 @@ class SendQueue:
             self._file_rows = 0
 
     def close(self) -> None:
-        """Leave the file to whoever comes next."""
+        """Close and unlock the file for a later collector."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -295,7 +293,7 @@ class SendQueue:
         self.finish = overflow.finish
 
     def _assign_seq(self, next_seq: int, last_timestamp: float) -> None:
-        """Give the rows their numbers; those of recovered rows are fixed, the others follow them."""
+        """Assign numbers to the rows after those of recovered rows, which have theirs."""
         used = self._assigned
         delivered, base = used, next_seq
         if self._next_seq and next_seq <= self._next_seq + used:
@@ -311,7 +309,7 @@ class SendQueue:
         self._drop(delivered)
 
     def _reassign_seq(self, next_seq: int) -> None:
-        """Numbers that we have not used belong to somebody's rows: ours go behind them, none is lost."""
+        """Number the unsent rows from `next_seq` on: the uploader has rows of another collector under our numbers."""
         self._drop(self._assigned)
         if self._file is not None and self._file_rows:
             self._reset_record_pending = True
@@ -319,7 +317,7 @@ class SendQueue:
         self._next_seq = next_seq
 
     def _shift_ms(self, last_timestamp: float) -> int:
-        """By how much rows that were never sent have to move: the clock was set back between two collectors."""
+        """Return by how much unsent rows have to move because the clock was set back between two collectors."""
         if not last_timestamp or self.rows == self._assigned:
             return 0
         if self._file is not None and self._file_rows > self._assigned:
@@ -333,7 +331,7 @@ class SendQueue:
         if self._newest_row is not None:
             self._newest_row = shift_timestamp(self._newest_row, shift_ms)
         self._warn(
-            f"the clock was set back since the run's last sample: {self.rows - self._assigned} samples that wait are "
+            f"the clock was set back since the run's last sample: {self.rows - self._assigned} waiting samples are "
             f"stamped {shift_ms / 1000:.3f} s later"
         )
 
@@ -359,7 +357,7 @@ class SendQueue:
         return self._cursor
 
     def _drop(self, count: int) -> None:
-        """Forget the oldest `count` rows and move the sequence number of the oldest on."""
+        """Remove the oldest `count` rows and advance the sequence number of the oldest."""
         from_file = min(count, self._file_rows)
         if from_file and self._file is not None:
             self._head_position = self._file.advance(self._head_position, from_file)
@@ -374,7 +372,7 @@ class SendQueue:
         self._sent = max(0, self._sent - count)
 
     def _truncate_file(self, overflow: OverflowFile) -> None:
-        # Where that fails the rows stay on disk: the uploader's next `Welcome` says that they are delivered.
+        # On failure the rows stay on disk: the uploader's next `Welcome` tells that they are delivered.
         with contextlib.suppress(OSError):
             overflow.truncate(self._make_header())
             self._reset_record_pending = False
@@ -386,9 +384,9 @@ class SendQueue:
             self._appended_at.popleft()
 
     def _drop_oldest_unsent(self) -> None:
-        """Drop the oldest row that was never sent: those behind it take its number, nothing else moves."""
+        """Drop the oldest row that was never sent; the rows after it move up by one number."""
         if not self.dropped_rows:
-            self._warn(f"{MAX_MEMORY_ROWS} undelivered samples in memory and no disk to put them: dropping the oldest")
+            self._warn(f"{MAX_MEMORY_ROWS} undelivered samples in memory, no file can be written: dropping the oldest")
         self.dropped_rows += 1
         index = max(0, self._assigned - self._file_rows)
         del self._memory[index]

@@ -1,16 +1,21 @@
-"""The collector's own files: one of undelivered samples for each run, and what could not be delivered any more."""
+"""The collector's state directory: overflow files, one or more a run, and CSV files of undeliverable rows."""
 
 import contextlib
 import fcntl
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import BinaryIO
 
 import msgspec
 
+from sentinel_collector.console import Console
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
+from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS
 from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.run_key import successor_run_key
+from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.common.hashing import sha256
 from sentinel_protocol.common.paths import make_private_dir
@@ -21,14 +26,101 @@ _SUFFIX = ".rows"
 _NAME_CHARS = 24
 _MAX_FILES_PER_RUN = 100
 _MAX_WRITE_ROWS = 1000
-_MAX_RECORD_ROWS = 128
 _MAX_UNDELIVERABLE_FILES = 1000
+_CLAIM_ATTEMPTS = 10
+_CLAIM_RETRY_S = 0.1
+
+
+class RunFileClaim:
+    """Finds the file that an earlier collector of a run may have left, or makes one.
+
+    The file is named after the requested key also when the run continues under another: a restarted collector looks
+    there. After `take`, `run_key` is the key to record under, and `is_resumed` tells whether an earlier collector of
+    the run left a file.
+    """
+
+    def __init__(self, state_dir: str, run_key: str, *, clock: Clock, console: Console) -> None:
+        self._state_dir = state_dir
+        self._requested_key = self.run_key = run_key
+        self._clock = clock
+        self._console = console
+        self.is_resumed = False
+
+    def take(self) -> OverflowFile | None:
+        """Open and lock the file; `None`, with a warning, when none can be used."""
+        try:
+            overflow = self._open()
+            if overflow.finish is not None:
+                # That run has ended and waits for its delivery: record another.
+                overflow.close()
+                self.run_key = successor_run_key(self.run_key)
+                overflow = create_run_file(self._state_dir, self._requested_key)
+            elif overflow.header is None and self._has_ended_file():
+                # The same, but another collector is delivering it. Continuing that run would stop the delivery.
+                self.run_key = successor_run_key(self.run_key)
+            elif any(path != overflow.path for path in self._files()):
+                self.is_resumed = True
+                if overflow.header is None:
+                    overflow = self._wait_for_other_file(overflow)
+        except (OSError, SentinelStreamError) as error:
+            self._console.warn(f"cannot keep undelivered samples in {self._state_dir}; keeping them in memory: {error}")
+            return None
+        self.is_resumed = self.is_resumed or overflow.header is not None
+        return overflow
+
+    def _open(self) -> OverflowFile:
+        try:
+            return open_run_file(self._state_dir, self._requested_key)
+        except OverflowFileError as error:
+            self._console.error(f"cannot continue the run: {error}")
+            return create_run_file(self._state_dir, self._requested_key)
+
+    def _wait_for_other_file(self, own: OverflowFile) -> OverflowFile:
+        """Return the run's file that another collector recovers: it releases that file when it sees ours.
+
+        A collector that records the run does not. Then our own file is used, and we take over the run.
+        """
+        never = threading.Event()
+        for _ in range(_CLAIM_ATTEMPTS):
+            with contextlib.suppress(OverflowFileError):
+                other = self._open_other_file(own.path)
+                if other is not None:
+                    own.unlink()
+                    own.close()
+                    return other
+            self._clock.wait_for(never, _CLAIM_RETRY_S)
+        return own
+
+    def _open_other_file(self, path: str) -> OverflowFile | None:
+        """Open another file than the one at `path`, if there is an unlocked one without an end."""
+        for other in self._files():
+            if other == path:
+                continue
+            try:
+                overflow = OverflowFile.open(other)
+            except (OverflowFileInUseError, FileNotFoundError):
+                continue
+            if overflow.finish is None:
+                return overflow
+            overflow.close()
+        return None
+
+    def _has_ended_file(self) -> bool:
+        """Whether a file of the run, locked or not, has the run's end."""
+        for path in self._files():
+            with contextlib.suppress(OSError):
+                if OverflowFile.has_finish(path):
+                    return True
+        return False
+
+    def _files(self) -> list[str]:
+        return _existing_files(self._state_dir, self._requested_key)
 
 
 def open_run_file(state_dir: str, run_key: str) -> OverflowFile:
-    """Open and lock the newest file of a run that no living collector holds, or make one.
+    """Open and lock the newest unlocked file of a run, preferably one without an end, or make one.
 
-    Raises `OSError`, `UsageError`, or `OverflowFileError` for a file that cannot be read.
+    Raises `OSError`, `UsageError`, or `OverflowFileError` for an unreadable file.
     """
     make_private_dir(state_dir)
     ended: OverflowFile | None = None
@@ -46,38 +138,6 @@ def open_run_file(state_dir: str, run_key: str) -> OverflowFile:
         else:
             overflow.close()
     return ended or create_run_file(state_dir, run_key)
-
-
-def has_ended_file(state_dir: str, run_key: str) -> bool:
-    """Whether a file tells the end of the run, one that another collector delivers at the moment included."""
-    for path in _existing_files(state_dir, run_key):
-        with contextlib.suppress(OSError):
-            if OverflowFile.has_finish(path):
-                return True
-    return False
-
-
-def has_other_file(state_dir: str, run_key: str, path: str) -> bool:
-    """Whether there is a file of the run beside the one at `path`."""
-    return any(other != path for other in _existing_files(state_dir, run_key))
-
-
-def claim_other_file(state_dir: str, run_key: str, path: str) -> OverflowFile | None:
-    """Open a file of the run beside the one at `path`, if there is a free one without an end.
-
-    Raises `OSError`, or `OverflowFileError` for a file that cannot be read.
-    """
-    for other in _existing_files(state_dir, run_key):
-        if other == path:
-            continue
-        try:
-            overflow = OverflowFile.open(other)
-        except (OverflowFileInUseError, FileNotFoundError):
-            continue
-        if overflow.finish is None:
-            return overflow
-        overflow.close()
-    return None
 
 
 def is_run_in_use(path: str) -> bool:
@@ -104,7 +164,7 @@ def _is_locked(path: str) -> bool:
 
 
 def create_run_file(state_dir: str, run_key: str) -> OverflowFile:
-    """Make another file of a run; raises `OSError`, `UsageError` or `OverflowFileError`."""
+    """Make a new file of a run; raises `OSError`, `UsageError` or `OverflowFileError`."""
     make_private_dir(state_dir)
     for path in _candidate_paths(state_dir, run_key):
         try:
@@ -117,16 +177,16 @@ def create_run_file(state_dir: str, run_key: str) -> OverflowFile:
 def write_finished_part(
     state_dir: str, run_key: str, header: OverflowHeader, numbered: tuple[int, list[bytes]], end: Finish
 ) -> str:
-    """Write a whole run, its rows from the given number on, to another file and return its path.
+    """Write a run with its end to a new file and return the path; `numbered` is the first number and the rows.
 
-    Raises what `create_run_file` raises; nothing is left then.
+    Raises the same as `create_run_file`, and leaves no file then.
     """
     first_seq, rows = numbered
     left = create_run_file(state_dir, run_key)
     try:
         left.write_header(header)
-        for start in range(0, len(rows), _MAX_RECORD_ROWS):
-            left.append_rows(rows[start : start + _MAX_RECORD_ROWS], first_seq + start)
+        for start in range(0, len(rows), MAX_RECORD_ROWS):
+            left.append_rows(rows[start : start + MAX_RECORD_ROWS], first_seq + start)
         left.write_finish(end)
     except (OSError, SentinelStreamError):
         left.unlink()
@@ -137,7 +197,7 @@ def write_finished_part(
 
 
 def run_files(state_dir: str) -> Iterator[str]:
-    """Yield the paths of all runs' files."""
+    """Yield the paths of all overflow files."""
     try:
         names = sorted(os.listdir(state_dir))
     except OSError:
@@ -146,9 +206,9 @@ def run_files(state_dir: str) -> Iterator[str]:
 
 
 def save_undeliverable_rows(state_dir: str, run_key: str, incarnation: str, rows: Iterable[bytes]) -> str:
-    """Write rows that no uploader takes any more to a CSV file of their own and return its path.
+    """Write rows that can no longer be delivered to a new CSV file and return its path.
 
-    The file is there whole or not at all. Raises `OSError`, `UsageError`, or `OverflowFileError` for invalid rows.
+    The file appears complete or not at all. Raises `OSError`, `UsageError`, or `OverflowFileError` for invalid rows.
     """
     directory = make_private_dir(os.path.join(state_dir, "kept"))
     safe_key = "".join(char if char.isascii() and (char.isalnum() or char in "._-") else "_" for char in run_key)
@@ -160,7 +220,7 @@ def save_undeliverable_rows(state_dir: str, run_key: str, incarnation: str, rows
         for number in range(_MAX_UNDELIVERABLE_FILES):
             path = f"{stem}{f'-{number}' if number else ''}.csv"
             with contextlib.suppress(FileExistsError):
-                # Unlike a rename, a link never takes the place of what an earlier collector kept.
+                # Unlike a rename, a link never replaces the file of an earlier collector.
                 os.link(part, path)
                 return path
     finally:
@@ -182,7 +242,7 @@ def _write_csv(file: BinaryIO, rows: Iterable[bytes]) -> None:
 
 
 def _existing_files(state_dir: str, run_key: str) -> list[str]:
-    """Return the files of a run that are there. One look at the directory: a hundred at what may be in it take 2 ms."""
+    """Return a run's files. Lists the directory once: a hundred checks for candidates take 2 ms."""
     there = set(run_files(state_dir))
     return [path for path in _candidate_paths(state_dir, run_key) if path in there]
 
@@ -194,7 +254,7 @@ def _candidate_paths(state_dir: str, run_key: str) -> Iterator[str]:
 
 
 def modified_at(path: str) -> int:
-    """Return when a file was last written, in nanoseconds; 0 for one that is gone."""
+    """Return the modification time in nanoseconds, 0 for a missing file."""
     try:
         return os.stat(path).st_mtime_ns
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The conversation's near end: says hello, sends what is not acknowledged, and begins again after a silence.
+"""The collector's side of the protocol: sends `Hello`, unacknowledged rows and `Finish`, and resends after a silence.
 
-Holds no timer and no thread of its own: its owner calls `poll` at each sample and when `next_poll_in` has passed.
+It has no timer and no thread: its owner calls `poll` at each sample, and when `next_poll_in` has passed.
 """
 
 import random
@@ -36,7 +36,7 @@ WINDOW_ROWS = 1024
 CHUNK_ROWS = 128
 CHUNK_BYTES = 256 << 10
 RESEND_TIMEOUT_S = 3.0
-"""Age of the oldest unacknowledged send (or vain attempt to send) at which the conversation begins again."""
+"""Age of the oldest unacknowledged send, or failed attempt to send, at which the session is reset."""
 MAX_HELLO_WAIT_S = 60.0
 REJECTED_WAIT_S = 60.0
 UNREACHABLE_WARNING_S = 10.0
@@ -44,38 +44,39 @@ _FAST_POLL_S = 0.05
 _POLL_S = 1.5
 _IDLE_POLL_S = 5.0
 _MAX_MESSAGES_PER_POLL = 256
+_PING_INTERVAL_S = 30.0
 _MAX_TIMESTAMP = 1e11
-"""UNIX seconds, far beyond any run."""
+"""UNIX seconds, later than any run."""
 
 
 class Transport(Protocol):
-    """The socket as the link sees it."""
+    """The socket of the client."""
 
     def send(self, frame: bytes) -> bool:
-        """Hand a frame over; False when there is no connection or no room."""
+        """Queue a frame; False when there is no connection or no room."""
 
     def receive(self) -> bytes | None:
-        """Return the next message that has come, or `None`."""
+        """Return the next message, or `None` when there is none."""
 
     def poll_handshake_error(self, now: float) -> str | None:
-        """Return in words how the peer has refused the connection since the last call, and see to the next try."""
+        """Return why a handshake has failed since the last call, and reconnect when due; `now`: monotonic seconds."""
 
 
 class EndReason(Enum):
-    """Why there is nothing more to say."""
+    """Why the uploader accepts no more of the run."""
 
     SUPERSEDED = "superseded"
-    """A newer collector has taken the run over."""
+    """A newer collector has taken over the run."""
     CLOSED = "closed"
-    """The run was closed before its rows came."""
+    """The run was closed before its rows arrived."""
 
 
 class UploaderClient:
-    """One run's conversation with one uploader; not thread-safe.
+    """One run's session with one uploader; not thread-safe.
 
-    `hello` makes the greeting for a given lowest sequence number; `on_welcome` hears each `Welcome`, with the time
-    stamp of the run's newest sample, wherever that is; `on_closed` is asked when the run has been closed meanwhile
-    and returns True when another run was begun for the rest.
+    `hello` makes the `Hello` for the lowest available sequence number. `on_welcome` gets each `Welcome`, with the time
+    stamp of the run's newest sample, here or at the uploader. `on_closed` is called when the uploader has closed the
+    run; it returns True when it has started another run for the remaining rows.
     """
 
     def __init__(
@@ -98,67 +99,62 @@ class UploaderClient:
         self._clock = clock
         self._log = ConnectionLog(peer, warn)
         self._opened_at = self._last_message_at = clock.monotonic()
-        self._ping_interval_s = 30.0
         self._sent_at = 0.0
         self._hello_due_at = 0.0
         self._hello_attempts = 0
         self._in_flight: deque[tuple[int, float]] = deque()
         self._blocked_since: float | None = None
-        """Since when nothing can be handed over: there is no connection."""
+        """Since when `send` fails, `None` while it succeeds."""
         self._finish: Finish | None = None
         self._finish_sent_at: float | None = None
         self._chunk_rows = CHUNK_ROWS
-        self._has_answer = False
+        self.has_answer = False
+        """Whether the uploader has sent any message."""
         self._hello_changed = False
         self._without_metadata = False
         self._is_new_run = False
-        """Another run was begun: answers to what was sent before are not about it."""
+        """Another run was started, so answers until its `Welcome` concern the old run."""
         self.welcomed = False
         self.is_rejected = False
-        """The uploader has said that it will not take this run; asked again once in a while all the same."""
+        """The uploader has rejected the run or the connection; `Hello` is still repeated now and then."""
         self.end_reason: EndReason | None = None
         self.finish_durable = False
         self.finished: Finished | None = None
         self.delivery_error = ""
-        """What keeps the uploader from delivering the run, in its words."""
+        """The uploader's text on why it cannot deliver the run at the moment."""
         self.is_parked = False
-        """The uploader has set the run aside until a person has looked at it."""
+        """The uploader has set the run aside for an operator."""
         self.run_id = ""
 
     @property
     def is_complete(self) -> bool:
-        """True when everything, the `Finish` included, is durable at the uploader, or nothing more can be said."""
+        """Whether everything, `Finish` included, is durable at the uploader, or it accepts no more of the run."""
         if self.end_reason is not None:
             return True
         return self.finish_durable if self._finish is not None else self.welcomed and not self._queue.rows
 
     @property
-    def has_answer(self) -> bool:
-        """Whether the peer has said anything yet."""
-        return self._has_answer
-
-    @property
     def rejection_reason(self) -> str:
-        """Why the peer takes nothing, in words that follow its name; empty when it has not said so."""
+        """Why the uploader rejects the run, as text that follows its name; empty when it does not."""
         return self._log.rejection_reason
 
     def unanswered_s(self, now: float) -> float:
-        """For how many seconds the peer has left unanswered what was said or was to be said to it."""
+        """For how many seconds the uploader has not answered while an answer was due."""
         return now - self._last_message_at
 
     def finish(self, finish: Finish) -> None:
-        """The run is over: `finish` follows the last row (its `last_seq` is filled in when it is sent)."""
+        """End the run: `finish` follows the last row; its `last_seq` is filled in when it is sent."""
         self._finish = finish
 
     def resend_hello(self) -> None:
-        """Say `Hello` anew at the next occasion: what it holds has changed."""
+        """Send the changed `Hello` at the next `poll`."""
         self._hello_changed = True
 
     def poll(self) -> None:
-        """Take in what has come and send what is due; never blocks."""
+        """Handle received messages and send what is due; never blocks."""
         now = self._clock.monotonic()
         try:
-            if not self._receive(now):  # whoever has just answered lets us in
+            if not self._receive(now):  # an uploader that answers has accepted the handshake
                 self._check_handshake(now)
             if self.end_reason is not None:
                 return
@@ -167,31 +163,31 @@ class UploaderClient:
             if self.welcomed:
                 self._send(now)
         except (OSError, OverflowFileError) as error:
-            # Nothing in the backlog has moved: begin again when the disk may be well.
+            # The queue is unchanged: reset the session when the disk may have recovered.
             self._log.on_disk_error(error)
             self._reset_session(now + RETRY_SPILL_S)
         self._check_liveness(now)
 
     def next_poll_in(self) -> float:
-        """Seconds until `poll` wants to be called again, whatever the samples do."""
+        """Seconds until `poll` has to be called again, also without a sample."""
         now = self._clock.monotonic()
         if not self.welcomed:
             return _FAST_POLL_S if now - self._opened_at < 1.0 else _POLL_S
         if self._in_flight or self._finish_sent_at is not None or self._blocked_since is not None:
             return _POLL_S
-        # Whoever is turned away between two samples says so soon.
-        return min(_IDLE_POLL_S, max(0.0, self._sent_at + self._ping_interval_s - now))
+        # Limited, so that a rejection between two samples is noticed soon.
+        return min(_IDLE_POLL_S, max(0.0, self._sent_at + _PING_INTERVAL_S - now))
 
     def _check_handshake(self, now: float) -> None:
         refusal = self._transport.poll_handshake_error(now)
         if refusal is not None:
             self.is_rejected = True
-            # A reason that becomes known later is said as well.
+            # Each reason is a topic of its own: one that becomes known later is logged as well.
             self._log.on_rejected(refusal, refusal)
 
     def _receive(self, now: float) -> bool:
-        """Take in what has come, up to the last answer that is awaited; False when nothing has."""
-        # Whoever floods us must not keep us from sampling.
+        """Handle received messages, up to the last awaited answer; False when there was none."""
+        # Limited: a flood of messages must not stop the sampling.
         for taken in range(_MAX_MESSAGES_PER_POLL):
             frame = self._transport.receive()
             if frame is None:
@@ -199,7 +195,7 @@ class UploaderClient:
             was_waiting = bool(self._in_flight)
             message = self._handle_message(frame, now)
             if was_waiting and isinstance(message, Ack) and not self._in_flight and self._finish_sent_at is None:
-                # All is answered. To be told that there is no more costs as much; what there may be is read next time.
+                # All is answered. Another `receive` costs as much as this one; the next `poll` reads what is left.
                 break
         return True
 
@@ -207,7 +203,7 @@ class UploaderClient:
         try:
             message: UploaderMessage = decode_from_uploader(frame)
         except InvalidMessageError as error:
-            self._log.log_once("bad-message", f"sent what is {error}; is it a sentinel-uploader?")
+            self._log.log_once("bad-message", f"sent an invalid message ({error}); is it a sentinel-uploader?")
             return None
         self._note_message(now)
         match message:
@@ -224,11 +220,11 @@ class UploaderClient:
     def _note_message(self, now: float) -> None:
         self._log.on_recovered(now - self._last_message_at)
         self._last_message_at = now
-        self._has_answer = True
+        self.has_answer = True
 
     def _handle_welcome(self, welcome: Welcome, now: float) -> None:
         if not 1 <= welcome.next_seq <= MAX_SEQUENCE or not 0 <= welcome.last_timestamp <= _MAX_TIMESTAMP:
-            self._log.log_once("bad-message", f"asks for sample {welcome.next_seq}: not taken seriously")
+            self._log.log_once("bad-message", f"asks for sample {welcome.next_seq}, which is out of range; ignored")
             return
         missing = self._queue.rewind(welcome.next_seq, welcome.last_timestamp)
         self._clear_in_flight()
@@ -238,9 +234,9 @@ class UploaderClient:
         self._on_welcome(msgspec.structs.replace(welcome, last_timestamp=newest))
         if missing:
             self._log.log_once(
-                "missing", f"asks for {missing} samples that are not here any more; going on without them"
+                "missing", f"asks for {missing} samples that this collector no longer has; continuing without them"
             )
-            # The next greeting names the lowest row that is here, and the uploader goes on from that.
+            # The next `Hello` names the lowest available row, and the uploader continues from there.
             self._reset_session(now if self._hello_attempts <= 1 else self._hello_due_at)
             return
         self.welcomed = True
@@ -251,13 +247,13 @@ class UploaderClient:
             return
         self.delivery_error, self.is_parked = ack.delivery_error, ack.quarantined
         if self.is_parked and self._finish is None:
-            self._log.log_once("parked", f"keeps the run's samples and does not deliver them: {ack.delivery_error}")
+            self._log.log_once("parked", f"keeps the run's samples without delivering them: {ack.delivery_error}")
         if self._queue.acknowledge(ack.seq):
             self._hello_attempts = 0
             self._log.on_rows_accepted()
         while self._in_flight and self._in_flight[0][0] <= ack.seq:
             self._in_flight.popleft()
-        # An end without our last rows is the end of something else.
+        # While rows are unacknowledged, an acknowledged end is not that of our rows.
         if ack.finish and self._finish is not None and not self._queue.rows:
             self.finish_durable = True
 
@@ -274,12 +270,12 @@ class UploaderClient:
     def _handle_reject(self, reject: Reject, now: float) -> None:
         match reject.code:
             case RejectCode.HELLO_FIRST:
-                # One for each frame that was in flight: the first has been answered already.
+                # One comes for each frame in flight: only the first resets the session.
                 if self.welcomed:
                     self._reset_session(self._hello_due_at if self._hello_attempts else now)
             case RejectCode.SUPERSEDED:
                 if not self._is_new_run:
-                    # What the run has of ours is delivered, and must not be kept a second time.
+                    # Rows that the run has are delivered and must not be saved again.
                     self._queue.acknowledge(min(reject.seq, MAX_SEQUENCE))
                     self.welcomed = False
                     self.end_reason = EndReason.SUPERSEDED
@@ -289,14 +285,14 @@ class UploaderClient:
             case RejectCode.TOO_BIG:
                 self._handle_too_big(reject, now)
             case RejectCode.BUSY:
-                # A greeting that is refused has its waiting time already.
+                # For a rejected `Hello` the next time is set already.
                 self._back_off(reject, now + self._next_hello_wait_s() if self.welcomed else self._hello_due_at)
             case _:
                 self.is_rejected = True
                 self._back_off(reject, now + REJECTED_WAIT_S)
 
     def _handle_run_closed(self, last_seq: int, now: float) -> None:
-        """The run has ended without us: rows up to `last_seq` are part of it, the others are not."""
+        """The uploader has closed the run: rows up to `last_seq` are part of it, the others are not."""
         self._queue.acknowledge(min(last_seq, MAX_SEQUENCE))
         self._reset_session(now)
         if self._on_closed():
@@ -314,13 +310,13 @@ class UploaderClient:
             self._back_off(reject, now + self._next_hello_wait_s())
         elif not self._without_metadata:
             self._without_metadata = True
-            self._log.log(f"does not take the run's description ({reject.text}); going on without it")
+            self._log.log(f"rejects the run's description ({reject.text}); continuing without it")
             self._reset_session(now)
         else:
             self._back_off(reject, now + REJECTED_WAIT_S)
 
     def _back_off(self, reject: Reject, hello_due_at: float) -> None:
-        why = f"does not take samples ({reject.code}: {reject.text})"
+        why = f"rejects samples ({reject.code}: {reject.text})"
         self._log.on_rejected(reject.code, why, of_rows=self.welcomed)
         self._reset_session(hello_due_at)
 
@@ -346,7 +342,7 @@ class UploaderClient:
     def _next_hello_wait_s(self) -> float:
         wait = min(MAX_HELLO_WAIT_S, RESEND_TIMEOUT_S * 2.0**self._hello_attempts)
         self._hello_attempts = min(self._hello_attempts + 1, 10)
-        # Thousands of collectors lost the same uploader at the same moment.
+        # Many collectors may lose the same uploader at the same moment.
         return wait * random.uniform(0.75, 1.25)  # noqa: S311 -- spreads load, guards nothing
 
     def _send(self, now: float) -> None:
@@ -362,7 +358,7 @@ class UploaderClient:
             self._sent_at = now
         if self._finish is not None and self._finish_sent_at is None and not self._queue.unsent_rows:
             self._send_finish(self._finish, now)
-        elif now - self._sent_at >= self._ping_interval_s and self._try_send(encode(Ping()), now):
+        elif now - self._sent_at >= _PING_INTERVAL_S and self._try_send(encode(Ping()), now):
             self._sent_at = now
 
     def _send_finish(self, finish: Finish, now: float) -> None:
@@ -380,7 +376,7 @@ class UploaderClient:
         return False
 
     def _resend_deadline(self) -> float:
-        """When to begin again, counted from the oldest unacknowledged send: a newer one moves nothing."""
+        """Return when to reset the session, counted from the oldest unacknowledged send."""
         oldest: list[float] = [self._in_flight[0][1]] if self._in_flight else []
         if self._finish_sent_at is not None and not self.finish_durable:
             oldest.append(self._finish_sent_at)

@@ -1,1 +1,1 @@
-"""What kind of machine this is."""
+"""Finds the facts of the machine: host and cloud."""

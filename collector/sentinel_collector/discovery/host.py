@@ -48,10 +48,10 @@ def host_info(
     sys: str = "/sys",
     etc: str = "/etc",
 ) -> HostInfo:
-    """Return what is known of the machine; nothing that identifies it unless `share_identity`. Never raises.
+    """Return the known facts of the machine, without those that identify it unless `share_identity`. Never raises.
 
-    With `container`, processors and memory are what the container may use. With `host_root`, where a container has the
-    machine's root directory mounted, the name is the machine's and there is no address: ours is the container's.
+    With `container`, processors and memory are those that the container may use. With `host_root`, the machine's root
+    directory in a container, the name is the machine's. There is no address then: ours is the container's.
     """
     proc, sys, etc = f"{host_root}{proc}", f"{host_root}{sys}", f"{host_root}{etc}"
     info: HostInfo = {"host_vcpus": (os.cpu_count() or 1) if container is None else container.vcpus}
@@ -71,24 +71,23 @@ def host_info(
 
 
 def _is_confined(container: ContainerView | None, host_root: str) -> bool:
-    """Whether the run is given a part of the machine: the rest is for others, whoever they are.
+    """Whether the run may use only a part of the machine.
 
-    By a container's limits, or by a scheduler that pins its jobs to processors. What a hypervisor does with the machine
-    cannot be seen from within.
+    Either a container has limits, or a scheduler pins its jobs to processors. Limits of a hypervisor are not visible.
     """
     if host_root:
         return False
     if container is not None:
         return container.limited or container.vcpus < (os.cpu_count() or 1)
-    # macOS has no affinity.
+    # Missing on macOS.
     return hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
 
 
 def cpu_model(*, proc: str = "/proc", sys: str = "/sys") -> str:
-    """Name of the first processor, empty when the kernel does not tell.
+    """Return the name of the first processor, empty when the kernel does not show it.
 
-    64-bit ARM gives numbers instead of a name (`CPU implementer`, `CPU part`): the device tree's model or the
-    well-known parts' names stand in.
+    64-bit ARM shows numbers instead of a name (`CPU implementer`, `CPU part`). They are translated where the part is
+    well known. Without them, the device tree's model is returned.
     """
     try:
         text = read_file(f"{proc}/cpuinfo", _CPUINFO_BYTES).decode(errors="replace")
@@ -101,7 +100,7 @@ def cpu_model(*, proc: str = "/proc", sys: str = "/sys") -> str:
             found.setdefault(key.strip().lower(), value.strip())
     for key in _MODEL_KEYS:
         value = found.get(key, "")
-        # "processor: 0" is a number on most machines and a name on a few.
+        # `processor` is a number on most machines and a name on a few.
         if value and not value.isdigit():
             return " ".join(value.split())
     implementer, part = found.get("cpu implementer", ""), found.get("cpu part", "")
@@ -146,7 +145,7 @@ def _identity(*, proc: str, sys: str, etc: str, is_container: bool) -> HostInfo:
     if hostname:
         info["host_hostname"] = hostname
     machine_id = _first_line(f"{etc}/machine-id")
-    # systemd writes "uninitialized" into an image that has not booted yet.
+    # systemd writes "uninitialized" into an image before its first boot.
     if machine_id and machine_id != "uninitialized":
         info["host_id"] = machine_id
     address = "" if is_container else _address(proc=proc, sys=sys)
@@ -163,9 +162,9 @@ def _first_line(path: str) -> str:
 
 
 def _address(*, proc: str, sys: str) -> str:
-    """The first global address of an interface that is counted, IPv4 before IPv6, the default route's before others.
+    """Return the first global address: IPv4 before IPv6, the default route's interface first, counted ones next.
 
-    Read from the kernel's tables; no packet is sent and no name is looked up.
+    It comes from the kernel's tables. No packet is sent and no name is looked up.
     """
     import socket
 
@@ -198,7 +197,7 @@ def _is_local(address: str) -> bool:
 
 
 def _default_interface(proc: str) -> str:
-    """Interface of the IPv4 default route with the lowest metric (`/proc/net/route`), empty when there is none."""
+    """Return the interface of the IPv4 default route with the lowest metric (`/proc/net/route`), empty without one."""
     best: tuple[int, str] | None = None
     try:
         lines = read_file(f"{proc}/net/route").decode(errors="replace").splitlines()[1:]

@@ -1,6 +1,6 @@
-"""The wrapped job: started first and as it would be without us, sent what is meant for it, waited for last.
+"""The wrapped job: its start, the signals sent to it, and its exit code.
 
-Nothing is imported here that the interpreter, `argparse` and `signal` have not loaded: the job waits for it.
+Imported before the job starts: only what the interpreter, `argparse` and `signal` have loaded anyway.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 SIGNAL_BASE = 128
-"""Exit code of a job that signal N killed: 128 + N, as shells have it."""
+"""Exit code of a job that signal N killed: 128 + N, as in shells."""
 
 _HARMLESS_BEFORE_START = (signal.SIGCHLD, signal.SIGWINCH)
 
 
 class JobStartError(SentinelStreamError):
-    """The job could not be started; `exit_code` is what a shell would end with: 127 not found, 126 not executable.
+    """The job could not be started. `exit_code` is a shell's: 127 not found, 126 not executable.
 
-    128 + N when signal N came before the job was there to get it.
+    It is 128 + N when signal N came before the job existed.
     """
 
     def __init__(self, text: str, *, exit_code: int) -> None:
@@ -39,7 +39,7 @@ class JobStartError(SentinelStreamError):
 
 
 class Job:
-    """A direct child of ours. It stays a zombie, and its pid therefore its own, until `reap`.
+    """A direct child process. It stays a zombie until `reap`, so its pid is not reused.
 
     `exit_code` is `None` until then.
     """
@@ -51,17 +51,17 @@ class Job:
 
     @classmethod
     def spawn(cls, argv: Sequence[str], environ: Mapping[str, str], signals: Signals) -> Job:
-        """Start `argv`, looked up in our own `PATH`; it may have run and ended by the time this returns.
+        """Start `argv`, looked up in our own `PATH`. Raises `JobStartError`.
 
-        It gets our process group, standard streams and every descriptor that was handed to us, the signal mask and
-        the ignored signals that we were started with (SIGPIPE and SIGCHLD: the default). Raises `JobStartError`.
+        The job gets our process group, standard streams and inherited descriptors, and the signal mask and ignored
+        signals that we were started with (SIGPIPE and SIGCHLD: the default). It may have ended when this returns.
         """
-        # The terminal sent these to a group that the job was not in yet: the job would never hear of them.
+        # The terminal sent these to a process group without the job: the job would not get them.
         early = [one.signum for one in signals.wait(0) if one.signum not in _HARMLESS_BEFORE_START]
         if early:
             name = signal.Signals(early[0]).name
             raise JobStartError(f"{argv[0]}: not started, {name} came first", exit_code=SIGNAL_BASE + early[0])
-        if not argv[0]:  # Python itself refuses an empty name, in other words
+        if not argv[0]:  # Python's own error has another text
             raise JobStartError("'': command not found", exit_code=NOT_FOUND)
         job_environ = _as_inherited(environ)
         try:
@@ -73,9 +73,9 @@ class Job:
         return cls(_spawn("/bin/sh", ["/bin/sh", script, *argv[1:]], job_environ, signals))
 
     def contains(self, pid: int) -> bool:
-        """Whether `pid` is the job or descends from it; False for what is gone and where there is no `/proc`.
+        """Whether `pid` is the job or a descendant; False when the process is gone or there is no `/proc`.
 
-        Read from the parents upwards until they reach us, as orphans of the job do too once they are adopted.
+        Follows the parents up to this process. The job's orphans are its children too, once they are adopted.
         """
         own_pid = os.getpid()
         while pid > 1 and pid != own_pid:
@@ -86,8 +86,8 @@ class Job:
         return False
 
     def forward(self, signum: int) -> bool:
-        """Send the signal to the job; False when it was reaped already or belongs to somebody else now (`sudo`)."""
-        if self._usage is not None:  # the pid may be another process by now
+        """Send the signal to the job; False when it was reaped or runs as another user (`sudo`)."""
+        if self._usage is not None:  # the pid may be reused
             return False
         try:
             os.kill(self.pid, signum)
@@ -96,9 +96,9 @@ class Job:
         return True
 
     def has_ended(self) -> bool:
-        """Whether the job has ended; a stopped one has not. It is left as a zombie, so `/proc` still has its times.
+        """Whether the job has ended (a stopped job has not). It stays a zombie, so `/proc` still has its CPU times.
 
-        Where there is no `waitid` (macOS before Python 3.13) this already reaps it.
+        Without `waitid` (macOS before Python 3.13) the job is reaped here.
         """
         if self._usage is not None:
             return True
@@ -107,7 +107,7 @@ class Job:
         return self._wait(os.WNOHANG)
 
     def reap(self) -> struct_rusage:
-        """Wait for the job's end, set `exit_code` and return its and its waited-for children's resource usage."""
+        """Wait for the job's end, set `exit_code`, and return the resource usage of job and waited-for children."""
         while self._usage is None:
             self._wait(0)
         return self._usage
@@ -128,7 +128,7 @@ def _spawn(path: str, argv: Sequence[str], environ: Mapping[str, str], signals: 
 
 
 def _as_inherited(environ: Mapping[str, str]) -> Mapping[str, str]:
-    """Take out the `LC_CTYPE` that the interpreter adds to its own environment in the C locale (PEP 538)."""
+    """Remove the `LC_CTYPE` that the interpreter adds to its environment in the C locale (PEP 538)."""
     if environ.get("LC_CTYPE") not in {"C.UTF-8", "C.utf8", "UTF-8"}:
         return environ
     try:
@@ -142,7 +142,7 @@ def _as_inherited(environ: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _found(name: str) -> str | None:
-    """The file that `name` stands for, executable or not."""
+    """Return the file that `name` refers to, executable or not."""
     if "/" in name:
         return name if os.path.lexists(name) else None
     candidates = (os.path.join(directory or ".", name) for directory in os.get_exec_path())
@@ -150,7 +150,7 @@ def _found(name: str) -> str | None:
 
 
 def _script_without_interpreter(name: str) -> str | None:
-    """A text file without `#!` is for `/bin/sh`, as for every program that uses execvp(3); a binary is not."""
+    """Return the path of a text file without `#!`, which `/bin/sh` runs as with execvp(3); `None` for a binary."""
     path = _found(name)
     if path is None:
         return None
@@ -163,7 +163,7 @@ def _script_without_interpreter(name: str) -> str | None:
 
 def _start_error(name: str, error: OSError) -> JobStartError:
     path = _found(name)
-    # EACCES may also come from a directory of PATH that we may not search.
+    # EACCES may also come from a directory in PATH without search permission.
     if path is None and error.errno in {errno.ENOENT, errno.EACCES}:
         reason = "No such file or directory" if "/" in name else "command not found"
         return JobStartError(f"{name}: {reason}", exit_code=NOT_FOUND)

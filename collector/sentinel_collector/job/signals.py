@@ -1,11 +1,11 @@
-"""Signals of the wrapper: taken one at a time, told apart by who sent them, and what follows from each.
+"""Signals of the wrapper: how they are received, who sent them, and what is done about each.
 
-On Linux the signals are blocked from the very start and taken with `sigtimedwait(2)`: none is lost, no handler
-runs in the middle of anything, and `siginfo_t` says whether the terminal sent it. The terminal sends to the whole
-foreground process group, so the job has such a signal already; `kill` to the collector's pid is for the job.
-Elsewhere (macOS) handlers write to a pipe, and the sender is guessed.
+On Linux the signals are blocked from the start and taken with `sigtimedwait(2)`: none is lost, no handler interrupts
+other code, and `siginfo_t` tells whether the terminal sent it. The terminal sends to the whole foreground process
+group, so the job has such a signal already. A `kill` of the collector's pid is meant for the job. Elsewhere (macOS)
+handlers write to a pipe, and the sender is guessed.
 
-Imported before the job starts: nothing here that the interpreter and `argparse` have not loaded, but `signal`.
+Imported before the job starts: only `signal` and what the interpreter and `argparse` have loaded anyway.
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ FORWARDED = frozenset(
         signal.SIGWINCH,
     }
 )
-"""What reaches the job as well when somebody sends it to the collector."""
+"""Forwarded to the job when sent to the collector."""
+
+STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+"""End a recording without a job, and the wait for the delivery."""
 
 _SI_KERNEL = 0x80
-"""`si_code` of what the kernel sends by itself, as the terminal driver does (sigaction(2))."""
+"""`si_code` of signals from the kernel, such as the terminal driver's (sigaction(2))."""
 
 _MIN_TIMER_S = 1e-5
 
 _SET_BY_PYTHON = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
-"""Ignored by the interpreter at its start; what they were before cannot be known any more."""
+"""The interpreter ignores them from its start; their earlier dispositions are unknown."""
 
 
 class ReceivedSignal:
-    """One signal: `from_terminal` says that the foreground process group, hence the job, has it too.
+    """One signal. With `from_terminal` the foreground process group, hence the job, has received it too.
 
-    `sender_pid` is 0 where the sender is the kernel or unknown.
+    `sender_pid` is 0 when the sender is the kernel or unknown.
     """
 
     __slots__ = ("from_terminal", "sender_pid", "signum")
@@ -61,13 +64,13 @@ class ReceivedSignal:
 
 
 class Signals:
-    """The forwarded signals and SIGCHLD, held back from now until `close`. Main thread only, before any other thread.
+    """Holds back the forwarded signals and SIGCHLD until `close`. Main thread only, before any other thread starts.
 
-    What was ignored at the start (`nohup`: SIGHUP; a shell's background job: SIGINT and SIGQUIT) stays ignored and is
-    never received. SIGCHLD is the exception: while it is ignored the kernel throws exit codes away.
+    Signals that were ignored at the start (`nohup`: SIGHUP; a shell's background job: SIGINT and SIGQUIT) stay ignored
+    and are never received. SIGCHLD is the exception: while it is ignored, the kernel discards exit codes.
 
-    `original_mask` and `reset_in_children` are the `setsigmask` and `setsigdef` of `os.posix_spawn` that give a child
-    process what the collector itself was given: a child that is started otherwise has the signals blocked.
+    `original_mask` and `reset_in_children` are the arguments `setsigmask` and `setsigdef` of `os.posix_spawn` that give
+    a child the collector's own initial signal state. A child that is started otherwise has the signals blocked.
     """
 
     def __init__(self, *, with_handlers: bool = not hasattr(signal, "sigtimedwait")) -> None:
@@ -89,14 +92,14 @@ class Signals:
         self.close()
 
     def wait(self, timeout_s: float) -> list[ReceivedSignal]:
-        """Return what arrives within `timeout_s` seconds, at once when there is something; empty when nothing does.
+        """Return the signals as soon as one arrives, at most after `timeout_s` seconds; empty when none does.
 
-        SIGCHLD among them says that a child ended, stopped or went on: look at the job.
+        SIGCHLD means that a child has ended, stopped or continued: check the job.
         """
         return self._source.wait(max(timeout_s, 0.0))
 
     def close(self) -> None:
-        """Give all signals back as they were; what is pending is dropped. May be called twice."""
+        """Restore the original signal state; pending signals are dropped. May be called twice."""
         self._source.close()
         if self._sigchld_was_ignored:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -116,7 +119,7 @@ class _SigtimedwaitSource:
         info = self._wait_for_one(timeout_s)
         while info is not None:
             from_kernel = info.si_code == _SI_KERNEL
-            # A hang-up goes to the session's leader alone: the group has it only when the leader is somebody else.
+            # SIGHUP goes to the session leader alone: the group has it only when another process is the leader.
             to_group = info.si_signo != signal.SIGHUP or os.getsid(0) != os.getpid()
             sender_pid = 0 if from_kernel else info.si_pid
             received.append(
@@ -126,19 +129,19 @@ class _SigtimedwaitSource:
         return received
 
     def _wait_for_one(self, timeout_s: float) -> signal.struct_siginfo | None:
-        """Wait for one signal, with a timer of our own.
+        """Wait for one signal, with an interval timer for the timeout.
 
         CPython 3.11's `sigtimedwait` returns an uninitialised `siginfo` when SIGSTOP and SIGCONT interrupt it (EINTR)
-        and the time has passed meanwhile: a signal that nobody sent, and the job would get it.
+        and the timeout has passed meanwhile. The job would get a signal that nobody sent.
         """
         if timeout_s <= 0:
             return signal.sigtimedwait(self._signums, 0)
-        # Less than a microsecond would be no timer at all.
+        # Less than a microsecond would disarm the timer.
         signal.setitimer(signal.ITIMER_REAL, max(timeout_s, _MIN_TIMER_S))
         info = signal.sigwaitinfo(self._with_timer)
         is_alarm = info.si_signo == signal.SIGALRM
         if not is_alarm or info.si_code != _SI_KERNEL:
-            # Not the timer's own. That may have run out in between.
+            # Not from the timer, which may have expired in between.
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.sigtimedwait({signal.SIGALRM}, 0)
         return None if is_alarm else info
@@ -180,11 +183,11 @@ class _WakeupFdSource:
 
 
 def _noop_handler(_signum: int, _frame: FrameType | None) -> None:
-    """Nothing to do: the interpreter has written the number to the wake-up descriptor."""
+    """Do nothing: the interpreter has written the signal number to the wake-up descriptor."""
 
 
 def _probably_from_terminal(signum: int) -> bool:
-    """A guess without `siginfo_t`: what a terminal sends, while this process is in its foreground."""
+    """Guess without `siginfo_t`: a signal that terminals send, while this process is in the foreground."""
     if signum not in {signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH}:
         return False
     try:
@@ -200,21 +203,21 @@ def _probably_from_terminal(signum: int) -> bool:
 
 
 class Action(Enum):
-    """What the wrapper does about a signal while the job runs."""
+    """The wrapper's reaction to a signal while the job runs."""
 
     FORWARD = "forward"
     IGNORE = "ignore"
-    """The job has it already, or sent it itself."""
+    """The job has received it already, or has sent it."""
     DETACH = "detach"
-    """End now with exit code 130 and let the job be."""
+    """End now with exit code 130 and leave the job running."""
 
 
 class SignalPolicy:
-    """Decides what follows from a signal while a job runs.
+    """Decides about each signal while a job runs.
 
-    `is_of_job(pid)` says whether a sender belongs to the job (`Job.contains`). Such a signal is not sent back: a job
-    that signals its own process group (`kill 0`) means its children, may shield itself meanwhile, and would be
-    killed by the echo that comes a moment later.
+    `is_of_job(pid)` tells whether a sender belongs to the job (`Job.contains`). Such a signal is not sent back: a job
+    that signals its own process group (`kill 0`) means its children and may ignore the signal meanwhile. A copy that
+    comes a moment later would kill it.
     """
 
     def __init__(self, is_of_job: Callable[[int], bool]) -> None:
@@ -222,7 +225,7 @@ class SignalPolicy:
         self._terminal_sigints = 0
 
     def decide(self, received: ReceivedSignal) -> Action:
-        """Return what to do about `received`; the second Ctrl-C of the terminal is the one that means us."""
+        """Return the reaction; the terminal's second Ctrl-C is for the collector."""
         if received.signum == signal.SIGCHLD:
             return Action.IGNORE
         if received.from_terminal:

@@ -1,4 +1,4 @@
-"""Being the job's wrapper and nothing else."""
+"""The wait for a job that is not, or no longer, recorded."""
 
 import signal
 
@@ -10,7 +10,7 @@ _POLL_S = 1.0
 
 
 def wait_for_job(job: Job, signals: Signals, console: Console) -> int:
-    """Forward signals until the job has ended and return its exit code (130 when the user's second Ctrl-C meant us)."""
+    """Forward signals until the job ends and return its exit code; 130 after the user's second Ctrl-C."""
     policy = SignalPolicy(job.contains)
     while not job.has_ended():
         for received in signals.wait(_POLL_S):
@@ -26,5 +26,5 @@ def wait_for_job(job: Job, signals: Signals, console: Console) -> int:
 
 
 def detached_message(job: Job) -> str:
-    """Return what is said when we leave before the job does."""
-    return f"the job goes on (process {job.pid}) and is not recorded any more"
+    """Return the message for a collector that ends before its job."""
+    return f"the job continues (process {job.pid}), but is no longer recorded"

@@ -1,1 +1,1 @@
-"""What is told of a run: the rows as CSV and the summary."""
+"""Reports of a run to the user: the rows as CSV, and the summary."""

@@ -1,4 +1,4 @@
-"""The rows as a CSV file of the user's own, written line by line."""
+"""`--output`: the rows as a CSV file, written line by line."""
 
 import contextlib
 import errno
@@ -12,19 +12,18 @@ from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER
 _MAX_LINE_BYTES = 4096
 _STANDARD_STREAMS = (1, 2)
 _LOCKS_UNSUPPORTED = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
-"""Answers of file systems that know no locks: nobody is kept out there."""
+"""Errors of file systems without locks: another run is not kept out there."""
 _MAX_TIMESTAMP = 253_402_300_799.0
-"""The end of the year 9999: what lies behind it was never written by us."""
+"""The end of the year 9999: a later time stamp is not one of ours."""
 
 
 class CsvOutput:
-    """Appends rows; trouble with the file is told once and never more than that.
+    """Appends rows to a file. The first error is reported, and nothing more is written.
 
-    With `continued` the file of the same run is gone on with (a line that a kill cut short is removed first),
-    otherwise it is replaced. The file is locked (`flock`) while it is written, and left alone where another run has
-    it; its directories are made. What standard output or error go to already is appended to, with them, and neither
-    locked nor cut. `last_timestamp` is that of its last row, UNIX seconds, 0 where it has none: rows that
-    follow are stamped after it, whatever the clock says, and need not be stamped anew when they are delivered.
+    With `continued` the same run's file is continued, after an incomplete last line is removed; otherwise the file is
+    replaced. Missing directories are made. The file is locked (`flock`); a file that another run has locked is left
+    alone. A file that standard output or error already go to is appended to, neither locked nor truncated.
+    `last_timestamp` is the last row's, UNIX seconds, 0 without rows: later rows are stamped after it.
     """
 
     def __init__(self, path: str, *, continued: bool, warn: Callable[[str], None]) -> None:
@@ -41,7 +40,7 @@ class CsvOutput:
             self._disable(error)
 
     def write(self, rows: bytes) -> None:
-        """Append CSV lines, whole ones only."""
+        """Append complete CSV lines."""
         if self._fd is None:
             return
         try:
@@ -51,7 +50,7 @@ class CsvOutput:
 
     @property
     def complete_path(self) -> str:
-        """Path of the file when all rows are in it; empty when one could not be written, or when it is no file."""
+        """The path when the file has all rows; empty when a row is missing or it is not a regular file."""
         return self._path if self._fd is not None and self._is_file else ""
 
     def close(self) -> None:
@@ -63,13 +62,13 @@ class CsvOutput:
     def _open_for_append(self, fd: int, *, continued: bool) -> None:
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         if not self._is_file:
-            # A pipe that nobody reads must not stop us.
+            # A pipe without a reader must not block the collector.
             os.set_blocking(fd, False)
             self._write_whole(fd, CSV_HEADER)
             return
         stream = _standard_stream(fd)
         if stream is not None:
-            # With its offset: what the job and we write there does not lie upon one another.
+            # Share its offset, so that the job and the collector do not overwrite each other.
             os.dup2(stream, fd, inheritable=False)
             self._is_file = False
             self._write_whole(fd, CSV_HEADER)
@@ -90,7 +89,7 @@ class CsvOutput:
         if written == len(content):
             return
         if self._is_file:
-            # The disk filled up within a line: readers get whole ones.
+            # The disk filled up within a line: remove the incomplete line.
             os.ftruncate(fd, os.lseek(fd, -written, os.SEEK_CUR))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -100,14 +99,14 @@ class CsvOutput:
 
 
 def make_parent(path: str) -> None:
-    """Make the directories that a file is to lie in; raises `OSError`."""
+    """Make the directories of a file; raises `OSError`."""
     directory = os.path.dirname(path)
     if directory:
         os.makedirs(directory, exist_ok=True)
 
 
 def _lock(fd: int) -> None:
-    """Lock the file until it is closed; raises `BlockingIOError` when another run has it."""
+    """Lock the file until it is closed; raises `BlockingIOError` when another run has locked it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -118,17 +117,17 @@ def _lock(fd: int) -> None:
 
 
 def _standard_stream(fd: int) -> int | None:
-    """Return the number of our standard output or error when that goes to the same file."""
+    """Return 1 or 2 when standard output or error goes to the same file."""
     ours = os.fstat(fd)
     for stream in _STANDARD_STREAMS:
-        with contextlib.suppress(OSError):  # it may have been closed for us
+        with contextlib.suppress(OSError):  # it may be closed
             if os.path.samestat(ours, os.fstat(stream)):
                 return stream
     return None
 
 
 def _timestamp_of_last_line(fd: int, size: int) -> float:
-    """Return the first field of the line that ends at `size`; 0 where that is no row of ours."""
+    """Return the time stamp of the line that ends at `size`; 0 when it is no row."""
     start = max(0, size - _MAX_LINE_BYTES)
     line = os.pread(fd, size - start, start)[:-1].rpartition(b"\n")[2]
     fields = line.split(b",")

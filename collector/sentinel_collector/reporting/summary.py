@@ -1,4 +1,4 @@
-"""What the run used, for the person who started it: two lines on stderr, or a JSON file."""
+"""The summary of a run: two lines on stderr, or a JSON file."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def summary_lines(figures: dict[str, Any], *, is_remote: bool = False) -> list[str]:
-    """Return the figures of `summary_figures` as text; `is_remote`: the uploader may be on another machine."""
+    """Return the figures of `summary_figures` as text. With `is_remote` the uploader may be on another machine."""
     lines = [f"run {figures['run_id'] or figures['run_key']}: {_outcome(figures)}; {_usage(figures)}"]
     if figures["location"]:
         lines.append(f"{pluralize(figures['rows'], 'sample')} delivered to {figures['location']}")
@@ -19,17 +19,17 @@ def summary_lines(figures: dict[str, Any], *, is_remote: bool = False) -> list[s
         if figures["trouble"]:
             lines.append(f"not delivered yet: {figures['trouble']}")
         lines.append(
-            f"the uploader holds everything and delivers it; {_show_command(figures, is_remote)} says how far it is"
+            f"the uploader has all samples and delivers them; {_show_command(figures, is_remote)} shows the progress"
         )
     return lines
 
 
 def parked_line(figures: dict[str, Any], *, is_remote: bool = False) -> str | None:
-    """Return what is to be known of a run that the uploader has set aside, `None` for any other."""
+    """Return the line for a run that the uploader has set aside, `None` for another run."""
     if not figures["parked"]:
         return None
     show = _show_command(figures, is_remote)
-    return f"the uploader keeps the run until somebody has looked at it ({show}): {figures['trouble']}"
+    return f"the uploader has set the run aside until an operator checks it ({show}): {figures['trouble']}"
 
 
 def _show_command(figures: dict[str, Any], is_remote: bool) -> str:
@@ -56,7 +56,7 @@ def summary_figures(
     delivery_error: str,
     is_parked: bool,
 ) -> dict[str, Any]:
-    """Return the run's figures; `statistics` are those of `run.json` (`RunStatistics.summary`)."""
+    """Return the run's figures; `statistics` are the same as in `run.json` (`RunStatistics.summary`)."""
     return {
         "run_id": run_id,
         "run_key": run_key,
@@ -99,7 +99,7 @@ def _usage(figures: dict[str, Any]) -> str:
         f"CPU {seconds:.2f} s ({cpu['mean']:.2f} cores on average, {cpu['max']:.2f} at most)",
     ]
     if peak:
-        # A job that was gone before anybody could look has left no figure.
+        # Unknown for a job that ended before the first sample.
         parts.append(f"memory {peak:.0f} MiB at most")
     disk = [statistics.get(f"{scope}_disk_{kind}_bytes", {"total": 0})["total"] for kind in ("read", "write")]
     if any(disk):
@@ -119,7 +119,7 @@ def _size(size: float) -> str:
 
 
 def _readable(uri: str) -> str:
-    """A directory as a person would write it; other addresses as they are."""
+    """Return a `file://` URI as a path, others unchanged."""
     if not uri.startswith("file://"):
         return uri
     path = uri.removeprefix("file://")

@@ -1,11 +1,11 @@
-"""Growth on its way into rows: what a row may not show is carried into the next, nothing is lost."""
+"""Carries growth that a row may not show into the next row, so that no growth is lost."""
 
 
 class CpuCarryOver:
-    """CPU microseconds on their way into rows: none gets more than the machine has, none is lost.
+    """CPU microseconds for rows: no row shows more than the machine has.
 
-    Counters tick every 10 ms and are not all read in the same instant, so that a row of a fully busy machine would
-    show up to a few ticks too many.
+    Counters tick every 10 ms and are not all read in the same instant. A row of a fully busy machine would show a few
+    ticks too many.
     """
 
     __slots__ = ("_system_us", "_user_us")
@@ -14,7 +14,7 @@ class CpuCarryOver:
         self._user_us = self._system_us = 0
 
     def for_row(self, grown_us: tuple[int, int], limit_us: int | None) -> tuple[int, int]:
-        """Add growth and return what this row shows, at most `limit_us` (`None`: all there is) and never below 0."""
+        """Add growth and return the part that this row shows: at most `limit_us` (`None`: no limit), at least 0."""
         self._user_us += grown_us[0]
         self._system_us += grown_us[1]
         user, system = max(0, self._user_us), max(0, self._system_us)
@@ -27,7 +27,7 @@ class CpuCarryOver:
 
 
 class ByteCarryOver:
-    """Bytes on their way into rows: what one row counted too much is taken off the next ones, never shown below 0."""
+    """Bytes for rows: an excess in one row is taken off the next ones. No row shows less than 0."""
 
     __slots__ = ("_bytes",)
 
@@ -35,7 +35,7 @@ class ByteCarryOver:
         self._bytes = 0
 
     def for_row(self, grown: int | None) -> int | None:
-        """Add growth and return what this row shows; `None` stays unknown."""
+        """Add growth and return the part that this row shows; `None` stays `None`."""
         if grown is None:
             return None
         self._bytes += grown

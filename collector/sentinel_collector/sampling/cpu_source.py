@@ -1,4 +1,4 @@
-"""Which of two counts of the tree's CPU time a row shows: the exact counter's, or the ledger's."""
+"""Chooses between two counts of the tree's CPU time: the exact counter's and the ledger's."""
 
 from sentinel_collector.sensors.interfaces import Accounting
 
@@ -9,9 +9,9 @@ _DOUBT_PART = 128
 class CpuTimeSource:
     """Growth from `accounting` while it can be trusted, then from the ledger for good.
 
-    The ledger never counts too much: it misses what nobody was told of, and cuts whole ticks off. So when it finds more
-    than the counter, processes have left the counter (a job may move itself into another cgroup), and the
-    row makes up for what was missed until then.
+    The ledger never counts too much: it misses processes that ended unseen, and it truncates to whole ticks. So when
+    it counts more than the counter, processes have left the counter (a job may move itself into another cgroup). The
+    row then makes up for the time that was missed.
     """
 
     def __init__(self, accounting: Accounting | None) -> None:
@@ -21,13 +21,13 @@ class CpuTimeSource:
 
     @property
     def name(self) -> str:
-        """`proc` (the ledger), or the name of what stands in for it."""
+        """`proc` (the ledger), or the name of the counter that replaces it."""
         return self._accounting.name if self._accounting is not None else "proc"
 
     def growth_us(self, ledger_us: tuple[int, int]) -> tuple[int, int]:
-        """Return user and system microseconds for the row, given what the ledger grew by.
+        """Return user and system microseconds for the row, from the ledger's growth.
 
-        Reads the counter after the ledger was read, hence never sees less than it for that reason.
+        Call it after the ledger was read: the counter, which is read here, can then not be behind it.
         """
         if self._accounting is None:
             return ledger_us

@@ -1,11 +1,12 @@
-"""Makes one row of everything the sensors read.
+"""Makes one row of everything that the sensors read.
 
-CPU time and bytes of a row are what the counters grew by since the row before; the first row's growth is measured
-against the base line. Sums over a run's rows are exact: what a row may not show is carried into the next.
+CPU time and bytes of a row are the counters' growth since the row before. The first row's growth is measured against
+the baseline. Sums over a run's rows are exact: growth that a row may not show is carried into the next.
 """
 
 import os
 from resource import struct_rusage
+from typing import Any
 
 from sentinel_collector.procfs import peak_rss_kib
 from sentinel_collector.sampling.carry_over import ByteCarryOver, CpuCarryOver
@@ -28,24 +29,19 @@ from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.sample import Sample
 
-_Int = int | None
-_Float = float | None
-_SystemColumns = tuple[
-    _Int, _Float, _Float, _Float, _Float, _Float, _Float, _Float, _Float, _Float,
-    _Int, _Int, _Float, _Float, _Float, _Int, _Int,
-]  # fmt: skip
-_TreeColumns = tuple[_Int, _Int, _Float, _Float, _Float, _Float, _Int, _Int, _Float, _Float, _Int]
-_NO_TREE: _TreeColumns = (None, None, None, None, None, None, None, None, None, None, None)
-
 
 class Sampler:
-    """Rows of one run, in order. Not thread-safe: one thread reads.
+    """Rows of one run, in order. Not thread-safe.
 
-    `baseline` was taken before the job was started. `root_pid` is the tracked process (`None`: the host alone);
-    `own_child` says that this process started it after the base line; `adopt_orphans` that this process is a
-    sub-reaper (`set_subreaper`). `accounting` stands in for the ledger's CPU time. With `container` (Linux only) the
-    system columns are the container's; `host_root` is where the machine's root directory is mounted in a container that
-    records the whole machine, empty where that is `/`. `pss_share` is the part of the time that reading PSS may take.
+    * `baseline`: captured before the job was started.
+    * `root_pid`: the tracked process; `None` records the host alone.
+    * `own_child`: this process started the root after the baseline.
+    * `adopt_orphans`: this process is a sub-reaper (`set_subreaper`).
+    * `accounting`: a counter of the tree's CPU time that replaces the ledger.
+    * `container`: the system columns are this container's (Linux only).
+    * `host_root`: where a container that records the whole machine has the machine's root directory; empty for `/`.
+    * `pss_share`: the part of the time that reading PSS may take.
+
     Where `proc` is no Linux `/proc`, psutil reads.
     """
 
@@ -104,16 +100,16 @@ class Sampler:
         self._is_over = False
 
     def sample(self) -> Sample:
-        """Return the row of the time since the last one. Never raises for what cannot be read: its fields are empty."""
+        """Return the row of the time since the last one. Fields that cannot be read are empty; nothing is raised."""
         return self._row(reap=None, is_last=False)
 
     def final(self, reap: Reap | None = None) -> Sample | None:
         """Return the last row; `None` when it was made before.
 
-        The tree is read while its root is still a zombie, then `reap` is called, which waits for it (`wait4`) and
-        returns what it got: the kernel's exact total, with which the sum over all rows agrees to the microsecond.
-        A tree that is over has no memory, so the row repeats what was seen last; where nothing was seen before,
-        it shows the highest resident set that the kernel recorded.
+        The tree is read while its root is still a zombie. Then `reap` waits for the root and returns the kernel's exact
+        total (`wait4`). The sum over all rows agrees with that total to the microsecond. A tree that has ended has no
+        memory, so the row repeats the last figure; without one, it shows the highest resident set that the kernel
+        recorded.
         """
         if self._is_over:
             if reap is not None:
@@ -123,41 +119,41 @@ class Sampler:
         return self._row(reap=reap, is_last=True)
 
     def reaped(self, pid: int, usage: struct_rusage) -> None:
-        """Tell of a member of the tree that this process waited for outside `final`."""
+        """Take the totals of a process of the tree that this process waited for outside `final`."""
         if self._tree is not None:
             self._tree.reaped(pid, usage)
 
     def exclude(self, pid: int) -> None:
-        """Keep a child of this process, such as an uploader it started, out of the tree; see `adopt_orphans`."""
+        """Keep a child of this process out of the tree, such as an uploader that it started."""
         if self._tree is not None:
             self._tree.exclude(pid)
 
     def root_alive(self) -> bool:
-        """The tracked process still runs: the same one, not another with its pid, and no zombie."""
+        """Whether the tracked process still runs: not another one with its pid, and no zombie."""
         return self._tree is not None and self._tree.root_alive()
 
     def advance_past(self, timestamp: float) -> None:
-        """Rows to come are stamped after `timestamp` (UNIX seconds), that of the run's last row so far."""
+        """Give the next rows time stamps after `timestamp` (UNIX seconds), that of the run's last row so far."""
         self._timestamps.advance_past(timestamp, monotonic=self._clock.monotonic())
 
     @property
     def living(self) -> int:
-        """Members of the tree in the last reading, zombies included; 0 when nothing is tracked."""
+        """Processes of the tree in the last reading, zombies included; 0 when nothing is tracked."""
         return len(self._tree.pids) if self._tree is not None else 0
 
     @property
     def peak_memory_mib(self) -> float | None:
         """The tree's highest memory in MiB: of a row, or of one process as the kernel recorded it between rows.
 
-        `None` where nothing is tracked, or nothing was seen of what was. Reads a file of each living member: meant for
-        the end of a run, not for every row.
+        `None` where nothing is tracked or nothing was seen. Reads a file of each living process: call it at the end of
+        a run, not for every row.
         """
         peak_kib = 0 if self._tree is None else self._tree.peak_kib
         return _mib(peak_kib) if peak_kib else None
 
     @property
     def accounting(self) -> str:
-        """What the tree's CPU time is read from: `proc` (the ledger), or the name of what stands in for it."""
+        """The source of the tree's CPU time: `proc` (the ledger), or the name of the counter that replaces it."""
         return self._cpu_source.name
 
     def close(self) -> None:
@@ -169,7 +165,7 @@ class Sampler:
     def _row(self, *, reap: Reap | None, is_last: bool) -> Sample:
         clock = self._clock
         machine = self._system.read()
-        # Between the CPU's reading and the tree's: both intervals are this one, but for microseconds.
+        # Between the readings of the CPU and of the tree: both intervals are this one to within microseconds.
         monotonic = clock.monotonic()
         wall = clock.now()
         elapsed_s = monotonic - self._last_monotonic
@@ -180,47 +176,44 @@ class Sampler:
         elif reap is not None:
             reap()
         gpu = NO_GPU if self._gpu is None else self._gpu.read(() if self._tree is None else self._tree.pids)
-        limit_us = max(0, int(machine.cpus * elapsed_s * 1e6))
-        row_limit_us = None if is_last else limit_us
+        limit_us = None if is_last else max(0, int(machine.cpus * elapsed_s * 1e6))
+        memory = machine.memory
         return Sample(
-            self._timestamps.next(wall=wall, monotonic=monotonic),
-            *self._system_columns(machine, row_limit_us, elapsed_s),
-            gpu.system_usage,
-            gpu.system_vram_mib,
-            gpu.system_utilized,
-            *(self._tree_columns(tree, gpu, machine.cpus, row_limit_us, elapsed_s) if tree is not None else _NO_TREE),
+            timestamp=self._timestamps.next(wall=wall, monotonic=monotonic),
+            system_processes=machine.processes,
+            **self._system_cpu_columns(machine, limit_us, elapsed_s),
+            system_memory_free_mib=_mib(memory.free),
+            system_memory_used_mib=_mib(memory.used),
+            system_memory_buffers_mib=_mib(memory.buffers),
+            system_memory_cached_mib=_mib(memory.cached),
+            system_memory_active_mib=_mib(memory.active),
+            system_memory_inactive_mib=_mib(memory.inactive),
+            system_disk_read_bytes=machine.disk_read,
+            system_disk_write_bytes=machine.disk_written,
+            system_disk_space_total_gb=_gb(machine.space_total),
+            system_disk_space_used_gb=_gb(machine.space_used),
+            system_disk_space_free_gb=_gb(machine.space_free),
+            system_net_recv_bytes=machine.net_received,
+            system_net_sent_bytes=machine.net_sent,
+            system_gpu_usage=gpu.system_usage,
+            system_gpu_vram_mib=gpu.system_vram_mib,
+            system_gpu_utilized=gpu.system_utilized,
+            **(self._tree_columns(tree, gpu, machine.cpus, limit_us, elapsed_s) if tree is not None else {}),
         )
 
-    def _system_columns(self, machine: SystemReading, limit_us: int | None, elapsed_s: float) -> _SystemColumns:
-        user_s = system_s = usage = None
-        if machine.user_us is not None and machine.system_us is not None:
-            user_us, system_us = self._system_cpu.for_row((machine.user_us, machine.system_us), limit_us)
-            user_s, system_s = user_us / 1e6, system_us / 1e6
-            usage = _cores(user_us + system_us, elapsed_s, machine.cpus)
-        memory = machine.memory
-        return (
-            machine.processes,
-            user_s,
-            system_s,
-            usage,
-            _mib(memory.free),
-            _mib(memory.used),
-            _mib(memory.buffers),
-            _mib(memory.cached),
-            _mib(memory.active),
-            _mib(memory.inactive),
-            machine.disk_read,
-            machine.disk_written,
-            _gb(machine.space_total),
-            _gb(machine.space_used),
-            _gb(machine.space_free),
-            machine.net_received,
-            machine.net_sent,
-        )
+    def _system_cpu_columns(self, machine: SystemReading, limit_us: int | None, elapsed_s: float) -> dict[str, Any]:
+        if machine.user_us is None or machine.system_us is None:
+            return {}
+        user_us, system_us = self._system_cpu.for_row((machine.user_us, machine.system_us), limit_us)
+        return {
+            "system_utime": user_us / 1e6,
+            "system_stime": system_us / 1e6,
+            "system_cpu_usage": _cores(user_us + system_us, elapsed_s, machine.cpus),
+        }
 
     def _tree_columns(
         self, tree: TreeReading, gpu: GpuReading, cpus: int, limit_us: int | None, elapsed_s: float
-    ) -> _TreeColumns:
+    ) -> dict[str, Any]:
         grown_us = self._cpu_source.growth_us((tree.user_us, tree.system_us))
         user_us, system_us = self._tree_cpu.for_row(grown_us, limit_us)
         memory_kib = tree.memory_kib
@@ -228,29 +221,29 @@ class Sampler:
             self._last_memory_kib = memory_kib
         elif limit_us is None and self._tree is not None:
             memory_kib = self._last_memory_kib or self._tree.peak_kib
-        return (
-            self._root_pid,
-            tree.children,
-            user_us / 1e6,
-            system_us / 1e6,
-            _cores(user_us + system_us, elapsed_s, cpus),
-            # A job that was gone before anybody could look has left no figure of its own.
-            _mib(int(memory_kib)) if memory_kib > 0 or limit_us is not None else None,
-            self._read_bytes.for_row(tree.read_bytes),
-            self._written_bytes.for_row(tree.written_bytes),
-            gpu.process_usage,
-            gpu.process_vram_mib,
-            gpu.process_utilized,
-        )
+        return {
+            "process_pid": self._root_pid,
+            "process_children": tree.children,
+            "process_utime": user_us / 1e6,
+            "process_stime": system_us / 1e6,
+            "process_cpu_usage": _cores(user_us + system_us, elapsed_s, cpus),
+            # A job that ended before the first look at it has left no figure of its own.
+            "process_memory_mib": _mib(int(memory_kib)) if memory_kib > 0 or limit_us is not None else None,
+            "process_disk_read_bytes": self._read_bytes.for_row(tree.read_bytes),
+            "process_disk_write_bytes": self._written_bytes.for_row(tree.written_bytes),
+            "process_gpu_usage": gpu.process_usage,
+            "process_gpu_vram_mib": gpu.process_vram_mib,
+            "process_gpu_utilized": gpu.process_utilized,
+        }
 
 
 def _cores(used_us: int, elapsed_s: float, cpus: int) -> float:
-    """Cores in use; a row of a few milliseconds holds whole ticks, hence the bound."""
+    """Return the cores in use. A row of a few milliseconds holds whole ticks, hence the bound."""
     return round(min(used_us / 1e6 / elapsed_s, float(cpus)), 4) if elapsed_s > 0 else 0.0
 
 
 def _mib(kib: int | None) -> float | None:
-    """Thousandths, a half upwards, by whole numbers: `round` takes the way through decimal text."""
+    """Round to thousandths, a half upwards, in integers: `round` goes through decimal text."""
     return (kib * 1000 + 512 >> 10) / 1000 if kib is not None else None
 
 
@@ -259,6 +252,6 @@ def _gb(size: int | None) -> float | None:
 
 
 def _own_peak_kib(baseline: Baseline) -> int:
-    """This process' own peak when the base line was taken, and a little for what it did until the start."""
+    """Return this process' own peak when the baseline was captured, and 1 MiB for its growth until the start."""
     peak_kib = peak_rss_kib(baseline.status)
     return peak_kib + 1024 if peak_kib else 0

@@ -1,13 +1,13 @@
-"""Time stamps of a run's rows: wall clock to the millisecond, strictly increasing whatever the clock does."""
+"""Time stamps of a run's rows: the wall clock in milliseconds, strictly increasing even when the clock is set."""
 
 _STEP_S = 0.05
-"""Falling behind the monotonic clock by more was a setting back; less comes of reading the two in turn."""
+"""A wall clock that falls behind the monotonic one by more was set back; less comes from reading the two in turn."""
 
 
 class MonotonicTimestamps:
-    """Rows' times. A clock that is set forward is followed; one that is set back is waited for.
+    """Rows' times. They follow a clock that is set forward, and wait for one that is set back.
 
-    While the wall clock is behind, time stamps go on by monotonic time, so that intervals stay true.
+    While the wall clock is behind, they go on by monotonic time, so that intervals stay true.
     """
 
     def __init__(self, *, wall: float, monotonic: float) -> None:
@@ -15,7 +15,7 @@ class MonotonicTimestamps:
         self._last_ms = round(wall * 1000)
 
     def next(self, *, wall: float, monotonic: float) -> float:
-        """Return the time stamp of a row that was read at these times: UNIX seconds, whole milliseconds."""
+        """Return the time stamp of a row that was read at these times: UNIX seconds in whole milliseconds."""
         offset = wall - monotonic
         if offset > self._offset - _STEP_S:
             self._offset = offset
@@ -23,6 +23,6 @@ class MonotonicTimestamps:
         return self._last_ms / 1000
 
     def advance_past(self, timestamp: float, *, monotonic: float) -> None:
-        """Time stamps from now on come after `timestamp` (UNIX seconds)."""
+        """Let the next time stamps come after `timestamp` (UNIX seconds)."""
         self._offset = max(self._offset, timestamp - monotonic)
         self._last_ms = max(self._last_ms, round(timestamp * 1000))

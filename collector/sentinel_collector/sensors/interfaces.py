@@ -1,11 +1,11 @@
-"""What the sensors hand to the sampler. Times are integer microseconds, so that no sum ever drifts."""
+"""The sensors that the sampler reads, and their readings. Times are integer microseconds, so that no sum drifts."""
 
 from collections.abc import Callable, Collection
 from resource import struct_rusage
 from typing import NamedTuple, Protocol
 
 Reap = Callable[[], struct_rusage | None]
-"""Waits for the root (`wait4`) and returns what it got; `None` when somebody else did."""
+"""Waits for the root (`wait4`) and returns its totals; `None` when another process has waited for it."""
 
 
 class MemoryReading(NamedTuple):
@@ -23,8 +23,8 @@ class SystemReading(NamedTuple):
     """The whole machine, or the container: growth since the previous reading, and levels now; `None`: unknown.
 
     `user_us` and `system_us` are CPU microseconds, `disk_*` and `net_*` bytes since the previous reading;
-    `space_*` are bytes of all mounted real file systems. `forks` is the kernel's count of processes and
-    threads ever made (0: unknown).
+    `space_*` are bytes of all mounted real file systems. `forks` is the kernel's count of all processes and threads
+    since boot (0: unknown).
     """
 
     cpus: int
@@ -45,8 +45,8 @@ class SystemReading(NamedTuple):
 class TreeReading(NamedTuple):
     """The tracked tree: growth since the previous reading, and levels now.
 
-    `memory_kib` is PSS (moved by RSS since it was last read); `read_bytes` and `written_bytes` are `None` when
-    the kernel shows them for no member.
+    `memory_kib` is PSS, moved by the change of RSS since it was read. `read_bytes` and `written_bytes` are `None` when
+    the kernel shows them for no process.
     """
 
     user_us: int
@@ -61,7 +61,7 @@ class SystemSensors(Protocol):
     """The whole machine. Linux and psutil implement it."""
 
     def read(self) -> SystemReading:
-        """Read everything; never raises: what cannot be read is `None`."""
+        """Read everything; never raises. A figure that cannot be read is `None`."""
 
     def close(self) -> None:
         """Give descriptors back."""
@@ -71,48 +71,48 @@ class TreeSensor(Protocol):
     """One process and its descendants. Linux and psutil implement it."""
 
     def read(self, *, forks: int, elapsed_s: float, reap_root: Reap | None = None) -> TreeReading:
-        """Read the tree; `forks` is `SystemReading.forks` read just before, `elapsed_s` the row's length.
+        """Read the tree; `forks` is `SystemReading.forks` of the same row, `elapsed_s` the row's length.
 
-        `reap_root` is called once the root's zombie was read, and makes the reading exact.
+        `reap_root` is called after the root's zombie was read, and makes the reading exact.
         """
 
     def reaped(self, pid: int, usage: struct_rusage) -> None:
-        """A member was waited for by this process: its exact total (with what it had reaped itself) is known."""
+        """Take the exact totals of a process that this process waited for; its reaped children are included."""
 
     def exclude(self, pid: int) -> None:
-        """This child of the collector's own, and what it starts, is no part of the tree."""
+        """Leave this child of the collector, and its descendants, out of the tree."""
 
     def root_alive(self) -> bool:
-        """The root still runs: same pid, same start time, no zombie."""
+        """Whether the root still runs: same pid, same start time, no zombie."""
 
     @property
     def pids(self) -> Collection[int]:
-        """All members that the last reading saw."""
+        """All processes of the last reading."""
 
     @property
     def peak_kib(self) -> int:
-        """The highest memory of the tree, or of one member, that was seen or that the kernel recorded."""
+        """The highest memory of the tree in a row, or of one process as the kernel recorded it."""
 
     def close(self) -> None:
         """Give descriptors back."""
 
 
 class Accounting(Protocol):
-    """A counter of the tree's CPU time that stands in for the ledger, such as a cgroup of the run's own."""
+    """A counter of the tree's CPU time that replaces the ledger, such as the run's own cgroup."""
 
     @property
     def name(self) -> str:
-        """What it is, for the run's metadata: `cgroup`, `perf`."""
+        """Its name in the run's metadata: `cgroup`."""
 
     def growth_us(self) -> tuple[int, int] | None:
-        """User and system microseconds of the tree since the last call; `None` when it went bad."""
+        """Return user and system microseconds of the tree since the last call; `None` when the counter is gone."""
 
 
 class GpuReading(NamedTuple):
-    """GPUs at one moment; a field that cannot be read is `None`.
+    """All GPUs at one moment; a figure that cannot be read is `None`.
 
-    `*_usage` counts GPUs in use (0 to the number of GPUs), `*_vram_mib` is memory in MiB, `*_utilized` counts
-    GPUs above zero. `process_*` is the share of the processes that were asked for, zero when none was.
+    `*_usage` counts GPUs in use (0 to the number of GPUs), `*_vram_mib` is memory in MiB, `*_utilized` counts GPUs
+    with a usage above zero. `process_*` is the share of the given processes, zero when there are none.
     """
 
     system_usage: float | None = 0.0
@@ -124,15 +124,14 @@ class GpuReading(NamedTuple):
 
 
 NO_GPU = GpuReading()
-"""What a machine without a GPU reads."""
+"""The reading of a machine without a GPU."""
 
 
 class GpuSensor(Protocol):
-    """One kind of GPU, any number of devices."""
+    """All GPUs of the machine."""
 
     def read(self, pids: Collection[int]) -> GpuReading:
-        """Read all devices and what `pids` (the tracked tree; empty when nothing is tracked) use of them.
+        """Read all devices, and the share of `pids` (the tracked tree; empty when nothing is tracked).
 
-        Called once a row, on the sampler's thread: must not block (a device that hangs is waited for
-        elsewhere) and must not raise; what cannot be read is `None`.
+        Called once a row on the sampler's thread. It must not block on a device that hangs, and must not raise.
         """

@@ -1,1 +1,1 @@
-"""What every package needs and no message names: errors, clock, paths, addresses, settings."""
+"""Errors, clock, paths, addresses and settings, for all packages."""

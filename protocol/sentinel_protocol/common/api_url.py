@@ -1,6 +1,6 @@
-"""The Sentinel API's address as somebody wrote it: what is certainly wrong with it, and how it may be shown.
+"""Checks the URL of the Sentinel API, and removes secrets from it for display.
 
-Imports nothing: a job waits for it.
+The collector imports this before its job starts, so it imports nothing.
 """
 
 API_URL_VARIABLE = "SENTINEL_API_URL"
@@ -9,7 +9,7 @@ _SCHEMES = frozenset({"http", "https"})
 
 
 def api_url_error(url: str) -> str:
-    """Return what is certainly wrong with the address, `""` where nothing is; never a secret that stands in it."""
+    """Return why the URL cannot be used, `""` if it may be; the text never quotes the URL."""
     scheme, separator, rest = url.partition("://")
     host = rest.partition("/")[0]
     if not separator or scheme.lower() not in _SCHEMES or not host:
@@ -22,9 +22,9 @@ def api_url_error(url: str) -> str:
 
 
 def redact_url(url: str) -> str:
-    """Return the address without what may be a secret: user information, query, fragment."""
-    before, at, place = url.rpartition("@")
-    hidden = f"{before.partition('://')[0]}://…@{place}" if at and "://" in before else f"…@{place}" if at else url
+    """Return the URL with user information, query and fragment replaced by `…`: they may be secrets."""
+    before, at, rest = url.rpartition("@")
+    hidden = f"{before.partition('://')[0]}://…@{rest}" if at and "://" in before else f"…@{rest}" if at else url
     for mark in "?#":
         beginning, found, _ = hidden.partition(mark)
         hidden = f"{beginning}{found}…" if found else beginning

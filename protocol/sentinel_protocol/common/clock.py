@@ -1,10 +1,10 @@
-"""Time is injected: nothing else in the packages calls `time.*`."""
+"""The clock that all other modules get as an argument; nothing else calls `time.*`."""
 
 from __future__ import annotations
 
 import time
 
-TYPE_CHECKING = False  # `typing` and `threading` would cost milliseconds of the job's start
+TYPE_CHECKING = False  # `typing` and `threading` would delay the job's start by milliseconds
 if TYPE_CHECKING:
     import threading
     from typing import Protocol
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
             """UNIX seconds; may step."""
 
         def monotonic(self) -> float:
-            """Seconds that never step; only differences mean something."""
+            """Seconds that never step; only differences are meaningful."""
 
         def thread_time(self) -> float:
-            """CPU seconds of the calling thread; only differences mean something."""
+            """CPU seconds of the calling thread; only differences are meaningful."""
 
         def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
-            """Wait until the event is set (True) or the time has passed (False)."""
+            """Wait until the event is set (True) or the timeout has passed (False); `None` has no limit."""
 
 else:
     Clock = object
 
 
 class SystemClock:
-    """The machine's own clocks."""
+    """The system's clocks."""
 
     def now(self) -> float:
         """UNIX seconds."""
@@ -44,5 +44,5 @@ class SystemClock:
         return time.thread_time()
 
     def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
-        """Wait on the event for at most `timeout_s` seconds (`None`: without limit)."""
+        """Wait on the event for at most `timeout_s` seconds."""
         return event.wait(timeout_s)

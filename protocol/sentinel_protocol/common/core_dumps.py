@@ -1,19 +1,19 @@
-"""Keeps what is in memory out of core files: the token, credentials, keys. Also for processes started later."""
+"""Keeps the token, credentials and keys out of core files, also of child processes."""
 
 import contextlib
 import resource
 
-_NO_MEMORY = "0"
+_NO_SEGMENTS = "0"
 
 
 def disable_core_dumps() -> None:
-    """Write no core file, and no memory into one that is made all the same.
+    """Disable core files, and leave no memory in one that is written nevertheless.
 
-    The limit alone does not hold where `core_pattern` is a pipe to a program, and may be raised from outside; of the
-    filter (core(5), `/proc/pid/coredump_filter`) no bit is left, so such a file has registers and no memory. The
-    process stays open to a debugger of the same user's, who could read the token's file as well.
+    The limit alone is not enough: it does not apply if `core_pattern` is a pipe, and another process may raise it. With
+    an empty filter (core(5), `/proc/pid/coredump_filter`) a core file has registers but no memory. A debugger of the
+    same user can still attach; that user can read the token file as well.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    # Not every kernel has it.
+    # Some kernels have no filter.
     with contextlib.suppress(OSError), open("/proc/self/coredump_filter", "w", encoding="ascii") as file:
-        file.write(_NO_MEMORY)
+        file.write(_NO_SEGMENTS)

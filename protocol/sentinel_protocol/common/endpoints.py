@@ -1,16 +1,16 @@
-"""ZeroMQ addresses as a user writes them: checked before a socket sees them."""
+"""ZeroMQ addresses of users, checked before a socket gets them."""
 
 import re
 from collections import namedtuple
 
 from sentinel_protocol.common.errors import AddressError, InsecureAddressError
 
-TYPE_CHECKING = False  # `typing` and `ipaddress` would cost milliseconds of the job's start
+TYPE_CHECKING = False  # `typing` and `ipaddress` would delay the job's start by milliseconds
 if TYPE_CHECKING:
     from typing import NamedTuple
 
     class Address(NamedTuple):
-        """A checked address; `url` is what ZeroMQ gets, `is_local` says that it cannot leave this machine."""
+        """A checked address. With `is_local`, no traffic leaves the machine."""
 
         url: str
         is_local: bool
@@ -29,9 +29,9 @@ _TCP = re.compile(r"(?P<host>\[[^\]\s;]+\]|[^\[\]:/;\s]+):(?P<port>[0-9]{1,5}|\*
 
 
 def parse_address(url: str, *, bind: bool) -> Address:
-    """Check `ipc://PATH` or `tcp://HOST:PORT`; raises `AddressError` with what is wrong.
+    """Parse `ipc://PATH` or `tcp://HOST:PORT`; raises `AddressError`.
 
-    `*` as host or port means "any" and is good for binding only.
+    `*` as host or port means "any". It is allowed for binding only.
     """
     if not url.isprintable():
         raise AddressError(f"address {url!r} holds characters that cannot be printed")
@@ -52,9 +52,9 @@ def parse_address(url: str, *, bind: bool) -> Address:
 
 
 def require_encryption(address: Address, *, has_keys: bool, insecure: bool, role: str) -> None:
-    """Raise `InsecureAddressError` for an address beyond this machine that has no CURVE keys, unless `insecure`.
+    """Raise `InsecureAddressError` for an address beyond this machine without CURVE keys, unless `insecure`.
 
-    `role` is `bind` or `connect`, for the text.
+    `role` is `bind` or `connect`.
     """
     if address.is_local or has_keys or insecure:
         return

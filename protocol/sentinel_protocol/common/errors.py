@@ -1,12 +1,12 @@
-"""The one root of every error that sentinel-stream raises on purpose."""
+"""Errors that several packages raise, and the base class of all errors of sentinel-stream."""
 
 
 class SentinelStreamError(Exception):
-    """Base class: whoever catches it has caught everything that is ours."""
+    """Base class of every error that sentinel-stream raises on purpose."""
 
 
 class UsageError(SentinelStreamError):
-    """A flag, variable, file or address that the user gave is wrong; the text says which and what to do."""
+    """A flag, variable, file or address of the user is wrong; the text names it and says what to do."""
 
 
 class AddressError(UsageError):
@@ -18,8 +18,8 @@ class InsecureAddressError(UsageError):
 
 
 class KeyFileError(UsageError):
-    """A key file that cannot be read, holds no key, or is open to others."""
+    """A key file that cannot be read, holds no key, or is accessible to other users."""
 
 
 class InvalidMessageError(SentinelStreamError):
-    """A frame that is not a message of the conversation."""
+    """A frame that is not a message of the protocol."""

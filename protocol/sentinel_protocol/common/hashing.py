@@ -1,4 +1,4 @@
-"""SHA-256, where it can be had without OpenSSL: `hashlib` loads that for 3 ms and 3 MiB of a short job's collector."""
+"""SHA-256 without OpenSSL if possible: `hashlib` would load it, for 3 ms and 3 MiB of the collector."""
 
 import sys
 
@@ -8,7 +8,7 @@ try:
     else:
         from _sha256 import sha256 as _sha256  # type: ignore[import-not-found]  # typeshed leaves it out
 except ImportError:
-    # An interpreter that was built to have its digests from OpenSSL alone.
+    # Some interpreters are built with the digests of OpenSSL alone.
     from hashlib import sha256 as _sha256
 
 

@@ -1,6 +1,6 @@
-"""This user's own uploader: where its socket and its spool are, so that collectors find it and share it.
+"""Paths of a local uploader: the one that a collector starts for its user, and that the user's collectors share.
 
-There is one for each target: what is delivered elsewhere, or with another token, goes through another agent.
+There is one for each target: runs for another target, or with another token, go through another local uploader.
 """
 
 import os
@@ -15,7 +15,7 @@ TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN
 TARGET_VARIABLE = "SENTINEL_TARGET"
 SENTINEL_TARGET = "sentinel:"
 PATH_VARIABLES = (TOKEN_VARIABLES[-1], "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", "AWS_CA_BUNDLE")
-"""What an uploader finds its files by; relative ones begin where the command was started."""
+"""Variables with paths that an uploader reads; relative ones start at the directory of the collector."""
 _SOCKET_PATH_FILE = "socket"
 _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -34,12 +34,12 @@ class LocalUploaderPaths(NamedTuple):
 
     @property
     def url(self) -> str:
-        """The agent's address."""
+        """Its address."""
         return f"ipc://{self.socket_path}"
 
 
 def default_target(environ: Mapping[str, str]) -> str:
-    """The Sentinel API when there is a token, else this user's directory of runs."""
+    """Return the target in the environment, else the Sentinel API if there is a token, else a directory."""
     named = environ.get(TARGET_VARIABLE, "")
     if named:
         return named
@@ -49,29 +49,30 @@ def default_target(environ: Mapping[str, str]) -> str:
 
 
 def local_uploader_paths(environ: Mapping[str, str], target: str | None = None) -> LocalUploaderPaths:
-    """Return the place of the agent for what the environment (or `target`) names as destination."""
+    """Return the paths of the local uploader for `target`, or for the target in the environment."""
     environ, target = local_uploader_environ(environ), _absolute_target(target or default_target(environ))
     identity = [target]
     if target == SENTINEL_TARGET:
         identity += [f"{name}={environ.get(name, '')}" for name in _TARGET_VARIABLES[1:]]
-        # A token file may be rotated: the agent is the same then.
+        # A token file counts by its name: its content may be replaced.
         identity += [f"{name}={environ[name]}" for name in TOKEN_VARIABLES if environ.get(name)][:1]
     name = sha256("\0".join(identity).encode("utf-8", "surrogateescape")).hex()[:12]
     spools = spools_home(environ)
     spool_dir = os.path.join(spools, name)
     log_path = os.path.join(spools, f"{name}.log")
-    announced = _read_socket_path(spool_dir)
-    if announced:
-        return LocalUploaderPaths(announced, spool_dir, log_path)
+    socket_path = _read_socket_path(spool_dir)
+    if socket_path:
+        return LocalUploaderPaths(socket_path, spool_dir, log_path)
     socket_name = f"{name}.sock"
     runtime = runtime_dir(environ, socket_name)
     return LocalUploaderPaths(os.path.join(runtime.path, socket_name), spool_dir, log_path, runtime.fallback_reason)
 
 
 def write_socket_path(spool_dir: str, socket_path: str) -> None:
-    """Write down where the spool's owner listens; raises `OSError`.
+    """Write the path of the spool owner's socket into the spool; raises `OSError`.
 
-    A log-in, a cron job and a batch job of one user have different runtime and temporary directories, and one spool.
+    A login, a cron job and a batch job of one user share the spool, but have different runtime and temporary
+    directories.
     """
     fd = os.open(
         os.path.join(spool_dir, _SOCKET_PATH_FILE), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
@@ -83,7 +84,7 @@ def write_socket_path(spool_dir: str, socket_path: str) -> None:
 
 
 def is_listening(socket_path: str) -> bool:
-    """Whether somebody listens at a Unix socket; never waits."""
+    """Whether a process listens at a Unix socket; does not wait."""
     import socket
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -91,7 +92,7 @@ def is_listening(socket_path: str) -> bool:
         try:
             probe.connect(socket_path)
         except BlockingIOError:
-            # Its queue of connections is full: it is there.
+            # A process listens, and its queue of connections is full.
             return True
         except (OSError, ValueError):
             return False
@@ -99,7 +100,7 @@ def is_listening(socket_path: str) -> bool:
 
 
 def _read_socket_path(spool_dir: str) -> str:
-    """Return where the spool's owner said that it listens, empty when nobody does."""
+    """Return the path of the spool owner's socket, `""` if no process listens there."""
     try:
         with open(os.path.join(spool_dir, _SOCKET_PATH_FILE), encoding="utf-8") as file:
             path = file.read(MAX_UNIX_PATH_BYTES + 1)
@@ -109,9 +110,10 @@ def _read_socket_path(spool_dir: str) -> str:
 
 
 def local_uploader_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of an agent, which works in no directory of the job's: its paths are absolute.
+    """Return the environment for a local uploader.
 
-    Nor does it report to whoever manages the job as a service (sd_notify(3)).
+    Its paths are absolute, because the uploader does not run in the job's directory. The variables of sd_notify(3) are
+    removed, because the uploader is not the service.
     """
     changed = {name: value for name, value in environ.items() if name not in _MANAGER_VARIABLES}
     for name in PATH_VARIABLES:
@@ -131,12 +133,12 @@ def _absolute_target(target: str) -> str:
 
 
 def spools_home(environ: Mapping[str, str]) -> str:
-    """Return the directory under which this user's agents have their spools."""
+    """Return the directory of the spools of this user's local uploaders."""
     return os.path.join(state_home(environ), "spool")
 
 
 def spool_dirs(environ: Mapping[str, str]) -> list[str]:
-    """Return the spool directories of all of this user's agents."""
+    """Return the spool directories of all of this user's local uploaders."""
     base = spools_home(environ)
     try:
         names = sorted(os.listdir(base))

@@ -1,4 +1,4 @@
-"""Where files lie: the XDG base directories, created for this user alone."""
+"""Directories of a user's files: the XDG base directories, created with mode 0700."""
 
 import contextlib
 import os
@@ -7,16 +7,17 @@ import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from sentinel_protocol.common.atomic_file import sync_directory
 from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
 from sentinel_protocol.common.errors import UsageError
 
 APPLICATION = "sentinel-stream"
-_TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 -- what is below is looked at before it is used
+_TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 -- a directory in it is checked before it is used
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def state_home(environ: Mapping[str, str]) -> str:
-    """`$XDG_STATE_HOME/sentinel-stream`: spools and what collectors have not delivered yet."""
+    """`$XDG_STATE_HOME/sentinel-stream`: spools, and undelivered samples of collectors."""
     return os.path.join(_base(environ, "XDG_STATE_HOME", ".local/state"), APPLICATION)
 
 
@@ -35,61 +36,62 @@ class RuntimeDir(NamedTuple):
 def runtime_dir(environ: Mapping[str, str], socket_name: str) -> RuntimeDir:
     """Choose the directory of a socket: `$XDG_RUNTIME_DIR/sentinel-stream`, else one under a temporary directory.
 
-    It is the first in which the socket's path is short enough for `unix(7)` and that is not somebody else's: all
-    commands of a user come to the same. It need not exist yet.
+    It is the first one in which the socket's path is short enough for `unix(7)` and that does not belong to another
+    user. All commands of a user choose the same. It may not exist yet.
     """
-    places = []
+    candidates = []
     runtime = environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(runtime) and os.path.isdir(runtime):
-        places.append(os.path.join(runtime, APPLICATION))
+        candidates.append(os.path.join(runtime, APPLICATION))
     temporary = (environ.get("TMPDIR", ""), *_TEMPORARY)
-    places += [os.path.join(base, f"{APPLICATION}-{os.getuid()}") for base in temporary if os.path.isabs(base)]
-    remarks: list[str] = []
-    for path in places:
-        complaint = _socket_dir_error(path, socket_name)
-        if not complaint:
-            return RuntimeDir(path, "; ".join(remarks))
-        remarks.append(complaint)
-    # Whoever makes it will say what is wrong.
-    return RuntimeDir(places[-1], "; ".join(remarks))
+    candidates += [os.path.join(base, f"{APPLICATION}-{os.getuid()}") for base in temporary if os.path.isabs(base)]
+    errors: list[str] = []
+    for path in candidates:
+        error = _socket_dir_error(path, socket_name)
+        if not error:
+            return RuntimeDir(path, "; ".join(errors))
+        errors.append(error)
+    # `make_socket_dir` will raise this directory's error.
+    return RuntimeDir(candidates[-1], "; ".join(errors))
 
 
 def make_private_dir(path: str) -> str:
-    """Create the directory, and what is missing above it, with mode 0700 and return its path.
+    """Create the directory and its missing parents with mode 0700; returns its path.
 
-    Raises `UsageError` when it cannot be made or belongs to somebody else: a shared temporary directory
-    is where another user could have put one first. Root may use a directory of another user's, but not there.
+    Raises `UsageError` if it cannot be created or belongs to another user, who could have created it first in a shared
+    temporary directory. Root may use other users' directories, except in shared ones.
     """
     try:
         _make_dirs(path)
-        complaint = _directory_error(path)
-    except OSError as error:
-        raise UsageError(f"cannot create the directory {path}: {error.strerror}") from error
-    if complaint:
-        raise UsageError(complaint)
+        error = _directory_error(path)
+    except OSError as cause:
+        raise UsageError(f"cannot create the directory {path}: {cause.strerror}") from cause
+    if error:
+        raise UsageError(error)
     return path
 
 
 def make_socket_dir(path: str) -> str:
-    """`make_private_dir` for sockets: whoever could write there could put one of theirs in the place of ours."""
+    """`make_private_dir` for sockets: also refuses a directory in which others could replace the socket."""
     make_private_dir(path)
-    if complaint := _socket_dir_error(path, ""):
-        raise UsageError(complaint)
+    if error := _socket_dir_error(path, ""):
+        raise UsageError(error)
     return path
 
 
 def _directory_error(path: str) -> str:
-    """Return what is wrong with a directory that is there, empty when nothing is; raises `OSError`."""
+    """Return why an existing directory cannot be used, `""` if it can; raises `OSError`."""
     is_shared = bool(os.stat(os.path.dirname(os.path.abspath(path))).st_mode & stat.S_IWOTH)
-    # The link first: the kernel may refuse to follow a stranger's (`fs.protected_symlinks`).
-    for look in (os.lstat, os.stat):
-        found = look(path)
+    # The link first: the kernel may refuse to follow another user's (`fs.protected_symlinks`).
+    for stat_path in (os.lstat, os.stat):
+        found = stat_path(path)
         if found.st_uid != os.getuid() and (os.getuid() != 0 or is_shared):
             return f"the directory {path} belongs to another user (uid {found.st_uid})"
     return "" if stat.S_ISDIR(found.st_mode) else f"{path} is not a directory"
 
 
 def _socket_dir_error(directory: str, name: str) -> str:
+    """Return why the socket `name` cannot be in the directory, `""` if it can."""
     path = os.path.join(directory, name)
     if not path.isprintable():
         return f"{directory!r} holds characters that cannot be printed"
@@ -100,16 +102,16 @@ def _socket_dir_error(directory: str, name: str) -> str:
             parent = os.path.dirname(directory)
             is_usable = os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)
             return "" if is_usable else f"nothing can be created in {parent}"
-        if complaint := _directory_error(directory):
-            return complaint
+        if error := _directory_error(directory):
+            return error
         is_open = os.stat(directory).st_mode & _WRITABLE_BY_OTHERS
-    except OSError as error:
-        return f"cannot use the directory {directory}: {error.strerror}"
+    except OSError as cause:
+        return f"cannot use the directory {directory}: {cause.strerror}"
     return f"others may write to the directory {directory}: chmod 700 {directory}" if is_open else ""
 
 
 def _make_dirs(path: str) -> None:
-    """`os.makedirs` gives only the last one its mode; the XDG specification wants all of them private."""
+    """`os.makedirs` sets the mode of the last directory only; the XDG specification wants all of them private."""
     if os.path.lexists(path):
         return
     parent = os.path.dirname(path.rstrip("/"))
@@ -117,29 +119,21 @@ def _make_dirs(path: str) -> None:
         _make_dirs(parent)
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-    _sync(parent or os.curdir)
-
-
-def _sync(directory: str) -> None:
-    """Make the names in it durable: what is synced in a new directory is lost with the directory's own name."""
+    # Files that are synced in a new directory are lost with the directory's name.
     with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_directory(parent or os.curdir)
 
 
 def _base(environ: Mapping[str, str], variable: str, default: str) -> str:
     value = environ.get(variable, "")
-    # The XDG specification: a relative path is invalid and to be ignored.
+    # The XDG specification says that a relative path is invalid and must be ignored.
     if os.path.isabs(value):
         return value
     return os.path.join(_home(environ), default)
 
 
 def _home(environ: Mapping[str, str]) -> str:
-    """Return an absolute path also for a user without `$HOME`, or without an entry (a container with any user id)."""
+    """Return an absolute path, also without `$HOME` or a passwd entry (a container with an arbitrary user id)."""
     home = environ.get("HOME", "")
     if not home:
         try:

@@ -1,7 +1,7 @@
-"""CURVE keys as both ends read them: 32 raw bytes in memory, pyzmq's certificate format in files.
+"""CURVE keys: 32 raw bytes in memory, pyzmq's certificate format in files.
 
-A file that holds a secret is refused when somebody else could read it. The collector reads its own before the job
-starts: nothing of weight is imported here.
+A secret file that other users could read is refused. The collector reads its key before its job starts, so nothing
+heavy is imported here.
 """
 
 import os
@@ -18,7 +18,7 @@ _LINE = re.compile(r'^\s*(public-key|secret-key)\s*=\s*"([^"\n]*)"\s*$', re.MULT
 
 
 class KeyPair:
-    """A CURVE key pair; shows its public half only."""
+    """A CURVE key pair; its `repr` has the public key only."""
 
     __slots__ = ("public", "secret")
 
@@ -31,7 +31,7 @@ class KeyPair:
 
 
 class ClientCurveKeys:
-    """What a collector needs for one uploader: its own pair, and the public key that the uploader must have."""
+    """Keys of a connection to one uploader: the collector's own pair, and the uploader's public key."""
 
     __slots__ = ("own", "server")
 
@@ -41,7 +41,7 @@ class ClientCurveKeys:
 
 
 def z85(key: bytes) -> str:
-    """Write 4n bytes the way ZeroMQ's certificates do (ZeroMQ RFC 32)."""
+    """Encode 4n bytes as Z85 text (ZeroMQ RFC 32)."""
     chars = ""
     for start in range(0, len(key), 4):
         number = int.from_bytes(key[start : start + 4], "big")
@@ -50,7 +50,7 @@ def z85(key: bytes) -> str:
 
 
 def decode_key(text: str) -> bytes | None:
-    """Return the key that is written as 64 hexadecimal digits or 40 characters of Z85, `None` when it is neither."""
+    """Decode 64 hexadecimal digits or 40 characters of Z85; returns `None` for other text."""
     if len(text) == 2 * KEY_BYTES:
         try:
             return bytes.fromhex(text)
@@ -68,10 +68,7 @@ def decode_key(text: str) -> bytes | None:
 
 
 def load_server_key(text: str) -> bytes:
-    """Return the public key that a user names: a file that holds it, or the key itself.
-
-    Raises `KeyFileError`.
-    """
+    """Return the public key that `text` is, or that the file of this name holds; raises `KeyFileError`."""
     if not os.path.exists(text):
         key = decode_key(text.strip("'\""))
         if key is not None:
@@ -80,20 +77,20 @@ def load_server_key(text: str) -> bytes:
 
 
 def read_public(path: str) -> bytes:
-    """Return the public key in a file; raises `KeyFileError`, also for one that others may change."""
+    """Return the public key in a file; raises `KeyFileError`, also if others may change the file."""
     return _read(path, secret=False).public
 
 
 def read_key_pair(path: str) -> KeyPair:
-    """Return both halves from a secret file.
+    """Return the key pair in a secret file.
 
-    Raises `KeyFileError` when it cannot be read, holds no pair, or is not this user's alone.
+    Raises `KeyFileError` if the file cannot be read, holds no pair, or is accessible to other users.
     """
     return _read(path, secret=True)
 
 
 def format_certificate(public: bytes, secret: bytes | None = None) -> str:
-    """Return the text of a key file; without `secret` that of a public one."""
+    """Return the text of a secret key file, or of a public one without `secret`."""
     what = "public" if secret is None else "SECRET, for its owner alone"
     lines = [f"# CURVE key of sentinel-stream: {what}", "metadata", "curve", f'    public-key = "{z85(public)}"']
     if secret is not None:
@@ -103,7 +100,7 @@ def format_certificate(public: bytes, secret: bytes | None = None) -> str:
 
 def _read(path: str, *, secret: bool) -> KeyPair:
     try:
-        # A named pipe must not make us wait.
+        # O_NONBLOCK: opening a named pipe would wait otherwise.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise KeyFileError(f"key file {path}: cannot be read: {error.strerror}") from error
@@ -119,14 +116,14 @@ def _read(path: str, *, secret: bool) -> KeyPair:
         os.close(descriptor)
     found = {name: decode_key(value) for name, value in _LINE.findall(content.decode("utf-8", "replace"))}
     public, private = found.get("public-key"), found.get("secret-key")
-    # Never shows what is in the file: it may be a secret in the wrong place.
+    # Does not quote the content: it may be another secret.
     if public is None or (secret and private is None):
         raise KeyFileError(f"key file {path}: holds no {'secret' if secret else 'public'} CURVE key")
     return KeyPair(public, private or b"")
 
 
 def _check_file_mode(path: str, facts: os.stat_result, *, secret: bool) -> None:
-    """PostgreSQL's rule for secret files: 0600 of our own, or root's for a group, which is what containers get."""
+    """Apply PostgreSQL's rule for secret files: mode 0600, or a group's file that root owns, as containers get it."""
     if facts.st_uid not in {0, os.geteuid()} and os.geteuid() != 0:
         raise KeyFileError(f"key file {path}: belongs to another user (uid {facts.st_uid})")
     is_given = facts.st_uid == 0 and os.geteuid() != 0

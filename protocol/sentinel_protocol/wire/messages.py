@@ -1,11 +1,11 @@
-"""The conversation between a collector (DEALER) and an uploader (ROUTER).
+"""Messages between a collector (DEALER) and an uploader (ROUTER).
 
-Every message is one ZeroMQ frame: a msgpack array whose first element is the message's tag. New fields go last
-and have defaults, so that an older peer's message still decodes and a newer peer's extra fields are ignored.
+A message is one ZeroMQ frame: a msgpack array whose first element is the message's tag. New fields are added at the end
+with defaults: messages of older peers still decode, and additional fields of newer peers are ignored.
 
-A collector says `Hello`, hears `Welcome` with the next sequence number that the uploader wants, sends `Samples`
-from there on and hears cumulative `Ack`s; at the end it says `Finish` and hears, once all is delivered,
-`Finished`. Sequence numbers start at 1. Whatever is lost on the way comes back by saying `Hello` again.
+The collector sends `Hello` and gets `Welcome` with the next sequence number that the uploader expects. It sends
+`Samples` from there on and gets cumulative `Ack`s. At the end it sends `Finish`, and gets `Finished` once the run is
+delivered. Sequence numbers start at 1. After a loss, another `Hello` starts this again.
 """
 
 from enum import StrEnum
@@ -26,11 +26,11 @@ MAX_UPLOADER_FRAME_BYTES = 64 << 10
 """Largest frame that a collector accepts."""
 MAX_RUN_KEY_CHARS = 200
 MAX_SEQUENCE = 2**53
-"""Far beyond any run, and still exact in every JSON reader."""
+"""More than any run has, and still exact as a JSON number."""
 
 
 class RejectCode(StrEnum):
-    """Why an uploader does not take a message."""
+    """Why an uploader rejects a message."""
 
     HELLO_FIRST = "hello-first"
     SUPERSEDED = "superseded"
@@ -46,12 +46,11 @@ class _Message(msgspec.Struct, array_like=True, frozen=True, omit_defaults=False
 
 
 class Hello(_Message, frozen=True, tag="hello"):
-    """Opens (or opens again) the conversation about one run.
+    """Opens or resumes the session of a run.
 
-    `epoch` is drawn at random by each collector process; `metadata`, `host` and `cloud` hold the contract's
-    registration fields (`tags` is a mapping, `command` a list of words). `first_available_seq` is the lowest sequence
-    number that the collector still holds, 0 when its rows have no numbers yet; `ping_interval_s` is the longest
-    silence that the uploader has to expect.
+    `epoch` is a random text of each collector process. `metadata`, `host` and `cloud` hold the contract's registration
+    fields (`tags` is a mapping, `command` a list of words). `first_available_seq` is the lowest sequence number that
+    the collector still holds, 0 while its rows have no numbers. `ping_interval_s` is the longest time between messages.
     """
 
     version: int
@@ -64,28 +63,28 @@ class Hello(_Message, frozen=True, tag="hello"):
     first_available_seq: int = 0
     ping_interval_s: float = 30.0
     cloud_pending: bool = False
-    """Cloud discovery is still under way: a `Hello` with what it found follows."""
+    """Cloud discovery has not ended yet; a `Hello` with its result follows."""
 
 
 class Samples(_Message, frozen=True, tag="s"):
-    """Consecutive samples; `first_seq` is the sequence number of the first one."""
+    """Consecutive samples; the first one has the sequence number `first_seq`."""
 
     first_seq: int
     samples: list[Sample]
 
 
 class SamplesRaw(_Message, frozen=True, tag="s"):
-    """`Samples` as a collector sends it: each sample was encoded when it was taken."""
+    """`Samples` for sending, with samples that are encoded already."""
 
     first_seq: int
     samples: list[msgspec.Raw]
 
 
 class Finish(_Message, frozen=True, tag="finish"):
-    """The run is over: nothing follows `last_seq` (0: the run saw no sample).
+    """Ends the run: `last_seq` is its last sample (0: it has none).
 
-    `status` is `finished` or `failed`; `exit_code` is `None` where nobody can know it; `time` is UNIX seconds;
-    `peak_memory_mib` is the highest memory use that the kernel saw, also between two samples.
+    `status` is `finished` or `failed`. `exit_code` is `None` if it is unknown. `time` is UNIX seconds.
+    `peak_memory_mib` is the kernel's high-water mark, which includes peaks between two samples.
     """
 
     last_seq: int
@@ -94,45 +93,45 @@ class Finish(_Message, frozen=True, tag="finish"):
     time: float
     peak_memory_mib: float | None = None
     accounting: str = ""
-    """What the tree's CPU time was read from: `proc`, `cgroup`, …"""
+    """Source of the process tree's CPU time: `proc`, `cgroup`, …"""
     scope: str = ""
-    """Whose the system columns are: `host` or `container`."""
+    """What the system columns describe: `host` or `container`."""
 
 
 class Ping(_Message, frozen=True, tag="ping"):
-    """Still here; sent when samples are further apart than `Hello.ping_interval_s`."""
+    """Keep-alive; sent if no samples are sent for `Hello.ping_interval_s`."""
 
 
 class Welcome(_Message, frozen=True, tag="welcome"):
-    """`next_seq` is what the uploader wants next; `run_id` is empty until the run is registered.
+    """Answers `Hello`: the uploader expects `next_seq` next; `run_id` is empty until the run is registered.
 
-    `last_timestamp` is the time stamp of the newest sample it holds (0: none), so that a collector that continues
-    the run after a step of the clock keeps the time stamps increasing.
+    `last_timestamp` is the timestamp of the newest sample that the uploader has (0: none). A collector that resumes the
+    run continues after it, so that timestamps increase although its clock was set back.
     """
 
     next_seq: int
     run_id: str = ""
     last_timestamp: float = 0.0
     undelivered_runs: int = 0
-    """Other runs of the same owner that have ended some time ago and are not delivered."""
+    """Number of other runs of the same owner that ended some time ago and are not delivered."""
 
 
 class Ack(_Message, frozen=True, tag="ack"):
-    """Everything up to and including `seq` is durable, and the `Finish` when `finish` says so.
+    """Acknowledges all samples up to `seq` as durable, and with `finish` also the `Finish`.
 
-    Also said anew when something keeps an ended run from being delivered.
+    It is sent again when the delivery of an ended run fails.
     """
 
     seq: int
     finish: bool = False
     delivery_error: str = ""
-    """What keeps the run from being delivered at the moment, for people."""
+    """Why the run cannot be delivered at the moment, as text for the user."""
     quarantined: bool = False
-    """Nothing more happens to the run until a person has looked at it; its data is kept."""
+    """The run is kept and is not delivered until an operator retries it."""
 
 
 class Finished(_Message, frozen=True, tag="finished"):
-    """The run is delivered and closed: what the backend answered, and where the objects are."""
+    """The run is delivered and closed; has the backend's response and the URLs of the objects."""
 
     run_id: str
     response: dict[str, Any] = {}
@@ -140,14 +139,14 @@ class Finished(_Message, frozen=True, tag="finished"):
     objects_count: int = 0
     rows: int = 0
     object_prefix: str = ""
-    """Directory or `s3://` prefix of the objects; `objects` holds only the first of a long list."""
+    """Directory or `s3://` prefix of the objects; `objects` may hold only the first ones."""
 
 
 class Reject(_Message, frozen=True, tag="reject"):
-    """A message was not taken; `retry` says whether the same may work later.
+    """Rejects a message; with `retry`, the same message may be accepted later.
 
-    With `closed`, `seq` is the highest sequence number that is part of the closed run; with `superseded`, the highest
-    one that the run had when a newer collector took it over (0: not known).
+    With `closed`, `seq` is the highest sequence number of the closed run. With `superseded`, it is the highest one when
+    a newer collector took the run over (0: unknown).
     """
 
     code: RejectCode
@@ -167,12 +166,12 @@ encode = _encoder.encode
 
 
 def decode_from_collector(frame: bytes) -> CollectorMessage:
-    """Decode and validate what a collector sent; raises `InvalidMessageError`."""
+    """Decode and validate a collector's message; raises `InvalidMessageError`."""
     return _decode(_collector_decoder, frame)
 
 
 def decode_from_uploader(frame: bytes) -> UploaderMessage:
-    """Decode and validate what an uploader sent; raises `InvalidMessageError`."""
+    """Decode and validate an uploader's message; raises `InvalidMessageError`."""
     return _decode(_uploader_decoder, frame)
 
 

@@ -1,4 +1,4 @@
-"""What a socket tells about its connections (`zmq_socket_monitor(3)`)."""
+"""Events of a socket's connections (`zmq_socket_monitor(3)`)."""
 
 import struct
 from typing import NamedTuple
@@ -14,7 +14,7 @@ FAILED = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTO
 class SocketEvent(NamedTuple):
     """One event; `value` is a descriptor, an error or a status, depending on `kind`.
 
-    `endpoint` is where our socket listens or connects to.
+    `endpoint` is the address at which our socket listens, or to which it connects.
     """
 
     kind: int
@@ -25,9 +25,9 @@ class SocketEvent(NamedTuple):
 def open_monitor(
     context: "zmq.Context[zmq.Socket[bytes]]", watched: "zmq.Socket[bytes]", events: int
 ) -> "zmq.Socket[bytes]":
-    """Return a socket that is told of these events of another one, from the beginning.
+    """Return a socket that receives these events of `watched`, from the first one on.
 
-    It holds any number of them: ZeroMQ's own thread, and with it all connections, would wait for room otherwise.
+    Its queue is not limited: ZeroMQ's I/O thread, and with it all connections, would block on a full queue.
     """
     address = f"inproc://monitor-{id(watched)}"
     watched.monitor(address, events)
@@ -39,7 +39,7 @@ def open_monitor(
 
 
 def next_event(monitor: "zmq.Socket[bytes]") -> SocketEvent | None:
-    """Return the next event without waiting, `None` when there is none."""
+    """Return the next event, or `None`; does not wait."""
     try:
         parts = monitor.recv_multipart(zmq.DONTWAIT)
     except zmq.Again:

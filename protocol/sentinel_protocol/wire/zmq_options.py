@@ -1,9 +1,8 @@
-"""What the sockets of both ends have in common, and their options.
+"""Options of the sockets of both ends.
 
-Why each option has its value: `docs/architecture.md`, "Sockets". Sockets belong to the thread that made them.
+`docs/architecture.md`, "Sockets", gives the reason for each value. A socket is used only by the thread that made it.
 """
 
-from types import TracebackType
 from typing import Self
 
 import zmq
@@ -20,7 +19,7 @@ _COMMON: dict[zmq.SocketOption, int] = {
     zmq.TCP_KEEPALIVE_CNT: 4,
     zmq.TCP_MAXRT: 30_000,
     zmq.IPV6: 1,
-    # Undelivered messages are not the socket's business: the backlog and the acks are.
+    # The send queue and the acks keep track of undelivered messages, not the socket.
     zmq.LINGER: 0,
     zmq.SNDHWM: 64,
 }
@@ -28,24 +27,24 @@ DEALER: dict[zmq.SocketOption, int] = _COMMON | {
     zmq.RCVHWM: 64,
     zmq.CONNECT_TIMEOUT: 10_000,
     zmq.HANDSHAKE_IVL: 10_000,
-    # No hidden queue towards a peer that is not there: EAGAIN is the back-pressure signal.
+    # Do not queue messages without a connection: EAGAIN is the back-pressure signal.
     zmq.IMMEDIATE: 1,
     zmq.MAXMSGSIZE: MAX_UPLOADER_FRAME_BYTES,
-    # `ZmqClient.poll_handshake_error` tries again: ZeroMQ would do so without growing pauses.
+    # `ZmqClient` reconnects itself, with growing pauses; ZeroMQ's pauses would not grow here.
     zmq.RECONNECT_STOP: zmq.RECONNECT_STOP_HANDSHAKE_FAILED,
 }
 ROUTER: dict[zmq.SocketOption, int] = _COMMON | {
-    # Of messages of the largest size, too: 1,000 are 2 GiB for one connection. docs/benchmarks.md has what more gains.
+    # Counts messages of any size: 1,000 of the largest are 2 GiB for one connection (compared in docs/benchmarks.md).
     zmq.RCVHWM: 32,
     zmq.HANDSHAKE_IVL: 5_000,
     zmq.BACKLOG: 1024,
-    # A lost ack is harmless, a silently dropped one to a peer that is gone hides that it is gone.
+    # Sending to a peer that is gone is an error. Otherwise its messages would be dropped silently.
     zmq.ROUTER_MANDATORY: 1,
 }
 
 
 class ZmqContextOwner:
-    """A context with its sockets."""
+    """Owns a ZeroMQ context and its sockets; a context manager."""
 
     def __init__(self) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
@@ -57,13 +56,11 @@ class ZmqContextOwner:
         return made
 
     def close(self) -> None:
-        """Close at once; what the peer has not got is not sent any more."""
+        """Close all sockets at once; messages that are not sent yet are discarded."""
         self._context.destroy(linger=0)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

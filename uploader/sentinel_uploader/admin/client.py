@@ -1,4 +1,4 @@
-"""Asks the owner of a spool for something, or does it where nobody owns the spool."""
+"""Requests a change from the uploader that owns a spool, or applies it directly when no uploader runs."""
 
 import contextlib
 import sqlite3
@@ -11,7 +11,7 @@ from sentinel_uploader.spool.control_channel import DISCARD, DONE, DRAIN
 from sentinel_uploader.spool.database import connect, database_path
 from sentinel_uploader.spool.errors import SpoolLockedError
 from sentinel_uploader.spool.lock import SpoolLock, lock_owner_pid
-from sentinel_uploader.spool.store import open_spool
+from sentinel_uploader.spool.store import Spool
 
 _RESPONSE_TIMEOUT_S = 15.0
 _POLL_S = 0.05
@@ -19,7 +19,7 @@ _UNLIMITED_BYTES = 1 << 43
 
 
 class RequestDeniedError(SentinelStreamError):
-    """What was asked for was not done; the text says why."""
+    """The request was not carried out; the text says why."""
 
 
 class _OwnerExitedError(SentinelStreamError):
@@ -27,10 +27,10 @@ class _OwnerExitedError(SentinelStreamError):
 
 
 def request_change(spool_dir: str, kind: str, run: int, *, clock: Clock) -> None:
-    """Have a run discarded or retried; raises `RequestDeniedError` with the reason when it was not."""
+    """Have a run discarded or retried; raises `RequestDeniedError`."""
     deadline = clock.monotonic() + _RESPONSE_TIMEOUT_S
     while clock.monotonic() < deadline:
-        # An uploader may come or go at any moment between two looks: then once more.
+        # An uploader may start or end between the check and the request. Then try again.
         with contextlib.suppress(_OwnerExitedError, SpoolLockedError):
             if lock_owner_pid(spool_dir) is not None:
                 _send_request(spool_dir, kind, clock, deadline, run=run)
@@ -41,7 +41,7 @@ def request_change(spool_dir: str, kind: str, run: int, *, clock: Clock) -> None
 
 
 def request_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
-    """Have the uploader that owns the spool deliver what is there and end, and wait until it has."""
+    """Have the uploader that owns the spool deliver what is in it and end. Waits for that."""
     try:
         _send_request(spool_dir, DRAIN, clock, clock.monotonic() + _RESPONSE_TIMEOUT_S, timeout_s=timeout_s)
     except _OwnerExitedError:
@@ -55,22 +55,14 @@ def request_drain(spool_dir: str, timeout_s: float, *, clock: Clock) -> None:
 
 
 def _apply_offline(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
-    lock = SpoolLock(spool_dir, clock=clock)
-    try:
-        _do(spool_dir, kind, number, clock)
-    finally:
-        lock.release()
-
-
-def _do(spool_dir: str, kind: str, number: int, clock: Clock) -> None:
-    spool = open_spool(spool_dir, max_bytes=_UNLIMITED_BYTES, clock=clock)
-    try:
-        run = spool.runs.get(number)
+    with contextlib.ExitStack() as stack:
+        stack.callback(SpoolLock(spool_dir, clock=clock).release)
+        spool = Spool.open(spool_dir, max_bytes=_UNLIMITED_BYTES, clock=clock)
+        stack.callback(spool.close)
+        run = spool.run(number)
         if run is None:
             raise RequestDeniedError("the run is over")
         answer = discard_run(spool, run) if kind == DISCARD else retry_run(spool, run)
-    finally:
-        spool.close()
     if answer != DONE:
         raise RequestDeniedError(answer)
 

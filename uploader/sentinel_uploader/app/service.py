@@ -1,4 +1,4 @@
-"""The uploader as a process: its parts put together, its loop, its end."""
+"""The uploader process: wires its parts together, runs the main loop, and shuts down."""
 
 import contextlib
 import logging
@@ -21,8 +21,8 @@ from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zmq_server import ZmqServer, refuse_socket_in_use
 from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.lock import SpoolLock
-from sentinel_uploader.spool.open_run import active_runs
-from sentinel_uploader.spool.store import Spool, open_spool
+from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.telemetry.health import Health
 from sentinel_uploader.telemetry.rejections_file import WRITE_INTERVAL_S, RejectionsFile
@@ -35,21 +35,21 @@ log = logging.getLogger(__name__)
 
 SHUTDOWN_DRAIN_S = 8.0
 COLLECTOR_GRACE_S = 2.0
-"""How long a stop waits for collectors that are told to stop at the same moment to say how their jobs ended."""
+"""A stop waits so long for open collectors: they may be told to stop at the same moment, and still send `Finish`."""
 _TICK_S = 0.5
 _MAINTENANCE_S = 10.0
 
 
 class Service:
-    """One uploader process. `stop` may be called from another thread: once to drain, twice to leave at once.
+    """One uploader process. `stop` may be called from another thread: once to drain, twice to end at once.
 
-    Not from a signal handler: it sets an event, whose lock the interrupted thread may hold.
+    Do not call it from a signal handler: it sets an event, whose lock the interrupted thread may hold.
     """
 
     def __init__(
         self, config: ServiceConfig, *, target: Backend, clock: Clock, notifier: SystemdNotifier | None = None
     ) -> None:
-        """Take the spool and start to listen; raises `UsageError` or `SpoolError`."""
+        """Lock the spool and start to listen; raises `UsageError` or `SpoolError`."""
         self._config = config
         self._notifier = notifier or SystemdNotifier({}, clock=clock)
         self._clock = clock
@@ -63,7 +63,7 @@ class Service:
         self._http: HttpServer | None = None
         try:
             raise_descriptor_limit()
-            # The spool last: whoever cannot listen leaves no empty one behind.
+            # The spool is opened last: an uploader that cannot listen creates no empty one.
             self._http = self._bind_http()
             self._server = self._listen()
             self._spool = self._open_spool()
@@ -90,7 +90,7 @@ class Service:
         self._scheduler = Scheduler(
             spool=self._spool,
             executor=steps,
-            intake=self._intake,
+            presence=self._intake,
             policy=policy,
             clock=clock,
             rng=random.Random(),  # noqa: S311 -- spreads load, guards nothing
@@ -102,23 +102,23 @@ class Service:
 
     @property
     def urls(self) -> list[str]:
-        """Where it listens, with the ports that were chosen."""
+        """The addresses where it listens, with the ports that were chosen."""
         return self._server.urls
 
     def stop(self) -> None:
-        """Drain and end; a second call skips the drain."""
+        """Drain and end. A second call skips the drain."""
         self._stops += 1
         self._scheduler.wakeup.set()
 
     def drain(self, timeout_s: float) -> None:
-        """Deliver what is there, for at most so long, then end."""
+        """Deliver what is in the spool, for at most `timeout_s`, then end."""
         self._drain_until = self._clock.monotonic() + timeout_s
         self._health.is_stopping = True
         self._scheduler.flush()
         self._scheduler.reset_backoff()
 
     def run(self) -> int:
-        """Serve until told to stop, or idle for long enough; return how many runs still have something to deliver."""
+        """Serve until told to stop, or idle for long enough. Return the number of runs that are not delivered."""
         intake = threading.Thread(target=self._intake.run, args=(self._intake_stop,), name="intake", daemon=True)
         intake.start()
         self._start_http()
@@ -146,7 +146,7 @@ class Service:
             self._config.addresses,
             allow_list=self._allow_list,
             limits=connection_limits(self._config.limits),
-            # What is a little too big is answered; what is twice too big costs its sender the connection.
+            # A message above the limit is answered. Above twice the limit, ZeroMQ closes the connection.
             max_frame_bytes=2 * self._config.limits.max_message_bytes,
             rejections=RejectionLog(self._counters, self._clock),
             clock=self._clock,
@@ -155,7 +155,7 @@ class Service:
     def _publish_socket_path(self) -> None:
         for url in self.urls:
             if url.startswith("ipc://"):
-                # A help for collectors that would look elsewhere: a full disk must not keep us from delivering.
+                # Collectors with another environment find the socket by this file. A full disk must not stop us.
                 with contextlib.suppress(OSError):
                     write_socket_path(self._config.spool_dir, url.removeprefix("ipc://"))
                 return
@@ -163,7 +163,7 @@ class Service:
     def _open_spool(self) -> Spool:
         config = self._config
         try:
-            return open_spool(config.spool_dir, max_bytes=config.spool_max_bytes, clock=self._clock)
+            return Spool.open(config.spool_dir, max_bytes=config.spool_max_bytes, clock=self._clock)
         except BaseException:
             self._server.close()
             raise
@@ -172,7 +172,8 @@ class Service:
         return Health(
             spool=self._spool,
             directory=self._config.spool_dir,
-            intake=self._intake,
+            last_intake_loop_at=lambda: self._intake.last_loop_at,
+            spool_unavailable=lambda: self._intake.spool_unavailable,
             last_main_loop_at=lambda: self._last_loop_at,
             # Rows wait for the upload interval anyway.
             unhealthy_after_s=self._config.unhealthy_after_s + self._config.policy.upload_interval_s,
@@ -183,7 +184,7 @@ class Service:
         if self._config.http is None:
             return None
         try:
-            # 3 MiB and 40 ms, for those who want it; the library comes with the extra.
+            # Imported only if wanted: 10 MiB and 50 ms. The library belongs to the extra `[uploader]`.
             from sentinel_uploader.telemetry import http_server, prometheus  # noqa: F401 -- missing is said now
         except ImportError as error:
             raise UsageError(
@@ -215,8 +216,8 @@ class Service:
     def _known_clients(self) -> int:
         return 0 if self._allow_list is None else len(self._allow_list)
 
-    def _wake_run(self, run: object) -> None:
-        self._scheduler.notify(run)  # type: ignore[arg-type]  # the intake is made before the scheduler
+    def _wake_run(self, run: OpenRun) -> None:
+        self._scheduler.notify(run)
 
     def _main_loop(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S
@@ -237,12 +238,12 @@ class Service:
             if self._is_idle(now) or self._is_drained(now):
                 return
             if not self._health.liveness_error():
-                # A watchdog that is fed although the intake hangs would guard nothing.
+                # When the intake hangs, the watchdog must restart the process.
                 self._notifier.watchdog()
             self._wait(min(due - now, _TICK_S))
 
     def _drain_at_stop(self) -> None:
-        log.info("stopping, delivering what is there")
+        log.info("stopping, delivering what is in the spool")
         self._health.is_stopping = True
         self._scheduler.flush()
         self._scheduler.reset_backoff()
@@ -265,21 +266,18 @@ class Service:
 
     def _poll_control_requests(self, seen: int) -> int:
         try:
-            with self._spool.lock:
-                version = self._spool.database.data_version()
+            version = self._spool.data_version()
             if version != seen:
-                over = self._scheduler.on_run_closed
-                handle_requests(self._spool, wake=self._scheduler.notify, on_run_closed=over, drain=self.drain)
+                handle_requests(self._spool, self._scheduler, drain=self.drain)
         except SpoolError as error:
             log.warning("cannot answer a request error=%s", error)
             return seen
         return version
 
     def _maintain(self) -> bool:
-        """Keep the spool's files small; True when there is more to do."""
+        """Shrink the spool's files by one step; True when there is more to do."""
         try:
-            with self._spool.lock:
-                return self._spool.database.compact()
+            return self._spool.compact()
         except SpoolError as error:
             log.warning("spool maintenance failed error=%s", error)
             return False
@@ -288,10 +286,8 @@ class Service:
         limit = self._config.exit_when_idle_s
         if limit is None:
             return False
-        with self._spool.lock:
-            has_open_runs = bool(active_runs(self._spool.runs.values()))
-        if has_open_runs or self._scheduler.steps_in_flight:
-            # Counted from the last delivery: its collector is to hear of it.
+        if any(self._spool.view(lambda run: run.is_active)) or self._scheduler.steps_in_flight:
+            # Idle time starts with the last delivery, so that its collector is still told.
             self._active_at = now
         return now - max(self._active_at, self._intake.last_message_at) >= limit
 
@@ -306,14 +302,13 @@ class Service:
         self._intake_stop.set()
         self._server.wake()
         intake.join()
-        # Steps that hang are left behind.
+        # Does not wait for steps that hang.
         self._scheduler.abandon_steps()
-        with self._spool.lock:
-            left = self._scheduler.pending_run_count()
-            rows = sum(run.unbatched_rows for run in self._spool.runs.values())
-            batches = sum(run.pending_batches for run in self._spool.runs.values())
-            self._maintain()
-            self._spool.close()
+        left = self._scheduler.pending_run_count()
+        rows = sum(self._spool.view(lambda run: run.unbatched_rows))
+        batches = sum(self._spool.view(lambda run: run.pending_batches))
+        self._maintain()
+        self._spool.close()
         self._server.close()
         self._rejections_file.write()
         self._target.api.close()

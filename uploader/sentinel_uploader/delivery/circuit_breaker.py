@@ -10,12 +10,27 @@ tried by another one soon.
 import math
 import random
 from collections import OrderedDict
+from typing import NamedTuple
 
 from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S, MAX_DELAY_S, SLOW_BASE_DELAY_S, backoff, slow_backoff
 
 
+class BreakerState(NamedTuple):
+    """A breaker at one moment. Times are monotonic seconds."""
+
+    name: str
+    version: int
+    """Counts up with each state: of two, the one with the higher number is newer."""
+    attempts: int
+    not_before: float
+    failing_since: float
+    error: str
+    began: bool
+    """The destination counts as failing only since now."""
+
+
 class CircuitBreaker:
-    """What is known of one API or bucket. Times are monotonic seconds; guarded by the scheduler's lock."""
+    """One API or bucket. Times are monotonic seconds; guarded by the scheduler's lock."""
 
     def __init__(self, name: str, *, max_concurrent: int, rng: random.Random) -> None:
         self.name = name
@@ -38,6 +53,7 @@ class CircuitBreaker:
         self._expedited_at = 0.0
         """The earliest next try, however much somebody is in a hurry."""
         self._retry_after_until = 0.0
+        self._version = 0
 
     @property
     def is_failing(self) -> bool:
@@ -62,6 +78,17 @@ class CircuitBreaker:
     def acquire(self) -> None:
         """A call starts."""
         self.in_flight += 1
+
+    def release(self) -> None:
+        """A call has ended."""
+        self.in_flight -= 1
+
+    def state(self, *, began: bool = False) -> BreakerState:
+        """Return the state for publishing."""
+        self._version += 1
+        return BreakerState(
+            self.name, self._version, self.attempts, self.not_before, self.failing_since, self.error, began
+        )
 
     @property
     def free_slots(self) -> int:

@@ -1,4 +1,4 @@
-"""Which run is to be looked at when: each at one time only, the latest that was named."""
+"""When each run is looked at next."""
 
 import heapq
 import itertools
@@ -6,39 +6,46 @@ import math
 
 
 class DueQueue:
-    """Guarded by its owner's lock. Times are monotonic seconds; `len` counts the runs in it."""
+    """A priority queue with one time a run: the one that was set last. Guarded by its owner's lock.
+
+    Times are monotonic seconds. A run that is scheduled anew leaves its old entry in the heap, which is skipped later.
+    """
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int]] = []
         self._versions = itertools.count()
-        self._version_of: dict[int, int] = {}
+        self._entry_of: dict[int, tuple[float, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._version_of)
+        return len(self._entry_of)
 
     def schedule(self, run_id: int, when: float) -> None:
-        """Look at the run then, and not when it was said before; infinity: not at all."""
+        """Set when the run is due, in place of an earlier time; infinity: not at all."""
         if when == math.inf:
-            self._version_of.pop(run_id, None)
+            self._entry_of.pop(run_id, None)
             return
-        ticket = next(self._versions)
-        self._version_of[run_id] = ticket
-        heapq.heappush(self._heap, (when, ticket, run_id))
+        version = next(self._versions)
+        self._entry_of[run_id] = (when, version)
+        heapq.heappush(self._heap, (when, version, run_id))
+
+    def is_due(self, run_id: int, now: float) -> bool:
+        """Whether the run's time has come."""
+        entry = self._entry_of.get(run_id)
+        return entry is not None and entry[0] <= now
 
     def pop_due(self, now: float) -> int | None:
-        """Return a run whose time has come, `None` when there is none."""
+        """Remove and return a run whose time has come, `None` when there is none."""
         if self.next_due() > now:
             return None
         _, _, run_id = heapq.heappop(self._heap)
-        del self._version_of[run_id]
+        del self._entry_of[run_id]
         return run_id
 
     def next_due(self) -> float:
         """Return when the next run is due, infinity when there is none."""
         while self._heap:
-            when, ticket, run_id = self._heap[0]
-            if self._version_of.get(run_id) == ticket:
+            when, version, run_id = self._heap[0]
+            if self._entry_of.get(run_id) == (when, version):
                 return when
-            # Named anew since.
             heapq.heappop(self._heap)
         return math.inf

@@ -6,23 +6,21 @@ step after a crash does the same again.
 
 import hashlib
 import logging
+import threading
 
 import msgspec
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
-from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.run_statistics import RunStatistics
 from sentinel_protocol.wire.sample import CSV_HEADER, Sample, csv_rows
-from sentinel_uploader.backends.sentinel.credentials import is_refresh_due
-from sentinel_uploader.backends.sentinel.responses import processing_error
 from sentinel_uploader.delivery.csv_batch import decompress_rows, gzip_csv, to_csv
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.lifecycle import Event, RunState
 from sentinel_uploader.runs.object_names import object_uri
 from sentinel_uploader.runs.ports import Backend
-from sentinel_uploader.runs.schedule import Policy, Step, should_inline, stale_deadline
-from sentinel_uploader.runs.types import Credentials, FinishRequest
+from sentinel_uploader.runs.schedule import Policy, Step, should_inline
+from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration
 from sentinel_uploader.spool.frames import decode_frames
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import RunRecord
@@ -35,7 +33,21 @@ log = logging.getLogger(__name__)
 
 _MAX_KEPT_RESPONSE_BYTES = 16 << 10
 _TOO_LARGE = 413
-_MIN_CREDENTIAL_AGE_S = 1.0
+
+
+class _BackendSession:
+    """What the backend has given for a run: kept in memory only."""
+
+    __slots__ = ("credentials", "finish_result", "registration", "rejections")
+
+    def __init__(self) -> None:
+        self.credentials: Credentials | None = None
+        self.rejections = 0
+        """Credentials that storage has rejected since the last upload."""
+        self.registration: Registration | None = None
+        """A response that could not be committed yet: to register again would make another run at the server."""
+        self.finish_result: FinishResult | None = None
+        """The same for `finish`."""
 
 
 class StepExecutor:
@@ -47,6 +59,9 @@ class StepExecutor:
         self._policy = policy
         self._clock = clock
         self._counters = counters
+        self._lock = threading.Lock()
+        self._sessions: dict[int, _BackendSession] = {}
+        """By run; guarded by the lock. A session itself is changed by its run's step, of which there is one at most."""
 
     def backoff_key(self, run: OpenRun, step: Step) -> str | None:
         """Name what the step talks to; `None` for a step that stays inside.
@@ -60,19 +75,28 @@ class StepExecutor:
         return self._backend.api.backoff_key
 
     def needs_credentials(self, run: OpenRun) -> bool:
-        """Whether nothing can be put without asking for credentials first."""
+        """Whether credentials must be requested before anything can be uploaded."""
         if not self._backend.needs_credentials:
             return False
-        credentials = run.credentials
-        return credentials is None or self._has_expired(credentials)
+        credentials = self._session(run).credentials
+        return credentials is None or credentials.has_expired(self._clock.now())
 
     def wants_refresh(self, run: OpenRun) -> bool:
-        """Whether the credentials are good for a little while only."""
-        credentials = run.credentials
-        now = self._clock.now()
-        if credentials is None or abs(now - credentials.obtained_at) < _MIN_CREDENTIAL_AGE_S:
-            return False
-        return is_refresh_due(credentials, now)
+        """Whether the credentials are still good, but not for long."""
+        credentials = self._session(run).credentials
+        return credentials is not None and credentials.is_refresh_due(self._clock.now())
+
+    def reject_credentials(self, run: OpenRun) -> int:
+        """Drop credentials that storage has rejected; return how many were rejected since the last upload."""
+        session = self._session(run)
+        session.credentials = None
+        session.rejections += 1
+        return session.rejections
+
+    def forget(self, run: OpenRun) -> None:
+        """The run is closed."""
+        with self._lock:
+            self._sessions.pop(run.id, None)
 
     def execute(self, run: OpenRun, step: Step) -> None:
         """Do one step; raises `DeliveryError` or `SpoolError`, and the same step is due again."""
@@ -84,32 +108,31 @@ class StepExecutor:
             case Step.PUT:
                 self._upload(run)
             case Step.REFRESH:
-                run.credentials = self._backend.api.refresh(run.record.run_id)
+                self._session(run).credentials = self._backend.api.refresh(run.record.run_id)
                 self._counters.refreshes.add()
             case Step.FINISH:
                 self._finish(run)
             case Step.CLOSE_STALE:
                 self._close_stale(run)
 
+    def _session(self, run: OpenRun) -> "_BackendSession":
+        with self._lock:
+            return self._sessions.setdefault(run.id, _BackendSession())
+
     def _register(self, run: OpenRun) -> None:
         if run.record.run_id:
-            self._commit_registration(run)
+            self._spool.register_run(run)
             return
-        if run.registration is None:
-            run.registration = self._backend.api.register(run.record.describe())
-        answer = run.registration
-        run.credentials = answer.credentials
+        session = self._session(run)
+        if session.registration is None:
+            session.registration = self._backend.api.register(run.record.describe())
+        registration = session.registration
+        session.credentials = registration.credentials
         # A crash between here and the commit leaves an empty run at the server: it cannot be undone.
-        self._commit_registration(run, run_id=answer.run_id, uri_prefix=answer.uri_prefix)
-        run.registration = None
+        self._spool.register_run(run, run_id=registration.run_id, uri_prefix=registration.uri_prefix)
+        session.registration = None
         self._counters.registered.add()
-        log.info("run registered run=%s key=%s", answer.run_id, run.record.key, extra=run.record.log_fields)
-
-    def _commit_registration(self, run: OpenRun, **changes: str) -> None:
-        # The run's end may come while the API is being asked: it is looked at when the state changes, not before.
-        with self._spool.lock:
-            events = [Event.REGISTERED, *([Event.ENDED] if run.record.has_ended else [])]
-            self._spool.update(run, *events, last_error="", next_try_at=0.0, **changes)
+        log.info("run registered run=%s key=%s", registration.run_id, run.record.key, extra=run.record.log_fields)
 
     def _seal_batch(self, run: OpenRun) -> None:
         frames = self._spool.read_unbatched(run, max_rows=self._policy.max_batch_rows)
@@ -147,10 +170,11 @@ class StepExecutor:
         body = _verified_body(batch)
         if not run.record.put_attempted:
             self._spool.update(run, put_attempted=True)
+        session = self._session(run)
         began_at = self._clock.monotonic()
-        self._backend.store.put(object_uri(run.record.uri_prefix, batch.number), body, run.credentials)
+        self._backend.store.put(object_uri(run.record.uri_prefix, batch.number), body, session.credentials)
         self._counters.put_s.add(self._clock.monotonic() - began_at)
-        run.credentials_rejected = 0
+        session.rejections = 0
         self._spool.confirm_batch(run, batch)
         self._counters.objects_delivered.add()
         self._counters.object_bytes_delivered.add(len(batch.body))
@@ -159,13 +183,9 @@ class StepExecutor:
         log.debug("object stored run=%s number=%d rows=%d", name, batch.number, batch.rows, extra=fields)
 
     def _close_stale(self, run: OpenRun) -> None:
-        with self._spool.lock:
-            # It was decided some time ago: the collector may have spoken, or ended the run, meanwhile.
-            gone_at = stale_deadline(self._policy, silent_since=run.last_seen_at, interval_s=run.record.interval_s)
-            if run.record.has_ended or self._clock.monotonic() < gone_at:
-                return
-            finish = Finish(last_seq=run.durable_seq, exit_code=None, status="failed", time=self._clock.now())
-            self._spool.update(run, Event.ENDED, finish=finish, closed_as_stale=True)
+        # The decision is some time old: the collector may have been heard, or have ended the run, meanwhile.
+        if not self._spool.end_if_stale(run, self._policy):
+            return
         self._counters.closed_as_stale.add()
         name, fields = run.record.run_id, run.record.log_fields
         log.warning("run closed, its collector is silent run=%s key=%s", name, run.record.key, extra=fields)
@@ -174,14 +194,14 @@ class StepExecutor:
         record = run.record
         finish = record.finish
         assert finish is not None
-        facts = run.scheduling_facts(listening_since=0.0, flush=False, needs_credentials=False, wants_refresh=False)
+        (facts,) = self._spool.view(OpenRun.scheduling_facts, [run.id])
         inline = should_inline(facts, self._policy)
         csv, rows, statistics = self._inline_data(run) if inline else (None, record.rows, record.statistics)
         uris = None if inline else [object_uri(record.uri_prefix, n) for n in range(1, record.batches + 1)]
         again = record.finish_attempted
         if not again:
             self._spool.update(run, finish_attempted=True)
-        ending = FinishRequest(
+        request = FinishRequest(
             run=record.describe(),
             run_id=record.run_id,
             exit_code=finish.exit_code,
@@ -189,16 +209,17 @@ class StepExecutor:
             finished_at=finish.time,
             data_uris=uris,
             data_csv=csv,
+            rows=rows,
             summary=_run_summary(msgspec.structs.replace(record, rows=rows, statistics=statistics)),
         )
-        if run.response is None:
+        session = self._session(run)
+        if session.finish_result is None:
             try:
-                run.response = self._backend.api.finish(ending)
+                session.finish_result = self._backend.api.finish(request)
             except DeliveryError as error:
                 self._on_finish_error(run, error, inline=inline and rows > 0, again=again)
                 return
-        response = run.response
-        complaint = processing_error(response, rows)
+        response, complaint = session.finish_result
         if complaint is not None:
             text = "the server reports trouble with the run's data run=%s complaint=%s"
             log.warning(text, record.run_id, complaint, extra=record.log_fields)
@@ -241,15 +262,6 @@ class StepExecutor:
         statistics = run.record.statistics.copy()
         statistics.add(samples)
         return b"".join([*parts, csv_rows(samples)]), run.record.rows + len(samples), statistics
-
-    def _has_expired(self, credentials: Credentials) -> bool:
-        now = self._clock.now()
-        expires_at, obtained_at = credentials.expires_at, credentials.obtained_at
-        # Credentials that had expired before they came tell of clocks that disagree, and any are good for one try:
-        # otherwise a refresh would follow upon a refresh.
-        if expires_at is None or expires_at <= obtained_at or abs(now - obtained_at) < _MIN_CREDENTIAL_AGE_S:
-            return False
-        return expires_at <= now
 
 
 def quarantine_run(spool: Spool, run: OpenRun, error: Exception) -> None:

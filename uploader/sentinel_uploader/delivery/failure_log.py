@@ -1,50 +1,62 @@
-"""Shows failures: to `status` through the spool, and in the log, once at the beginning and then now and then."""
+"""Shows failures: to `status` through the spool, and in the log, at once and then at most once a minute."""
 
 import logging
-import math
+import threading
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
+from sentinel_uploader.delivery.circuit_breaker import BreakerState
 from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.runs.schedule import Step
 from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.util.json_safe import to_json_safe
+from sentinel_uploader.util.log_throttle import LogThrottle
 
 log = logging.getLogger(__name__)
 
-_LOG_INTERVAL_S = 60.0
-
 
 class _FailureStreak:
-    """Times in monotonic seconds."""
+    """Failures of one step, or one destination, without a success in between."""
 
-    __slots__ = ("began_at", "failures", "logged_at")
+    __slots__ = ("began_at", "failures", "throttle")
 
-    def __init__(self, now: float) -> None:
-        self.began_at = now
-        self.logged_at = -math.inf
+    def __init__(self, clock: Clock) -> None:
+        self.began_at = clock.monotonic()
         self.failures = 0
+        self.throttle = LogThrottle(clock)
+
+    def should_log(self) -> bool:
+        self.failures += 1
+        return self.throttle.is_due()
 
 
 class FailureReporter:
-    """Guarded by the scheduler's lock. A spool that takes no notes is no more than a line in the log."""
+    """Writes to the spool, so it is never called under the scheduler's lock.
+
+    `_lock` guards everything declared below it, and keeps the order in which a destination's states are published.
+    A failure that cannot be recorded is only logged.
+    """
 
     def __init__(self, *, spool: Spool, clock: Clock) -> None:
         self._spool = spool
         self._clock = clock
+        self._lock = threading.Lock()
         self._steps: dict[int, dict[Step, _FailureStreak]] = {}
         """By run: one step's failures must not hide another's."""
         self._destinations: dict[str, _FailureStreak] = {}
+        self._published: dict[str, int] = {}
+        """The newest published version of each destination's state."""
 
     def step_failed(self, run: OpenRun, step: Step, error: Exception, next_try: float) -> None:
-        """Note on the run what failed and when it is tried again (`next_try`: monotonic seconds)."""
+        """Record on the run what failed and when it is tried again (`next_try`: monotonic seconds)."""
         now, wall = self._clock.monotonic(), self._clock.now()
         wait_s = max(0.0, next_try - now)
         text = to_json_safe(str(error))
         name = run.record.run_id or run.record.key
-        if _should_log(self._steps.setdefault(run.id, {}).setdefault(step, _FailureStreak(now)), now):
+        with self._lock:
+            should_log = self._steps.setdefault(run.id, {}).setdefault(step, _FailureStreak(self._clock)).should_log()
+        if should_log:
             log.warning(
                 "step failed run=%s step=%s next_try_in_s=%.1f error=%s",
                 name,
@@ -53,7 +65,7 @@ class FailureReporter:
                 text,
                 extra=run.record.log_fields,
             )
-        if run.record.state is RunState.QUARANTINED or run.id not in self._spool.runs:
+        if run.record.state is RunState.QUARANTINED or run.record.is_over:
             return
         try:
             self._spool.update(run, last_error=text, last_error_at=wall, next_try_at=wall + wait_s)
@@ -61,58 +73,55 @@ class FailureReporter:
             log.debug("cannot note a failed step run=%s error=%s", name, failure)
 
     def step_succeeded(self, run: OpenRun, step: Step) -> None:
-        """A step has worked, perhaps again."""
-        troubles = self._steps.get(run.id)
-        trouble = None if troubles is None else troubles.pop(step, None)
-        if trouble is not None:
+        """A step has succeeded, perhaps after failures."""
+        with self._lock:
+            streaks = self._steps.get(run.id)
+            streak = None if streaks is None else streaks.pop(step, None)
+        if streak is not None:
             name = run.record.run_id or run.record.key
-            after_s = self._clock.monotonic() - trouble.began_at
-            log.info("step works again run=%s step=%s failures=%d after_s=%.1f", name, step, trouble.failures, after_s)
+            after_s = self._clock.monotonic() - streak.began_at
+            log.info("step works again run=%s step=%s failures=%d after_s=%.1f", name, step, streak.failures, after_s)
 
-    def destination_failed(self, destination: CircuitBreaker, *, began: bool) -> None:
-        """A destination is failing; `began`: since now."""
-        now = self._clock.monotonic()
-        self._persist(destination, now)
-        if began:
-            self._destinations.pop(destination.name, None)
-        if _should_log(self._destinations.setdefault(destination.name, _FailureStreak(now)), now):
-            log.warning(
-                "destination is failing destination=%s attempts=%d next_try_in_s=%.1f error=%s",
-                destination.name,
-                destination.attempts,
-                max(0.0, destination.not_before - now),
-                destination.error,
-            )
-
-    def destination_recovered(self, destination: CircuitBreaker) -> None:
-        """A destination has stopped failing."""
-        now = self._clock.monotonic()
-        after_s = now - destination.failing_since
-        log.info("destination is back destination=%s after_s=%.0f", destination.name, after_s)
-        self._destinations.pop(destination.name, None)
-        self._persist(destination, now)
+    def destination_changed(self, state: BreakerState) -> None:
+        """A destination fails, or has recovered. A state older than the published one is ignored."""
+        with self._lock:
+            if state.version <= self._published.get(state.name, 0):
+                return
+            self._published[state.name] = state.version
+            if state.attempts:
+                self._log_failing(state)
+            else:
+                after_s = self._clock.monotonic() - state.failing_since
+                log.info("destination is back destination=%s after_s=%.0f", state.name, after_s)
+                self._destinations.pop(state.name, None)
+            self._persist(state)
 
     def forget(self, run: OpenRun) -> None:
-        """The run is over."""
-        self._steps.pop(run.id, None)
+        """The run is closed."""
+        with self._lock:
+            self._steps.pop(run.id, None)
 
-    def _persist(self, destination: CircuitBreaker, now: float) -> None:
-        wall = self._clock.now()
+    def _log_failing(self, state: BreakerState) -> None:
+        if state.began:
+            self._destinations.pop(state.name, None)
+        if self._destinations.setdefault(state.name, _FailureStreak(self._clock)).should_log():
+            log.warning(
+                "destination is failing destination=%s attempts=%d next_try_in_s=%.1f error=%s",
+                state.name,
+                state.attempts,
+                max(0.0, state.not_before - self._clock.monotonic()),
+                state.error,
+            )
+
+    def _persist(self, state: BreakerState) -> None:
+        from_monotonic = self._clock.now() - self._clock.monotonic()
         try:
             self._spool.control.publish_backoff(
-                destination.name,
-                attempts=destination.attempts,
-                next_try_at=wall + destination.not_before - now,
-                error=to_json_safe(destination.error),
-                since=wall + destination.failing_since - now,
+                state.name,
+                attempts=state.attempts,
+                next_try_at=state.not_before + from_monotonic,
+                error=to_json_safe(state.error),
+                since=state.failing_since + from_monotonic,
             )
         except SpoolError as error:
-            log.debug("cannot note the state of a destination destination=%s error=%s", destination.name, error)
-
-
-def _should_log(trouble: _FailureStreak, now: float) -> bool:
-    trouble.failures += 1
-    if now - trouble.logged_at < _LOG_INTERVAL_S:
-        return False
-    trouble.logged_at = now
-    return True
+            log.debug("cannot note the state of a destination destination=%s error=%s", state.name, error)

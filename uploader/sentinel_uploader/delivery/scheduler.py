@@ -1,47 +1,62 @@
-"""What is due, and who does it: one thread decides, a few workers do.
+"""Decides what is due and has workers do it: one thread decides, a few workers execute.
 
-Everything follows from the spool and the clock: `next_step` says what a run needs, its destination says whether that
-may be tried now. Nothing has to be remembered across a restart.
+Everything follows from the spool and the clock: `next_step` says what a run needs, its destination's circuit breaker
+whether that may be tried now. Nothing has to be remembered across a restart.
 """
 
 import logging
 import random
 import threading
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S
 from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
 from sentinel_uploader.delivery.due_queue import DueQueue
-from sentinel_uploader.delivery.executor import StepExecutor
+from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
 from sentinel_uploader.delivery.failure_log import FailureReporter
-from sentinel_uploader.delivery.retry_policy import OutcomeHandler
+from sentinel_uploader.delivery.presence import CollectorPresence
+from sentinel_uploader.delivery.retry_policy import Outcome, OutcomeHandler, error_label
+from sentinel_uploader.delivery.run_schedule import RunSchedule
 from sentinel_uploader.delivery.wait_queues import WaitQueues
-from sentinel_uploader.intake.loop import STALL_THRESHOLD_S, Intake
 from sentinel_uploader.runs.delivery_error import DeliveryError
 from sentinel_uploader.runs.lifecycle import RunState
-from sentinel_uploader.runs.schedule import Policy, Step, next_step
+from sentinel_uploader.runs.schedule import Policy, SchedulingFacts, Step, next_step
 from sentinel_uploader.spool.errors import SpoolError
-from sentinel_uploader.spool.open_run import OpenRun, active_runs
+from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.util.daemon_pool import DaemonThreadPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
 IO_WORKERS = 32
 CPU_WORKERS = 2
-"""Batches are cut by threads of their own: calls that hang must not keep memory from being bounded."""
+"""Batches are sealed by threads of their own: calls that hang must not keep memory from being bounded."""
+_DUE_AT_ONCE = 256
+"""Runs that are decided on with facts that were read together."""
+_STALLED_RECHECK_S = 3.0
 
 
 class Scheduler:
-    """Takes every open run to its end. Call `run_due` from one thread; `notify` from any."""
+    """Takes every open run to its end. Call `run_due` from one thread, everything else from any.
+
+    `_lock` guards everything declared below it. It is held for decisions only: no disk write, no call to the outside
+    and no lock of the spool under it.
+    """
 
     def __init__(
         self,
         *,
         spool: Spool,
         executor: StepExecutor,
-        intake: Intake,
+        presence: CollectorPresence,
         policy: Policy,
         clock: Clock,
         rng: random.Random,
@@ -49,230 +64,324 @@ class Scheduler:
     ) -> None:
         self._spool = spool
         self._executor = executor
-        self._intake = intake
+        self._presence = presence
         self._policy = policy
         self._clock = clock
         self._counters = counters
         self._io_pool = DaemonThreadPool(IO_WORKERS)
         self._cpu_pool = DaemonThreadPool(CPU_WORKERS)
-        # Taken before the spool's lock, never while that is held.
-        self._lock = threading.RLock()
+        self._failures = FailureReporter(spool=spool, clock=clock)
+        self.wakeup = threading.Event()
+        """Set when `run_due` should be called before the time that it returned."""
+        self._lock = threading.Lock()
+        self._schedules: dict[int, RunSchedule] = {}
         self._due = DueQueue()
         self._queues = WaitQueues(schedule=self._due.schedule, rng=rng)
-        self._failures = FailureReporter(spool=spool, clock=clock)
         self._outcomes = OutcomeHandler(
-            spool=spool,
             executor=executor,
             queues=self._queues,
-            schedule=self._due.schedule,
-            failures=self._failures,
+            schedules=self._schedules,
+            due=self._due.schedule,
             clock=clock,
             rng=rng,
-            counters=counters,
         )
-        self._ended: set[int] = set()
-        self._in_flight = 0
-        self._abandoned = False
-        self._flush_frames_before = 0
-        self.wakeup = threading.Event()
-        """Set when `run_due` should be called before the time that it named."""
-        for run in spool.runs.values():
+        self._steps_in_flight = 0
+        self._is_abandoned = False
+        self._flush_before_frame = 0
+        for run in spool.view(lambda run: run):
+            self._schedule_of(run)
             self._due.schedule(run.id, 0.0)
 
     def notify(self, run: OpenRun) -> None:
-        """Something has happened to the run: look at it soon."""
+        """Look at the run soon: rows or its end have come."""
         with self._lock:
-            if run.id not in self._spool.runs:
+            if run.record.is_over:
                 return
-            if run.record.has_ended and run.id not in self._ended:
-                self._ended.add(run.id)
-                # Somebody may be waiting for the result.
-                run.not_before = min(
-                    run.not_before, max(self._clock.monotonic() + EXPEDITED_DELAY_S, run.retry_after_until)
-                )
+            schedule = self._schedule_of(run)
+            if run.record.has_ended and not schedule.is_expedited:
+                schedule.is_expedited = True
+                # A collector may be waiting for the result.
+                soon = max(self._clock.monotonic() + EXPEDITED_DELAY_S, schedule.retry_after_until)
+                schedule.not_before = min(schedule.not_before, soon)
                 self._queues.expedite(run.id)
             self._due.schedule(run.id, 0.0)
         self.wakeup.set()
 
-    def flush(self) -> None:
-        """Deliver the rows that are there now without waiting for the upload interval."""
+    def requeue(self, run: OpenRun) -> None:
+        """Try a run at once that was quarantined."""
         with self._lock:
-            self._flush_frames_before = self._spool.next_frame_id
-            for run in list(self._spool.runs.values()):
-                self._due.schedule(run.id, 0.0)
+            schedule = self._schedule_of(run)
+            schedule.not_before = 0.0
+            schedule.attempts = 0
+        self.notify(run)
+
+    def flush(self) -> None:
+        """Deliver the rows that are stored now without waiting for the upload interval."""
+        next_frame_id = self._spool.next_frame_id
+        with self._lock:
+            self._flush_before_frame = next_frame_id
+            for run_id in self._schedules:
+                self._due.schedule(run_id, 0.0)
         self.wakeup.set()
 
     def reset_backoff(self) -> None:
-        """Try everything at once, whatever was being waited for, but for what a server has wished itself."""
+        """Try everything at once, except where a server's `Retry-After` says later."""
         with self._lock:
             self._queues.reset_all()
-            for run in list(self._spool.runs.values()):
-                run.not_before, run.refresh_not_before = run.retry_after_until, 0.0
-                self._due.schedule(run.id, 0.0)
+            for run_id, schedule in self._schedules.items():
+                schedule.reset_backoff()
+                self._due.schedule(run_id, 0.0)
         self.wakeup.set()
 
     def reset_backoff_of(self, destination: str) -> None:
-        """Try a destination at once: what it refused us for has been changed."""
+        """Try a destination at once: the rejected token has been replaced."""
         with self._lock:
             self._queues.reset(destination)
         self.wakeup.set()
 
     def run_due(self) -> float:
-        """Start what is due; return the monotonic time at which to come back (earlier when `wakeup` is set)."""
+        """Start what is due; return the monotonic time at which to call again (earlier when `wakeup` is set)."""
         while True:
             now = self._clock.monotonic()
             with self._lock:
-                run_id = self._due.pop_due(now)
-                if run_id is None:
+                runs = self._pop_due(now)
+                if not runs:
                     return self._due.next_due()
-                if run_id in self._spool.runs:
-                    self._schedule_run(self._spool.runs[run_id], now)
+                flush = self._flush_before_frame
+            # No step of these runs is in flight, and only this thread starts one: the facts stay true, but for rows
+            # and ends that come in.
+            facts = dict(self._spool.view(partial(_facts_of, flush_before=flush), runs))
+            for run_id, schedule in runs.items():
+                if run_id in facts:
+                    self._consider(schedule, facts[run_id], now)
 
     def pending_run_count(self) -> int:
         """Count the runs with something left to deliver: rows, or an end that is not accepted."""
-        with self._spool.lock:
-            return sum(1 for run in active_runs(self._spool.runs.values()) if _has_work(run))
+        return sum(self._spool.view(_has_work))
 
     def is_flushed(self) -> bool:
-        """Whether all that was there at the last `flush` is delivered, and every run that has ended since."""
-        with self._spool.lock:
-            return not any(
-                run.record.has_ended or run.pending_batches or self._is_to_be_flushed(run)
-                for run in active_runs(self._spool.runs.values())
-            )
+        """Whether all rows of the last `flush` are delivered, and every run that has ended since."""
+        with self._lock:
+            before = self._flush_before_frame
+        return not any(self._spool.view(lambda run: _is_to_be_flushed(run, before)))
 
     def abandon_steps(self) -> None:
-        """The process ends: whatever the steps under way come to is repeated after a restart, with the same effect."""
+        """The process ends. Steps in flight are repeated after a restart, with the same effect."""
         with self._lock:
-            self._abandoned = True
+            self._is_abandoned = True
 
     @property
     def steps_in_flight(self) -> int:
-        """Steps that have not ended, the telling of collectors included."""
+        """Steps that have not ended, the notification of collectors included."""
         with self._lock:
-            return self._in_flight
+            return self._steps_in_flight
+
+    def is_in_flight(self, run: OpenRun) -> bool:
+        """Whether a step of the run is being executed."""
+        with self._lock:
+            schedule = self._schedules.get(run.id)
+            return schedule is not None and schedule.in_flight
 
     def failing_destinations(self) -> int:
-        """How many APIs and buckets are being waited for."""
+        """How many APIs and buckets are failing."""
         with self._lock:
             return self._queues.failing_count()
 
     def on_run_closed(self, run: OpenRun) -> None:
-        """Forget a run that has ended, and let its collector know; called from any thread."""
+        """Forget a closed run, and let its collector know."""
         with self._lock:
-            self._ended.discard(run.id)
-            self._failures.forget(run)
+            self._schedules.pop(run.id, None)
+            self._due.schedule(run.id, float("inf"))
             self._queues.dequeue(run.id, self._clock.monotonic())
+        self._executor.forget(run)
+        self._failures.forget(run)
         self._counters.ended.add(1, run.record.state)
-        self._intake.notify(run)
+        self._presence.notify(run)
 
-    def _schedule_run(self, run: OpenRun, now: float) -> None:
-        if run.in_flight:
-            return
-        step, look_again_at = self._next_step(run, now)
-        if step is Step.CLOSE_STALE and now - self._intake.last_loop_at > STALL_THRESHOLD_S:
-            # The intake has not listened lately: it decides first whether anybody was heard.
-            step, look_again_at = None, now + STALL_THRESHOLD_S
-        elif step is not None and now < run.not_before:
-            step, look_again_at = None, run.not_before
-        if step is None:
-            self._queues.dequeue(run.id, now)
-            self._due.schedule(run.id, look_again_at)
-            return
-        try:
-            name = self._executor.backoff_key(run, step)
-        except DeliveryError as error:
-            self._outcomes.on_failure(run, step, None, error, now)
+    def _schedule_of(self, run: OpenRun) -> RunSchedule:
+        return self._schedules.setdefault(run.id, RunSchedule(run))
+
+    def _pop_due(self, now: float) -> dict[int, RunSchedule]:
+        runs: dict[int, RunSchedule] = {}
+        while len(runs) < _DUE_AT_ONCE and (run_id := self._due.pop_due(now)) is not None:
+            schedule = self._schedules.get(run_id)
+            # A run in flight is scheduled again when its step ends.
+            if schedule is not None and not schedule.in_flight:
+                runs[run_id] = schedule
+        return runs
+
+    def _consider(self, schedule: RunSchedule, facts: SchedulingFacts, now: float) -> None:
+        """Start the run's next step, have it wait for its destination, or look at it again later."""
+        run = schedule.run
+        task: Callable[[], None] | None = None
+        pool, is_blocked = self._cpu_pool, False
+        with self._lock:
+            if self._due.is_due(run.id, now):
+                # Something has come since the facts were read: they are read again.
+                return
+            step, look_again_at = self._next_step(schedule, facts, now)
+            if step is None:
+                self._queues.dequeue(run.id, now)
+                self._due.schedule(run.id, look_again_at)
+                return
+            try:
+                key = self._executor.backoff_key(run, step)
+            except DeliveryError as error:
+                # The run's address leads nowhere. A worker records that.
+                self._begin(schedule, now)
+                task = partial(self._conclude, schedule, step, None, error, now)
+            else:
+                breaker = None if key is None else self._queues.breaker(key)
+                if breaker is not None and not breaker.allows(run.id, now):
+                    is_blocked = self._enqueue(run, breaker, now)
+                else:
+                    if breaker is not None:
+                        breaker.acquire()
+                        pool = self._io_pool
+                    self._begin(schedule, now)
+                    task = partial(self._execute, schedule, step, breaker, now)
+        if task is not None:
+            pool.submit(task)
+        if is_blocked:
             self._notify_collector(run)
-            self._queues.dequeue(run.id, now)
-            self._due.schedule(run.id, run.not_before)
-            return
-        if name is None:
-            self._queues.dequeue(run.id, now)
-            self._start(run, step, None, now)
-            return
-        destination = self._queues.breaker(name)
-        if destination.allows(run.id, now):
-            destination.acquire()
-            self._queues.dequeue(run.id, now)
-            self._start(run, step, destination, now)
-        else:
-            self._enqueue(run, destination, now)
 
-    def _enqueue(self, run: OpenRun, destination: CircuitBreaker, now: float) -> None:
-        is_new = self._queues.waiting_for(run.id) is not destination
-        self._queues.enqueue(run.id, destination, now)
-        if is_new and destination.is_failing:
-            # Not what was said of another run's call: that names the run, and its collector may be another client's.
-            run.blocked_by = f"{destination.name}: {destination.error.partition(': ')[2]}"
-            self._notify_collector(run)
+    def _begin(self, schedule: RunSchedule, now: float) -> None:
+        self._queues.dequeue(schedule.run.id, now)
+        schedule.in_flight = True
+        schedule.run.blocked_by = ""
+        self._steps_in_flight += 1
 
-    def _notify_collector(self, run: OpenRun) -> None:
-        """A collector whose job is over may be waiting for the delivery; one whose run is parked need not."""
-        if run.record.has_ended or run.record.state is RunState.QUARANTINED:
-            self._intake.notify(run)
+    def _enqueue(self, run: OpenRun, breaker: CircuitBreaker, now: float) -> bool:
+        """Wait for the destination; True when it is failing and the run's collector does not know."""
+        is_new = self._queues.waiting_for(run.id) is not breaker
+        self._queues.enqueue(run.id, breaker, now)
+        if not is_new or not breaker.is_failing:
+            return False
+        # Without the call's name: that names another run, whose collector may be another client's.
+        run.blocked_by = f"{breaker.name}: {breaker.error.partition(': ')[2]}"
+        return True
 
-    def _next_step(self, run: OpenRun, now: float) -> tuple[Step | None, float]:
+    def _next_step(self, schedule: RunSchedule, facts: SchedulingFacts, now: float) -> tuple[Step | None, float]:
+        run = schedule.run
         needs = self._executor.needs_credentials(run)
-        wants = not needs and self._executor.wants_refresh(run) and self._may_refresh(run, now)
-        facts = run.scheduling_facts(
-            listening_since=self._intake.receiving_since,
-            flush=self._is_to_be_flushed(run),
+        wants = not needs and self._executor.wants_refresh(run) and self._may_refresh(schedule, now)
+        facts = msgspec.structs.replace(
+            facts,
+            # Silence counts only while messages were received.
+            silent_since=max(facts.silent_since, self._presence.receiving_since),
             needs_credentials=needs,
             wants_refresh=wants,
         )
-        return next_step(facts, self._policy, now)
+        step, look_again_at = next_step(facts, self._policy, now)
+        if step is Step.CLOSE_STALE and self._presence.is_stalled(now):
+            return None, now + _STALLED_RECHECK_S
+        if step is not None and now < schedule.not_before:
+            return None, schedule.not_before
+        return step, look_again_at
 
-    def _may_refresh(self, run: OpenRun, now: float) -> bool:
-        """A refresh that is only wanted does not wait: the credentials at hand are still good."""
-        name = self._executor.backoff_key(run, Step.REFRESH)
-        return name is not None and now >= run.refresh_not_before and self._queues.breaker(name).allows(run.id, now)
+    def _may_refresh(self, schedule: RunSchedule, now: float) -> bool:
+        """A refresh ahead of expiry does not wait: the present credentials are still good."""
+        key = self._executor.backoff_key(schedule.run, Step.REFRESH)
+        return (
+            key is not None
+            and now >= schedule.refresh_not_before
+            and self._queues.breaker(key).allows(schedule.run.id, now)
+        )
 
-    def _is_to_be_flushed(self, run: OpenRun) -> bool:
-        return bool(run.frame_ids) and run.frame_ids[0] < self._flush_frames_before
+    def _notify_collector(self, run: OpenRun) -> None:
+        """A collector whose job is over may be waiting for the delivery; that of a quarantined run need not."""
+        if run.record.has_ended or run.record.state is RunState.QUARANTINED:
+            self._presence.notify(run)
 
-    def _start(self, run: OpenRun, step: Step, destination: CircuitBreaker | None, now: float) -> None:
-        run.in_flight = True
-        run.blocked_by = ""
-        self._in_flight += 1
-        pool = self._cpu_pool if destination is None else self._io_pool
-        pool.submit(lambda: self._execute(run, step, destination, now))
-
-    def _execute(self, run: OpenRun, step: Step, destination: CircuitBreaker | None, began_at: float) -> None:
+    def _execute(self, schedule: RunSchedule, step: Step, breaker: CircuitBreaker | None, began_at: float) -> None:
+        run = schedule.run
         error: Exception | None = None
         try:
             self._executor.execute(run, step)
         except (DeliveryError, SpoolError) as failure:
             error = failure
         except Exception as failure:
-            if self._abandoned:
+            if self._is_abandoned:
                 return
-            # A defect in one run's step must not take the others with it: it is shown, and tried again later.
+            # A defect in one run's step must not stop the other runs: it is logged, and tried again later.
             name = run.record.run_id or run.record.key
             log.exception("step failed unexpectedly run=%s step=%s", name, step, extra=run.record.log_fields)
             error = failure
-        with self._lock:
-            if self._abandoned:
-                return
-            if destination is not None:
-                destination.in_flight -= 1
-            try:
+        self._conclude(schedule, step, breaker, error, began_at)
+
+    def _conclude(
+        self,
+        schedule: RunSchedule,
+        step: Step,
+        breaker: CircuitBreaker | None,
+        error: Exception | None,
+        began_at: float,
+    ) -> None:
+        try:
+            with self._lock:
+                if self._is_abandoned:
+                    return
+                if breaker is not None:
+                    breaker.release()
                 if error is None:
-                    self._outcomes.on_success(run, step, destination)
+                    outcome = self._outcomes.on_success(schedule, step, breaker)
                 else:
-                    self._outcomes.on_failure(run, step, destination, error, began_at)
-                    self._notify_collector(run)
-            finally:
-                run.in_flight = False
-                if run.id in self._spool.runs:
-                    self._due.schedule(run.id, 0.0)
-                else:
-                    self.on_run_closed(run)
-                if destination is not None:
-                    self._queues.admit_next(destination, self._clock.monotonic())
-                self._in_flight -= 1
+                    outcome = self._outcomes.on_failure(schedule, step, breaker, error, began_at)
+                if breaker is not None:
+                    self._queues.admit_next(breaker, self._clock.monotonic())
+            self._record(schedule, step, error, outcome)
+        finally:
+            self._end_step(schedule, has_failed=error is not None)
+
+    def _record(self, schedule: RunSchedule, step: Step, error: Exception | None, outcome: Outcome) -> None:
+        """Write down what the step has come to. The run is still in flight: nothing else is done for it meanwhile."""
+        run = schedule.run
+        if error is None:
+            self._failures.step_succeeded(run, step)
+        if outcome.destination is not None:
+            self._failures.destination_changed(outcome.destination)
+        if error is None:
+            return
+        if outcome.quarantine:
+            try:
+                quarantine_run(self._spool, run, error)
+                self._counters.quarantined.add(1, step, error_label(error))
+            except SpoolError as failure:
+                with self._lock:
+                    self._outcomes.on_quarantine_failed(schedule)
+                log.error(  # noqa: TRY400 -- no defect, no trace
+                    "cannot park run=%s error=%s", run.record.run_id, failure, extra=run.record.log_fields
+                )
+        elif outcome.next_try_at is not None:
+            self._counters.retries.add(1, step, error_label(error))
+            self._failures.step_failed(run, step, error, outcome.next_try_at)
+
+    def _end_step(self, schedule: RunSchedule, *, has_failed: bool) -> None:
+        run = schedule.run
+        with self._lock:
+            if self._is_abandoned:
+                return
+            schedule.in_flight = False
+            is_over = run.record.is_over
+            if not is_over:
+                self._due.schedule(run.id, 0.0)
+        if is_over:
+            self.on_run_closed(run)
+        elif has_failed:
+            self._notify_collector(run)
+        with self._lock:
+            self._steps_in_flight -= 1
         self.wakeup.set()
 
 
 def _has_work(run: OpenRun) -> bool:
-    return run.record.has_ended or run.unbatched_rows > 0 or run.pending_batches > 0
+    return run.is_active and (run.record.has_ended or run.unbatched_rows > 0 or run.pending_batches > 0)
+
+
+def _is_to_be_flushed(run: OpenRun, before: int) -> bool:
+    has_rows = run.pending_batches > 0 or run.has_frame_before(before)
+    return run.is_active and (run.record.has_ended or has_rows)
+
+
+def _facts_of(run: OpenRun, *, flush_before: int) -> tuple[int, SchedulingFacts]:
+    return run.id, run.scheduling_facts(flush=run.has_frame_before(flush_before))

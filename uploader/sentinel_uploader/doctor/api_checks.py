@@ -1,4 +1,4 @@
-"""What the uploader needs of the outside: a token, an API that takes it, storage, clocks that agree."""
+"""Checks of the outside: the token, the API, storage, and the clocks."""
 
 import hashlib
 import os
@@ -31,20 +31,20 @@ JOB_NAME = "sentinel-uploader doctor"
 def check_backend(
     environ: Mapping[str, str], *, clock: Clock, put: bool, run: OpenRun | None = None
 ) -> Iterator[Finding]:
-    """Ask API and storage without leaving anything there; with `put`, also take one empty run from start to end.
+    """Check API and storage without leaving anything there. With `put`, also create, store and finish one empty run.
 
-    `run` is one that is open in the spool, if there is one: the API gives credentials to runs alone.
+    `run` is an open run of the spool, if there is one: the API gives credentials only to a run.
     """
     context = ProbeContext(environ, clock)
     source = token_source(environ)
     if source is None:
         remedy = "set SENTINEL_API_TOKEN or SENTINEL_API_TOKEN_FILE"
-        yield Finding(Severity.FAILED, "token", "there is none", remedy)
+        yield Finding(Severity.FAILED, "token", "no token is set", remedy)
         return
     try:
         token = source()
     except TokenError as error:
-        yield Finding(Severity.FAILED, "token", str(error), "write the token there, and nothing else")
+        yield Finding(Severity.FAILED, "token", str(error), "write only the token to the file")
         return
     yield _token(environ)
     is_taken = False
@@ -58,7 +58,7 @@ def check_backend(
         yield finding
     elif is_taken and not put:
         yield Finding(
-            Severity.SKIPPED, "credentials", "the API gives them to a run, and none is open: --put begins one"
+            Severity.SKIPPED, "credentials", "the API gives them only to a run, and no run is open: --put creates one"
         )
     is_reachable = True
     for finding in check_storage(context, run, credentials):
@@ -69,7 +69,7 @@ def check_backend(
     elif is_taken and is_reachable:
         yield from _end_to_end_run(context, SentinelBackend(source, _base_url(environ), clock, environ))
     else:
-        yield Finding(Severity.SKIPPED, "put", "no run is begun that could not be stored")
+        yield Finding(Severity.SKIPPED, "put", "no run is created, because the checks above failed")
 
 
 def _token(environ: Mapping[str, str]) -> Finding:
@@ -78,7 +78,7 @@ def _token(environ: Mapping[str, str]) -> Finding:
             return Finding(Severity.OK, "token", f"from {variable}")
     path = environ["SENTINEL_API_TOKEN_FILE"]
     if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
-        return Finding(Severity.WARNING, "token", f"others can read {path}", f"chmod 600 {path}")
+        return Finding(Severity.WARNING, "token", f"other users can read {path}", f"chmod 600 {path}")
     return Finding(Severity.OK, "token", f"from the file {path}")
 
 
@@ -87,7 +87,7 @@ def _base_url(environ: Mapping[str, str]) -> str:
 
 
 def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
-    """Ask for credentials of a run that cannot exist: whoever is let in hears that there is none."""
+    """Ask for credentials of a run that does not exist: with a valid token, the API says that there is none."""
     remedy = "check SENTINEL_API_URL, the network, HTTPS_PROXY and SSL_CERT_FILE"
     try:
         with context.client(("SSL_CERT_FILE",)) as client:
@@ -109,7 +109,7 @@ def _api_answer(base_url: str, answer: HttpResponse) -> Finding:
     if answer.status in {401, 403}:
         return Finding(Severity.FAILED, "api", f"{text}: it refuses the token", "replace the token")
     if answer.status in {408, 425, 429} or answer.status >= 500:
-        return Finding(Severity.FAILED, "api", text, "wait, or ask those who run it; rows are kept meanwhile")
+        return Finding(Severity.FAILED, "api", text, "wait, or ask its operator; rows are kept meanwhile")
     if not _is_json(answer.body):
         remedy = "check SENTINEL_API_URL, with its path"
         return Finding(Severity.FAILED, "api", f"{text}, and not as the Sentinel API does", remedy)
@@ -134,7 +134,7 @@ def _end_to_end_run(context: ProbeContext, api: SentinelBackend) -> Iterator[Fin
         )
         yield from _put_and_finish(context, api, store, run, registration)
     except SentinelStreamError as error:
-        yield Finding(Severity.FAILED, "register", str(error), "ask those who run the API")
+        yield Finding(Severity.FAILED, "register", str(error), "ask the operator of the API")
     finally:
         api.close()
         store.close()
@@ -162,6 +162,7 @@ def _put_and_finish(
         finished_at=context.clock.now(),
         data_uris=[uri] if is_stored else None,
         data_csv=None if is_stored else CSV_HEADER,
+        rows=0,
         summary={},
     )
     try:

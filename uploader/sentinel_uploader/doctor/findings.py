@@ -1,4 +1,4 @@
-"""What a check comes to."""
+"""The findings of checks, and how they are shown."""
 
 from collections.abc import Iterable
 from enum import StrEnum
@@ -11,9 +11,9 @@ class Severity(StrEnum):
 
     OK = "ok"
     SKIPPED = "skipped"
-    """Nothing was looked at; the text says why."""
+    """Not checked; the text says why."""
     WARNING = "warning"
-    """It works, and somebody should know."""
+    """It works, but should be changed."""
     FAILED = "failed"
     """It does not work; `remedy` says what to do."""
 

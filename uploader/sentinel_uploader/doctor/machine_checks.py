@@ -1,4 +1,4 @@
-"""What the uploader needs of its machine: the spool, its disk, descriptors, key files. Nothing stays changed."""
+"""Checks of the machine: spool, disk, descriptors, key files. They leave nothing changed."""
 
 import os
 import resource
@@ -25,7 +25,7 @@ _SECRET_SUFFIX = "_secret"  # noqa: S105 -- how such files are named
 
 
 def check_spool(directory: str) -> Iterator[Finding]:
-    """Look at the spool's directory, and through the file into its runs and what they wait for."""
+    """Check the spool's directory and file, and what its runs wait for."""
     if not os.path.isdir(directory):
         yield _will_be_created("spool", directory)
         return
@@ -33,7 +33,7 @@ def check_spool(directory: str) -> Iterator[Finding]:
         yield Finding(Severity.FAILED, "spool", f"{directory} cannot be written: {fault}", _GIVE)
         return
     if stat.S_IMODE(os.stat(directory).st_mode) & 0o077:
-        text = f"others can look into {directory}, where samples are kept"
+        text = f"other users can read {directory}, which holds samples"
         yield Finding(Severity.WARNING, "spool", text, f"chmod 700 {directory}")
     if not os.path.isfile(database_path(directory)):
         yield Finding(Severity.OK, "spool", f"{directory}, empty so far")
@@ -55,11 +55,11 @@ def check_spool(directory: str) -> Iterator[Finding]:
 
 
 def open_run(directory: str) -> tuple[str, str] | None:
-    """Return id and `s3://` address of the newest run in the spool that is open and has both."""
+    """Return id and `s3://` address of the newest open run in the spool that has both."""
     try:
         runs = read_status(directory)["runs"]
     except UsageError:
-        # There is none, or none that can be read, which `check_spool` tells.
+        # `check_spool` reports it.
         return None
     kept = [run for run in runs if run["state"] in _AT_THE_API and run["location"].startswith("s3://")]
     newest = max(kept, key=lambda run: float(run["created_at"]), default=None)
@@ -67,35 +67,35 @@ def open_run(directory: str) -> tuple[str, str] | None:
 
 
 def check_disk(directory: str, spool_max_bytes: int) -> Finding:
-    """Look at the room that the spool has on its disk."""
+    """Check the free space on the spool's disk."""
     place = _nearest(directory)
     try:
         free = free_bytes(place)
         used = os.path.getsize(database_path(directory)) if os.path.isfile(database_path(directory)) else 0
     except OSError as error:
         return Finding(
-            Severity.FAILED, "disk", f"{place} cannot be looked at: {error.strerror}", "name another --spool"
+            Severity.FAILED, "disk", f"{place} cannot be checked: {error.strerror}", "choose another --spool"
         )
     if free < MIN_FREE_BYTES:
         return Finding(
-            Severity.FAILED, "disk", f"the disk of {place} has no room", "make room, or name another --spool"
+            Severity.FAILED, "disk", f"the disk of {place} is full", "free some space, or choose another --spool"
         )
     text = f"{free // _MIB} MiB free for the spool"
     if free < spool_max_bytes - used:
         text += f", which may grow to {spool_max_bytes // _MIB} MiB"
-        return Finding(Severity.WARNING, "disk", text, "make room, or lower --spool-max")
+        return Finding(Severity.WARNING, "disk", text, "free some space, or lower --spool-max")
     return Finding(Severity.OK, "disk", text)
 
 
 def check_descriptors(directory: str) -> Finding:
-    """Look at how many connections there may be: those of the running uploader, else those that one would have."""
+    """Check the descriptor limit: of the running uploader, or else of a new one."""
     pid = lock_owner_pid(directory) if os.path.isdir(directory) else None
     remedy = "raise `ulimit -n`, or LimitNOFILE of the service"
     if pid:
         try:
             used, limit = len(os.listdir(f"/proc/{pid}/fd")), _open_files_limit(pid)
         except OSError as error:
-            text = f"those of uploader {pid} cannot be looked at: {error.strerror}"
+            text = f"those of uploader {pid} cannot be read: {error.strerror}"
             return Finding(Severity.SKIPPED, "descriptors", text)
         text = f"uploader {pid} uses {used} of {limit}"
         if used > _NEARLY_ALL * limit:
@@ -109,7 +109,7 @@ def check_descriptors(directory: str) -> Finding:
 
 
 def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
-    """Look at the keys, and at who may read and change their files; `named`: somebody said that there are some."""
+    """Check the keys, and the modes of their files. `named`: a directory of keys was configured."""
     if not store.exists:
         text = f"there is no server key in {store.directory}"
         if named:
@@ -125,11 +125,11 @@ def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
         if clients:
             yield Finding(Severity.OK, "keys", text)
         else:
-            yield Finding(Severity.WARNING, "keys", f"{text}: nobody comes in", "sentinel-uploader keys add NAME")
+            yield Finding(Severity.WARNING, "keys", f"{text}: no client can connect", "sentinel-uploader keys add NAME")
 
 
 def check_directory_target(directory: str) -> Finding:
-    """Look at the directory that runs are delivered to."""
+    """Check the directory that runs are delivered to."""
     if not os.path.isdir(directory):
         return _will_be_created("target", directory)
     if (fault := write_error(directory)) is not None:
@@ -138,7 +138,7 @@ def check_directory_target(directory: str) -> Finding:
 
 
 def write_error(directory: str) -> str | None:
-    """Return why no file can be made there, `None` when it can: one is tried, and is gone again."""
+    """Return why no file can be created there, `None` when one can. Creates a temporary file."""
     try:
         with tempfile.TemporaryFile(dir=directory):
             return None
@@ -161,13 +161,13 @@ def _will_be_created(subject: str, directory: str) -> Finding:
     fault = write_error(place)
     if fault is not None:
         return Finding(
-            Severity.FAILED, subject, f"{directory} cannot be made in {place}: {fault}", f"make it, and {_GIVE}"
+            Severity.FAILED, subject, f"{directory} cannot be created in {place}: {fault}", f"create it, and {_GIVE}"
         )
-    return Finding(Severity.OK, subject, f"{directory} will be made")
+    return Finding(Severity.OK, subject, f"{directory} will be created")
 
 
 def _nearest(path: str) -> str:
-    """Return the path itself, or the nearest one above it that is there."""
+    """Return the path itself, or its nearest parent that exists."""
     path = os.path.abspath(path)
     while not os.path.lexists(path):
         path = os.path.dirname(path)
@@ -175,21 +175,24 @@ def _nearest(path: str) -> str:
 
 
 def _key_errors(store: KeyStore) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with keys, and what to do."""
+    """Yield pairs: an error about keys, and what to do."""
     for directory in (store.directory, store.clients_dir):
         if os.path.isdir(directory) and stat.S_IMODE(os.stat(directory).st_mode) & 0o022:
-            yield f"others can put keys into {directory}", f"chmod 700 {directory}"
+            yield f"other users can add keys to {directory}", f"chmod 700 {directory}"
     try:
         store.server_pair()
     except KeyFileError as error:
-        yield str(error), "put it right, and make new keys if a secret one may have been read"
+        yield str(error), "fix it, and create new keys if somebody may have read a secret one"
     for entry in store.clients():
         if entry.error and not entry.is_revoked:
-            yield entry.error, "put it right: this client is not let in"
+            yield entry.error, "fix it: this client cannot connect"
     for name in sorted(os.listdir(store.clients_dir)) if os.path.isdir(store.clients_dir) else ():
         path = os.path.join(store.clients_dir, name)
         if name.endswith(_SECRET_SUFFIX) and stat.S_IMODE(os.stat(path).st_mode) & 0o077:
-            yield f"others can read {path}", "delete it where its client has it, and give that one a new key"
+            yield (
+                f"other users can read {path}",
+                "delete it if its client has a copy, and create a new key for this client",
+            )
 
 
 def _open_files_limit(pid: int) -> int:

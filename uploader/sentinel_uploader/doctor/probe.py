@@ -1,4 +1,4 @@
-"""How the doctor asks a server: as the uploader would, but not for long; and what the answer says of the clocks."""
+"""Requests of the doctor: as the uploader makes them, with short timeouts. Each response also shows a clock."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,20 +9,20 @@ from sentinel_uploader.backends.http.client import HttpClient, HttpResponse
 from sentinel_uploader.doctor.findings import Finding, Severity
 
 MAX_OK_SKEW_S = 5.0
-"""The `Date` header has whole seconds, and the answer took a while."""
+"""The `Date` header has whole seconds, and the response took a while."""
 MAX_WARNING_SKEW_S = 60.0
 TIMEOUT_S = 15.0
 
 
 class ProbeContext(NamedTuple):
-    """Where the uploader would run: its environment and its clock."""
+    """The environment and the clock that the uploader would have."""
 
     environ: Mapping[str, str]
     clock: Clock
 
     @contextmanager
     def client(self, authority_variables: Sequence[str]) -> Iterator[HttpClient]:
-        """Give a client of this environment; raises `UsageError` for a proxy or authorities that cannot be used."""
+        """Yield an HTTP client; raises `UsageError` for a proxy or certificate authorities that cannot be used."""
         client = HttpClient(
             environ=self.environ,
             clock=self.clock,
@@ -36,7 +36,7 @@ class ProbeContext(NamedTuple):
             client.close()
 
     def clock_finding(self, url: str, answer: HttpResponse, sent_at: float) -> Finding:
-        """Compare this machine's clock with the `Date` of an answer that has just come; `sent_at` in UNIX seconds."""
+        """Compare this machine's clock with the `Date` of a response that has just arrived; `sent_at`: UNIX seconds."""
         server = answer.date()
         if server is None:
             return Finding(Severity.SKIPPED, "clock", f"{url} does not tell the time")

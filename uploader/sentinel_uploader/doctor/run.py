@@ -1,4 +1,4 @@
-"""`sentinel-uploader doctor`: every check in turn."""
+"""`sentinel-uploader doctor`: runs all checks in order."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -20,9 +20,9 @@ from sentinel_uploader.doctor.machine_checks import (
 
 
 def run_checks(values: Mapping[str, Any], environ: Mapping[str, str], *, clock: Clock, put: bool) -> Iterator[Finding]:
-    """Yield what is found, in the order of the checks; `values` are the uploader's settings.
+    """Yield the findings in the order of the checks; `values` are the uploader's settings.
 
-    Nothing is changed, but for one empty run at the API with `put`.
+    Changes nothing, except that `put` creates one empty run at the API.
     """
     directory = spool_dir(values, environ)
     yield from check_spool(directory)

@@ -1,4 +1,4 @@
-"""Credentials and storage, without storing anything: those of an open run, else what can be known without one."""
+"""Checks of credentials and storage that store nothing: for an open run, or as far as possible without one."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from sentinel_uploader.runs.types import Credentials
 
 
 class OpenRun(NamedTuple):
-    """A run that the API knows and that has not ended, and the `s3://` address that its objects go below."""
+    """A registered run that has not ended, and the `s3://` prefix of its objects."""
 
     run_id: str
     uri_prefix: str
@@ -33,18 +33,18 @@ class _Server(NamedTuple):
     origin: Origin
     path: str
     is_certain: bool
-    """Whether objects go there; otherwise it is the likeliest place."""
+    """Whether objects go there; otherwise it is the most likely server."""
 
 
 def ask_for_credentials(
     context: ProbeContext, api: SentinelBackend, run: OpenRun
 ) -> tuple[Finding, Credentials | None]:
-    """Ask for the run's credentials, as the uploader does all the time; return what they are like, and them."""
+    """Request the run's credentials, as the uploader does; return a finding about them, and them."""
     subject = "credentials"
     try:
         given = api.refresh(run.run_id)
     except DeliveryError as error:
-        remedy = "see `sentinel-uploader status`; ask those who run the API"
+        remedy = "see `sentinel-uploader status`; ask the operator of the API"
         return Finding(Severity.FAILED, subject, f"of run {run.run_id}: {error}", remedy), None
     text = f"of run {run.run_id}"
     if given.region and is_region(given.region):
@@ -53,13 +53,15 @@ def ask_for_credentials(
         return Finding(Severity.OK, subject, f"{text}, without an expiry"), given
     left_s = given.expires_at - context.clock.now()
     if left_s <= 0:
-        remedy = "compare the clocks; ask those who run the API"
-        return Finding(Severity.FAILED, subject, f"{text}, had expired {-left_s:.0f} s before they came", remedy), given
+        remedy = "compare the clocks; ask the operator of the API"
+        return Finding(
+            Severity.FAILED, subject, f"{text}, were expired {-left_s:.0f} s before they arrived", remedy
+        ), given
     return Finding(Severity.OK, subject, f"{text}, new ones are good for {left_s / 60:.0f} minutes"), given
 
 
 def check_storage(context: ProbeContext, run: OpenRun | None, credentials: Credentials | None) -> Iterator[Finding]:
-    """Ask the server that objects go to for nothing in particular: name, port, certificate and proxy are in order."""
+    """Send one HEAD request to the storage server: checks its name, port, certificate and the proxy."""
     remedy = "check AWS_ENDPOINT_URL_S3, the network, HTTPS_PROXY and AWS_CA_BUNDLE"
     verdict = Severity.FAILED
     try:

@@ -35,7 +35,7 @@ class SpoolAvailability:
         self.unavailable = SpoolUnavailable(self._clock.monotonic(), str(error))
         if self._throttle.is_due():
             kind = "spool is full" if is_full else "spool cannot be written"
-            log.error("%s, not acknowledging samples until that changes error=%s", kind, error)
+            log.error("%s, samples are not acknowledged until that changes error=%s", kind, error)
 
     def record_success(self) -> None:
         """Rows were stored."""

@@ -84,8 +84,8 @@ class HandshakeHandler:
         self._sessions.remove(self._sessions.by_connection(identity))
         record = run.record
         # The same collector on a new connection replaces itself, and must not be told to stop.
-        if earlier is not None and earlier.identity != identity and earlier.incarnation != record.incarnation:
-            error = SupersededError(record.fenced_seq.get(earlier.incarnation, 0))
+        if earlier is not None and earlier.identity != identity and earlier.epoch != record.epoch:
+            error = SupersededError(record.fenced_seq.get(earlier.epoch, 0))
             self._responses.send(earlier.identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
         if record.has_ended and record.closed_as_stale:
             text = "this run was closed as stale"
@@ -128,8 +128,7 @@ class UndeliveredRunCounter:
         if now >= self._due_at:
             self._due_at = now + _RECOUNT_INTERVAL_S
             ended_before = self._clock.now() - _GRACE_S
-            with self._spool.lock:
-                records = [run.record for run in self._spool.runs.values()]
+            records = self._spool.view(lambda run: run.record)
             self._counts = Counter(record.owner for record in records if _is_undelivered(record, ended_before))
         return self._counts[owner]
 

@@ -103,6 +103,10 @@ class Intake:
         self.last_message_at = now
         """When the last message arrived."""
 
+    def is_stalled(self, now: float) -> bool:
+        """Whether the loop is late: collectors may have spoken without being heard."""
+        return now - self.last_loop_at > STALL_THRESHOLD_S
+
     @property
     def spool_unavailable(self) -> SpoolUnavailable | None:
         """Why the spool takes no rows; `None` when it does."""

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 class CollectorSession:
     """One connection that has said `Hello`: its run, and what the current write batch adds to the run."""
 
-    __slots__ = ("finish", "identity", "incarnation", "next_seq", "run")
+    __slots__ = ("epoch", "finish", "identity", "next_seq", "run")
 
     def __init__(self, identity: bytes, run: OpenRun) -> None:
         self.identity = identity
-        self.incarnation = run.record.incarnation
+        self.epoch = run.record.epoch
         self.run = run
         self.next_seq = run.durable_seq + 1
         """Of the next row, when all rows in the write batch become durable."""

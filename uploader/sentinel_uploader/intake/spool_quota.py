@@ -51,7 +51,7 @@ class SpoolQuota:
         """Reserve `size` bytes for a client; False, counted and logged, when its quota does not allow that."""
         if self._free_bytes is None:
             self._free_bytes = self._read_free_bytes()
-        held = self._spool.usage.spool_bytes(owner) + self._reserved[owner]
+        held = self._spool.client_bytes(owner) + self._reserved[owner]
         free = self._free_bytes - self._reserved.total()
         over = (held + size) * (1.0 - self._share) > free * self._share or size > free
         if over and held + size > _MIN_GUARANTEED_BYTES:
@@ -63,22 +63,21 @@ class SpoolQuota:
         return True
 
     def _read_free_bytes(self) -> float:
-        if self._share >= 1.0 or max(self._spool.usage.clients, self._known_clients()) <= 1:
+        if self._share >= 1.0 or max(self._spool.client_count(), self._known_clients()) <= 1:
             return float("inf")
         try:
-            with self._spool.lock:
-                database = self._spool.database
-                return max(0, database.rows_limit_bytes - database.used_bytes())
+            used, limit, _ = self._spool.size()
         except SpoolError:
             # The next write reports it.
             return float("inf")
+        return max(0, limit - used)
 
     def _log_throttled(self, owner: str, held: int) -> None:
         self._counters.count_rejection(owner, "spool-share")
         self._throttled[owner] = self._clock.monotonic()
         if self._throttle.is_due(owner):
             log.warning(
-                "client has its share of the spool, not acknowledging its samples until some are delivered "
+                "client has reached its share of the spool, its samples are not acknowledged until some are delivered "
                 "client=%s bytes=%d",
                 owner or UNNAMED,
                 held,
@@ -90,4 +89,4 @@ class SpoolQuota:
         if throttled_at is not None and self._clock.monotonic() - throttled_at >= LOG_INTERVAL_S:
             del self._throttled[owner]
             self._throttle.reset(owner)
-            log.info("client has less than its share of the spool again client=%s", owner or UNNAMED)
+            log.info("client is below its share of the spool again client=%s", owner or UNNAMED)

@@ -1,8 +1,8 @@
 """What the uploader needs of the outside: a Sentinel API and an object store."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 
 
 class SentinelAPI(Protocol):
@@ -22,8 +22,8 @@ class SentinelAPI(Protocol):
     def refresh(self, run_id: str) -> Credentials | None:
         """Return new credentials (`None` where none are needed); may be repeated."""
 
-    def finish(self, request: FinishRequest) -> dict[str, Any]:
-        """Close the run and return the backend's answer; a repetition after success is success."""
+    def finish(self, request: FinishRequest) -> FinishResult:
+        """Close the run and return the backend's response; a repetition after success is success."""
 
     def credentials_changed(self) -> bool:
         """Say once whether what the last call was refused for (a token) is another one now: worth a try at once."""

@@ -50,11 +50,11 @@ class SchedulingFacts(msgspec.Struct, frozen=True, kw_only=True):
     silent_since: float
     interval_s: float
     cloud_pending: bool
-    flush: bool
+    flush: bool = False
     """The uploader is told to deliver what is there."""
-    needs_credentials: bool
+    needs_credentials: bool = False
     """Storage wants credentials and none are at hand."""
-    wants_refresh: bool
+    wants_refresh: bool = False
     """The credentials at hand are good for a little while only."""
 
 

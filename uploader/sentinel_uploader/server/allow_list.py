@@ -1,7 +1,6 @@
-"""The allow list as a running uploader sees it: names by key, never older than a quarter of a second.
+"""The allow list of a running uploader: client names by key, at most `REFRESH_S` behind the directory.
 
-A key file that cannot be read keeps its own client out and concerns nobody else; a directory that cannot be read keeps
-everybody out.
+A key file that cannot be read excludes its own client only. A directory that cannot be read excludes all clients.
 """
 
 import errno
@@ -19,16 +18,16 @@ log = logging.getLogger(__name__)
 REFRESH_S = 0.25
 _MISS_REFRESH_S = 0.05
 _MTIME_GRANULARITY_S = 2.0
-"""What was changed so shortly before it was read may have been changed again in the same tick of the file clock."""
+"""A directory that changed so shortly ago may change again without a new mtime (git: "racily clean")."""
 _FULL_RESCAN_S = 10.0
-"""A file that was overwritten in its place does not change its directory: all are looked at once in a while."""
+"""All files are read again after this time: a file that is overwritten in place does not change its directory."""
 
 
 class AllowList:
-    """Who may come in. Safe for several threads."""
+    """Which clients may connect. Thread-safe."""
 
     def __init__(self, store: KeyStore, *, clock: Clock) -> None:
-        """Read the server's pair and the list; raises `KeyFileError` without a usable pair."""
+        """Read the server's pair and the list; raises `KeyFileError` when the pair cannot be used."""
         self.pair: KeyPair = store.server_pair()
         self._directory = store.clients_dir
         self._clock = clock
@@ -41,7 +40,7 @@ class AllowList:
         self._refresh(0.0)
 
     def is_allowed(self, key: bytes) -> bool:
-        """Whether this public key may come in, and stay."""
+        """Whether a client with this public key may connect and stay connected."""
         return self.name_of(key) is not None
 
     def name_of(self, key: bytes) -> str | None:
@@ -49,7 +48,7 @@ class AllowList:
         self._refresh(REFRESH_S)
         name = self._names.get(key)
         if name is None:
-            # It may have been added this moment.
+            # It may have just been added.
             self._refresh(_MISS_REFRESH_S)
             name = self._names.get(key)
         return name
@@ -77,12 +76,12 @@ class AllowList:
                 self._log_once(self._directory, "")
             except OSError as error:
                 if error.errno in {errno.EMFILE, errno.ENFILE} and seen == self._seen:
-                    # There is no descriptor to read it with, but nothing in it has changed.
+                    # No descriptor is left to read the directory, but it has not changed.
                     self._checked_at = now
                     return
                 self._names = {}
                 self._seen = None
-                self._log_once(self._directory, f"nobody is let in, the list cannot be read: {error.strerror}")
+                self._log_once(self._directory, f"no client can connect, the list cannot be read: {error.strerror}")
             self._checked_at = now
 
     def _read(self) -> dict[bytes, str]:
@@ -98,11 +97,11 @@ class AllowList:
                 names.setdefault(key, name)
             except KeyFileError as error:
                 complaint = str(error)
-            self._log_once(path, complaint and f"client {name} is not let in: {complaint}")
+            self._log_once(path, complaint and f"client {name} cannot connect: {complaint}")
         return names
 
     def _log_once(self, path: str, text: str) -> None:
-        """Say what is wrong once, until it is something else."""
+        """Log an error about a path once, until it changes."""
         if text and self._logged_errors.get(path) != text:
             log.error("allow list: %s", text)
         if text:

@@ -4,13 +4,11 @@ The thread also answers ZeroMQ's authentication requests, so that neither waits 
 connections, whatever they are doing.
 """
 
-import ctypes
 import errno
 import os
 import signal
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import zmq
 
@@ -25,17 +23,6 @@ SWEEP_INTERVAL_S = 0.25
 MONITOR_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
 
 
-class ConnectionLimits(NamedTuple):
-    """How many connections there may be at a time, and how much one of them may send beside whole messages."""
-
-    max_connections: int
-    max_per_key: int
-    max_unread_bytes: int = 8 << 20
-    """Bytes without the end of a message: many times the largest message."""
-    max_extra_frames: int = 20_000
-    """Frames beyond the first of each message. A collector sends none."""
-
-
 class ConnectionGuard:
     """Guards the sockets of one context. `monitors` belong to these sockets and report `MONITOR_EVENTS`."""
 
@@ -44,23 +31,22 @@ class ConnectionGuard:
         context: "zmq.Context[zmq.Socket[bytes]]",
         monitors: Sequence["zmq.Socket[bytes]"],
         *,
+        connections: ConnectionTable,
         allow_list: CurveAllowList | None,
-        limits: ConnectionLimits,
         rejections: RejectionLog,
         clock: Clock,
     ) -> None:
         self._monitors = monitors
+        self._connections = connections
         self._allow_list = allow_list
-        self._limits = limits
         self._rejections = rejections
         self._clock = clock
-        self._connections = ConnectionTable(max_per_key=limits.max_per_key, max_unread_bytes=limits.max_unread_bytes)
         self._zap: ZapAuthenticator | None = None
         if allow_list is not None:
             self._zap = ZapAuthenticator(
                 context,
                 allow_list=allow_list,
-                connections=self._connections,
+                connections=connections,
                 on_rejected=rejections.on_rejected,
                 clock=clock,
             )
@@ -88,34 +74,6 @@ class ConnectionGuard:
         if self._zap is not None:
             self._zap.close()
 
-    @property
-    def connections(self) -> int:
-        """Number of connections."""
-        return len(self._connections)
-
-    def is_registered(self, identity: bytes) -> bool:
-        """Whether `register` has accepted this connection."""
-        return self._connections.is_registered(identity)
-
-    def note_message(self, identity: bytes) -> None:
-        """Record that a message of this connection was read."""
-        self._connections.note_message(identity)
-
-    def register(self, identity: bytes, descriptor: int, key: bytes) -> bool:
-        """Register a connection at its first message; False when its key has too many (it is closed then).
-
-        The first byte of `identity` is the index of its socket.
-        """
-        has_room = self._connections.register(identity, ConnectionId(identity[0], descriptor), key)
-        if not has_room:
-            self._rejections.on_rejected("connections-of-client")
-        return has_room
-
-    def disconnect(self, identity: bytes, reason: str = "") -> None:
-        """Close a connection, and count that if a reason is given."""
-        if self._connections.disconnect(identity) and reason:
-            self._rejections.on_rejected(reason)
-
     def _run(self) -> None:
         # Signals are handled by the main thread.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -140,21 +98,20 @@ class ConnectionGuard:
                 self._rejections.on_error(error)
 
     def _on_monitor_event(self, index: int, event: SocketEvent) -> None:
-        limit = self._limits.max_connections
         connection_id = ConnectionId(index, event.value)
         if event.kind == zmq.EVENT_ACCEPT_FAILED:
             if event.value in {errno.EMFILE, errno.ENFILE}:
                 self._rejections.on_rejected("descriptors")
-                self._rejections.on_limit_reached(self.connections, limit)
+                self._rejections.on_limit_reached(len(self._connections), self._connections.limits.max_connections)
                 # ZeroMQ retries in a busy loop until there is a descriptor.
                 self._connections.drop_newest_pending()
         elif event.kind == zmq.EVENT_DISCONNECTED:
             # Probes at a Unix socket are not counted: only this user reaches it, and each command probes it.
             if self._connections.on_closed(connection_id) and not event.endpoint.startswith("ipc:"):
                 self._rejections.on_rejected("silent")
-        elif not self._connections.on_accepted(connection_id, self._clock.monotonic(), limit=limit):
+        elif not self._connections.on_accepted(connection_id, self._clock.monotonic()):
             self._rejections.on_rejected("connections")
-            self._rejections.on_limit_reached(self.connections, limit)
+            self._rejections.on_limit_reached(len(self._connections), self._connections.limits.max_connections)
 
     def _sweep_connections(self, now: float) -> None:
         for _ in range(self._connections.drop_revoked(self._is_key_allowed)):
@@ -165,12 +122,3 @@ class ConnectionGuard:
 
     def _is_key_allowed(self, key: bytes) -> bool:
         return self._allow_list is not None and self._allow_list.is_allowed(key)
-
-
-def seed_routing_ids() -> None:
-    """Make the routing ids unpredictable that ZeroMQ gives to connections without keys (`routing_ids.py`: with keys).
-
-    ZeroMQ numbers them from `rand()` on, which starts with the same value in every process without a seed. A peer may
-    choose its own routing id. If it chooses the one that ZeroMQ gives next, ZeroMQ aborts our process.
-    """
-    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4)))

@@ -20,6 +20,17 @@ _BYTES_RECEIVED = struct.Struct("=128xQ")
 """`tcpi_bytes_received` of `struct tcp_info` (linux/tcp.h), Linux 4.1 and newer."""
 
 
+class ConnectionLimits(NamedTuple):
+    """How many connections there may be at a time, and how much one of them may send beside whole messages."""
+
+    max_connections: int
+    max_per_key: int
+    max_unread_bytes: int = 8 << 20
+    """Bytes without the end of a message: many times the largest message."""
+    max_extra_frames: int = 20_000
+    """Frames beyond the first of each message. A collector sends none."""
+
+
 class ConnectionId(NamedTuple):
     """A connection as ZeroMQ's monitors name it.
 
@@ -50,8 +61,8 @@ class _Registered(NamedTuple):
 class ConnectionTable:
     """All open connections. Thread-safe."""
 
-    def __init__(self, *, max_per_key: int, max_unread_bytes: int) -> None:
-        self._max_per_key = max_per_key
+    def __init__(self, limits: ConnectionLimits) -> None:
+        self.limits = limits
         self._lock = threading.Lock()
         self._listen_ids: list[set[object]] = []
         self._pending: dict[ConnectionId, _ConnectionInfo] = {}
@@ -63,7 +74,7 @@ class ConnectionTable:
         self._count_by_key: Counter[bytes] = Counter()
         self._auth_hosts: dict[tuple[bytes, str], float] = {}
         """When each key was last authenticated from each host. A pending connection may belong to any of them."""
-        self._stalled_reads = StalledReadTracker(max_unread_bytes)
+        self._stalled_reads = StalledReadTracker(limits.max_unread_bytes)
         self._read_since_sweep: set[bytes] = set()
 
     def set_listen_endpoints(self, endpoints: Sequence[Sequence[str]]) -> None:
@@ -84,14 +95,14 @@ class ConnectionTable:
 
     def has_reached_limit(self, key: bytes) -> bool:
         """Whether this key has as many registered connections as one key may have."""
-        return self._count_by_key[key] >= self._max_per_key
+        return self._count_by_key[key] >= self.limits.max_per_key
 
-    def on_accepted(self, connection_id: ConnectionId, now: float, *, limit: int) -> bool:
-        """Add a connection. If there are more than `limit` then, close a pending one and return False."""
+    def on_accepted(self, connection_id: ConnectionId, now: float) -> bool:
+        """Add a connection. If there are more than `max_connections` then, close a pending one and return False."""
         with self._lock:
             self._remove(connection_id)
             self._pending[connection_id] = _inspect_fd(connection_id.descriptor, now)
-            has_room = self._total() <= limit
+            has_room = self._total() <= self.limits.max_connections
             if not has_room:
                 oldest, info = next(iter(self._pending.items()))
                 # In a crowd the oldest are about to finish their handshake. Evicting them would let nobody in, ever.

@@ -8,7 +8,7 @@ import os
 import resource
 
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.server.connection_guard import ConnectionLimits
+from sentinel_uploader.server.connections import ConnectionLimits
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,11 @@
-"""The directory of keys, and what people do with it.
+"""The directory of CURVE keys: creates, lists and revokes them.
 
-`server.key` and `server.key_secret`; `clients/NAME.key` is the allow list, `clients/NAME.key_secret` is to be carried
-to the client and may be deleted then; `revoked/NAME.key` remembers who is not on the list any more. All files are 0600
-in directories that are 0700, and each is there whole or not at all.
+* `server.key` and `server.key_secret`: the server's pair.
+* `clients/NAME.key`: the allow list.
+* `clients/NAME.key_secret`: to be copied to the client. It can be deleted then.
+* `revoked/NAME.key`: clients that were on the list.
+
+Directories have mode 0700 and files 0600. Files are written atomically.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ from typing import NamedTuple
 
 import zmq
 
+from sentinel_protocol.common.atomic_file import sync_directory, write_atomically
 from sentinel_protocol.common.errors import KeyFileError, UsageError
 from sentinel_protocol.common.paths import make_private_dir
 from sentinel_protocol.wire.curve_keys import KeyPair, decode_key, format_certificate, read_key_pair, read_public
@@ -23,7 +27,7 @@ _SERVER = "server"
 
 
 class ClientEntry(NamedTuple):
-    """One client: `added_at` or revoked at, UNIX seconds; `trouble` says why its file cannot be used."""
+    """One client; `error` says why its file cannot be used. `changed_at`: added or revoked, UNIX seconds."""
 
     name: str
     key: bytes
@@ -33,7 +37,7 @@ class ClientEntry(NamedTuple):
 
 
 class KeyStore:
-    """Makes, lists and withdraws keys. What cannot be done is a `UsageError` that says why."""
+    """Creates, lists and revokes keys. Its methods raise `UsageError` with the reason when they cannot."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
@@ -42,11 +46,11 @@ class KeyStore:
 
     @property
     def exists(self) -> bool:
-        """Whether `init` was ever called."""
+        """Whether there is a server key."""
         return os.path.lexists(self._path(self.directory, _SERVER, _SECRET))
 
     def init(self) -> bytes:
-        """Make the server's pair and return its public key."""
+        """Create the server's pair and return its public key."""
         if self.exists:
             raise UsageError(
                 f"{self.directory} has a server key already; with another one every collector would need it anew"
@@ -54,7 +58,7 @@ class KeyStore:
         for path in (self.directory, self.clients_dir, self._revoked_dir):
             make_private_dir(path)
         pair = _new_pair()
-        # The secret comes last: whoever finds it finds everything.
+        # The secret file is written last: when it exists, everything does.
         _write(self._path(self.directory, _SERVER, _PUBLIC), format_certificate(pair.public), replace=True)
         _write(self._path(self.directory, _SERVER, _SECRET), format_certificate(pair.public, pair.secret))
         return pair.public
@@ -66,7 +70,7 @@ class KeyStore:
         return read_key_pair(self._path(self.directory, _SERVER, _SECRET))
 
     def add(self, name: str, *, replace: bool) -> str:
-        """Make a client's pair, put it on the list, and return the path of its secret file."""
+        """Create a client's pair, add it to the allow list, and return the path of its secret file."""
         _check_name(name)
         self.server_pair()
         public = self._path(self.clients_dir, name, _PUBLIC)
@@ -85,14 +89,14 @@ class KeyStore:
         return secret
 
     def revoke(self, name: str) -> None:
-        """Take a client off the list."""
+        """Remove a client from the allow list."""
         _check_name(name)
         public = self._path(self.clients_dir, name, _PUBLIC)
         make_private_dir(self._revoked_dir)
         revoked = self._path(self._revoked_dir, name, _PUBLIC)
         try:
             os.replace(public, revoked)
-            # When it was revoked, in a way that outlives a back-up.
+            # The modification time is the time of revocation. Back-ups keep it.
             os.utime(revoked)
         except FileNotFoundError:
             raise UsageError(f"there is no client {name!r}; `sentinel-uploader keys list` names all") from None
@@ -100,10 +104,10 @@ class KeyStore:
             raise UsageError(f"cannot revoke {name}: {error.strerror}") from error
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(self.clients_dir, name, _SECRET))
-        _sync(self.clients_dir)
+        sync_directory(self.clients_dir)
 
     def clients(self) -> list[ClientEntry]:
-        """Return all clients by name, those that were revoked last."""
+        """Return all clients by name, revoked ones after the others."""
         found = [*_entries(self.clients_dir, is_revoked=False)]
         active = {entry.name for entry in found}
         return found + [entry for entry in _entries(self._revoked_dir, is_revoked=True) if entry.name not in active]
@@ -113,7 +117,7 @@ class KeyStore:
 
 
 def client_name_from_file(file: str) -> str | None:
-    """Return whose public key a file of the allow list is, `None` for any other file."""
+    """Return the client of a public key file, `None` for any other file."""
     name = file.removesuffix(_PUBLIC)
     return name if name != file and _NAME.fullmatch(name) else None
 
@@ -154,31 +158,7 @@ def _new_pair() -> KeyPair:
 
 
 def _write(path: str, content: str, *, replace: bool = False) -> None:
-    part = f"{path}.{os.getpid()}.part"
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(descriptor, "w", encoding="ascii") as file:
-                os.fchmod(descriptor, 0o600)
-                file.write(content)
-                file.flush()
-                os.fsync(descriptor)
-            if replace:
-                os.replace(part, path)
-            else:
-                # Unlike a rename, a link never takes the place of a key that somebody else has just made.
-                os.link(part, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
-        _sync(os.path.dirname(path))
+        write_atomically(path, content.encode("ascii"), replace=replace)
     except OSError as error:
         raise UsageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _sync(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,15 +20,15 @@ class RejectionLog:
         """Count a connection that was refused or closed."""
         self._counters.rejected.add(1, reason)
         if reason == "connections-of-client" and self._throttle.is_due(reason):
-            log.warning("a client has as many connections as it may, see --max-client-connections; the others wait")
+            log.warning("a client has reached --max-client-connections; its other collectors wait")
 
     def on_limit_reached(self, connections: int, limit: int) -> None:
         """Log that `limit` or the descriptor limit is reached."""
         if not self._throttle.is_due("connections"):
             return
         log.warning(
-            "no room for more connections, collectors keep their samples and come back; raise --max-connections or the "
-            "descriptor limit (ulimit -n) to take them all connections=%d limit=%d",
+            "connection limit reached, refused collectors keep their samples and try again; raise --max-connections or "
+            "the descriptor limit (ulimit -n) to accept all connections=%d limit=%d",
             connections,
             limit,
         )

@@ -1,8 +1,8 @@
-"""Routing ids of connections with keys: we allocate them, so that no peer can choose one.
+"""Routing ids: no peer can choose that of a connection with keys, or guess the next one of a connection without.
 
 A peer may choose the routing id that a ROUTER knows it by. If it chooses the one that ZeroMQ gives next, ZeroMQ aborts
 our process. A seed makes the numbers hard to guess, but a peer that holds many of them and tries again and again
-succeeds. So our ZAP answer sets the routing id, and ZeroMQ uses the one that it reads last.
+succeeds. So with keys, our ZAP answer sets the routing id, and ZeroMQ uses the one that it reads last.
 
 The order is the problem. ZeroMQ's I/O thread sends the ZAP request, checks once whether the answer is there already,
 and only then reads the peer's choice. Our answer must be sent after that, and no event tells us when. But one I/O
@@ -10,6 +10,7 @@ thread serves all connections: after the request has arrived, we send a token th
 token comes back, the I/O thread has read the peer's choice.
 """
 
+import ctypes
 import os
 import socket
 import struct
@@ -78,3 +79,12 @@ def _accept_from_self(listener: socket.socket) -> socket.socket:
         if process == os.getpid():
             return accepted
         accepted.close()
+
+
+def seed_routing_ids() -> None:
+    """Make the routing ids unpredictable that ZeroMQ gives to connections without keys.
+
+    ZeroMQ numbers them from `rand()` on, which starts with the same value in every process without a seed. A peer may
+    choose its own routing id. If it chooses the one that ZeroMQ gives next, ZeroMQ aborts our process.
+    """
+    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4)))

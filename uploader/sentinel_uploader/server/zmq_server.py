@@ -19,13 +19,10 @@ from sentinel_protocol.common.errors import AddressError, UsageError
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
 from sentinel_protocol.wire.zmq_monitor import open_monitor
 from sentinel_protocol.wire.zmq_options import ROUTER, ZmqContextOwner
-from sentinel_uploader.server.connection_guard import (
-    MONITOR_EVENTS,
-    ConnectionGuard,
-    ConnectionLimits,
-    seed_routing_ids,
-)
+from sentinel_uploader.server.connection_guard import MONITOR_EVENTS, ConnectionGuard
+from sentinel_uploader.server.connections import ConnectionId, ConnectionLimits, ConnectionTable
 from sentinel_uploader.server.rejection_log import RejectionLog
+from sentinel_uploader.server.routing_ids import seed_routing_ids
 from sentinel_uploader.server.zap_authenticator import ZAP_DOMAIN, CurveAllowList
 from sentinel_uploader.telemetry.counters import Counters
 
@@ -67,6 +64,8 @@ class ZmqServer(ZmqContextOwner):
         clock = clock or SystemClock()
         limits = limits or ConnectionLimits(1 << 20, 1 << 20)
         self._max_extra_frames = limits.max_extra_frames
+        self._connections = ConnectionTable(limits)
+        self._rejections = rejections or RejectionLog(Counters(), clock)
         self.urls: list[str] = []
         self._endpoints: list[tuple[zmq.Socket[bytes], str]] = []
         options = ROUTER | {zmq.MAXMSGSIZE: max_frame_bytes}
@@ -87,9 +86,9 @@ class ZmqServer(ZmqContextOwner):
         self._guard = ConnectionGuard(
             self._context,
             [open_monitor(self._context, made, MONITOR_EVENTS) for made in self._sockets],
+            connections=self._connections,
             allow_list=allow_list,
-            limits=limits,
-            rejections=rejections or RejectionLog(Counters(), clock),
+            rejections=self._rejections,
             clock=clock,
         )
         for address in addresses:
@@ -99,7 +98,7 @@ class ZmqServer(ZmqContextOwner):
     @property
     def connections(self) -> int:
         """Number of connections."""
-        return self._guard.connections
+        return len(self._connections)
 
     def receive(self, *, limit: int, timeout_s: float) -> tuple[list[ReceivedMessage], int]:
         """Wait up to `timeout_s` for a message, then return those that are there, at most `limit`.
@@ -122,7 +121,7 @@ class ZmqServer(ZmqContextOwner):
                     continue
                 # Dropped ones count against `limit` too: invalid messages must not keep the caller from its commit.
                 taken += 1
-                self._guard.note_message(identity)
+                self._connections.note_message(identity)
                 if frames > 1:
                     malformed += 1
                     self._count_extra_frames(identity, frame, frames - 1)
@@ -142,7 +141,7 @@ class ZmqServer(ZmqContextOwner):
 
     def disconnect(self, identity: bytes) -> None:
         """Close a connection. What has arrived already is still received."""
-        self._guard.disconnect(identity)
+        self._connections.disconnect(identity)
 
     def wake(self) -> None:
         """Make a waiting `receive` return. Thread-safe, also after `close`."""
@@ -182,7 +181,8 @@ class ZmqServer(ZmqContextOwner):
         is_over = self._extra_frames[identity] > self._max_extra_frames
         if is_over and self._authenticated_key(identity, frame) is not None:
             del self._extra_frames[identity]
-            self._guard.disconnect(identity, "frames")
+            if self._connections.disconnect(identity):
+                self._rejections.on_rejected("frames")
         if len(self._extra_frames) > _MAX_TRACKED_SENDERS:
             self._extra_frames.clear()
 
@@ -195,9 +195,11 @@ class ZmqServer(ZmqContextOwner):
                 key = bytes.fromhex(str(frame.get("User-Id")))
             except (zmq.ZMQError, ValueError):
                 return None
-        if not self._guard.is_registered(identity):
-            has_room = self._guard.register(identity, int(frame.get("__fd")), key)
-            return key if has_room else None
+        if not self._connections.is_registered(identity):
+            connection_id = ConnectionId(identity[0], int(frame.get("__fd")))
+            if not self._connections.register(identity, connection_id, key):
+                self._rejections.on_rejected("connections-of-client")
+                return None
         return key
 
     def _bind(self, address: Address, made: "zmq.Socket[bytes]") -> None:

@@ -1,60 +1,43 @@
 """The in-memory mirror of an open run."""
 
 from array import array
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
 
 from sentinel_protocol.wire.sample import CSV_HEADER
 from sentinel_uploader.runs.lifecycle import OPEN_STATES
 from sentinel_uploader.runs.schedule import SchedulingFacts
 from sentinel_uploader.spool.run_record import RunRecord
 
-if TYPE_CHECKING:
-    from sentinel_uploader.runs.types import Credentials, Registration
-
 _MAX_TEXT_PER_ENCODED_BYTE = 5
-
 _MAX_TEXT_PER_ROW_BYTES = 64
-
 _FRAME_OVERHEAD_BYTES = 24
-
 _BATCH_OVERHEAD_BYTES = 64
 """What the database needs beside a frame's payload, and a batch's body: numbers, a hash, pointers."""
 
 
 class OpenRun:
-    """An open run in memory: its record as committed, and what is lost and found again at a restart.
+    """A run's record as committed, and where its rows are. Guarded by the spool's lock; the spool alone changes it.
 
-    Guarded by the spool's lock. Times are monotonic seconds.
+    Three attributes have one writer each, are replaced whole, and may be read without the lock: `record` (the spool),
+    `last_seen_at` (the intake's thread) and `blocked_by` (the scheduler).
+    Times are monotonic seconds, those of rows UNIX seconds.
     """
 
     __slots__ = (
         "accounted_bytes",
-        "attempts",
         "batch_bytes",
         "batch_received_at",
         "blocked_by",
         "cloud_pending",
         "created_at",
-        "credentials",
-        "credentials_rejected",
         "durable_seq",
-        "failing_since",
         "frame_ids",
         "frame_received_at",
         "id",
-        "in_flight",
         "last_seen_at",
         "last_timestamp",
-        "not_before",
         "pending_batches",
         "record",
         "record_bytes",
-        "refresh_attempts",
-        "refresh_not_before",
-        "registration",
-        "response",
-        "retry_after_until",
         "sealed_at",
         "unbatched_bytes",
         "unbatched_rows",
@@ -64,54 +47,65 @@ class OpenRun:
         self.id = run_id
         self.record = record
         self.record_bytes = record_bytes
-        """Of the encoded record, as it was when the run was opened or found."""
+        """Size of the encoded record when the run was opened or loaded."""
         self.accounted_bytes = 0
-        """What of `spool_bytes` its client's account has."""
+        """The part of `spool_bytes` that is charged to the client already."""
         self.frame_ids = array("q")
-        """Row ids of the frames that are not in a batch yet, oldest first: 8 bytes each, bounded by the batch size."""
+        """Frames that are not in a batch yet, oldest first: 8 bytes each, bounded by the batch size."""
         self.frame_received_at = array("d")
-        """When each of them was received (UNIX seconds)."""
         self.unbatched_rows = 0
         self.unbatched_bytes = 0
+        self.pending_batches = record.batches - record.delivered_batches
+        """Sealed, not confirmed."""
         self.batch_bytes = 0
-        """Of the bodies of batches that are not confirmed."""
+        """Size of the bodies of pending batches."""
+        # The spool keeps one time for all pending batches: none is older than the first.
+        self.batch_received_at = array("d", [record.waiting_since or record.sealed_at]) * self.pending_batches
+        """When the oldest row of each pending batch was received, oldest batch first."""
         self.durable_seq = record.batched_seq
         self.last_timestamp = record.statistics.last_timestamp
-        self.pending_batches = record.batches - record.delivered_batches
-        # What was received when is not kept for every batch: none is older than the first.
-        self.batch_received_at = array("d", [record.waiting_since or record.sealed_at]) * self.pending_batches
-        """When the oldest row of each batch that is not confirmed was received, oldest batch first."""
         self.created_at = now
         self.sealed_at = now
         self.last_seen_at = now
         self.cloud_pending = False
-        self.credentials: Credentials | None = None
-        self.credentials_rejected = 0
-        self.registration: Registration | None = None
-        """An answer that could not be written down yet: asking again would make another run at the server."""
-        self.response: dict[str, Any] | None = None
-        """The same for `finish`."""
-        self.attempts = 0
-        """Failures since the last success."""
-        self.failing_since: float | None = None
-        self.not_before = 0.0
-        self.retry_after_until = 0.0
-        """A server's wish for this run, which no hurry shortens."""
-        self.refresh_attempts = 0
-        self.refresh_not_before = 0.0
-        """Holds for a refresh that is only wanted; uploads go on meanwhile."""
-        self.in_flight = False
         self.blocked_by = ""
-        """What it waits for although it has met no failure itself: a destination that is failing."""
+        """The failing destination that the run waits for, where it has met no failure itself."""
 
     def add_frame(self, frame_id: int, first_seq: int, rows: int, size: int, *, received_at: float) -> None:
-        """Take a stored message into account; `received_at` is UNIX seconds."""
+        """Count a stored frame."""
         self.frame_ids.append(frame_id)
         self.frame_received_at.append(received_at)
         self.unbatched_rows += rows
         self.unbatched_bytes += size
-        # Rows may be missing in between: then what is settled lies above the oldest frames.
+        # Rows may be missing in between: `batched_seq` is above the oldest frames then.
         self.durable_seq = max(self.durable_seq, first_seq + rows - 1)
+
+    def move_to_batch(self, frames: int, *, rows: int, payload_bytes: int, body_bytes: int, now: float) -> None:
+        """Count the oldest frames as a pending batch (`now`: monotonic seconds)."""
+        self.batch_received_at.append(self.frame_received_at[0])
+        del self.frame_ids[:frames], self.frame_received_at[:frames]
+        self.unbatched_rows -= rows
+        self.unbatched_bytes -= payload_bytes
+        self.pending_batches += 1
+        self.batch_bytes += body_bytes
+        self.sealed_at = now
+
+    def drop_batch(self, body_bytes: int) -> None:
+        """The oldest batch is delivered."""
+        self.pending_batches -= 1
+        self.batch_bytes -= body_bytes
+        del self.batch_received_at[0]
+
+    def drop_rows(self) -> None:
+        """The run is closed."""
+        for times_or_ids in (self.frame_ids, self.frame_received_at, self.batch_received_at):
+            del times_or_ids[:]
+        self.unbatched_rows = self.unbatched_bytes = self.pending_batches = self.batch_bytes = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether delivery works on the run; a quarantined run waits for a person."""
+        return self.record.state in OPEN_STATES
 
     @property
     def spool_bytes(self) -> int:
@@ -121,20 +115,22 @@ class OpenRun:
 
     @property
     def waiting_since(self) -> float | None:
-        """When the oldest row that is not delivered was received (UNIX seconds), `None` when all are."""
+        """When the oldest undelivered row was received; `None`: there is none."""
         if self.batch_received_at:
             return self.batch_received_at[0]
         return self.frame_received_at[0] if self.frame_received_at else None
 
     @property
     def undelivered_rows(self) -> int:
-        """Rows that are not delivered."""
+        """Rows that are not in a delivered object."""
         return self.unbatched_rows + self.record.rows - self.record.delivered_rows
 
-    def scheduling_facts(
-        self, *, listening_since: float, flush: bool, needs_credentials: bool, wants_refresh: bool
-    ) -> SchedulingFacts:
-        """What `next_step` wants to know; silence counts only while the uploader was there to hear."""
+    def has_frame_before(self, frame_id: int) -> bool:
+        """Whether a frame with a lower id is in no batch yet."""
+        return bool(self.frame_ids) and self.frame_ids[0] < frame_id
+
+    def scheduling_facts(self, *, flush: bool = False) -> SchedulingFacts:
+        """Return what `next_step` needs; the scheduler adds what it alone knows."""
         record = self.record
         return SchedulingFacts(
             state=record.state,
@@ -142,8 +138,8 @@ class OpenRun:
             unbatched_rows=self.unbatched_rows,
             unbatched_bytes=self.unbatched_bytes,
             pending_batches=self.pending_batches,
-            # One byte of msgpack may be four as text with its comma (-32), five are up to 21; columns that a row leaves
-            # out are commas all the same.
+            # One byte of msgpack may be four as text with its comma (-32), five are up to 21. A column that a row
+            # leaves out still needs its comma.
             total_csv_bytes=record.csv_bytes
             + _MAX_TEXT_PER_ENCODED_BYTE * self.unbatched_bytes
             + _MAX_TEXT_PER_ROW_BYTES * self.unbatched_rows
@@ -151,15 +147,8 @@ class OpenRun:
             upload_attempted=record.put_attempted,
             created_at=self.created_at,
             sealed_at=self.sealed_at,
-            silent_since=max(self.last_seen_at, listening_since),
+            silent_since=self.last_seen_at,
             interval_s=record.interval_s,
             cloud_pending=self.cloud_pending,
             flush=flush,
-            needs_credentials=needs_credentials,
-            wants_refresh=wants_refresh,
         )
-
-
-def active_runs(runs: Iterable[OpenRun]) -> list[OpenRun]:
-    """Those of the runs for which something is still to be done (a parked one waits for a person)."""
-    return [run for run in runs if run.record.state in OPEN_STATES]

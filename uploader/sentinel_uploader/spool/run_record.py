@@ -10,6 +10,7 @@ from sentinel_uploader.runs.lifecycle import ENDED_STATES, RunState
 from sentinel_uploader.runs.types import RunDescription
 
 _STORED_NAMES = {
+    "epoch": "incarnation",
     "fenced_epochs": "superseded",
     "fenced_seq": "superseded_seq",
     "batched_seq": "settled_seq",
@@ -27,7 +28,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename=_STORED_NAMES)
     key: str
     owner: str = ""
     """Name of the client whose key opened the run; empty on links without keys."""
-    incarnation: str
+    epoch: str
     fenced_epochs: list[str] = []
     """Earlier collectors of this run, newest last: none of them gets in again."""
     fenced_seq: dict[str, int] = {}
@@ -100,7 +101,7 @@ def new_record(hello: Hello, *, uid: str, owner: str, now: float) -> RunRecord:
         uid=uid,
         key=hello.run_key,
         owner=owner,
-        incarnation=hello.epoch,
+        epoch=hello.epoch,
         created_at=now,
         sealed_at=now,
         interval_s=hello.interval_s,

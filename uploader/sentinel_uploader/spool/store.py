@@ -1,30 +1,30 @@
 """The durable truth about runs and rows, and its mirror in memory.
 
-Each change is one transaction; memory follows after the commit, never before. The lock guards both; it is held for
-the length of a transaction and never during encoding or a call to the outside.
+Each change is one transaction. Memory changes after the commit, never before.
 """
 
 import contextlib
 import logging
-import sqlite3
 import threading
 import uuid
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello
-from sentinel_uploader.runs.lifecycle import Event, RunState, transition
+from sentinel_uploader.runs.lifecycle import Event, transition
+from sentinel_uploader.runs.schedule import Policy, stale_deadline
+from sentinel_uploader.spool import tables
 from sentinel_uploader.spool.control_channel import ControlChannel
 from sentinel_uploader.spool.database import Database
 from sentinel_uploader.spool.ended_runs import EndedRuns
+from sentinel_uploader.spool.epochs import check_epoch, continuation
 from sentinel_uploader.spool.errors import SpoolDamagedError, SpoolFullError
-from sentinel_uploader.spool.frames import decode_frames
+from sentinel_uploader.spool.loading import load_runs, mirror_of
 from sentinel_uploader.spool.open_run import OpenRun
-from sentinel_uploader.spool.run_record import RunRecord, decode_record, new_record
+from sentinel_uploader.spool.run_record import RunRecord, new_record
 from sentinel_uploader.spool.schema import SCHEMA_VERSION
 from sentinel_uploader.spool.types import (
     Batch,
@@ -32,42 +32,162 @@ from sentinel_uploader.spool.types import (
     QuotaExceededError,
     RunClosedError,
     RunLimitError,
-    SupersededError,
     UnbatchedFrames,
 )
 from sentinel_uploader.spool.usage import ClientUsage
 
 log = logging.getLogger(__name__)
 
-_MAX_FENCED_EPOCHS = 32
 _UNLIMITED = 1 << 62
+_READ_FRAMES = 256
+"""Frames that are read while the lock is held once."""
+_T = TypeVar("_T")
+
+
+class SpoolSize(NamedTuple):
+    """Bytes."""
+
+    used: int
+    rows_limit: int
+    """No rows are accepted above this."""
+    limit: int
 
 
 class Spool:
-    """All runs and rows of one uploader."""
+    """All runs and rows of one uploader; may be used from several threads.
+
+    `_lock` guards everything declared below it, and the open runs. It is held for the length of a transaction, and
+    never during encoding or a call to the outside.
+    """
 
     def __init__(self, database: Database, *, clock: Clock) -> None:
-        self.lock = threading.RLock()
-        self.database = database
         self._clock = clock
-        self.runs: dict[int, OpenRun] = {}
+        self._lock = threading.RLock()
+        self._database = database
+        self._runs: dict[int, OpenRun] = {}
         self._by_name: dict[str, OpenRun] = {}
-        self.usage = ClientUsage()
-        self.control = ControlChannel(database, self.lock)
+        self._usage = ClientUsage()
         self._next_frame_id = 1
         self._next_run_id = 1
-        """No number twice while this process lives: there may be news on its way about a run that is forgotten."""
+        """No id is used twice while this process lives: a notification about a closed run may still be on its way."""
+        self.control = ControlChannel(database, self._lock)
         try:
             self._ended = EndedRuns(database)
             self._load()
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise SpoolDamagedError(f"the spool {database.path} holds what cannot be read: {error}") from error
 
+    @classmethod
+    def open(cls, directory: str, *, max_bytes: int, clock: Clock) -> "Spool":
+        """Open the spool in a directory that is locked already. A damaged spool is set aside and reported.
+
+        Raises `SpoolError` when it cannot be opened at all, `UsageError` for a limit that is too small.
+        """
+        database = Database(directory, max_bytes=max_bytes)
+        try:
+            try:
+                spool = cls(database, clock=clock)
+            except SpoolDamagedError as error:
+                log.error("spool cannot be read error=%s", error)  # noqa: TRY400 -- no defect, no trace
+                database.recreate()
+                spool = cls(database, clock=clock)
+        except BaseException:
+            database.close()
+            raise
+        if database.migrated_from is not None:
+            log.info("spool of an older version migrated from=%d to=%d", database.migrated_from, SCHEMA_VERSION)
+        if database.quarantined_path is not None:
+            log.error("spool is damaged and set aside, nothing in it is deleted file=%s", database.quarantined_path)
+        return spool
+
+    # Reading
+
+    def run(self, run_id: int) -> OpenRun | None:
+        """Return an open run; `None` when there is none of that id."""
+        with self._lock:
+            return self._runs.get(run_id)
+
+    def view(self, read: Callable[[OpenRun], _T], run_ids: Iterable[int] | None = None) -> list[_T]:
+        """Apply `read` to these open runs (all without ids) under the lock, and return the results.
+
+        Ids of closed runs are skipped. `read` must not block.
+        """
+        with self._lock:
+            if run_ids is None:
+                return [read(run) for run in self._runs.values()]
+            return [read(run) for run_id in run_ids if (run := self._runs.get(run_id)) is not None]
+
+    def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
+        """Return the record of a run that has ended, as long as it is kept."""
+        with self._lock:
+            return ended if isinstance(ended := self._ended.find(_name(key, owner)), RunRecord) else None
+
+    def read_unbatched(self, run: OpenRun, *, max_rows: int) -> UnbatchedFrames | None:
+        """Read the oldest frames that are in no batch: at most `max_rows` rows, but at least one frame.
+
+        `None` when there are none. Only the run's own step removes frames, so they stay while new ones are appended.
+        """
+        with self._lock:
+            ids = run.frame_ids[:]
+        payloads: list[bytes] = []
+        first_seq = last_seq = total = 0
+        # In slices: the lock is free in between.
+        for start in range(0, len(ids), _READ_FRAMES):
+            with self._lock:
+                for frame_id in ids[start : start + _READ_FRAMES]:
+                    ((seq, rows, payload),) = self._database.query(
+                        "SELECT first_seq, rows, payload FROM frames WHERE id = ?", (frame_id,)
+                    )
+                    if payloads and total + rows > max_rows:
+                        return UnbatchedFrames(first_seq, last_seq, payloads)
+                    first_seq = first_seq or seq
+                    last_seq = seq + rows - 1
+                    total += rows
+                    payloads.append(payload)
+        return UnbatchedFrames(first_seq, last_seq, payloads) if payloads else None
+
+    def next_batch(self, run: OpenRun) -> Batch | None:
+        """Return the oldest batch that is not confirmed."""
+        with self._lock:
+            batches = tables.read_batches(self._database, run.id, limit=1)
+        return batches[0] if batches else None
+
+    def pending_batches(self, run: OpenRun) -> list[Batch]:
+        """Return all batches that are not confirmed, oldest first."""
+        with self._lock:
+            return tables.read_batches(self._database, run.id, limit=-1)
+
     @property
     def next_frame_id(self) -> int:
-        """Every frame that is here has a lower number."""
-        with self.lock:
+        """Every stored frame has a lower id."""
+        with self._lock:
             return self._next_frame_id
+
+    def size(self) -> SpoolSize:
+        """Return how much is used and allowed; raises `SpoolError`."""
+        with self._lock:
+            database = self._database
+            return SpoolSize(database.used_bytes(), database.rows_limit_bytes, database.max_bytes)
+
+    def client_count(self) -> int:
+        """How many clients have open runs. Takes no lock: it is asked for every message."""
+        return self._usage.clients
+
+    def client_bytes(self, owner: str) -> int:
+        """About how many bytes the client's open runs take. Takes no lock: it is asked for every message."""
+        return self._usage.spool_bytes(owner)
+
+    def data_version(self) -> int:
+        """Return a number that changes when another process has written; raises `SpoolError`."""
+        with self._lock:
+            return self._database.data_version()
+
+    def require_room(self) -> None:
+        """Raise `SpoolError` when the limit leaves no room for rows."""
+        with self._lock:
+            self._require_room(0)
+
+    # Changing
 
     def open_run(
         self,
@@ -79,122 +199,78 @@ class Spool:
     ) -> OpenRun:
         """Open or continue the run that a collector names.
 
-        Each client (`owner`) has run keys of its own: it neither reaches another's runs nor learns of them, and at most
-        `max_runs` open ones. `try_reserve` says whether the client may add so many bytes to the spool.
+        Each client (`owner`) has run keys of its own: it neither reaches another's runs nor learns of them, and has at
+        most `max_runs` open ones. `try_reserve` says whether the client may add so many bytes to the spool.
 
         Raises `RunClosedError`, `SupersededError`, `RunLimitError`, `QuotaExceededError`, `SpoolFullError`.
         """
-        with self.lock:
+        with self._lock:
             run = self._by_name.get(_name(hello.run_key, owner))
             if run is None:
                 run = self._create_run(hello, owner, max_runs, try_reserve)
-            is_new_epoch = hello.epoch != run.record.incarnation
-            if is_new_epoch:
-                self._check_epoch(run, hello)
+            check_epoch(run.record, run.durable_seq, hello)
             # Before anything is written: a full disk does not make a collector silent.
             run.last_seen_at = self._clock.monotonic()
-            if is_new_epoch:
-                self._supersede(run, hello)
-            self._skip_missing_rows(run, hello)
-            self._update_discovery(run, hello)
+            changes = continuation(run.record, run.durable_seq, hello)
+            if changes:
+                self.update(run, **changes)
+                run.durable_seq = max(run.durable_seq, run.record.batched_seq)
             run.cloud_pending = hello.cloud_pending
             return run
 
     def append(self, frames: Sequence[PendingFrame], finishes: Sequence[tuple[OpenRun, Finish]]) -> int:
-        """Make rows and ends durable in one transaction, and return how many rows that were.
+        """Make rows and ends durable in one transaction, and return the number of rows.
 
-        Raises `SpoolError` and has stored nothing then.
-
-        What is for a run that has ended meanwhile (closed as stale, discarded) is left out: its `durable_seq` stays.
+        Raises `SpoolError` and has stored nothing then. Frames of a run that has ended meanwhile (closed as stale,
+        discarded) are left out: its `durable_seq` does not change.
         """
-        with self.lock:
+        with self._lock:
             frames = [frame for frame in frames if self._accepts_rows(frame.run)]
             finishes = [(run, finish) for run, finish in finishes if self._accepts_rows(run)]
             if frames:
                 self._require_room(sum(len(frame.payload) for frame in frames))
             first_id = self._next_frame_id
-            ended: list[tuple[OpenRun, RunRecord]] = []
-            with self.database.transaction() as connection:
-                connection.executemany(
-                    "INSERT INTO frames (id, run, first_seq, rows, payload) VALUES (?, ?, ?, ?, ?)",
-                    [
-                        (first_id + index, frame.run.id, frame.first_seq, frame.rows, frame.payload)
-                        for index, frame in enumerate(frames)
-                    ],
-                )
-                for run, finish in finishes:
-                    record = self._apply_events(run, Event.ENDED, finish=finish)
-                    self._write(connection, run.id, record)
-                    ended.append((run, record))
+            ended = [(run, self._apply_events(run, Event.ENDED, finish=finish)) for run, finish in finishes]
+            with self._database.transaction() as connection:
+                tables.insert_frames(connection, first_id, frames)
+                for run, record in ended:
+                    tables.update_run(connection, run.id, record)
             self._next_frame_id += len(frames)
             now = self._clock.now()
-            for index, frame in enumerate(frames):
-                size = len(frame.payload)
-                frame.run.add_frame(first_id + index, frame.first_seq, frame.rows, size, received_at=now)
+            for frame_id, frame in enumerate(frames, first_id):
+                frame.run.add_frame(frame_id, frame.first_seq, frame.rows, len(frame.payload), received_at=now)
                 frame.run.last_timestamp = frame.last_timestamp
-                self.usage.recompute(frame.run)
+                self._usage.recompute(frame.run)
             for run, record in ended:
                 run.record = record
             return sum(frame.rows for frame in frames)
 
-    def read_unbatched(self, run: OpenRun, *, max_rows: int) -> UnbatchedFrames | None:
-        """Read the oldest rows that are in no batch; `None` when there are none.
-
-        Only the run's own step takes frames away, so what is read stays while new frames come in behind.
-        """
-        with self.lock:
-            ids = run.frame_ids[: len(run.frame_ids)]
-        return read_frames(self.database, self.lock, ids, max_rows=max_rows)
-
     def seal_batch(self, run: OpenRun, frames: UnbatchedFrames, batch: Batch, **changes: Any) -> None:
-        """Turn rows into a batch, in one transaction: from now on its range and bytes are fixed."""
-        with self.lock:
-            ids = run.frame_ids[: len(frames.payloads)]
-            # Rows that are missing may have been settled beyond these while they were encoded.
+        """Turn the oldest frames into a batch: from now on its range and its bytes are fixed."""
+        count = len(frames.payloads)
+        with self._lock:
+            # Missing rows may have been skipped beyond these while they were encoded.
             batched_seq = max(run.record.batched_seq, frames.last_seq)
-            received_at = run.frame_received_at[0]
-            since = run.batch_received_at[0] if run.batch_received_at else received_at
-            record = msgspec.structs.replace(run.record, batched_seq=batched_seq, waiting_since=since, **changes)
-            with self.database.transaction() as connection:
-                connection.executemany("DELETE FROM frames WHERE id = ?", [(frame_id,) for frame_id in ids])
-                connection.execute(
-                    "INSERT INTO batches (run, number, first_seq, last_seq, rows, bytes, sha256, body) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        run.id,
-                        batch.number,
-                        batch.first_seq,
-                        batch.last_seq,
-                        batch.rows,
-                        len(batch.body),
-                        batch.sha256,
-                        batch.body,
-                    ),
-                )
-                self._write(connection, run.id, record)
+            record = msgspec.structs.replace(
+                run.record, batched_seq=batched_seq, waiting_since=run.waiting_since or 0.0, **changes
+            )
+            with self._database.transaction() as connection:
+                tables.delete_frames(connection, run.frame_ids[:count])
+                tables.insert_batch(connection, run.id, batch)
+                tables.update_run(connection, run.id, record)
             run.record = record
-            del run.frame_ids[: len(frames.payloads)]
-            del run.frame_received_at[: len(frames.payloads)]
-            run.batch_received_at.append(received_at)
-            run.unbatched_rows -= batch.rows
-            run.unbatched_bytes -= sum(len(payload) for payload in frames.payloads)
-            run.pending_batches += 1
-            run.batch_bytes += len(batch.body)
-            self.usage.recompute(run)
-            run.sealed_at = self._clock.monotonic()
-
-    def next_batch(self, run: OpenRun) -> Batch | None:
-        """Return the oldest batch that is not confirmed."""
-        batches = self._batches(run, limit=1)
-        return batches[0] if batches else None
-
-    def pending_batches(self, run: OpenRun) -> list[Batch]:
-        """Return all batches that are not confirmed, oldest first."""
-        return self._batches(run, limit=-1)
+            run.move_to_batch(
+                count,
+                rows=batch.rows,
+                payload_bytes=sum(map(len, frames.payloads)),
+                body_bytes=len(batch.body),
+                now=self._clock.monotonic(),
+            )
+            self._usage.recompute(run)
 
     def confirm_batch(self, run: OpenRun, batch: Batch) -> None:
-        """The PUT is confirmed: the batch's rows leave the spool."""
-        with self.lock:
+        """Remove a batch whose upload is confirmed."""
+        with self._lock:
             record = msgspec.structs.replace(
                 run.record,
                 delivered_batches=run.record.delivered_batches + 1,
@@ -204,78 +280,86 @@ class Spool:
                 last_error="",
                 next_try_at=0.0,
             )
-            with self.database.transaction() as connection:
-                connection.execute("DELETE FROM batches WHERE run = ? AND number = ?", (run.id, batch.number))
-                self._write(connection, run.id, record)
+            with self._database.transaction() as connection:
+                tables.delete_batch(connection, run.id, batch.number)
+                tables.update_run(connection, run.id, record)
             run.record = record
-            run.pending_batches -= 1
-            run.batch_bytes -= len(batch.body)
-            self.usage.recompute(run)
-            del run.batch_received_at[0]
+            run.drop_batch(len(batch.body))
+            self._usage.recompute(run)
 
     def update(self, run: OpenRun, *events: Event, **changes: Any) -> None:
-        """Apply events and changes to a run's record, durably; raises `TransitionError` when one is not allowed."""
-        with self.lock:
+        """Apply events and changes to a run's record, durably; raises `TransitionError` for an event not allowed."""
+        with self._lock:
             record = self._apply_events(run, *events, **changes)
-            with self.database.transaction() as connection:
-                self._write(connection, run.id, record)
+            with self._database.transaction() as connection:
+                tables.update_run(connection, run.id, record)
             run.record = record
+
+    def register_run(self, run: OpenRun, **changes: str) -> None:
+        """Record the registration. The run's end may have come while the API was asked."""
+        with self._lock:
+            events = [Event.REGISTERED, *([Event.ENDED] if run.record.has_ended else [])]
+            self.update(run, *events, last_error="", next_try_at=0.0, **changes)
+
+    def end_if_stale(self, run: OpenRun, policy: Policy) -> bool:
+        """End a run whose collector is silent; False when the collector was heard, or ended the run, meanwhile."""
+        with self._lock:
+            gone_at = stale_deadline(policy, silent_since=run.last_seen_at, interval_s=run.record.interval_s)
+            if run.record.has_ended or self._clock.monotonic() < gone_at:
+                return False
+            finish = Finish(last_seq=run.durable_seq, exit_code=None, status="failed", time=self._clock.now())
+            self.update(run, Event.ENDED, finish=finish, closed_as_stale=True)
+            return True
 
     def close_run(self, run: OpenRun, event: Event, **changes: Any) -> None:
-        """Take a run out of the open ones: finished, failed or discarded. Whatever rows it still has are gone."""
-        with self.lock:
+        """Finish, fail or discard a run. Its remaining rows are deleted."""
+        with self._lock:
             changes |= {"batched_seq": run.durable_seq, "ended_at": self._clock.now()}
             record = self._apply_events(run, event, last_error="", next_try_at=0.0, **changes)
-            with self.database.transaction() as connection:
-                connection.executemany("DELETE FROM frames WHERE id = ?", [(frame_id,) for frame_id in run.frame_ids])
-                connection.execute("DELETE FROM batches WHERE run = ?", (run.id,))
-                remembered = self._ended.evict_oldest(connection, len(msgspec.msgpack.encode(record)))
-                self._write(connection, run.id, record)
-            self._ended.apply(remembered)
+            with self._database.transaction() as connection:
+                tables.delete_frames(connection, run.frame_ids)
+                tables.delete_batches(connection, run.id)
+                retention = self._ended.evict_oldest(connection, len(msgspec.msgpack.encode(record)))
+                tables.update_run(connection, run.id, record)
+            self._ended.apply(retention)
             run.record = record
-            for waiting in (run.frame_ids, run.frame_received_at, run.batch_received_at):
-                del waiting[:]
-            run.unbatched_rows = run.unbatched_bytes = run.pending_batches = run.batch_bytes = 0
-            del self.runs[run.id]
+            run.drop_rows()
+            del self._runs[run.id]
             del self._by_name[_name(record.key, record.owner)]
-            self.usage.remove(run)
-
-    def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
-        """Return all about a run that has ended, as long as that is kept."""
-        with self.lock:
-            ended = self._ended.find(_name(key, owner))
-        return ended if isinstance(ended, RunRecord) else None
-
-    def require_room(self) -> None:
-        """Raise `SpoolError` when the limit leaves no room for rows."""
-        with self.lock:
-            self._require_room(0)
+            self._usage.remove(run)
 
     def require_writable(self) -> None:
         """Raise `SpoolError` when rows cannot be made durable now; nothing changes, but it is a commit."""
-        with self.lock:
+        with self._lock:
             self._require_room(0)
-            with self.database.transaction() as connection:
+            with self._database.transaction() as connection:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
+    def compact(self) -> bool:
+        """Give free pages back to the file system; True when there are more. Raises `SpoolError`."""
+        with self._lock:
+            return self._database.compact()
+
     def close(self) -> None:
-        """Close the database; whoever comes later gets a `SpoolError`."""
-        with self.lock:
-            self.database.close()
+        """Close the database; every later call raises `SpoolError`."""
+        with self._lock:
+            self._database.close()
+
+    # With the lock held
 
     def _accepts_rows(self, run: OpenRun) -> bool:
-        return run.id in self.runs and not run.record.has_ended
+        return run.id in self._runs and not run.record.has_ended
 
     def _require_room(self, size: int) -> None:
-        if self.database.used_bytes() + size > self.database.rows_limit_bytes:
-            raise SpoolFullError(f"the spool has reached its limit of {self.database.max_bytes} bytes")
+        if self._database.used_bytes() + size > self._database.rows_limit_bytes:
+            raise SpoolFullError(f"the spool has reached its limit of {self._database.max_bytes} bytes")
 
     def _create_run(self, hello: Hello, owner: str, max_runs: int, try_reserve: Callable[[str, int], bool]) -> OpenRun:
         name = _name(hello.run_key, owner)
         ended = self._ended.find(name)
         if ended is not None:
             raise RunClosedError(ended.batched_seq, ended)
-        if self.usage.open_runs(owner) >= max_runs:
+        if self._usage.open_runs(owner) >= max_runs:
             raise RunLimitError(f"{max_runs} runs of this client are open already")
         record = new_record(hello, uid=uuid.uuid4().hex, owner=owner, now=self._clock.now())
         blob = msgspec.msgpack.encode(record)
@@ -284,46 +368,12 @@ class Spool:
         # The reserve is for changes of the runs that are there.
         self._require_room(len(blob))
         run_id = self._next_run_id
-        with self.database.transaction() as connection:
-            connection.execute(
-                "INSERT INTO runs (id, key, state, record) VALUES (?, ?, ?, ?)",
-                (run_id, name, record.state, blob),
-            )
+        with self._database.transaction() as connection:
+            tables.insert_run(connection, run_id, name, record.state, blob)
         self._next_run_id += 1
-        return self._load_run(run_id, record, len(blob))
-
-    def _check_epoch(self, run: OpenRun, hello: Hello) -> None:
-        record = run.record
-        if hello.epoch in record.fenced_epochs:
-            raise SupersededError(record.fenced_seq.get(hello.epoch, 0))
-        if record.has_ended:
-            raise RunClosedError(run.durable_seq)
-
-    def _supersede(self, run: OpenRun, hello: Hello) -> None:
-        record = run.record
-        fenced = [*record.fenced_epochs, record.incarnation][-_MAX_FENCED_EPOCHS:]
-        seqs = record.fenced_seq | {record.incarnation: run.durable_seq}
-        self.update(
-            run,
-            incarnation=hello.epoch,
-            fenced_epochs=fenced,
-            fenced_seq={name: seqs.get(name, 0) for name in fenced},
-            interval_s=hello.interval_s,
-        )
-
-    def _skip_missing_rows(self, run: OpenRun, hello: Hello) -> None:
-        """Rows that a collector cannot send again would hold up its run for ever: go on behind them, and count."""
-        gap = hello.first_available_seq - run.durable_seq - 1
-        if gap <= 0 or run.record.has_ended:
-            return
-        self.update(run, missing_rows=run.record.missing_rows + gap, batched_seq=hello.first_available_seq - 1)
-        run.durable_seq = hello.first_available_seq - 1
-
-    def _update_discovery(self, run: OpenRun, hello: Hello) -> None:
-        """What discovery found late still reaches a registration that has not gone out."""
-        record = run.record
-        if record.state is RunState.NEW and (hello.cloud, hello.host) != (record.cloud, record.host):
-            self.update(run, cloud=hello.cloud, host=hello.host)
+        run = mirror_of(run_id, record, len(blob), self._clock)
+        self._add(run)
+        return run
 
     def _apply_events(self, run: OpenRun, *events: Event, **changes: Any) -> RunRecord:
         state = run.record.state
@@ -331,115 +381,20 @@ class Spool:
             state = transition(state, event)
         return msgspec.structs.replace(run.record, state=state, **changes)
 
-    def _write(self, connection: sqlite3.Connection, run_id: int, record: RunRecord) -> None:
-        connection.execute(
-            "UPDATE runs SET state = ?, ended_at = ?, record = ? WHERE id = ?",
-            (record.state, record.ended_at, msgspec.msgpack.encode(record), run_id),
-        )
-
-    def _batches(self, run: OpenRun, *, limit: int) -> list[Batch]:
-        with self.lock:
-            rows = self.database.query(
-                "SELECT number, first_seq, last_seq, rows, body, sha256 FROM batches WHERE run = ? "
-                "ORDER BY number LIMIT ?",
-                (run.id, limit),
-            )
-        return [Batch(*row) for row in rows]
-
-    def _load_run(self, run_id: int, record: RunRecord, record_bytes: int) -> OpenRun:
-        run = OpenRun(run_id, record, now=self._clock.monotonic(), record_bytes=record_bytes)
-        # The upload interval goes on across a restart, whatever the clock did meanwhile.
-        run.sealed_at -= max(0.0, self._clock.now() - record.sealed_at)
-        self.runs[run_id] = run
-        self._by_name[_name(record.key, record.owner)] = run
-        self.usage.add(run)
-        return run
-
     def _load(self) -> None:
-        ((self._next_run_id,),) = self.database.query("SELECT coalesce(max(id), 0) + 1 FROM runs")
-        for run_id, blob in self.database.query(
-            "SELECT id, record FROM runs WHERE state NOT IN ('finished', 'failed', 'discarded')"
-        ):
-            self._load_run(run_id, decode_record(blob), len(blob))
-        orphans = 0
-        for frame_id, run_id, first_seq, rows, size in self.database.iterate(
-            "SELECT id, run, first_seq, rows, length(payload) FROM frames ORDER BY id"
-        ):
-            self._next_frame_id = frame_id + 1
-            run = self.runs.get(run_id)
-            if run is None:
-                orphans += 1
-            else:
-                # Not kept for every frame: none is older than the last batch.
-                run.add_frame(frame_id, first_seq, rows, size, received_at=run.record.sealed_at)
-        for run_id, size in self.database.iterate("SELECT run, sum(bytes) FROM batches GROUP BY run"):
-            if run_id in self.runs:
-                self.runs[run_id].batch_bytes = size
-        for run in self.runs.values():
-            self.usage.recompute(run)
-            if run.frame_ids:
-                with contextlib.suppress(InvalidMessageError):
-                    run.last_timestamp = self._timestamp_of(run.frame_ids[-1])
-        if orphans:
-            log.error("spool holds messages of runs that it does not know, they stay there messages=%d", orphans)
-        # Whoever asked the uploader before this one has had its answer, or has given up. A full disk is no hindrance.
-        with contextlib.suppress(SpoolFullError), self.database.transaction() as connection:
+        runs, self._next_run_id, self._next_frame_id = load_runs(self._database, self._clock)
+        for run in runs:
+            self._add(run)
+        # These requests were answered by the previous uploader, or given up. A full disk is no hindrance.
+        with contextlib.suppress(SpoolFullError), self._database.transaction() as connection:
             connection.execute("DELETE FROM requests")
 
-    def _timestamp_of(self, frame_id: int) -> float:
-        """Return the time of a stored frame's last row."""
-        ((payload,),) = self.database.query("SELECT payload FROM frames WHERE id = ?", (frame_id,))
-        return decode_frames([payload])[-1].timestamp
+    def _add(self, run: OpenRun) -> None:
+        self._runs[run.id] = run
+        self._by_name[_name(run.record.key, run.record.owner)] = run
+        self._usage.add(run)
 
 
 def _name(key: str, owner: str) -> str:
-    """What tells a run from all others here. Neither a run key nor a client's name holds what is put in between."""
+    """Return the run's name in this spool. Neither a run key nor a client's name contains a line break."""
     return f"{owner}\n{key}" if owner else key
-
-
-_SLICE = 256
-"""So many frames are read at a time."""
-
-
-def read_frames(
-    database: Database, lock: threading.RLock, ids: Sequence[int], *, max_rows: int
-) -> UnbatchedFrames | None:
-    """Return the first of these frames, those with at most `max_rows` rows together but one at least."""
-    payloads: list[bytes] = []
-    first_seq = last_seq = rows = 0
-    for start in range(0, len(ids), _SLICE):
-        with lock:
-            for frame_id in ids[start : start + _SLICE]:
-                ((seq, count, payload),) = database.query(
-                    "SELECT first_seq, rows, payload FROM frames WHERE id = ?", (frame_id,)
-                )
-                if payloads and rows + count > max_rows:
-                    return UnbatchedFrames(first_seq, last_seq, payloads)
-                first_seq = first_seq or seq
-                last_seq = seq + count - 1
-                rows += count
-                payloads.append(payload)
-    return UnbatchedFrames(first_seq, last_seq, payloads) if payloads else None
-
-
-def open_spool(directory: str, *, max_bytes: int, clock: Clock) -> Spool:
-    """Open the spool in a directory that is locked already; one that cannot be read is set aside and reported.
-
-    Raises `SpoolError` for what cannot be opened at all, `UsageError` for a limit that is too small.
-    """
-    database = Database(directory, max_bytes=max_bytes)
-    try:
-        try:
-            spool = Spool(database, clock=clock)
-        except SpoolDamagedError as error:
-            log.error("spool cannot be read error=%s", error)  # noqa: TRY400 -- no defect, no trace
-            database.recreate()
-            spool = Spool(database, clock=clock)
-    except BaseException:
-        database.close()
-        raise
-    if database.migrated_from is not None:
-        log.info("spool of an older version migrated from=%d to=%d", database.migrated_from, SCHEMA_VERSION)
-    if database.quarantined_path is not None:
-        log.error("spool is damaged and set aside, nothing in it is deleted file=%s", database.quarantined_path)
-    return spool

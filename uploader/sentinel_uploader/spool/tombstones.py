@@ -40,13 +40,13 @@ class Tombstone(NamedTuple):
     @classmethod
     def of(cls, record: RunRecord) -> "Tombstone":
         """Make that of a run that is over."""
-        ended_by = _digest(record.incarnation, 8) if record.state is RunState.FINISHED else None
+        ended_by = _digest(record.epoch, 8) if record.state is RunState.FINISHED else None
         run_id = record.run_id if len(record.run_id) <= _MAX_RUN_ID_CHARS else ""
         return cls(record.batched_seq, record.delivered_rows, ended_by, run_id)
 
-    def was_ended_by(self, incarnation: str) -> bool:
+    def was_ended_by(self, epoch: str) -> bool:
         """Whether it was this collector's `Finish` that has ended the run."""
-        return self.ended_by == _digest(incarnation, 8)
+        return self.ended_by == _digest(epoch, 8)
 
 
 class Tombstones:

@@ -1,1 +1,1 @@
-"""What the uploader tells whoever watches it: health and metrics over HTTP."""
+"""Counters, health, metrics and log lines of a running uploader, and its HTTP server."""

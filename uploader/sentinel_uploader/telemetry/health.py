@@ -1,4 +1,4 @@
-"""Is the uploader alive, can it take rows, do rows reach their destination: each answered with what is wrong."""
+"""Health checks: is the uploader alive, can it take rows, do rows reach their destination?"""
 
 import os
 from collections import Counter
@@ -6,48 +6,49 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.runs.lifecycle import OPEN_STATES, RunState
 from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.store import Spool
 
 HANG_THRESHOLD_S = 120.0
-"""A loop that has not turned for so long hangs: both turn every second."""
+"""A loop that has not run for so long hangs. Both run once a second."""
 WRITE_PROBE_INTERVAL_S = 10.0
-"""The spool is written to for the sake of an answer when that was longer ago."""
+"""The readiness check writes to the spool when its last write was longer ago."""
 MIN_FREE_BYTES = 1 << 20
 
 
 class BacklogStats(NamedTuple):
-    """What waits in the spool."""
+    """What waits in the spool for delivery."""
 
     runs: Counter[RunState]
     stale_runs: int
-    """Open runs whose collector was silent for too long, and whose end is not accepted yet."""
+    """Runs closed as stale whose end the API has not accepted yet."""
     rows: int
     parked_rows: int
-    """Those of them that wait for a person."""
+    """Rows of parked runs among them."""
     objects: int
     oldest_s: float
-    """Age of the oldest row that waits, those of parked runs apart; 0: none does."""
+    """Age of the oldest row, without those of parked runs; 0: there is none."""
 
 
 class Health:
-    """Looks at a running uploader; every method may be called from any thread and returns what is wrong."""
+    """Checks a running uploader. Each check returns an error text, empty when all is well. Thread-safe."""
 
     def __init__(
         self,
         *,
         spool: Spool,
         directory: str,
-        intake: Intake,
+        last_intake_loop_at: Callable[[], float],
+        spool_unavailable: Callable[[], tuple[float, str] | None],
         last_main_loop_at: Callable[[], float],
         unhealthy_after_s: float,
         clock: Clock,
     ) -> None:
         self._spool = spool
         self._directory = directory
-        self._intake = intake
+        self._last_intake_loop_at = last_intake_loop_at
+        self._spool_unavailable = spool_unavailable
         self._last_main_loop_at = last_main_loop_at
         self._unhealthy_after_s = unhealthy_after_s
         self._clock = clock
@@ -55,15 +56,15 @@ class Health:
         self.is_stopping = False
 
     def liveness_error(self) -> str:
-        """Why the process should be replaced, empty when it works; takes no lock."""
+        """Return why the process should be restarted. Takes no lock."""
         now = self._clock.monotonic()
-        loops = (("intake", self._intake.last_loop_at), ("dispatcher", self._last_main_loop_at()))
+        loops = (("intake", self._last_intake_loop_at()), ("dispatcher", self._last_main_loop_at()))
         return "; ".join(
             f"the {name} has hung for {now - at:.0f} s" for name, at in loops if now - at > HANG_THRESHOLD_S
         )
 
     def readiness_error(self) -> str:
-        """Why no rows can be taken now, empty when they can."""
+        """Return why no rows can be taken now."""
         if self.is_stopping:
             return "the uploader is stopping"
         try:
@@ -74,40 +75,42 @@ class Health:
         except SpoolError as error:
             return str(error)
         except OSError as error:
-            return f"the spool {self._directory} cannot be looked at: {error.strerror}"
+            return f"the spool {self._directory} cannot be checked: {error.strerror}"
         return ""
 
     def health_error(self) -> str:
-        """Why rows do not reach their destination, empty when they do or there are none."""
+        """Return why rows do not reach their destination."""
         oldest_s = self.backlog().oldest_s
         if oldest_s <= self._unhealthy_after_s:
             return ""
         return f"the oldest row that is not delivered has waited for {oldest_s:.0f} s; see `sentinel-uploader status`"
 
     def backlog(self) -> BacklogStats:
-        """Count what waits."""
+        """Count what waits in the spool."""
         now = self._clock.now()
         states: Counter[RunState] = Counter()
         stale = rows = parked_rows = objects = 0
         oldest_at = now
-        with self._spool.lock:
-            for run in self._spool.runs.values():
-                record = run.record
-                states[record.state] += 1
-                stale += record.closed_as_stale
-                rows += run.undelivered_rows
-                objects += run.pending_batches
-                if record.state not in OPEN_STATES:
-                    parked_rows += run.undelivered_rows
-                elif (since := run.waiting_since) is not None:
-                    oldest_at = min(oldest_at, since)
+        for record, undelivered, batches, since in self._spool.view(
+            lambda run: (run.record, run.undelivered_rows, run.pending_batches, run.waiting_since)
+        ):
+            states[record.state] += 1
+            stale += record.closed_as_stale
+            rows += undelivered
+            objects += batches
+            if record.state not in OPEN_STATES:
+                parked_rows += undelivered
+            elif since is not None:
+                oldest_at = min(oldest_at, since)
         return BacklogStats(states, stale, rows, parked_rows, objects, now - oldest_at)
 
     def _require_writable(self) -> None:
         now = self._clock.monotonic()
-        refusal = self._intake.spool_unavailable
-        if refusal is not None and now - refusal.at < WRITE_PROBE_INTERVAL_S:
-            raise SpoolError(refusal.text)
+        unavailable = self._spool_unavailable()
+        if unavailable is not None:
+            failed_at, text = unavailable
+            if now - failed_at < WRITE_PROBE_INTERVAL_S:
+                raise SpoolError(text)
         if now - self._written_at < WRITE_PROBE_INTERVAL_S:
             self._spool.require_room()
             return
@@ -116,6 +119,6 @@ class Health:
 
 
 def free_bytes(directory: str) -> int:
-    """Return what this user may still write there, 0 where the file system is read-only; raises `OSError`."""
+    """Return the bytes that this user may still write there, 0 on a read-only file system; raises `OSError`."""
     found = os.statvfs(directory)
     return 0 if found.f_flag & os.ST_RDONLY else found.f_bavail * found.f_frsize

@@ -1,4 +1,4 @@
-"""Where health and metrics are served."""
+"""The address of the HTTP server. Apart from the server because the settings need only this."""
 
 import ipaddress
 import re
@@ -9,14 +9,14 @@ _ADDRESS = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)?:)?(?P<p
 
 
 class HttpAddress(NamedTuple):
-    """A host without brackets, and a port; 0: any that is free."""
+    """A host without brackets, and a port (0: any free one)."""
 
     host: str
     port: int
 
     @property
     def is_loopback(self) -> bool:
-        """Whether nobody beyond this machine can reach it; of a name only `localhost` is known to be so."""
+        """Whether only this machine can reach it. Of host names, only `localhost` counts."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -30,7 +30,7 @@ class HttpAddress(NamedTuple):
 
 
 def http_address(value: object) -> HttpAddress:
-    """Read `PORT`, `:PORT` (both at 127.0.0.1) or `HOST:PORT`; raises `ValueError` with what it must be."""
+    """Parse `PORT`, `:PORT` (both at 127.0.0.1) or `HOST:PORT`; raises `ValueError`."""
     match = _ADDRESS.fullmatch(str(value)) if isinstance(value, str | int) and not isinstance(value, bool) else None
     if match is None or int(match["port"]) > 65535:
         raise ValueError("must be PORT (at 127.0.0.1) or HOST:PORT (an IPv6 host in brackets)")

@@ -1,4 +1,4 @@
-"""Log lines on stderr: text for people, JSON for machines."""
+"""Log lines on stderr: text for people, JSON for programs."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 _PLACEHOLDER = re.compile(r"(?: ?(?P<key>[a-z_]+)=)?%[-#0 +]*[0-9]*(?:\.[0-9]+)?[a-zA-Z]")
-"""A place of a message's template that an argument goes into, with the key that stands before it."""
+"""A conversion in a message's template, with the key before it."""
 _CLIENT = "client"
 
 
@@ -26,8 +26,8 @@ class _TextFormatter(logging.Formatter):
 class _JsonFormatter(logging.Formatter):
     """One object a line: `time`, `level`, `logger`, `message`, and `exception` where there is one.
 
-    Each `key=value` of the message is a field of its own as well (`run`, `step`, `error`, …), and `event` is what is
-    left of the message, the same text every time. `client` is there when the run belongs to a key's owner.
+    Each `key=value` of the message is a field too (`run`, `step`, `error`, …), and `event` is the message without them:
+    a constant text. `client` is the owner of the run, if it has a key. A library would need `extra=` at each call.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -46,19 +46,19 @@ class _JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(kind: str, *, verbose: bool) -> None:
-    """Send log lines to stderr; `kind` is `text` or `json`."""
+    """Log to stderr; `kind` is `text` or `json`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if kind == "json" else _TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
-    # These speak of every connection, and could show an address with a signature in it.
+    # They log every connection, and might log a URL with a signature in it.
     for name in ("urllib3", "botocore", "boto3"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _event_and_fields(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
-    """Return the message without its `key=value` pairs, and these."""
+    """Return the message without its `key=value` pairs, and the pairs."""
     template, args = str(record.msg), record.args
     places = list(_PLACEHOLDER.finditer(template))
     if not isinstance(args, tuple) or len(places) != len(args) or "%%" in template:
@@ -74,5 +74,5 @@ def _utc(record: logging.LogRecord) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A server's or a client's text must not be able to write log lines of its own."""
+    """Escape control characters: a text from a server or client must not forge log lines."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

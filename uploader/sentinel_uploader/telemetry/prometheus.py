@@ -1,4 +1,4 @@
-"""The uploader's numbers as Prometheus reads them; the only module that imports `prometheus_client`."""
+"""Exports the metrics to Prometheus. Only this module imports `prometheus_client`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, cast
@@ -28,32 +28,11 @@ _SHOWN_STATES = [*sorted(OPEN_STATES), RunState.QUARANTINED]
 
 
 class Metrics:
-    """Renders everything that is counted, and what the spool holds at the moment."""
+    """Renders the counters, and gauges of the present state. Implements `prometheus_client.registry.Collector`."""
 
     def __init__(
         self,
         *,
-        counters: Counters,
-        spool: Spool,
-        backlog: Callable[[], BacklogStats],
-        failing_destinations: Callable[[], int],
-        connections: Callable[[], int],
-    ) -> None:
-        self._registry = CollectorRegistry()
-        uploader = _Uploader(counters, spool, backlog, failing_destinations, connections)
-        self._registry.register(cast("Collector", uploader))
-        ProcessCollector(registry=self._registry)
-
-    def text(self) -> bytes:
-        """Return the exposition text."""
-        return generate_latest(self._registry)
-
-
-class _Uploader:
-    """Implements `prometheus_client.registry.Collector`."""
-
-    def __init__(
-        self,
         counters: Counters,
         spool: Spool,
         backlog: Callable[[], BacklogStats],
@@ -65,19 +44,28 @@ class _Uploader:
         self._backlog = backlog
         self._failing_destinations = failing_destinations
         self._connections = connections
+        self._registry = CollectorRegistry()
+        self._registry.register(cast("Collector", self))
+        ProcessCollector(registry=self._registry)
+
+    def text(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
 
     def describe(self) -> Iterable[Metric]:
-        # Registering must not collect: nothing is there yet.
+        """Describe nothing."""
+        # Without this, registering would call `collect`.
         return ()
 
     def collect(self) -> Iterator[Metric]:
+        """Yield all metrics of the uploader."""
         yield InfoMetricFamily(f"{PREFIX}build", "What is running", {"version": __version__})
-        yield from self._counted()
+        yield from self._event_metrics()
         yield from self._backlog_gauges()
         yield from self._spool_gauges()
         yield from self._client_gauges()
 
-    def _counted(self) -> Iterator[Metric]:
+    def _event_metrics(self) -> Iterator[Metric]:
         for count in self._counters.counters():
             family = CounterMetricFamily(PREFIX + count.name, count.help, labels=count.labels)
             for values, number in sorted(count.all().items()):
@@ -108,11 +96,9 @@ class _Uploader:
 
     def _spool_gauges(self) -> Iterator[Metric]:
         try:
-            with self._spool.lock:
-                database = self._spool.database
-                used, limit, largest = database.used_bytes(), database.rows_limit_bytes, database.max_bytes
+            used, limit, largest = self._spool.size()
         except SpoolError:
-            # The other numbers are worth as much as ever.
+            # The other metrics are still valid.
             return
         yield _gauge("spool_bytes", "Bytes of the spool in use, tombstones of ended runs apart", used)
         yield _gauge("spool_rows_limit_bytes", "Where rows are not taken any more", limit)
@@ -130,7 +116,7 @@ class _Uploader:
         )
         for client in self._counters.clients.all():
             owner = "" if client.name == UNNAMED else client.name
-            held.add_metric([client.name], self._spool.usage.spool_bytes(owner))
+            held.add_metric([client.name], self._spool.client_bytes(owner))
             seen.add_metric([client.name], client.seen_at)
             if client.clock_offset_s is not None:
                 offset.add_metric([client.name], client.clock_offset_s)

@@ -1,6 +1,7 @@
-"""What an uploader has turned away since its start, in a file beside its spool for `status`.
+"""Counts of rejections since the uploader's start, in a file beside the spool, for `status`.
 
-Not in the spool: that may be full, and a flood must not cost commits. Nothing depends on it; it is not synced.
+They are not in the spool: it may be full, and a flood must not cost commits. Nothing depends on the file, so it is not
+synced.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.telemetry.counters import REJECT_REASONS, Counters
 
@@ -20,7 +22,7 @@ _FILE_NAME = "turned_away.json"
 
 
 class RejectionCounts(msgspec.Struct, frozen=True):
-    """How often what was not taken, by reason, and by client and reason; since when (UNIX seconds)."""
+    """Rejections by reason, and by client and reason, since a time (UNIX seconds)."""
 
     since: float
     reasons: dict[str, int] = {}
@@ -28,10 +30,10 @@ class RejectionCounts(msgspec.Struct, frozen=True):
 
 
 class RejectionsFile:
-    """Written by the uploader that owns the spool directory; from one thread."""
+    """Written by the uploader that owns the spool directory. Not thread-safe."""
 
     def __init__(self, spool_dir: str, counters: Counters, clock: Clock) -> None:
-        """Forget what the uploader before this one has noted."""
+        """Remove the file of the previous uploader."""
         self._path = os.path.join(spool_dir, _FILE_NAME)
         self._counters = counters
         self._written = RejectionCounts(clock.now())
@@ -39,25 +41,21 @@ class RejectionsFile:
             os.unlink(self._path)
 
     def write(self) -> None:
-        """Write the numbers down if they have changed."""
+        """Write the counts if they have changed."""
         now = _current_counts(self._counters, self._written.since)
         if now == self._written:
             return
-        temporary = f"{self._path}.part"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            with open(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(msgspec.json.encode(now))
-            os.replace(temporary, self._path)
+            write_atomically(self._path, msgspec.json.encode(now), durable=False)
         except OSError as error:
-            # A full disk is reported by what matters.
-            log.debug("cannot note what was turned away error=%s", error.strerror)
+            # A full disk is reported elsewhere.
+            log.debug("cannot write the counts of rejections error=%s", error.strerror)
             return
         self._written = now
 
 
 def read_rejections(spool_dir: str) -> dict[str, Any] | None:
-    """Return what was noted as `{"since", "reasons": {…}, "clients": {…}}`, `None` when there is nothing."""
+    """Return the file's content as `{"since", "reasons": {…}, "clients": {…}}`, `None` without a readable file."""
     try:
         with open(os.path.join(spool_dir, _FILE_NAME), "rb") as file:
             noted = msgspec.json.decode(file.read(), type=RejectionCounts)
@@ -68,7 +66,7 @@ def read_rejections(spool_dir: str) -> dict[str, Any] | None:
 
 
 def _current_counts(counters: Counters, since: float) -> RejectionCounts:
-    # The codes that collectors are told are counted beside the reasons, and say less.
+    # The counter also has the codes of `Reject` messages. The reasons say more.
     reasons = {reason: int(counters.rejected.value(reason)) for reason in REJECT_REASONS}
     clients: dict[str, dict[str, int]] = {}
     for (client, reason), count in sorted(counters.client_rejected.all().items()):

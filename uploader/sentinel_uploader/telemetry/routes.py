@@ -1,4 +1,4 @@
-"""What health and metrics look like behind an address."""
+"""The paths of the HTTP server: health checks and metrics."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ def build_routes(
     failing_destinations: Callable[[], int],
     connections: Callable[[], int],
 ) -> Routes:
-    """Return the pages of one uploader by their paths."""
+    """Return the routes of one uploader."""
     metrics = Metrics(
         counters=counters,
         spool=spool,

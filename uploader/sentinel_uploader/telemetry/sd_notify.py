@@ -1,4 +1,4 @@
-"""Tells a service manager how the service is: a datagram a message to the socket in `$NOTIFY_SOCKET`, sd_notify(3)."""
+"""Notifies systemd of readiness, stop and liveness: one datagram each to `$NOTIFY_SOCKET`, sd_notify(3)."""
 
 import logging
 import os
@@ -10,13 +10,13 @@ from sentinel_protocol.common.clock import Clock
 log = logging.getLogger(__name__)
 
 _WATCHDOG_SHARE = 0.25
-"""How often within the watchdog's time we report: a slow commit in between must not cost the service its life."""
+"""Part of the watchdog's time between two notifications. A slow commit must not get the service killed."""
 
 
 class SystemdNotifier:
-    """Reports readiness, the end and, where the manager watches (`$WATCHDOG_USEC`), that the main loop goes round.
+    """Does nothing without `$NOTIFY_SOCKET`, and sends no watchdog message without `$WATCHDOG_USEC`.
 
-    Says nothing where nobody asked. What cannot be said is logged once: it is no reason not to serve.
+    The first failure is logged. Failures never stop the uploader.
     """
 
     def __init__(self, environ: Mapping[str, str], *, clock: Clock) -> None:
@@ -30,15 +30,15 @@ class SystemdNotifier:
             self._watchdog_interval_s = int(watched) / 1e6 * _WATCHDOG_SHARE
 
     def ready(self, status: str) -> None:
-        """The service serves; `status` is for people, one line."""
+        """The service is ready; `status` is one line for people."""
         self._send(f"READY=1\nSTATUS={status}")
 
     def stopping(self, status: str) -> None:
-        """The service ends, which may take a while."""
+        """The service stops, which may take a while."""
         self._send(f"STOPPING=1\nSTATUS={status}")
 
     def watchdog(self) -> None:
-        """The loop goes round; cheap when called often."""
+        """The main loop is alive. Cheap when called often."""
         if self._watchdog_interval_s and (now := self._clock.monotonic()) >= self._watchdog_due_at:
             self._watchdog_due_at = now + self._watchdog_interval_s
             self._send("WATCHDOG=1")
@@ -46,11 +46,11 @@ class SystemdNotifier:
     def _send(self, message: str) -> None:
         if not self._address:
             return
-        # An address that begins with @ is of the abstract name space, written with a zero byte (unix(7)).
+        # `@` stands for the zero byte of an abstract address (unix(7)).
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-                # A manager that does not read must not stop us.
+                # A manager that does not read must not block us.
                 sender.settimeout(0)
                 sender.sendto(message.encode(), address)
         except OSError as error:

@@ -1,1 +1,1 @@
-"""The file of a run whose rows wait for an uploader: its records, its header, reading and writing."""
+"""The file of a run with rows that are not acknowledged yet: format, header, reading and writing."""

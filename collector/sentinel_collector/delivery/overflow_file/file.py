@@ -1,8 +1,8 @@
-"""The file in which a collector keeps what no uploader has acknowledged yet.
+"""The overflow file: rows that no uploader has acknowledged yet.
 
-Records (`format`) are only ever appended; what was true before a kill is read again from their order. A record
-that is cut short ends the file: whatever was killed while it wrote has lost at most that record. The file is locked
-(`flock`) by the collector that owns it.
+Records (`format`) are only appended. After a kill, the state is rebuilt by replaying them in order. An incomplete
+record ends the file: a kill loses at most the record that was being written. The owning collector locks the file
+(`flock`).
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
 
 _SHIFT = struct.Struct("<q")
 _MAX_TORN_BYTES = 64 << 10
-"""More than any record that a collector writes: a longer end that cannot be read was damaged, not cut short."""
+"""More than any record that a collector writes: a longer unreadable tail is damage, not an incomplete record."""
 _MAX_QUARANTINED = 100
 _NEW_SUFFIX = ".new"
 
@@ -43,18 +43,18 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class OverflowFileInUseError(OverflowFileError):
-    """The file belongs to a collector that is running."""
+    """A running collector holds the file."""
 
 
 class Position(NamedTuple):
-    """A row's place: the offset of a record and how many rows of it lie before."""
+    """A row's position: its record's offset, and its index in the record."""
 
     offset: int
     row_index: int
 
 
 class _Shift(NamedTuple):
-    """Rows of the records from `start` to `end` are stamped `shift_ms` later than they were written."""
+    """The time stamps of rows in records from `start` to `end` are `shift_ms` later than written."""
 
     start: int
     end: int
@@ -62,9 +62,9 @@ class _Shift(NamedTuple):
 
 
 class OverflowFile:
-    """Append-only rows on disk; rows are addressed by `Position` and counted, never indexed in memory.
+    """Append-only rows on disk. Rows are addressed by `Position`; no index is held in memory.
 
-    `start`, `first_seq`, `numbered_rows`, `unnumbered_rows` and `last_row` say what was there when it was opened.
+    `start`, `first_seq`, `numbered_rows`, `unnumbered_rows` and `last_row` describe the content at `open`.
     """
 
     def __init__(self, fd: int, path: str) -> None:
@@ -79,17 +79,17 @@ class OverflowFile:
         """Sequence number of the first numbered row, 0 when there is none."""
         self.numbered_rows = 0
         self.unnumbered_rows = 0
-        """Rows behind the numbered ones that were never sent."""
+        """Rows after the numbered ones, never sent."""
         self.last_row: bytes | None = None
         self.quarantined_path: str | None = None
-        """Where a damaged end of the file was put."""
+        """Path of the copy of a damaged tail."""
 
     @classmethod
     def open(cls, path: str, *, create: bool = False) -> "OverflowFile":
-        """Open and lock the file and read what it holds; with `create` it must not exist yet.
+        """Open, lock and replay the file; with `create` it must not exist yet.
 
-        Raises `OverflowFileInUseError` when another process holds it, `OverflowFileError` when it is not such a file,
-        `OSError` when the file system refuses.
+        Raises `OverflowFileInUseError` when another process holds it, `OverflowFileError` when it is no overflow file,
+        and `OSError`.
         """
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
         fd = os.open(path, flags, 0o600)
@@ -98,7 +98,7 @@ class OverflowFile:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise OverflowFileInUseError(f"{path} is in use by another collector") from error
-            # Its last owner may have removed it between our open and our lock.
+            # Its previous owner may have removed it between our open and our lock.
             if os.fstat(fd).st_nlink == 0:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             overflow = cls(fd, path)
@@ -106,7 +106,7 @@ class OverflowFile:
                 overflow._recover()
             except OSError:
                 if create:
-                    # The disk is full: a file of nobody's run is not left there.
+                    # The disk is full: do not leave a file without a header.
                     os.unlink(path)
                 raise
         except BaseException:
@@ -116,7 +116,7 @@ class OverflowFile:
 
     @classmethod
     def has_finish(cls, path: str) -> bool:
-        """Whether the run of a file has ended; only reads it, whoever holds it. Raises `OSError`."""
+        """Whether the file has its run's end. Reads without locking. Raises `OSError`."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             overflow = cls(fd, path)
@@ -126,35 +126,35 @@ class OverflowFile:
             os.close(fd)
 
     def write_header(self, header: OverflowHeader) -> None:
-        """Write whose rows follow; the last head of a file counts."""
+        """Append the header of the rows that follow; the last header counts."""
         self._append(HEADER, _encode(header))
         self.header = header
 
     def append_rows(self, rows: list[bytes], first_seq: int) -> None:
-        """Append encoded samples; `first_seq` 0 means that they have no numbers yet."""
+        """Append encoded samples; `first_seq` is 0 while they have no numbers."""
         payload = _encode([msgspec.Raw(row) for row in rows])
         self._append(ROWS, payload, rows=len(rows), first_seq=first_seq)
 
     def write_seq_base(self, first_seq: int, *, start: Position, shift_ms: int = 0) -> None:
-        """Give the rows from `start` on, which have none, their numbers, and stamp them `shift_ms` later.
+        """Assign numbers to the unnumbered rows from `start` on, and move their time stamps by `shift_ms`.
 
-        It is on disk when this returns: before the first of them is sent.
+        Durable when this returns: before the first of these rows is sent.
         """
         offset = self._append(SEQ_BASE, _SHIFT.pack(shift_ms), first_seq=first_seq, is_synced=True)
         self._note_shift(start.offset, offset, shift_ms)
 
     def write_reset(self, header: OverflowHeader, start: Position) -> None:
-        """From now on the rows held are those from `start` on, they belong to `header` and have no numbers."""
+        """Assign the rows from `start` on to another run, that of `header`, without numbers. Durable on return."""
         self._append(RESET, _encode(header), rows=start.row_index, first_seq=start.offset, is_synced=True)
         self.header = header
 
     def write_finish(self, finish: Finish) -> None:
-        """Record that the run is over and make the whole file durable."""
+        """Record the run's end and make the whole file durable."""
         self._append(FINISH, _encode(finish), is_synced=True)
         self.finish = finish
 
     def rows_from(self, position: Position) -> Iterator[tuple[bytes, Position]]:
-        """Yield encoded samples from there on, each with the position after it.
+        """Yield encoded samples from `position` on, each with the position after it.
 
         Raises `OSError`, `OverflowFileError`.
         """
@@ -171,7 +171,7 @@ class OverflowFile:
                 yield shift_timestamp(rows[index], shift_ms) if shift_ms else rows[index], after
 
     def advance(self, position: Position, count: int) -> Position:
-        """Return the position `count` rows further on; reads headers only."""
+        """Return the position `count` rows later; reads record headers only."""
         if not count:
             return position
         left = count + position.row_index
@@ -186,9 +186,9 @@ class OverflowFile:
         raise OverflowFileError(f"{self.path}: {left} rows are missing")
 
     def truncate(self, header: OverflowHeader) -> None:
-        """Forget all rows: they are delivered. While an end waits for its own delivery everything stays.
+        """Remove all rows, which are delivered; do nothing when the file has the run's end. Raises `OSError`.
 
-        Whoever is killed here leaves a file that says whose it is: with the rows, or without them. Raises `OSError`.
+        A kill at any moment leaves a file with a header, with or without the rows.
         """
         if self.finish is not None:
             return
@@ -203,12 +203,12 @@ class OverflowFile:
         self.header = header
 
     def sync(self) -> None:
-        """Make what was appended durable."""
+        """Make the appended records durable."""
         os.fsync(self._fd)
 
     @property
     def has_no_header(self) -> bool:
-        """Whether it says nothing at all, not even whose it is."""
+        """Whether the file has no records at all."""
         return self._size <= len(MAGIC) and self.quarantined_path is None
 
     @property
@@ -218,16 +218,16 @@ class OverflowFile:
 
     @property
     def end(self) -> Position:
-        """Where the next row will be."""
+        """Position of the next row."""
         return Position(self._size, 0)
 
     @property
     def modified_at(self) -> float:
-        """When it was last written, UNIX seconds."""
+        """Modification time, UNIX seconds."""
         return os.fstat(self._fd).st_mtime
 
     def touch(self) -> None:
-        """Set the time of the last writing to now. Raises `OSError`."""
+        """Set the modification time to now. Raises `OSError`."""
         os.utime(self._fd)
 
     def unlink(self) -> None:
@@ -239,7 +239,7 @@ class OverflowFile:
         os.close(self._fd)
 
     def _append(self, kind: int, payload: bytes, *, rows: int = 0, first_seq: int = 0, is_synced: bool = False) -> int:
-        """Append a record, all of it or nothing, and return its offset."""
+        """Append a whole record or nothing, and return its offset."""
         record = encode_record(kind, payload, rows=rows, first_seq=first_seq)
         offset = self._size
         try:
@@ -255,7 +255,7 @@ class OverflowFile:
         return offset
 
     def _replace(self, content: bytes) -> None:
-        """Put a locked file of this content in the place of this one."""
+        """Replace the file by a locked one with `content`, atomically."""
         aside = self.path + _NEW_SUFFIX
         fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
@@ -269,7 +269,7 @@ class OverflowFile:
             with contextlib.suppress(OSError):
                 os.unlink(aside)
             raise
-        # Whoever has opened the old one meanwhile finds that it has no name any more.
+        # A process that has opened the old file meanwhile finds it unlinked.
         os.close(self._fd)
         self._fd, self._size = fd, len(content)
 
@@ -282,7 +282,7 @@ class OverflowFile:
 
     def _recover(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            # Of an owner that was killed while it emptied the file.
+            # Left by an owner that was killed in `_replace`.
             os.unlink(self.path + _NEW_SUFFIX)
         magic = os.pread(self._fd, len(MAGIC), 0)
         if not MAGIC.startswith(magic):
@@ -304,7 +304,7 @@ class OverflowFile:
             self._truncate_tail(intact, is_damaged=is_damaged)
 
     def _truncate_tail(self, intact: int, *, is_damaged: bool) -> None:
-        """Take off what cannot be read; more than a record that was being written is put into a file beside."""
+        """Truncate the unreadable tail; copy it first unless it is just an incomplete record."""
         if is_damaged or self._size - intact > _MAX_TORN_BYTES:
             self.quarantined_path = self._quarantine_tail(intact)
         os.ftruncate(self._fd, intact)
@@ -325,7 +325,7 @@ class OverflowFile:
         raise OverflowFileError(f"{self.path} is damaged again and again")
 
     def _replay(self, record: Record, payload: bytes) -> bool:
-        """Count one recovered record; False when it is damaged."""
+        """Apply one record; False when it is damaged."""
         try:
             if record.kind == ROWS:
                 return self._replay_rows(record, payload)
@@ -354,7 +354,7 @@ class OverflowFile:
         elif self.numbered_rows and record.first_seq == self.first_seq + self.numbered_rows:
             self.numbered_rows += record.rows
         else:
-            # Numbered rows follow one another; where they do not, those before were durable already.
+            # A gap in the numbers: the rows before it were already acknowledged.
             self.start = Position(record.offset, 0)
             self.first_seq = record.first_seq
             self.numbered_rows = record.rows
@@ -363,7 +363,7 @@ class OverflowFile:
     def _replay_seq_base(self, record: Record, shift_ms: int) -> None:
         unnumbered = self.advance(self.start, self.numbered_rows)
         if record.first_seq != self.first_seq + self.numbered_rows:
-            # The rows before were durable already when these numbers were given.
+            # The rows before were already acknowledged when these numbers were assigned.
             self.start = unnumbered
             self.numbered_rows = 0
         if not self.numbered_rows:

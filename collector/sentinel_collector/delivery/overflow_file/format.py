@@ -1,7 +1,7 @@
-"""The form of a file of undelivered samples: 8 magic bytes, then records.
+"""The format of an overflow file: 8 magic bytes, then records.
 
 A record is a 21-byte header (kind, payload bytes, rows, first sequence number, CRC-32 of these and of the payload;
-little endian) and a payload. What the kinds mean: `OverflowFile`'s methods that write them.
+little endian) and a payload. The `write_` methods of `OverflowFile` explain the kinds.
 """
 
 import os
@@ -14,6 +14,8 @@ import msgspec
 
 MAGIC = b"SSPILL1\n"
 HEADER, ROWS, SEQ_BASE, FINISH, RESET = 1, 2, 3, 4, 5
+MAX_RECORD_ROWS = 128
+"""Most rows that a writer puts into a record."""
 _FIELDS = struct.Struct("<BIIQ")
 _CRC = struct.Struct("<I")
 _RECORD_HEADER_BYTES = _FIELDS.size + _CRC.size
@@ -23,7 +25,7 @@ _decode_rows = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 class Record(NamedTuple):
-    """A record's header, and the offset of the record in its file."""
+    """A record's header, and the record's offset in the file."""
 
     kind: int
     size: int
@@ -39,7 +41,7 @@ class Record(NamedTuple):
         return self.offset + _RECORD_HEADER_BYTES + self.size
 
     def is_intact(self, payload: bytes) -> bool:
-        """Whether header and payload are what was written."""
+        """Whether header and payload match the CRC."""
         return _crc(_FIELDS.pack(self.kind, self.size, self.rows, self.first_seq), payload) == self.crc
 
 
@@ -50,7 +52,7 @@ def encode_record(kind: int, payload: bytes, *, rows: int, first_seq: int) -> by
 
 
 def read_records(fd: int, offset: int, file_size: int) -> Iterator[Record]:
-    """Yield the records from there on, without looking at their payloads; raises `OSError`."""
+    """Yield the complete records from `offset` on, without reading their payloads; raises `OSError`."""
     while offset + _RECORD_HEADER_BYTES <= file_size:
         header = os.pread(fd, _RECORD_HEADER_BYTES, offset)
         kind, size, rows, first_seq = _FIELDS.unpack_from(header)
@@ -68,7 +70,7 @@ def read_payload(fd: int, record: Record) -> bytes:
 
 
 def decode_rows(record: Record, payload: bytes) -> list[bytes] | None:
-    """Return a record's rows, `None` when they are not what the header says."""
+    """Return a record's rows, `None` when they do not match the header."""
     try:
         rows = [bytes(row) for row in _decode_rows(payload)]
     except msgspec.DecodeError:

@@ -1,4 +1,4 @@
-"""What a file of undelivered samples says of its run."""
+"""The header of an overflow file: the run that the rows belong to."""
 
 import msgspec
 
@@ -7,22 +7,22 @@ from sentinel_protocol.wire.messages import Hello
 
 
 class OverflowFileError(SentinelStreamError):
-    """A file of undelivered samples cannot be used."""
+    """An overflow file cannot be used."""
 
 
 class OverflowHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose rows these are and where they were going."""
+    """The run and the uploader that the rows are for."""
 
     run_key: str
     incarnation: str
     uploader_url: str = msgspec.field(name="destination")
-    """Address of the uploader (or of this user's agent)."""
+    """Address of the uploader. The field keeps the name of released versions in the file."""
     hello: bytes
     """The encoded `Hello` of the run."""
 
 
 def decode_hello(header: OverflowHeader) -> Hello:
-    """Return the `Hello` in a file whose collector is gone; raises `OverflowFileError`."""
+    """Return the `Hello` of a run whose collector has ended; raises `OverflowFileError`."""
     try:
         hello = msgspec.msgpack.decode(header.hello, type=Hello)
     except msgspec.DecodeError as error:

@@ -1,1 +1,1 @@
-"""Which cloud a machine belongs to: DMI, then the metadata services."""
+"""Finds the cloud of the machine: by DMI, then by the metadata services."""

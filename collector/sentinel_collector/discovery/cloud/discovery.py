@@ -1,7 +1,7 @@
-"""Which cloud this machine belongs to: the providers' metadata services are asked all at once, in the background.
+"""Finds the cloud of this machine: all providers' metadata services are asked at once, in the background.
 
-One daemon thread drives all conversations. A provider has one second, all together two. Where the firmware names a
-provider, only that one is asked.
+One daemon thread drives all conversations. Each provider has one second, all together have two. Where the firmware
+names a provider, only that one is asked.
 """
 
 import signal
@@ -20,10 +20,10 @@ TOTAL_LIMIT_S = 2.0
 
 
 class CloudDiscovery:
-    """Finds `cloud_*` fields of the contract; sends nothing before `start`, never raises after it.
+    """Finds the contract's `cloud_*` fields. It sends nothing before `start`, and never raises after it.
 
-    `base_urls` (vendor id → `http://IPV4-ADDRESS[:PORT]`) replaces the table of providers: only those that it names
-    are asked, and only there. `ValueError` for an unknown vendor or a URL of another form.
+    `base_urls` (vendor id → `http://IPV4-ADDRESS[:PORT]`) replaces the table of providers: only these are asked, and
+    only there. `__init__` raises `ValueError` for an unknown vendor or another form of URL.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class CloudDiscovery:
         try:
             threading.Thread(target=self._run, name="cloud-discovery", daemon=True).start()
         except RuntimeError:
-            # no further thread is to be had (a pids limit): the job matters, the cloud does not
+            # No further thread can be made (a pids limit): go on without the cloud.
             self._ended.set()
 
     def stop(self) -> None:
-        """Ask for the end; what was found stays. Returns at once: the thread notices within its time limits."""
+        """Request the end and return at once. The thread ends within its time limits; findings are kept."""
         self._stopped = True
         if not self._started:
             self._ended.set()
 
     def done(self) -> bool:
-        """Whether `result` is final; false before `start`, true after `stop` without it."""
+        """Return whether `result` is final: False before `start`, True after `stop` without `start`."""
         return self._ended.is_set()
 
     def wait(self, timeout_s: float) -> bool:
@@ -73,12 +73,12 @@ class CloudDiscovery:
         return self._clock.wait_for(self._ended, timeout_s)
 
     def result(self) -> Fields:
-        """What has been found: empty, or at least `cloud_vendor_id`; `cloud_account_id` only with consent."""
+        """Return the fields: none, or at least `cloud_vendor_id`. `cloud_account_id` only with `share_identity`."""
         return dict(self._result)
 
     def _run(self) -> None:
         try:
-            # signals are for the main thread: one that this thread took would not interrupt a wait there
+            # Signals are for the main thread: one that this thread takes does not interrupt a wait there.
             signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             self._discover()
         finally:

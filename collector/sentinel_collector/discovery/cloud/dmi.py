@@ -1,8 +1,8 @@
-"""Whose machine this is, by the firmware's own account: it spares the probes of all other providers.
+"""Finds the provider in the firmware's strings (DMI), so that only that one is asked.
 
-The strings are those by which the providers want to be recognised: the table of cloud-init's `tools/ds-identify` and
-its data sources (AliYun, Akamai, Azure, DigitalOcean, Ec2, Exoscale, GCE, Hetzner, OpenStack, Oracle, Scaleway,
-UpCloud, Vultr), and Amazon's page "Identify EC2 instances" for the BIOS version of Xen instances.
+The strings come from the table of cloud-init's `tools/ds-identify` and its data sources (AliYun, Akamai, Azure,
+DigitalOcean, Ec2, Exoscale, GCE, Hetzner, OpenStack, Oracle, Scaleway, UpCloud, Vultr), and from Amazon's page
+"Identify EC2 instances" for the BIOS version of Xen instances.
 """
 
 from sentinel_collector.procfs import read_file
@@ -21,22 +21,22 @@ _VENDOR_BY_SYS_VENDOR = {
     "Linode": "linode",
 }
 _VENDOR_BY_PRODUCT_NAME = {
-    # the vendor alone would not do: "Google" also makes laptops
+    # The vendor is not enough: "Google" also makes laptops.
     "Google Compute Engine": "gcp",
     "Alibaba Cloud ECS": "alicloud",
-    # any OpenStack says so; of the providers known here only OVH is one, and the answers decide whether it is
+    # Every OpenStack has these. Of the providers here only OVH uses it, and its metadata service decides.
     "OpenStack Nova": "ovh",
     "OpenStack Compute": "ovh",
 }
 _VENDOR_BY_CHASSIS_ASSET_TAG = {
-    # "Microsoft Corporation" is every Hyper-V guest, the tag is Azure alone
+    # The vendor "Microsoft Corporation" is on every Hyper-V guest, this tag on Azure alone.
     "7783-7084-3265-9085-8269-3286-77": "azure",
     "OracleCloud.com": "oracle",
 }
 
 
 def vendor_from_dmi(dmi_dir: str = DMI_DIR) -> str | None:
-    """Return the vendor id that the firmware names, `None` when it names none or cannot be read; never raises."""
+    """Return the vendor id that the firmware names; `None` when it names none or cannot be read. Never raises."""
     product_name = _read(dmi_dir, "product_name")
     vendor = (
         _VENDOR_BY_SYS_VENDOR.get(_read(dmi_dir, "sys_vendor"))

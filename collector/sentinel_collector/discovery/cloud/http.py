@@ -103,7 +103,7 @@ def _parse(received: bytearray, *, is_complete: bool) -> HttpResponse | None:
     status_line, *lines = received[:end].decode("latin-1").split("\r\n")
     version, _, status = status_line.partition(" ")
     if not version.startswith("HTTP/1.") or status[:3] != "200":
-        raise ValueError(f"answered {status_line[:40]!r}")
+        raise ValueError(f"status line {status_line[:40]!r}")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     body = _complete_body(headers, bytes(received[end + 4 :]), is_complete=is_complete)
     return None if body is None else HttpResponse(headers, body)

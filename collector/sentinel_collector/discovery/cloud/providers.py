@@ -1,11 +1,11 @@
-"""The metadata services of thirteen providers: what to ask, and by what their answers are recognised.
+"""The metadata services of thirteen providers: their requests, and how their responses are recognised.
 
-Each provider is a generator: it yields a `Request`, is sent the `HttpResponse` (`None` when there was no plain 200 in
-time), and returns the fields that it found, or `None`. Values come from whoever answers on a link-local address, so
-`cloud_fields` lets pass only short plain words; each provider demands something that no imitation shows.
+Each provider is a generator. It yields a `Request`, is sent the `HttpResponse` (`None` when no complete 200 came in
+time), and returns the fields that it found, or `None`. Any server may response on a link-local address, so
+`cloud_fields` accepts only short plain words, and each provider requires a value that no other service has.
 
 Vendor ids are those of the Spare Cores navigator where it has the vendor (aws, gcp, azure, hcloud, upcloud, ovh,
-alicloud, vultr), else the vendor's short name. Addresses are numeric everywhere: a name lookup would block.
+alicloud, vultr), else the vendor's short name. All addresses are numeric: a name lookup would block.
 """
 
 import re
@@ -26,11 +26,11 @@ from sentinel_collector.discovery.cloud.responses import (
 
 _LINK_LOCAL = "http://169.254.169.254"
 _TOKEN_LIMIT_SHARE = 0.5
-"""A container one hop too far away never gets IMDSv2's token: the rest of the time is for asking without."""
+"""A container one hop too far away never gets IMDSv2's token. The rest of the time is for a request without it."""
 
 
 class Context(NamedTuple):
-    """What a provider may take into account: the firmware's own account of the vendor, and the user's consent."""
+    """What a provider may use: the vendor that the firmware names, and the user's consent."""
 
     dmi_vendor: str | None
     share_identity: bool
@@ -50,8 +50,8 @@ class Provider(NamedTuple):
 def _aws(_context: Context) -> Steps:
     """Amazon EC2 user guide, "Instance identity documents", "Use the Instance Metadata Service" (v2, then v1).
 
-    Many serve `/latest/meta-data`, and some a token; only EC2 has a document with a 12-digit account, an instance
-    `i-…`, and a zone of a region that is named as Amazon names its own.
+    Many services have `/latest/meta-data`, and some have a token. Only EC2 has a document with a 12-digit account, an
+    instance `i-…`, and a zone of a region with a name of Amazon's form.
     """
     token = header_token((yield _token_request("/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds")))
     headers = (("X-aws-ec2-metadata-token", token),) if token else ()
@@ -68,14 +68,14 @@ def _aws(_context: Context) -> Steps:
 
 
 def _gcp(context: Context) -> Steps:
-    """Compute Engine, "About VM metadata", "Predefined metadata keys": every answer says `Metadata-Flavor: Google`.
+    """Compute Engine, "About VM metadata", "Predefined metadata keys": each response has `Metadata-Flavor: Google`.
 
-    Key by key: a recursive answer would carry SSH keys and start-up scripts.
+    Each key is read alone: a recursive response would include SSH keys and start-up scripts.
     """
     headers = (("Metadata-Flavor", "Google"),)
-    zone_answer = yield Request("/computeMetadata/v1/instance/zone", headers)
-    zone = basename(zone_answer)
-    if not _is_google(zone_answer) or not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
+    zone_response = yield Request("/computeMetadata/v1/instance/zone", headers)
+    zone = basename(zone_response)
+    if not _is_google(zone_response) or not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
         return None
     machine_type = basename((yield Request("/computeMetadata/v1/instance/machine-type", headers)))
     account = ""
@@ -100,9 +100,9 @@ def _azure(_context: Context) -> Steps:
 
 
 def _hcloud(_context: Context) -> Steps:
-    """Hetzner Cloud API, "Server Metadata": lines `key: value`; the server's type is not among them."""
-    answer = yield Request("/hetzner/v1/metadata")
-    lines = (line.partition(":") for line in text(answer).splitlines() if not line.startswith((" ", "-")))
+    """Hetzner Cloud API, "Server Metadata": lines `key: value`, without the server's type."""
+    response = yield Request("/hetzner/v1/metadata")
+    lines = (line.partition(":") for line in text(response).splitlines() if not line.startswith((" ", "-")))
     values = {key: value.strip() for key, _, value in lines}
     if not values.get("instance-id", "").isdecimal() or not values.get("region"):
         return None
@@ -110,7 +110,7 @@ def _hcloud(_context: Context) -> Steps:
 
 
 def _upcloud(_context: Context) -> Steps:
-    """UpCloud, "Metadata service": names itself (DigitalOcean serves the same path); the plan is not there."""
+    """UpCloud, "Metadata service": it names itself (DigitalOcean has the same path). It has no plan."""
     document = json_object((yield Request("/metadata/v1.json")))
     if get_str(document, "cloud_name") != "upcloud":
         return None
@@ -118,7 +118,7 @@ def _upcloud(_context: Context) -> Steps:
 
 
 def _digitalocean(_context: Context) -> Steps:
-    """DigitalOcean, "Droplet Metadata API": a numeric `droplet_id`; the size is not there."""
+    """DigitalOcean, "Droplet Metadata API": a numeric `droplet_id`. It has no size."""
     document = json_object((yield Request("/metadata/v1.json")))
     if not isinstance(document.get("droplet_id"), int) or not re.fullmatch(r"[a-z]{3}\d", get_str(document, "region")):
         return None
@@ -173,7 +173,7 @@ def _alicloud(_context: Context) -> Steps:
 
 
 def _scaleway(_context: Context) -> Steps:
-    """Scaleway, "Using the Instance metadata API"; older answers have the zone under `location`."""
+    """Scaleway, "Using the Instance metadata API". Older responses have the zone under `location`."""
     document = json_object((yield Request("/conf?format=json")))
     zone = get_str(document, "zone") or get_str(document, "location", "zone_id")
     instance_type = get_str(document, "commercial_type")
@@ -189,8 +189,8 @@ _OVH_RESOLVER = "213.186.33.99"
 def _ovh(_context: Context) -> Steps:
     """OpenStack Nova, "Metadata"; OVHcloud guide "Changing DNS servers of a Public Cloud instance" (the resolver).
 
-    Nothing in OpenStack's answers names the provider: OVH is told by the resolver that it gives to its instances.
-    Only regions of three zones name their zone (`eu-west-par-a`); elsewhere it is `nova`, which says nothing.
+    OpenStack's responses do not name the provider. OVH is recognised by the resolver that it gives to its instances.
+    Only regions of three zones name their zone (`eu-west-par-a`). Elsewhere it is `nova`, which means nothing.
     """
     network = json_object((yield Request("/openstack/latest/network_data.json")))
     services = network.get("services")
@@ -212,7 +212,7 @@ _EXOSCALE_ZONES = frozenset(
 def _exoscale(context: Context) -> Steps:
     """Exoscale, "Compute: cloud-init" and egoscale's package `metadata`; zones as in its list of data centres.
 
-    Every CloudStack serves these paths: it is Exoscale when the zone is one of its own or the firmware says so.
+    Every CloudStack has these paths. It is Exoscale when the zone is one of Exoscale's or the firmware says so.
     """
     zone = text((yield Request("/latest/meta-data/availability-zone")))
     if zone not in _EXOSCALE_ZONES and context.dmi_vendor != "exoscale":
@@ -238,12 +238,12 @@ PROVIDERS = (
     Provider("ovh", _LINK_LOCAL, _ovh),
     Provider("exoscale", _LINK_LOCAL, _exoscale),
 )
-"""Of two that recognise the same service the earlier one is right: paths of one's own before those others imitate."""
+"""Where two recognise the same service, the earlier one is right: paths that others imitate come last."""
 
 
 def _token_request(path: str, lifetime_header: str) -> Request:
     return Request(path, ((lifetime_header, "60"),), "PUT", _TOKEN_LIMIT_SHARE)
 
 
-def _is_google(answer: HttpResponse | None) -> bool:
-    return answer is not None and answer.headers.get("metadata-flavor") == "Google"
+def _is_google(response: HttpResponse | None) -> bool:
+    return response is not None and response.headers.get("metadata-flavor") == "Google"

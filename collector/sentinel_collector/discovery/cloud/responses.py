@@ -1,4 +1,4 @@
-"""From a metadata service's answers to the contract's fields; whoever answers there may be hostile."""
+"""Reads the contract's fields from responses of metadata services, which may be hostile."""
 
 import re
 from typing import Any
@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"[\x21-\x7e]{1,2048}")
 
 
 def cloud_fields(vendor_id: str, region: str, zone: str = "", instance_type: str = "", account: str = "") -> Fields:
-    """Name the values as the contract does; what is empty or not a short plain word is left out."""
+    """Return the values under the contract's names, without those that are empty or no short plain word."""
     fields = {
         "cloud_vendor_id": vendor_id,
         "cloud_region_id": validated_word(region),
@@ -30,38 +30,38 @@ def cloud_fields(vendor_id: str, region: str, zone: str = "", instance_type: str
 
 
 def validated_word(value: str, max_chars: int = _MAX_CHARS) -> str:
-    """Return the value without surrounding space; empty when it is too long or holds other characters."""
+    """Return the value without surrounding space; empty when it is too long or has other characters."""
     stripped = value.strip()
     return stripped if len(stripped) <= max_chars and _PLAIN.fullmatch(stripped) else ""
 
 
-def text(answer: HttpResponse | None) -> str:
-    """Return the body without surrounding space, empty without an answer."""
-    return answer.body.decode("ascii", "replace").strip() if answer else ""
+def text(response: HttpResponse | None) -> str:
+    """Return the body without surrounding space, empty without an response."""
+    return response.body.decode("ascii", "replace").strip() if response else ""
 
 
-def header_token(answer: HttpResponse | None) -> str:
-    """Return the body as a token; empty when it could not stand in a header line."""
-    token = text(answer)
+def header_token(response: HttpResponse | None) -> str:
+    """Return the body as a token; empty when it cannot be a header's value."""
+    token = text(response)
     return token if _TOKEN.fullmatch(token) else ""
 
 
-def json_object(answer: HttpResponse | None) -> dict[str, Any]:
-    """Return the body's JSON object, empty when it is none."""
+def json_object(response: HttpResponse | None) -> dict[str, Any]:
+    """Return the body's JSON object; empty for anything else."""
     try:
-        value = msgspec.json.decode(answer.body) if answer else None
+        value = msgspec.json.decode(response.body) if response else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def basename(answer: HttpResponse | None) -> str:
+def basename(response: HttpResponse | None) -> str:
     """`projects/123/zones/europe-west1-b` → `europe-west1-b`."""
-    return text(answer).rpartition("/")[2]
+    return text(response).rpartition("/")[2]
 
 
 def get_str(document: object, *keys: str) -> str:
-    """Return the string at the path of keys, empty when it is missing or something else."""
+    """Return the string at the path of keys; empty when it is missing or no string."""
     for key in keys:
         document = document.get(key) if isinstance(document, dict) else None
     return document if isinstance(document, str) else ""

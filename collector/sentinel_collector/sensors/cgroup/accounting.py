@@ -1,8 +1,8 @@
-"""What the job's CPU time is read from: a cgroup of the run's own where that can be had, else `/proc`.
+"""Chooses the source of the job's CPU time: a cgroup of the run's own where one can be made, else `/proc`.
 
-No perf counter stands in where there is no cgroup. An inherited task-clock loses what a process uses while it is
-started, switched and ended: 2 % with children of 30 ms, 20 % with those of 1 ms, where `/proc` is exact; and it makes
-each of the job's context switches dearer by about 1 µs. Imported before the job starts.
+A perf counter is no substitute for the cgroup. An inherited task-clock loses the time of starting, switching and ending
+a process: 2 % with children of 30 ms, 20 % with children of 1 ms, where `/proc` is exact. It also makes each of
+the job's context switches about 1 µs slower. Imported before the job starts.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ CGROUP = "cgroup"
 
 
 class RunCgroupScope:
-    """Counts what is started within `spawn_inside`, and cleans up at the end of the `with` block.
+    """Counts the CPU time of the job that `spawn_inside` starts. The `with` block removes the cgroup at its end.
 
-    `mode` is `auto`, `proc` (never a cgroup) or `cgroup` (as `auto`, and a warning where there is none). `counter` is
-    `None` where the ledger has to do.
+    `mode` is `auto`, `proc` (never a cgroup) or `cgroup` (like `auto`, with a warning where there is none). `counter`
+    is `None` where the ledger counts alone.
     """
 
     def __init__(self, mode: str, *, proc: str = "/proc") -> None:
@@ -47,7 +47,7 @@ class RunCgroupScope:
         self._close()
 
     def spawn_inside(self, start: Callable[[], T]) -> T:
-        """Call `start` within a cgroup of the run's own where that can be had; raises only what `start` raises."""
+        """Call `start` within the run's own cgroup where one can be made; raises only the errors of `start`."""
         if self._mode != PROC:
             try:
                 self.counter = enter_cgroup(proc=self._proc)
@@ -59,7 +59,7 @@ class RunCgroupScope:
             self._leave()
 
     def report(self, console: Console) -> None:
-        """Say what is used, and remove what collectors left behind that were killed."""
+        """Report the source, and remove the cgroups of collectors that were killed."""
         if self.counter is not None:
             console.debug(f"CPU time is read from {self.counter.path}")
         elif self._mode == CGROUP:
@@ -73,7 +73,7 @@ class RunCgroupScope:
             try:
                 self.counter.leave()
             except OSError as error:
-                # Our own time would be counted from now on.
+                # The counter would include our own time from now on.
                 self._unavailable_reason = f"cannot leave {self.counter.path}: {error}"
                 self._close()
 

@@ -1,11 +1,11 @@
 """The container that we are in, as its cgroups show it: processors, memory, CPU time and processes.
 
-A limit may stand in our own cgroup or in any above it that can be seen; the tightest one counts, and what is used is
-read where that limit stands. Without a limit it is read from the topmost cgroup that can be seen when only a part of
-the tree is mounted (that part is the container), else from our own. Files: kernel's
+A limit may be set in our own cgroup or in any visible one above it. The strictest one counts, and usage is read from
+the cgroup that has it. Without a limit, usage is read from the topmost visible cgroup where only a part of the
+hierarchy is mounted (that part is the container), else from our own. Files: kernel's
 `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/{memory,cpuacct,cpusets}.rst`, `scheduler/sched-bwc.rst`.
 
-Read before the job starts: the first row's growth is measured against what is read then. Imports `os` alone.
+It is read before the job starts, because the first row's growth is measured against that. Imports `os` alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from sentinel_collector.sensors.cgroup.hierarchy import CgroupMount, find_mounts
 
 TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from sentinel_collector.sensors.interfaces import MemoryReading
 
 AUTO = "auto"
 HOST = "host"
@@ -46,48 +48,32 @@ _MEMORY_STAT_V1 = (
 )
 
 
-class ContainerMemory:
-    """Memory in KiB; `used` is what docker and kubectl show, the working set: all but the inactive file cache.
-
-    `free` is what is left of the limit, `None` without one; `cached` includes reclaimable slab where it is told (v2).
-    """
-
-    __slots__ = ("active", "cached", "free", "inactive", "used")
-
-    def __init__(self, *, free: int | None, used: int, cached: int, active: int, inactive: int) -> None:
-        self.free = free
-        self.used = used
-        self.cached = cached
-        self.active = active
-        self.inactive = inactive
-
-
 class ContainerView:
-    """The limits, and what is used of them.
+    """The limits and the usage.
 
-    `vcpus` is the quota, rounded up, or the number of processors in the cpuset where that is less; `memory_mib` is the
-    limit (`None`: none). `limited` says whether there is a quota or a memory limit.
+    `vcpus` is the quota, rounded up, or the number of processors in the cpuset where that is less. `memory_mib` is the
+    memory limit (`None`: no limit). `limited` says whether there is a quota or a memory limit.
     """
 
     def __init__(self, *, proc: str = "/proc") -> None:
-        places = find_mounts(proc)
-        memory, quota = _mount_of(places, "memory"), _mount_of(places, "cpu")
+        mounts = find_mounts(proc)
+        memory, quota = _mount_of(mounts, "memory"), _mount_of(mounts, "cpu")
         host_bytes = _host_memory_bytes(proc)
         limit_bytes, memory_level = _strictest_limit(memory, _memory_limit)
         if limit_bytes >= host_bytes:
-            # v1 says "none" with a number beyond every machine.
+            # v1 writes "no limit" as a huge number.
             limit_bytes, memory_level = 0, ""
         self._limit_bytes = int(limit_bytes)
         cores, quota_level = _strictest_limit(quota, _quota_cores)
         self.limited = bool(self._limit_bytes or cores)
         self.memory_mib = round(self._limit_bytes / (1 << 20), 3) if self._limit_bytes else None
-        processors = _processors(_mount_of(places, "cpuset"))
+        processors = _processors(_mount_of(mounts, "cpuset"))
         self.vcpus = max(1, min(processors, -int(-cores // 1))) if cores else processors
         self._memory_is_v2 = memory is not None and memory.is_v2
         self._memory_cgroup = memory_level or _own_cgroup(memory)
         if _integer(self._memory_file()) is None:
             self._memory_cgroup = ""
-        self._cpu = _cpu_counter(_mount_of(places, "cpuacct"), quota, quota_level)
+        self._cpu = _cpu_counter(_mount_of(mounts, "cpuacct"), quota, quota_level)
         self._last_us = self._cpu_times()
         self._count_cgroup = ""
         if link_target(f"{proc}/self/ns/pid") == INITIAL_PID_NAMESPACE:
@@ -105,14 +91,20 @@ class ContainerView:
         return bool(self._memory_cgroup)
 
     def cpu_growth_us(self) -> tuple[int, int] | None:
-        """User and system microseconds since the last call, or since this was made; `None` when it cannot be read."""
+        """Return user and system microseconds since the last call or since `__init__`; `None` when unreadable."""
         last, self._last_us = self._last_us, self._cpu_times()
         if last is None or self._last_us is None:
             return None
         return self._last_us[0] - last[0], self._last_us[1] - last[1]
 
-    def memory(self) -> ContainerMemory | None:
-        """Read the levels now; `None` when they cannot be read."""
+    def memory(self) -> MemoryReading | None:
+        """Read the levels now; `None` when they cannot be read.
+
+        `used` is the working set that docker and kubectl show: all but the inactive file cache. `free` is the rest of
+        the limit, `None` without one. `cached` includes reclaimable slab where it is known (v2).
+        """
+        from sentinel_collector.sensors.interfaces import MemoryReading
+
         current = _integer(self._memory_file())
         words = read_whole(f"{self._memory_cgroup}/memory.stat").split()
         if current is None or not words:
@@ -122,7 +114,7 @@ class ContainerView:
         inactive_file, active_file, inactive_anon, active_anon, cached, slab = (
             int(values.get(name, b"0")) for name in names
         )
-        return ContainerMemory(
+        return MemoryReading(
             free=max(0, self._limit_bytes - current) // 1024 if self._limit_bytes else None,
             used=max(0, current - inactive_file) // 1024,
             cached=(cached + slab) // 1024,
@@ -131,7 +123,7 @@ class ContainerView:
         )
 
     def processes(self) -> int | None:
-        """Processes in the cgroup and below; `None` where `/proc` lists these and no others.
+        """Return the number of processes in the cgroup and below; `None` where `/proc` lists these and no others.
 
         `pids.current` is not used: it counts threads.
         """
@@ -160,10 +152,10 @@ def detect_container(
     proc: str = "/proc",
     root: str = "/",
 ) -> ContainerView | None:
-    """Return the container's view, `None` for the host's; never raises.
+    """Return the view of the container, `None` where the host is recorded; never raises.
 
-    `container` asks for it wherever there are cgroups with counters; `auto` takes it in a container that has a CPU
-    quota or a memory limit, for without one the container may use all of the host, unless it is there to record that.
+    With `scope` `container` it is used wherever cgroups have counters. With `auto` it is used in a container that has a
+    CPU quota or a memory limit (without one it may use the whole host), unless the container `records_host`.
     """
     if scope == HOST or (scope == AUTO and records_host):
         return None
@@ -180,9 +172,9 @@ def detect_container(
 
 
 def is_in_container(environ: Mapping[str, str], *, proc: str = "/proc", root: str = "/") -> bool:
-    """Whether this is a container: another cgroup or pid name space than the machine's, or what an engine leaves.
+    """Whether this is a container: it has its own cgroup or pid name space, or the mark of an engine.
 
-    That is a file (Docker, Podman) or a variable (Kubernetes; `container` by systemd's container interface).
+    The mark is a file (Docker, Podman) or a variable (Kubernetes; `container` of systemd's container interface).
     """
     for name, initial in _INITIAL_NAMESPACES.items():
         if link_target(f"{proc}/self/ns/{name}") not in {"", initial}:
@@ -192,29 +184,29 @@ def is_in_container(environ: Mapping[str, str], *, proc: str = "/proc", root: st
     return any(os.path.exists(os.path.join(root, mark)) for mark in _MARKS)
 
 
-def _mount_of(places: list[CgroupMount], controller: str) -> CgroupMount | None:
-    """The hierarchy that has the controller: v1 where it is there, else v2."""
-    for place in places:
-        if controller in place.controllers:
-            return place
-    return next((place for place in places if place.is_v2), None)
+def _mount_of(mounts: list[CgroupMount], controller: str) -> CgroupMount | None:
+    """Return the hierarchy that has the controller: v1 where it exists, else v2."""
+    for mount in mounts:
+        if controller in mount.controllers:
+            return mount
+    return next((mount for mount in mounts if mount.is_v2), None)
 
 
-def _strictest_limit(place: CgroupMount | None, limit_of: _LimitOf) -> tuple[float, str]:
-    """The smallest limit and the nearest cgroup that has it; 0 and nothing without a limit."""
+def _strictest_limit(mount: CgroupMount | None, limit_of: Callable[[str], float]) -> tuple[float, str]:
+    """Return the smallest limit and the nearest cgroup that has it; 0 and an empty path without a limit."""
     found, level = 0.0, ""
-    for directory in place.ancestors() if place is not None else ():
+    for directory in mount.ancestors() if mount is not None else ():
         limit = limit_of(directory)
         if limit and (not found or limit < found):
             found, level = limit, directory
     return found, level
 
 
-def _own_cgroup(place: CgroupMount | None) -> str:
-    if place is None:
+def _own_cgroup(mount: CgroupMount | None) -> str:
+    if mount is None:
         return ""
-    levels = place.ancestors()
-    return next(iter(levels if place.is_root_visible else levels[::-1]), "")
+    levels = mount.ancestors()
+    return next(iter(levels if mount.is_root_visible else levels[::-1]), "")
 
 
 def _memory_limit(directory: str) -> float:
@@ -231,16 +223,16 @@ def _quota_cores(directory: str) -> float:
     return int(words[0]) / int(words[1]) if int(words[1]) else 0.0
 
 
-def _processors(place: CgroupMount | None) -> int:
-    if place is not None:
+def _processors(mount: CgroupMount | None) -> int:
+    if mount is not None:
         for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
-            if listed := read_whole(f"{place.directory}/{name}").strip():
+            if listed := read_whole(f"{mount.directory}/{name}").strip():
                 return _list_length(listed)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _list_length(text: bytes) -> int:
-    """How many numbers `0-3,7` names."""
+    """Return how many numbers a list such as `0-3,7` has."""
     count = 0
     for part in text.split(b","):
         first, _, last = part.partition(b"-")
@@ -248,16 +240,16 @@ def _list_length(text: bytes) -> int:
     return count
 
 
-def _cpu_counter(place: CgroupMount | None, quota: CgroupMount | None, quota_level: str) -> CpuCounter | None:
-    """The counter of the cgroup that has the quota, by its name where `cpuacct` is mounted apart from `cpu`."""
-    if place is None:
+def _cpu_counter(mount: CgroupMount | None, quota: CgroupMount | None, quota_level: str) -> CpuCounter | None:
+    """Return the counter of the cgroup with the quota, by its path where `cpuacct` is mounted apart from `cpu`."""
+    if mount is None:
         return None
-    candidates = [_own_cgroup(place)]
+    candidates = [_own_cgroup(mount)]
     if quota is not None and quota_level:
-        candidates.insert(0, place.mount + quota_level[len(quota.mount) :])
+        candidates.insert(0, mount.top + quota_level[len(quota.top) :])
     for directory in candidates:
         try:
-            return CpuCounter(directory, is_v2=place.is_v2) if directory else None
+            return CpuCounter(directory, is_v2=mount.is_v2) if directory else None
         except OSError:
             continue
     return None
@@ -266,7 +258,7 @@ def _cpu_counter(place: CgroupMount | None, quota: CgroupMount | None, quota_lev
 def _count_processes(directory: str) -> int:
     count = read_whole(f"{directory}/cgroup.procs").count(b"\n")
     try:
-        # A cgroup's link count tells whether it has children, so that it needs not be listed.
+        # The link count tells whether a cgroup has children, so that most need no listing.
         if os.stat(directory).st_nlink <= 2:
             return count
         with os.scandir(directory) as entries:
@@ -284,9 +276,3 @@ def _host_memory_bytes(proc: str) -> int:
 def _integer(path: str) -> int | None:
     text = read_whole(path).strip()
     return int(text) if text.isdigit() else None
-
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    _LimitOf = Callable[[str], float]

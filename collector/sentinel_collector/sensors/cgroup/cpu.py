@@ -1,7 +1,7 @@
 """CPU time of a cgroup and all below it: v2 `cpu.stat`, v1 `cpuacct.usage` and `cpuacct.stat`.
 
-Every v2 cgroup has `cpu.stat` with these three figures, also where the cpu controller is not enabled (kernel's
-`Documentation/admin-guide/cgroup-v2.rst`). Imports `os` alone: the job waits for it.
+Every v2 cgroup has `cpu.stat` with the three figures that are read here, also where the cpu controller is not enabled
+(kernel's `Documentation/admin-guide/cgroup-v2.rst`). Imports `os` alone: the job waits for it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _READ_BYTES = 4096
 
 
 class CpuCounter:
-    """The total is the scheduler's, exact; its split into user and system mode is the kernel's estimate by ticks."""
+    """The total is exact, from the scheduler. Its split into user and system mode is the kernel's estimate by ticks."""
 
     __slots__ = ("_is_v2", "_last", "_split_fd", "_system_us", "_total_fd", "_user_us")
 
@@ -31,23 +31,23 @@ class CpuCounter:
                 raise
 
     def total_us(self) -> int:
-        """Return the microseconds used since the cgroup was made; raises `OSError` or `ValueError`."""
+        """Return the microseconds since the cgroup was made; raises `OSError` or `ValueError`."""
         return self._times(os.pread(self._total_fd, _READ_BYTES, 0))[0]
 
     def times_us(self, *, without_us: int = 0) -> tuple[int, int]:
-        """Return user and system microseconds, whose sum is the total less `without_us`; neither ever falls.
+        """Return user and system microseconds. Their sum is the total less `without_us`, and neither ever falls.
 
         Raises `OSError` or `ValueError`.
         """
         data = os.pread(self._total_fd, _READ_BYTES, 0)
         if (data, without_us) == self._last:
-            # Nothing was used since: the split is what it was.
+            # No CPU time since: the split must not change either.
             return self._user_us, self._system_us
         total_us, user, system = self._times(data)
         self._last = (data, without_us)
         total_us = max(total_us - without_us, self._user_us + self._system_us)
         user_us = total_us * user // (user + system) if user + system else total_us
-        # As the kernel itself does it for a process (`cputime_adjust`).
+        # As the kernel does it for a process (`cputime_adjust`).
         self._user_us = max(self._user_us, min(user_us, total_us - self._system_us))
         self._system_us = total_us - self._user_us
         return self._user_us, self._system_us

@@ -1,4 +1,4 @@
-"""Where this process stands in each cgroup hierarchy (`cgroups(7)`; `/proc/PID/mountinfo` is in `proc(5)`).
+"""This process' cgroup in each mounted hierarchy (`cgroups(7)`; `/proc/PID/mountinfo`: `proc(5)`).
 
 Imports `os` alone: the job waits for it.
 """
@@ -13,22 +13,22 @@ from sentinel_collector.procfs import read_whole
 class CgroupMount:
     """One hierarchy as it is mounted here.
 
-    `controllers` are those of a v1 hierarchy, empty for v2. `directory` is our own cgroup, `mount` the topmost that
-    can be seen: the whole tree's root, or a container's own cgroup.
+    `controllers` are those of a v1 hierarchy, empty for v2. `directory` is our own cgroup, `top` the topmost visible
+    one: the root of the hierarchy, or a container's own cgroup.
     """
 
-    __slots__ = ("controllers", "directory", "is_v2", "mount")
+    __slots__ = ("controllers", "directory", "is_v2", "top")
 
-    def __init__(self, *, controllers: frozenset[str], is_v2: bool, mount: str, directory: str) -> None:
+    def __init__(self, *, controllers: frozenset[str], is_v2: bool, top: str, directory: str) -> None:
         self.controllers = controllers
         self.is_v2 = is_v2
-        self.mount = mount
+        self.top = top
         self.directory = directory
 
     def ancestors(self) -> list[str]:
-        """Our own cgroup and those above it, nearest first; the whole tree's root, which has no limits, is left out."""
+        """Return our own cgroup and those above it, nearest first, without the root, which has no limits."""
         levels = [self.directory]
-        while levels[-1] != self.mount:
+        while levels[-1] != self.top:
             levels.append(os.path.dirname(levels[-1]))
         if self.is_root_visible:
             levels.pop()
@@ -36,14 +36,14 @@ class CgroupMount:
 
     @property
     def is_root_visible(self) -> bool:
-        """Whether `mount` is the whole tree's root: the one cgroup without a type (v2) or with a release agent (v1)."""
+        """Whether `top` is the hierarchy's root: the one cgroup without a type (v2) or with a release agent (v1)."""
         if self.is_v2:
-            return not os.path.exists(f"{self.mount}/cgroup.type")
-        return os.path.exists(f"{self.mount}/release_agent")
+            return not os.path.exists(f"{self.top}/cgroup.type")
+        return os.path.exists(f"{self.top}/release_agent")
 
 
 def find_mounts(proc: str = "/proc") -> list[CgroupMount]:
-    """Return every mounted hierarchy in which our own cgroup can be seen; never raises."""
+    """Return every mounted hierarchy in which our own cgroup is visible; never raises."""
     paths: dict[bytes, bytes] = {}
     for line in read_whole(f"{proc}/self/cgroup").splitlines():
         _number, names, path = (*line.split(b":", 2), b"", b"")[:3]
@@ -51,9 +51,8 @@ def find_mounts(proc: str = "/proc") -> list[CgroupMount]:
     mounts: list[CgroupMount] = []
     for line in read_whole(f"{proc}/self/mountinfo").splitlines():
         head, _, tail = line.partition(b" - ")
-        # Most mounts are something else.
-        if tail.startswith(b"cgroup") and (place := _parse_mount(head.split(), tail.split(), paths)) is not None:
-            mounts.append(place)
+        if tail.startswith(b"cgroup") and (mount := _parse_mount(head.split(), tail.split(), paths)) is not None:
+            mounts.append(mount)
     return mounts
 
 
@@ -68,18 +67,18 @@ def _parse_mount(head: list[bytes], tail: list[bytes], paths: dict[bytes, bytes]
     if names not in paths or len(head) < 5:
         return None
     below = _relative_path(paths[names], _unescape(head[3]))
-    mount = os.fsdecode(_unescape(head[4]))
-    directory = mount + os.fsdecode(below or b"")
+    top = os.fsdecode(_unescape(head[4]))
+    directory = top + os.fsdecode(below or b"")
     if below is None or not os.path.isdir(directory):
         return None
-    # Of several mounts of one hierarchy the first one does.
+    # Of several mounts of one hierarchy the first one is used.
     del paths[names]
     controllers = frozenset(name.decode() for name in names.split(b",") if name)
-    return CgroupMount(controllers=controllers, is_v2=is_v2, mount=mount, directory=directory)
+    return CgroupMount(controllers=controllers, is_v2=is_v2, top=top, directory=directory)
 
 
 def _relative_path(path: bytes, root: bytes) -> bytes | None:
-    """`path` as seen from `root`, the part of the hierarchy that is mounted; None when it is not in that part."""
+    """Return `path` below `root`, the mounted part of the hierarchy; `None` when it is not in that part."""
     if b"/.." in path or b"/.." in root:
         return None
     root = root.rstrip(b"/")

@@ -1,18 +1,18 @@
-"""A cgroup of the run's own: the kernel's exact CPU time of the job, and of everything that it starts.
+"""A cgroup of the run's own: it counts the exact CPU time of the job and its descendants.
 
-It is a child of the collector's own cgroup, made only where this changes nothing for the job:
+It is a child of the collector's own cgroup, and is made only where this changes nothing for the job:
 
-* v1: the `cpuacct` hierarchy, if it is mounted alone. Together with `cpu` a child would be a scheduling group of
-  its own, with a weight, and without real-time time.
-* v2: if our cgroup hands no controller on to its children, and has no limit itself: a program that reads the
-  limits of its own cgroup only (many runtimes do) would not see those of its parent.
+* v1: the `cpuacct` hierarchy, if it is mounted alone. Together with `cpu`, the child would be a scheduling group with
+  a weight and without real-time time.
+* v2: if our cgroup passes no controller on to its children, and has no limit. A program that reads the limits of its
+  own cgroup only (many runtimes do) would not see those of its parent.
 
-`memory` and `blkio` are left alone. Their peak holds the page cache and their totals leave out buffered writes (v1),
-hence are not what the columns mean; a group of its own would change reclaim and I/O weights, hide limits, and linger
-as long as one cached page.
+`memory` and `blkio` are not used. Their peak includes the page cache, and their totals leave out buffered writes (v1).
+The columns mean something else. Such a group would also change reclaim and I/O weights, hide limits, and exist as long
+as one of its pages is cached.
 
-The collector moves itself in, starts the job, and moves back out; what it used inside is taken off. Imported before
-the job starts.
+The collector moves itself in, starts the job and moves back out. Its own time inside is subtracted. Imported before the
+job starts.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ _LIMITS = ("cpu.max", "memory.max", "memory.high")
 
 
 class CgroupUnavailableError(SentinelStreamError):
-    """No cgroup can be had, or not without a change for the job."""
+    """No cgroup can be made, or not without a change for the job."""
 
 
 class RunCgroup:
-    """`Accounting` from a cgroup that this process is in while the job is spawned.
+    """`Accounting` from a cgroup that this process is in while it spawns the job.
 
-    Until `leave`, this process has one thread.
+    This process has one thread until `leave`.
     """
 
     name = "cgroup"
 
     def __init__(self, path: str, *, is_v2: bool) -> None:
-        """Make the cgroup and enter it; raises `OSError` or `ValueError`, and nothing is left behind then."""
+        """Make the cgroup and enter it; raises `OSError` or `ValueError`, and then leaves nothing behind."""
         self.path = path
-        # A single thread moves itself without the kernel's lock over all forks, which takes 8 ms and more to get;
-        # v2 has no file for that.
+        # A single thread moves through `tasks` without the kernel's lock over all forks, which takes 8 ms and more to
+        # get. v2 has no such file.
         self._membership_file = "cgroup.procs" if is_v2 else "tasks"
         self._own_us = 0
         self._reported = (0, 0)
@@ -65,8 +65,8 @@ class RunCgroup:
             raise
 
     def leave(self) -> None:
-        """Go back to where we came from; raises `OSError` when that is refused, and then nothing is exact."""
-        # Nobody else was in it before: all of that was ours.
+        """Move back to the parent; raises `OSError` when that is refused: the counter then includes our own time."""
+        # Nobody else was in it before, so all of its time until now is ours.
         self._own_us = self._before_us + _own_us() - self._own_before_us
         _move_self(f"{os.path.dirname(self.path)}/{self._membership_file}")
 
@@ -80,7 +80,7 @@ class RunCgroup:
         return times[0] - reported[0], times[1] - reported[1]
 
     def close(self) -> None:
-        """Remove the cgroup; while daemons of the job are in it, it stays for a later collector to remove."""
+        """Remove the cgroup. While daemons of the job are in it, it stays, and a later collector removes it."""
         self._cpu.close()
         remove_stale(self.path)
         _rmdir(self.path)
@@ -91,11 +91,11 @@ def enter_cgroup(*, proc: str = "/proc") -> RunCgroup:
     reasons = []
     try:
         # v1 first: it costs 0.1 ms.
-        for place in sorted(_cpu_mounts(proc), key=lambda place: place.is_v2):
-            reason = _unsuitable_reason(place)
+        for mount in sorted(_cpu_mounts(proc), key=lambda mount: mount.is_v2):
+            reason = _unsuitable_reason(mount)
             if not reason:
                 try:
-                    return RunCgroup(f"{place.directory}/{_name(proc)}", is_v2=place.is_v2)
+                    return RunCgroup(f"{mount.directory}/{_name(proc)}", is_v2=mount.is_v2)
                 except (OSError, ValueError) as error:
                     reason = str(error)
             reasons.append(reason)
@@ -105,13 +105,13 @@ def enter_cgroup(*, proc: str = "/proc") -> RunCgroup:
 
 
 def remove_orphaned_cgroups(*, proc: str = "/proc") -> None:
-    """Remove what killed collectors have left in any of our own cgroups, whether or not one is made this time."""
-    for place in _cpu_mounts(proc):
-        remove_stale(place.directory, proc=proc)
+    """Remove the cgroups of killed collectors from each of our own cgroups."""
+    for mount in _cpu_mounts(proc):
+        remove_stale(mount.directory, proc=proc)
 
 
 def remove_stale(directory: str, *, proc: str = "/proc") -> None:
-    """Remove from `directory` the cgroups of collectors that are gone; those with processes in them stay."""
+    """Remove the cgroups of ended collectors from `directory`, except those with processes in them."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -123,19 +123,19 @@ def remove_stale(directory: str, *, proc: str = "/proc") -> None:
 
 
 def _cpu_mounts(proc: str) -> list[CgroupMount]:
-    return [place for place in find_mounts(proc) if place.is_v2 or "cpuacct" in place.controllers]
+    return [mount for mount in find_mounts(proc) if mount.is_v2 or "cpuacct" in mount.controllers]
 
 
-def _unsuitable_reason(place: CgroupMount) -> str:
-    """Why a child of our own cgroup would not be the same to the job; empty when it would."""
-    directory = place.directory
-    if not place.is_v2:
-        others = ", ".join(sorted(place.controllers - {"cpuacct"}))
+def _unsuitable_reason(mount: CgroupMount) -> str:
+    """Return why a child of our own cgroup would change something for the job; empty when it would not."""
+    directory = mount.directory
+    if not mount.is_v2:
+        others = ", ".join(sorted(mount.controllers - {"cpuacct"}))
         return f"cpuacct is mounted together with {others}" if others else ""
     if read_whole(f"{directory}/cgroup.type").strip() not in {b"", b"domain"}:
         return f"{directory} is threaded"
     if controllers := read_whole(f"{directory}/cgroup.subtree_control").split():
-        return f"{directory} would hand on {b', '.join(controllers).decode()}"
+        return f"{directory} enables {b', '.join(controllers).decode()} for its children"
     for name in _LIMITS:
         if read_whole(f"{directory}/{name}").split()[:1] not in ([], [b"max"]):
             return f"the job would not see {directory}/{name}"
@@ -143,12 +143,12 @@ def _unsuitable_reason(place: CgroupMount) -> str:
 
 
 def _name(proc: str) -> str:
-    """Says whose it is: pid name space, pid, and start time in ticks after boot."""
+    """Return a name that identifies this collector: pid name space, pid, and start time in ticks after boot."""
     return f"{_PREFIX}.{_pid_namespace(proc)}.{os.getpid()}.{_start(proc, 'self')}"
 
 
 def _is_stale(name: str, proc: str) -> bool:
-    """Whether its collector is gone; of another pid name space nobody here can say."""
+    """Whether its collector has ended; False where it belongs to another pid name space, which cannot be seen."""
     parts = name.split(".")
     if len(parts) != 4 or not parts[2].isdigit() or parts[1] != _pid_namespace(proc):
         return False
@@ -170,7 +170,7 @@ def _pid_namespace(proc: str) -> str:
 
 
 def _own_us() -> int:
-    """Our own CPU time so far. Asking for it makes the scheduler charge what is open: to the cgroup that we are in."""
+    """Return our own CPU time so far. The call makes the scheduler charge open time to the cgroup that we are in."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return round(usage.ru_utime * 1e6) + round(usage.ru_stime * 1e6)
 

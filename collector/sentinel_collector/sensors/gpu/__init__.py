@@ -1,1 +1,1 @@
-"""GPUs: NVML, amdgpu, and the thread that talks to the drivers."""
+"""GPUs: NVML, amdgpu, and the thread that calls the drivers."""

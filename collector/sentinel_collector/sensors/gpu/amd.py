@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from sentinel_collector.procfs import read_file
 from sentinel_collector.sensors.gpu.devices import DeviceFacts, DeviceReading, GpuFaultError
 from sentinel_collector.sensors.gpu.drm_clients import ENGINE_COUNT, DrmClient, DrmClients
 from sentinel_protocol.common.clock import Clock
@@ -15,7 +16,7 @@ _MIB = 1 << 20
 
 
 class AmdCard(NamedTuple):
-    """One GPU: its directory in sysfs, its PCI address (`0000:03:00.0`), and its PCI id where sysfs tells."""
+    """One GPU: its directory in sysfs, its PCI address (`0000:03:00.0`), and its PCI id where sysfs has it."""
 
     directory: str
     pci_address: str
@@ -23,7 +24,7 @@ class AmdCard(NamedTuple):
 
 
 def find_amd_cards(sysfs: str) -> list[AmdCard]:
-    """Return the AMD GPUs in the order of their numbers; one failing `listdir` where there is no graphics at all."""
+    """Return the AMD GPUs in the order of their numbers."""
     drm = f"{sysfs}/class/drm"
     try:
         names = [name for name in os.listdir(drm) if _CARD.fullmatch(name)]
@@ -41,7 +42,7 @@ def find_amd_cards(sysfs: str) -> list[AmdCard]:
 
 
 class AmdGpus:
-    """The AMD GPUs that were found, read by one thread."""
+    """The given AMD GPUs. One thread reads them."""
 
     def __init__(self, cards: Sequence[AmdCard], *, clock: Clock, proc: str) -> None:
         self._cards = list(cards)
@@ -51,7 +52,7 @@ class AmdGpus:
         self._read_at: float | None = None
 
     def devices(self, pids: Collection[int]) -> list[DeviceReading]:
-        """Read every card; raises `GpuFaultError` when one is gone."""
+        """Read every card; raises `GpuFaultError` when a card is gone."""
         shares = self._shares(pids)
         return [DeviceReading(*_read_card(card), *share) for card, share in zip(self._cards, shares, strict=True)]
 
@@ -67,9 +68,9 @@ class AmdGpus:
         return facts
 
     def _shares(self, pids: Collection[int]) -> list[tuple[float | None, float | None]]:
-        """Return the processes' usage (0..1) and MiB of each card; in the first reading the usage is unknown.
+        """Return the processes' usage (0..1) and MiB of each card; the first reading has no usage.
 
-        A client that ends between two readings takes the work since the first of them with it.
+        When a client ends, its work since the previous reading is lost.
         """
         now = self._clock.monotonic()
         elapsed_ns = None if self._read_at is None else (now - self._read_at) * 1e9
@@ -88,10 +89,10 @@ class AmdGpus:
         return shares
 
     def _growth(self, clients: Sequence[DrmClient], elapsed_ns: float) -> dict[tuple[str, int], int]:
-        """Return how much busier each client became.
+        """Return the growth of each client's busy time.
 
-        A new one started at zero, unless it has done more than the elapsed time allows: then it was merely not looked
-        at before. A counter may fall for a while; the highest value stands until it is passed (`drm-usage-stats.rst`).
+        A new client has started at zero, unless it was busy for longer than the elapsed time: then it existed before,
+        unread. A counter may fall for a while; its highest value counts until it is passed (`drm-usage-stats.rst`).
         """
         before, self._busy_ns = self._busy_ns, {}
         grown = {}
@@ -106,7 +107,7 @@ class AmdGpus:
 def _read_card(card: AmdCard) -> tuple[float | None, float | None]:
     """Return usage (0..1) and MiB in use."""
     if _read_text(f"{card.directory}/power/runtime_status") == "suspended":
-        # Asking it anything else would wake it up.
+        # Any other file would wake it up.
         return 0.0, 0.0
     percent = _read_number(f"{card.directory}/gpu_busy_percent")
     used = _read_number(f"{card.directory}/mem_info_vram_used")
@@ -117,8 +118,7 @@ def _read_card(card: AmdCard) -> tuple[float | None, float | None]:
 
 def _read_text(path: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
+        return read_file(path).decode(errors="replace").strip()
     except OSError:
         return None
 

@@ -1,4 +1,4 @@
-"""GPUs of several vendors, one figure each, and their sums."""
+"""Figures of single GPUs of any vendor, and their sums."""
 
 import math
 from collections import Counter
@@ -10,13 +10,13 @@ from sentinel_protocol.common.errors import SentinelStreamError
 
 
 class GpuFaultError(SentinelStreamError):
-    """A GPU that was there cannot be read: lost, fallen off the bus, or its driver is broken."""
+    """A GPU cannot be read any more: it is lost, off the bus, or its driver is broken."""
 
 
 class DeviceReading(NamedTuple):
     """One GPU: `usage` 0..1 of the device, memory in MiB (2^20); `process_*` is the tracked tree's share.
 
-    `None` is unknown: the device, its mode or the permissions do not give the figure. When no process is tracked the
+    `None` is unknown: the device, its mode or the permissions do not allow the figure. Without a tracked process the
     share is zero.
     """
 
@@ -27,27 +27,27 @@ class DeviceReading(NamedTuple):
 
 
 class DeviceFacts(NamedTuple):
-    """What a GPU is; `None` where it does not say."""
+    """Model and memory of a GPU; `None` where unknown."""
 
     model: str | None
     memory_mib: float | None
 
 
 class GpuSource(Protocol):
-    """All GPUs of one vendor. Both methods may block for as long as the driver likes."""
+    """All GPUs of one vendor. Both methods may block for as long as the driver does."""
 
     def devices(self, pids: Collection[int]) -> list[DeviceReading]:
         """Read every device now. Raises `GpuFaultError`."""
 
     def facts(self) -> list[DeviceFacts]:
-        """Return what each device is; does not raise for a device that cannot be asked."""
+        """Return the facts of each device; does not raise for a device that cannot be read."""
 
 
 def sum_devices(devices: Sequence[DeviceReading]) -> GpuReading:
-    """Return the columns' figures; one unknown figure makes its sum unknown, since a part is no sum.
+    """Return the columns' figures. One unknown figure makes its sum unknown.
 
-    "Utilized" counts devices whose utilisation is above zero, for the system and for the tree alike: a process that
-    merely holds memory does not use the GPU.
+    "Utilized" counts devices with a usage above zero, for the system and for the tree: a process that only holds memory
+    does not use the GPU.
     """
     usage = [device.usage for device in devices]
     process_usage = [device.process_usage for device in devices]
@@ -62,10 +62,10 @@ def sum_devices(devices: Sequence[DeviceReading]) -> GpuReading:
 
 
 def describe_devices(devices: Sequence[DeviceFacts]) -> dict[str, str | int | float]:
-    """Return the contract's `host_gpu_*` fields; what is unknown is left out.
+    """Return the contract's `host_gpu_*` fields without the unknown ones.
 
-    The model is the most frequent one (of several equally frequent ones the first), the memory that of all GPUs
-    together, in MiB: the Python client says the same under both names.
+    The model is the most frequent one (of equally frequent ones the first). The memory is that of all GPUs together, in
+    MiB, as the existing Python client has it.
     """
     described: dict[str, str | int | float] = {"host_gpu_count": len(devices)}
     models = Counter(device.model for device in devices if device.model)
@@ -78,7 +78,7 @@ def describe_devices(devices: Sequence[DeviceFacts]) -> dict[str, str | int | fl
 
 
 def sum_or_unknown(figures: Sequence[float | None]) -> float | None:
-    """Return the sum, `None` when a part of it is unknown."""
+    """Return the sum; `None` when a figure is unknown."""
     known = [figure for figure in figures if figure is not None]
     return math.fsum(known) if len(known) == len(figures) else None
 

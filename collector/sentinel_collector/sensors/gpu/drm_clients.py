@@ -1,30 +1,30 @@
-"""What processes use of AMD GPUs, from the kernel's DRM client statistics (`drm-usage-stats.rst`, Linux 5.19).
+"""The processes' use of AMD GPUs, from the kernel's DRM client statistics (`drm-usage-stats.rst`, Linux 5.19).
 
-Every open file of a GPU has a text in `/proc/PID/fdinfo/FD` with the busy time of the engines and the memory of its
-client. Descriptors that were duplicated or inherited name the same client: it counts once.
+For each open file of a GPU, `/proc/PID/fdinfo/FD` has the busy time of the engines and the memory of its client.
+Descriptors that were duplicated or inherited show the same client, which counts once.
 """
 
 import os
 from collections.abc import Collection
 from typing import NamedTuple
 
-from sentinel_collector.procfs import STAT_STATE, read_stat
+from sentinel_collector.procfs import STAT_STATE, read_file, read_stat
 
 FORGET_AFTER_SCANS = 10
-"""A descriptor that was something else is looked at again after so many scans: its number may have been reused."""
+"""After so many scans, descriptors of other files are inspected again: their numbers may have been reused."""
 
 _ENGINES = frozenset({b"drm-engine-gfx", b"drm-engine-compute"})
-"""What `gpu_busy_percent` measures as well; copy and video engines run beside it."""
+"""The engines of `gpu_busy_percent`. Copy and video engines are not part of it."""
 ENGINE_COUNT = len(_ENGINES)
-"""How many engines of one client may be busy at a time."""
+"""How many engines of a client can be busy at a time."""
 
 _MEMORY_KEYS = (b"drm-resident-vram", b"drm-memory-vram", b"drm-total-vram")
-"""From the exact to the coarse; `drm-memory-` is the older name of `drm-resident-`."""
+"""From exact to coarse. `drm-memory-` is the older name of `drm-resident-`."""
 _UNITS = {b"": 1, b"KiB": 1 << 10, b"MiB": 1 << 20, b"GiB": 1 << 30}
 
 
 class DrmClient(NamedTuple):
-    """One client of one GPU: nanoseconds its graphics and compute work kept the GPU busy so far, bytes of VRAM."""
+    """One client of one GPU: nanoseconds of its graphics and compute work so far, and bytes of VRAM."""
 
     pci_address: str
     client_id: int
@@ -35,8 +35,8 @@ class DrmClient(NamedTuple):
 class DrmScan(NamedTuple):
     """The clients of a set of processes, each once.
 
-    `is_complete` is false when a process could not be looked into; `uses_kfd` is true when one of them computes
-    through ROCm, whose queues the engines' counters do not see.
+    `is_complete` is false when a process could not be read. `uses_kfd` is true when a process computes through ROCm,
+    whose queues the engines' counters do not include.
     """
 
     clients: list[DrmClient]
@@ -45,7 +45,7 @@ class DrmScan(NamedTuple):
 
 
 class DrmClients:
-    """Finds the AMD clients of processes; remembers which descriptors are none, so that a scan is mostly `listdir`."""
+    """Finds the AMD clients of processes. It remembers other descriptors, so that a scan is mostly `listdir`."""
 
     def __init__(self, *, proc: str) -> None:
         self._proc = proc
@@ -53,7 +53,7 @@ class DrmClients:
         self._others: dict[int, set[str]] = {}
 
     def scan(self, pids: Collection[int]) -> DrmScan:
-        """Read the clients of these processes; one that ended or is a zombie has none."""
+        """Read the clients of these processes. An ended process or a zombie has none."""
         self._scans += 1
         if self._scans % FORGET_AFTER_SCANS == 0:
             self._others.clear()
@@ -64,7 +64,7 @@ class DrmClients:
             try:
                 kfd = self._scan_process(pid, clients, others)
             except PermissionError:
-                # The descriptors of a zombie belong to root, but there are none.
+                # The directory of a zombie belongs to root, but the zombie has no descriptors.
                 is_complete = is_complete and self._is_zombie(pid)
             except (FileNotFoundError, ProcessLookupError):
                 continue
@@ -89,12 +89,11 @@ class DrmClients:
                 elif not target.startswith("/dev/dri/"):
                     still_others.add(descriptor)
                 else:
-                    with open(f"{directory}/fdinfo/{descriptor}", "rb", buffering=0) as file:
-                        client = parse_fdinfo(file.read())
+                    client = parse_fdinfo(read_file(f"{directory}/fdinfo/{descriptor}"))
                     if client is not None:
                         clients[client.pci_address, client.client_id] = client
             except FileNotFoundError:
-                continue  # closed meanwhile
+                continue  # Closed meanwhile.
         return uses_kfd
 
     def _is_zombie(self, pid: int) -> bool:
@@ -105,7 +104,7 @@ class DrmClients:
 
 
 def parse_fdinfo(text: bytes) -> DrmClient | None:
-    """Return the AMD client that the text describes; `None` for other drivers and for kernels that do not tell."""
+    """Return the AMD client of the text; `None` for other drivers and for kernels without these statistics."""
     fields = {}
     for line in text.splitlines():
         key, _, value = line.partition(b":")

@@ -1,4 +1,4 @@
-"""Finds the GPUs of the machine, of whatever vendors, and makes one sensor of them.
+"""Finds the GPUs of all vendors and makes one sensor of them.
 
 Where there is no GPU nothing beyond this module and `ctypes` is imported.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sentinel_collector.sensors.gpu.worker import GpuWorker, OpenedSources
 
 START_WAIT_S = 0.5
-"""How long opening may wait for a driver; without persistence mode NVML takes seconds, and reports later."""
+"""How long opening waits for a driver. Without persistence mode NVML takes seconds; it then reports later."""
 
 
 def open_gpu_sensor(
@@ -24,8 +24,8 @@ def open_gpu_sensor(
 ) -> "GpuWorker | None":
     """Return a `GpuSensor` for all GPUs, `None` where there are none (the columns are zero then).
 
-    A driver that is installed but does not start counts as no GPU and is told through `warn`, once. One that takes
-    longer than `START_WAIT_S` to start yields a sensor that knows nothing until it has.
+    A driver that is installed but does not start counts as no GPU and causes one warning. For one that takes longer
+    than `START_WAIT_S` to start, all figures are unknown until it has started.
     """
     with_nvidia = nvml_loads()
     cards = _amd_cards(sysfs)
@@ -42,7 +42,7 @@ def open_gpu_sensor(
 
 
 def nvml_loads() -> bool:
-    """Say whether the NVIDIA driver's library is there and loads: importing pynvml to find out costs 13 MiB."""
+    """Return whether the NVIDIA driver's library loads. Importing pynvml to find out would cost 13 MiB."""
     import ctypes
 
     try:

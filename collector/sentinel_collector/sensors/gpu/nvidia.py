@@ -1,9 +1,9 @@
-"""NVIDIA GPUs through NVML (the driver's `libnvidia-ml.so.1`, called by way of pynvml), never `nvidia-smi`.
+"""NVIDIA GPUs through NVML (the driver's `libnvidia-ml.so.1`, called through pynvml), never through `nvidia-smi`.
 
 pynvml is imported when the first `NvidiaGpus` is made.
 
-MIG: the utilisation of a GPU in MIG mode is not to be had from the calls used here, neither for the GPU nor for its
-instances, so usage and "utilized" are unknown there; memory is the sum over the instances this process may see.
+MIG: the calls used here have no utilisation for a GPU in MIG mode or for its instances, so usage and "utilized" are
+unknown there. Memory is the sum over the instances that this process can see.
 """
 
 import os
@@ -16,9 +16,9 @@ from sentinel_collector.sensors.gpu.nvml_process_usage import ProcessUsage, Usag
 from sentinel_protocol.common.clock import Clock
 
 REOPEN_AFTER_S = 30.0
-"""How often NVML is started anew while readings fail: a GPU that was reset is not found again otherwise."""
+"""How often NVML is restarted while readings fail. Without it, a GPU that was reset is not found again."""
 IDLE_VRAM_MIB = 64.0
-"""More than the driver itself leaves on an idle GPU: somebody is there."""
+"""More memory than the driver keeps on an idle GPU: some process uses the GPU."""
 
 _MIB = 1 << 20
 
@@ -27,11 +27,11 @@ _PROCESS_LISTS = (
     ("nvmlDeviceGetGraphicsRunningProcesses_v3", "nvmlDeviceGetGraphicsRunningProcesses_v2"),
     ("nvmlDeviceGetMPSComputeRunningProcesses_v3", "nvmlDeviceGetMPSComputeRunningProcesses_v2"),
 )
-"""Newest first: drivers before release 510 do not have the third version."""
+"""Newest first. Drivers before release 510 have no third version."""
 
 
 class NvidiaGpus:
-    """Every GPU that NVML shows, read by one thread. Raises `GpuFaultError` when NVML cannot be started."""
+    """Every GPU that NVML shows. One thread reads them. `__init__` raises `GpuFaultError` when NVML does not start."""
 
     def __init__(self, *, clock: Clock, proc: str) -> None:
         import pynvml
@@ -48,7 +48,7 @@ class NvidiaGpus:
                 pynvml.NVML_ERROR_NO_DATA,
                 pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
                 pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-                pynvml.NVML_ERROR_INSUFFICIENT_SIZE,  # a list that grew between NVML's two calls
+                pynvml.NVML_ERROR_INSUFFICIENT_SIZE,  # A list grew between NVML's two calls.
             }
         )
         self._failing = False
@@ -56,7 +56,7 @@ class NvidiaGpus:
         self._count_at_start = len(self._usage)
 
     def devices(self, pids: Collection[int]) -> list[DeviceReading]:
-        """Read every device; the first one that is lost raises `GpuFaultError`, and so does the next call after it."""
+        """Read every device; raises `GpuFaultError` at the first lost one."""
         if self._failing and self._clock.monotonic() - self._opened_at >= REOPEN_AFTER_S:
             self._reopen()
         self._failing = True
@@ -67,7 +67,7 @@ class NvidiaGpus:
         return readings
 
     def facts(self) -> list[DeviceFacts]:
-        """Return name and memory of every device, nothing known for a lost one."""
+        """Return name and memory of every device, `None` for a lost one."""
         return [self._facts(index) for index in range(len(self._usage))]
 
     def _open(self) -> None:
@@ -143,18 +143,18 @@ class NvidiaGpus:
             try:
                 part = self._ask("nvmlDeviceGetMigDeviceHandleByIndex", handle, index)
             except self._nvml.NVMLError_NotFound:
-                continue  # an index without an instance, or one that is another container's
+                continue  # No instance, or one of another container.
             if part is not None:
                 parts.append(part)
         return parts
 
     def _memory(self, handle: Any) -> Any:
-        """Return total and used bytes; by the second version, whose `used` leaves out what the driver reserves."""
+        """Return total and used bytes, by version 2 if possible: its `used` leaves out the driver's reserve."""
         memory = self._ask("nvmlDeviceGetMemoryInfo", handle, self._nvml.nvmlMemory_v2)
         return memory if memory is not None else self._ask("nvmlDeviceGetMemoryInfo", handle)
 
     def _memory_by_pid(self, handle: Any) -> dict[int, int | None] | None:
-        """Return bytes per process (`None`: not available); one in several lists counts once, with the most."""
+        """Return bytes per process (`None`: unknown). A process in several lists counts once, with the highest."""
         by_pid: dict[int, int | None] = {}
         answered = False
         for versions in _PROCESS_LISTS:
@@ -174,7 +174,7 @@ class NvidiaGpus:
         try:
             found = self._ask("nvmlDeviceGetProcessUtilization", handle, since_us)
         except self._nvml.NVMLError as error:
-            # pynvml raises "success" when NVML has nothing to return.
+            # pynvml raises NVML_SUCCESS when there is nothing to return.
             if error.value not in {self._nvml.NVML_ERROR_NOT_FOUND, self._nvml.NVML_SUCCESS}:
                 raise
             found = []
@@ -184,10 +184,10 @@ class NvidiaGpus:
         return usage.of(pids)
 
     def _pids_are_foreign(self, listed: Collection[int], device: DeviceReading) -> bool:
-        """Say whether NVML's process ids mean nothing here, as happens in a container.
+        """Return whether NVML's process ids are useless here, as in some containers.
 
-        Some drivers list the host's ids there, which may by chance be those of other processes here; some list
-        nobody at all. Ids that `/proc` does not know give the first away, a busy GPU without processes the second.
+        Some drivers list the host's ids in a container, which may be those of other processes here. Ids that `/proc`
+        does not know show this. Other drivers list no processes. A busy GPU without processes shows that.
         """
         if not self._is_nested:
             return False
@@ -205,7 +205,7 @@ class NvidiaGpus:
         return DeviceFacts(model, None if memory is None else memory.total / _MIB)
 
     def _ask(self, function: str, *arguments: Any) -> Any:
-        """Call NVML; `None` for what this device, mode, driver or user does not get; other errors are raised."""
+        """Call NVML; `None` where the device, its mode, the driver or the permissions do not allow it. May raise."""
         try:
             return getattr(self._nvml, function)(*arguments)
         except self._nvml.NVMLError as error:

@@ -1,19 +1,19 @@
-"""Which process used how much of one NVIDIA GPU: NVML's process samples, followed from call to call.
+"""The processes' use of one NVIDIA GPU, from NVML's process samples of successive calls.
 
-`nvmlDeviceGetProcessUtilization` returns, as NVML's reference and the drivers in the field have it, one sample per
-process that used the device since a given time (UNIX µs), with the mean of its SM utilisation (percent) since then;
-asked without a time it averages over the driver's whole buffer, many seconds of the past. Entries with impossible
-values (2147483632 %) and old times occur and are left out.
+`nvmlDeviceGetProcessUtilization` returns one sample for each process that used the device since a given time (UNIX
+µs), with the mean of its SM utilisation (percent) since then. Without a time it averages over the driver's whole
+buffer, which is many seconds. This is the behaviour of NVML's reference and of current drivers. Entries with impossible
+values (2147483632 %) or old times occur and are left out.
 """
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 SAMPLE_LAG_US = 250_000
-"""How far the driver's newest sample may lag behind; its sample period is 1/6 to 1 s depending on the product."""
+"""The possible age of the driver's newest sample. Its sample period is 1/6 to 1 s, depending on the product."""
 HOLD_S = 0.9
-"""How long a figure stands when the driver has no newer one, which happens when we ask more often than it samples:
-just under its longest sample period, so that at one reading per second none is ever repeated."""
+"""How long a figure is repeated when the driver has no newer one, because we ask more often than it samples. It is just
+below the longest sample period, so that at one reading a second none is repeated."""
 
 
 class UsageSample(NamedTuple):
@@ -34,10 +34,10 @@ class ProcessUsage:
         self._usage: dict[int, float] = {}
 
     def since_us(self, *, now_us: int, monotonic: float) -> int:
-        """Return the time stamp to ask from.
+        """Return the time stamp to ask from: normally that of the newest sample.
 
-        Normally the newest one seen; never further back than the previous reading (after an idle spell the driver
-        would spread a burst over it), and never in the future (the wall clock was set back).
+        It is not before the previous reading, because the driver would spread a burst over an idle time before it. And
+        it is not in the future, in case the wall clock was set back.
         """
         elapsed_s = 1.0 if self._asked_at is None else monotonic - self._asked_at
         self._asked_at = monotonic
@@ -47,7 +47,7 @@ class ProcessUsage:
         return self._since_us
 
     def update(self, samples: Iterable[UsageSample], *, monotonic: float) -> None:
-        """Take in the samples that came for `since_us`; without any, all processes are at zero."""
+        """Take the samples since `since_us`; without any, all processes are at zero after `HOLD_S`."""
         per_pid: dict[int, list[UsageSample]] = {}
         for sample in samples:
             if sample.time_us > self._since_us and 0 <= sample.percent <= 100:
@@ -60,13 +60,13 @@ class ProcessUsage:
             self._usage = {}
 
     def of(self, pids: Iterable[int]) -> float:
-        """Return the share of these processes, at most the whole device."""
+        """Return the usage of these processes together, at most the whole device."""
         usage = self._usage
         return min(1.0, sum(usage.get(pid, 0.0) for pid in pids)) if usage else 0.0
 
 
 def _mean(samples: list[UsageSample], since_us: int) -> float:
-    """Return the mean, 0..1, of one process's samples, each weighted with the time since the one before."""
+    """Return the mean (0..1) of a process's samples, weighted with the time since the sample before."""
     samples.sort(key=lambda sample: sample.time_us)
     weighted, before_us = 0.0, since_us
     for sample in samples:

@@ -1,4 +1,4 @@
-"""Reads the GPUs in a thread of their own: a driver that hangs holds up nobody but that thread."""
+"""Reads the GPUs in a thread of their own, so that a driver that hangs blocks only that thread."""
 
 import threading
 from collections.abc import Callable, Collection
@@ -9,23 +9,23 @@ from sentinel_collector.sensors.interfaces import GpuReading
 from sentinel_protocol.common.clock import Clock
 
 READ_BUDGET_S = 0.02
-"""How long one reading may hold up its caller; most drivers answer within 5 ms for all their devices."""
+"""How long a reading may block its caller. Most drivers need less than 5 ms for all their devices."""
 HUNG_AFTER_S = 1.0
 MAX_AGE_INTERVALS = 2.5
-"""A reading that is two intervals old may still stand; the half is for the ticks' jitter."""
+"""A reading may be two intervals old; the half is for jitter."""
 
 UNKNOWN = GpuReading(None, None, None, None, None, None)
 
 
 class OpenedSources(NamedTuple):
-    """What there is to read, and what went wrong on the way to it (in words for people)."""
+    """The opened sources, and warnings about those that could not be opened."""
 
     sources: list[GpuSource]
     warnings: list[str]
 
 
 class _Result(NamedTuple):
-    """A reading, the monotonic time at which it was asked for, and why it is unknown if it failed."""
+    """A reading, the monotonic time of its request, and the error if it failed."""
 
     asked_at: float
     reading: GpuReading
@@ -35,8 +35,8 @@ class _Result(NamedTuple):
 class GpuWorker:
     """The `GpuSensor` of a machine with GPUs: one daemon thread opens the sources and answers one request at a time.
 
-    While a call hangs no further one is made, callers are not held up at all, and all figures are unknown; when it
-    returns everything goes on by itself. Each kind of trouble is told once, through `warn`, from the caller's thread.
+    While a call hangs, no other one is made, callers are not blocked, and all figures are unknown. After it returns,
+    readings go on. Each warning is given once, through `warn`, on the caller's thread.
     """
 
     def __init__(self, open_sources: Callable[[], OpenedSources], *, clock: Clock, warn: Callable[[str], None]) -> None:
@@ -48,7 +48,7 @@ class GpuWorker:
         self._facts: dict[str, str | int | float] = {}
         self._asked = threading.Event()
         self._answered = threading.Event()
-        self._lock = threading.Lock()  # covers what follows: the thread and its callers both write it
+        self._lock = threading.Lock()  # Guards the attributes below: the thread and its callers write them.
         self._busy_since: float | None = clock.monotonic()
         self._opened: OpenedSources | None = None
         self._pids: Collection[int] = ()
@@ -57,13 +57,13 @@ class GpuWorker:
         threading.Thread(target=self._serve, name="gpu", daemon=True).start()
 
     def wait_until_open(self, timeout_s: float) -> bool:
-        """Wait until it is known what there is; False when the driver takes longer."""
+        """Wait until the sources are open; False when the driver takes longer."""
         opened = self._clock.wait_for(self._answered, timeout_s)
         self._warn_about_sources()
         return opened
 
     def has_devices(self) -> bool:
-        """Say whether there is anything to read, as far as it is known by now."""
+        """Return whether there is a source, as far as it is known by now."""
         return bool(self._opened and self._opened.sources)
 
     def gpu_info(self) -> dict[str, str | int | float]:
@@ -71,9 +71,9 @@ class GpuWorker:
         return dict(self._facts)
 
     def read(self, pids: Collection[int]) -> GpuReading:
-        """Return the figures of now, or of at most two intervals ago when the driver is slow; else nothing is known.
+        """Return the figures of now, or of at most two intervals ago when the driver is slow, else unknown ones.
 
-        Holds the caller for `READ_BUDGET_S` at most, and not at all while an earlier call has not returned.
+        Blocks for at most `READ_BUDGET_S`, and not at all while an earlier call has not returned.
         """
         now = self._clock.monotonic()
         interval_s = None if self._last_read_at is None else now - self._last_read_at
@@ -96,7 +96,7 @@ class GpuWorker:
         return finished.reading
 
     def close(self) -> None:
-        """Let the thread end as soon as no call is under way; it never keeps the process alive."""
+        """Let the thread end after its call. It never keeps the process alive."""
         with self._lock:
             self._is_closed = True
         self._asked.set()
@@ -115,7 +115,7 @@ class GpuWorker:
         try:
             opened = self._open_sources()
             facts = describe_devices([fact for source in opened.sources for fact in source.facts()])
-        except Exception as error:  # noqa: BLE001 - whatever a broken driver makes of a call must end as a warning
+        except Exception as error:  # noqa: BLE001 - any error of a driver becomes a warning
             opened, facts = OpenedSources([], [f"{type(error).__name__}: {error}"]), {}
         with self._lock:
             self._opened, self._facts, self._busy_since = opened, facts, None
@@ -127,7 +127,7 @@ class GpuWorker:
                 self._answered.set()
 
     def _next_request(self) -> tuple[Collection[int], float] | None:
-        """Wait for one: the processes, and when it was made; `None` when there will be none."""
+        """Wait for a request and return its processes and time; `None` after `close`."""
         while True:
             self._clock.wait_for(self._asked, None)
             self._asked.clear()
@@ -150,6 +150,6 @@ class GpuWorker:
 def _read(sources: list[GpuSource], pids: Collection[int], asked_at: float) -> _Result:
     try:
         devices = [device for source in sources for device in source.devices(pids)]
-    except Exception as error:  # noqa: BLE001 - whatever a broken driver makes of a call must end as a warning
+    except Exception as error:  # noqa: BLE001 - any error of a driver becomes a warning
         return _Result(asked_at, UNKNOWN, str(error) or type(error).__name__)
     return _Result(asked_at, sum_devices(devices), None)

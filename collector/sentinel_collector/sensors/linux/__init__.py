@@ -1,1 +1,1 @@
-"""The whole system as Linux shows it in /proc and /sys."""
+"""The whole machine, from `/proc` and `/sys` of Linux."""

@@ -1,17 +1,17 @@
-"""Byte counters of several devices: what they grew by, all together."""
+"""Growth of the byte counters of several devices, all together."""
 
 from collections.abc import Callable, Iterable
 
 from sentinel_collector.procfs import ProcFile, read_list_with_reopen
 
 _COUNTER_DIGITS = 16
-"""Beyond that, 512-byte units are more bytes than a row's integer holds; nobody's disk has moved that much."""
+"""More digits, in units of 512 bytes, would exceed a row's integer. No real disk gets there."""
 
 
 class ByteCounters:
     """Pairs of counters (in and out) by device name.
 
-    A device that appears later started at zero; one whose counter fell was reset and started at zero again.
+    A device that appears later has started at zero. A counter that fell was reset, and has started at zero again.
     """
 
     __slots__ = ("_last",)
@@ -20,7 +20,7 @@ class ByteCounters:
         self._last: dict[bytes, tuple[int, int]] = {}
 
     def growth(self, readings: Iterable[tuple[bytes, int, int]]) -> tuple[int, int]:
-        """Take `(device, in, out)` readings and return what both grew by since the last time."""
+        """Take `(device, in, out)` readings and return the growth of both sums since the last call."""
         last = self._last
         total_in = total_out = 0
         for device, value_in, value_out in readings:
@@ -32,16 +32,16 @@ class ByteCounters:
 
 
 def parse_pair(value_in: bytes, value_out: bytes) -> tuple[int, int] | None:
-    """Return both counters, `None` for what the kernel never writes: a damaged line costs its owner one reading."""
+    """Return both counters, `None` for text that the kernel never writes: one reading of a damaged line is skipped."""
     if not (value_in.isdigit() and value_out.isdigit()) or max(len(value_in), len(value_out)) > _COUNTER_DIGITS:
         return None
     return int(value_in), int(value_out)
 
 
 class CounterFile:
-    """A file of `/proc` that lists devices with counters; `parse` turns its text into `(device, in, out)` readings.
+    """A file of `/proc` that lists devices with counters. `parse` turns its text into `(device, in, out)` readings.
 
-    The first reading is measured against `baseline`; without one it has grown by nothing.
+    The first growth is measured against `baseline`, and is zero where that is empty.
     """
 
     __slots__ = ("_counters", "_file", "_has_base", "_last", "_parse")
@@ -57,7 +57,7 @@ class CounterFile:
         self._has_base = bool(baseline)
 
     def growth(self) -> tuple[int, int] | None:
-        """Read the file and return what the counters grew by; `None` when it cannot be read."""
+        """Read the file and return the counters' growth; `None` when it cannot be read."""
         data = read_list_with_reopen(self._file)
         if not data:
             return None

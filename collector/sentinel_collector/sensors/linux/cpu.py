@@ -12,9 +12,9 @@ _STAT_BYTES = 1 << 16
 
 
 class CpuReading(NamedTuple):
-    """`user_us` is user and nice (a guest's time is part of it), `system_us` is system mode without interrupts.
+    """`user_us` is user and nice, guests included; `system_us` is system mode without interrupts.
 
-    `cpus` counts those that are online, `forks` the processes and threads made since boot (0: unknown).
+    `cpus` counts the processors that are online, `forks` the processes and threads since boot (0: unknown).
     """
 
     cpus: int
@@ -24,7 +24,7 @@ class CpuReading(NamedTuple):
 
 
 class CpuSensor:
-    """Growth of the machine's CPU time since the previous reading; the first is measured against `baseline`."""
+    """Growth of the machine's CPU time since the previous reading. The first is measured against `baseline`."""
 
     def __init__(self, *, proc: str, baseline: bytes) -> None:
         self._file = ProcFile(f"{proc}/stat")
@@ -37,12 +37,12 @@ class CpuSensor:
         times = _parse(data)
         if times is None:
             return CpuReading(self._cpus, 0, None, None)
-        # Where the processors are not listed one by one, what the system says stands.
+        # Where the processors are not listed one by one, keep the number that the system gives.
         self._cpus = data.count(b"\ncpu") or self._cpus
         last, self._last = self._last, times
         if last is None:
             return CpuReading(self._cpus, _forks(data), None, None)
-        # A counter that goes back (a processor taken offline, lxcfs) has not grown.
+        # A counter may fall (a processor taken offline, lxcfs): that is no growth.
         return CpuReading(
             self._cpus,
             _forks(data),
@@ -56,7 +56,7 @@ class CpuSensor:
 
 
 def _parse(data: bytes) -> tuple[int, int] | None:
-    """User and nice, and system ticks of the first line; None for what is no `/proc/stat`."""
+    """Return user and nice ticks, and system ticks, of the first line; `None` for another file."""
     fields = data[:256].split(None, 4)
     if len(fields) < 4 or fields[0] != b"cpu":
         return None

@@ -1,8 +1,8 @@
 """Bytes read from and written to whole disks, from `/proc/diskstats` (the kernel's `iostats.rst`).
 
-A whole disk is a device of `/sys/block` (so no partition) that is not made of other disks: no `slaves` (device mapper,
-md, bcache), none of the drivers that put a disk on a file, on memory or on another disk, and not hidden (one path of
-a multipath NVMe name space, whose head is counted). Each byte is thus counted once, at the disk that stores it.
+A whole disk is a device of `/sys/block` (so no partition) that is not made of other disks. It has no `slaves` (device
+mapper, md, bcache), none of the drivers that put a disk on a file, on memory or on another disk, and is not hidden (a
+path of a multipath NVMe name space, whose head counts). So each byte counts once, at the disk that stores it.
 """
 
 import os
@@ -12,13 +12,13 @@ from sentinel_collector.procfs import read_file
 from sentinel_collector.sensors.linux.byte_counters import CounterFile, parse_pair
 
 SECTOR_BYTES = 512
-"""The unit of `/proc/diskstats`, whatever the disk's own sector size."""
+"""The unit of `/proc/diskstats`. The disk's own sector size does not matter."""
 
 _COMPOSED = ("loop", "ram", "zram", "dm-", "md", "zd", "drbd", "bcache")
 
 
 class DiskSensor:
-    """Growth of all whole disks' counters; the first reading is measured against `baseline`."""
+    """Growth of the counters of all whole disks. The first is measured against `baseline`."""
 
     def __init__(self, *, proc: str, sys: str, baseline: bytes) -> None:
         self._sys = sys
@@ -26,7 +26,7 @@ class DiskSensor:
         self._file = CounterFile(f"{proc}/diskstats", baseline=baseline, parse=self._parse)
 
     def read(self) -> tuple[int | None, int | None]:
-        """Bytes read and written since the previous reading; `None` when there is no `/proc/diskstats`."""
+        """Return bytes read and written since the previous reading; `None` without `/proc/diskstats`."""
         sectors = self._file.growth()
         return (None, None) if sectors is None else (sectors[0] * SECTOR_BYTES, sectors[1] * SECTOR_BYTES)
 
@@ -52,7 +52,7 @@ class DiskSensor:
 
 
 def is_whole_disk(name: str, *, sys: str = "/sys") -> bool:
-    """Say whether a device of `/proc/diskstats` is a disk of its own; see the module's text."""
+    """Return whether a device of `/proc/diskstats` is a whole disk (see the module's docstring)."""
     if name.startswith(_COMPOSED):
         return False
     # The kernel writes a slash in a device's name (cciss/c0d0) as an exclamation mark.

@@ -1,10 +1,10 @@
 """Space on the mounted real file systems, each counted once, from `/proc/self/mountinfo` (`proc(5)`) and `statvfs`.
 
-Real is what lies on a block device of this machine, ZFS, and the root whatever it is made of (overlay in a container).
-Left out are pseudo and network file systems (a dead server would stall the sensor, and an elastic one has 8 EB),
-read-only images, and file systems inside a file of another. A file system is named by the device number of its
-super block, the same for bind mounts, further mounts and btrfs subvolumes. Data sets of a ZFS pool share its free
-space. An overlay is left out where the file system that it stands on is counted.
+Real file systems are those on a block device of this machine, ZFS, and the root in any case (overlay in a container).
+These are left out: pseudo file systems, network file systems (a dead server would block the sensor, and an elastic one
+has 8 EB), read-only images, and file systems in a file of another one. A file system is identified by the device
+number of its super block, which bind mounts, further mounts and btrfs subvolumes have in common. Data sets of a ZFS
+pool share its free space. An overlay is left out where the file system below it is counted.
 """
 
 import os
@@ -22,7 +22,7 @@ _ESCAPE = re.compile(rb"\\((?!000)[0-3][0-7]{2})")
 
 
 class Space(NamedTuple):
-    """Bytes; `free` is what an unprivileged user can still take (`f_bavail`), as `df` shows it."""
+    """Bytes. `free` is the space that an unprivileged user can take (`f_bavail`), as `df` shows it."""
 
     total: int
     used: int
@@ -30,7 +30,7 @@ class Space(NamedTuple):
 
 
 class Mount(NamedTuple):
-    """One line of mountinfo: device number `major:minor`, where it is mounted, type and source."""
+    """One line of mountinfo: device number `major:minor`, mount point, type and source."""
 
     device: str
     point: str
@@ -39,7 +39,7 @@ class Mount(NamedTuple):
 
 
 class FilesystemSensor:
-    """Sums over the mounted real file systems; the list is made again only when the kernel says that it changed."""
+    """Sums over the mounted real file systems. The list is made again only when the kernel reports a change."""
 
     def __init__(self, *, proc: str) -> None:
         self._proc = proc
@@ -51,7 +51,7 @@ class FilesystemSensor:
         self._select_mounts()
 
     def read(self) -> Space | None:
-        """Sum of all file systems now; `None` when none is known."""
+        """Return the sum of all file systems; `None` when none is known."""
         if self._poll is not None and self._fd >= 0 and self._poll.poll(0):
             self._select_mounts()
         spaces = [space for points in self._pools if (space := _pool_space(points)) is not None]
@@ -75,7 +75,7 @@ class FilesystemSensor:
         except OSError:
             return
         if self._poll is not None:
-            # A file that cannot be polled (a made-up tree) is always "ready" for POLLIN, never for POLLPRI.
+            # A file that cannot be polled (in tests) is always ready for POLLIN, never for POLLPRI.
             self._poll.register(self._fd, select.POLLPRI)
 
     def _select_mounts(self) -> None:
@@ -103,7 +103,7 @@ class FilesystemSensor:
 
 
 def parse_mountinfo(data: bytes) -> Iterator[Mount]:
-    """Yield the lines of `/proc/PID/mountinfo`; lines that are none are left out."""
+    """Yield the lines of `/proc/PID/mountinfo`; malformed lines are left out."""
     for line in data.splitlines():
         head, separator, tail = line.partition(b" - ")
         fields, kinds = head.split(), tail.split()
@@ -112,7 +112,7 @@ def parse_mountinfo(data: bytes) -> Iterator[Mount]:
 
 
 def real_mounts(mounts: list[Mount], *, block_types: frozenset[str]) -> list[Mount]:
-    """Choose the mounts of real file systems, by the rule in the module's text, in the order of `mounts`."""
+    """Return the mounts of real file systems (see the module's docstring), in the order of `mounts`."""
     chosen = []
     for mount in mounts:
         at_root = mount.point == "/"
@@ -126,7 +126,7 @@ def real_mounts(mounts: list[Mount], *, block_types: frozenset[str]) -> list[Mou
 
 
 def block_types(proc: str) -> frozenset[str]:
-    """Types of `/proc/filesystems` that need a block device (not `nodev`)."""
+    """Return the types of `/proc/filesystems` that need a block device (not `nodev`)."""
     try:
         lines = read_file(f"{proc}/filesystems").decode().splitlines()
     except OSError:
@@ -140,12 +140,12 @@ def _unescape(text: bytes) -> str:
 
 
 def _is_on_top(mount: Mount) -> bool:
-    """Whether the path still leads to this mount, or another one was put over it (then it shows another's space)."""
+    """Whether the path leads to this mount, not to another one on top of it (whose space it would show)."""
     try:
         device = os.stat(mount.point).st_dev
     except OSError:
         return False
-    # Each btrfs subvolume has a number of its own, so that the path's and the super block's differ.
+    # A btrfs subvolume has a device number of its own, different from the super block's.
     return mount.kind == "btrfs" or f"{os.major(device)}:{os.minor(device)}" == mount.device
 
 

@@ -22,7 +22,7 @@ _Getter = Callable[[list[bytes]], Any]
 
 
 class MemorySensor:
-    """Levels of `/proc/meminfo`. Where each value stands among the words is learnt once and checked every time."""
+    """Levels of `/proc/meminfo`. The positions of the values are learnt once and checked in each reading."""
 
     def __init__(self, *, proc: str) -> None:
         self._file = ProcFile(f"{proc}/meminfo")
@@ -45,7 +45,7 @@ class MemorySensor:
             return MemoryReading()
         free, buffers = kib[b"MemFree:"], kib.get(b"Buffers:", 0)
         cached = kib.get(b"Cached:", 0) + kib.get(b"SReclaimable:", 0)
-        # Kernels before 3.14 do not say what is available; this is what free(1) took then.
+        # Kernels before 3.14 have no MemAvailable; free(1) estimated it like this.
         available = kib[b"MemAvailable:"] if b"MemAvailable:" in kib else free + buffers + cached
         used = max(0, kib[b"MemTotal:"] - available)
         return MemoryReading(free, used, buffers, cached, kib.get(b"Active:", 0), kib.get(b"Inactive:", 0))
@@ -63,8 +63,8 @@ class MemorySensor:
         if not where.keys() >= _NEEDED:
             return False
         self._names = tuple(name for name in _WANTED if name in where)
-        places = [where[name] for name in self._names]
-        self._words = max(places) + 2
-        self._names_of = itemgetter(*places)
-        self._values_of = itemgetter(*(place + 1 for place in places))
+        positions = [where[name] for name in self._names]
+        self._words = max(positions) + 2
+        self._names_of = itemgetter(*positions)
+        self._values_of = itemgetter(*(position + 1 for position in positions))
         return True

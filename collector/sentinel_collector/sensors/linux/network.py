@@ -1,10 +1,10 @@
 """Bytes received and sent by the machine, from `/proc/net/dev` (`proc(5)`).
 
 Loopback never counts, and each byte counts once. Where the network name space has hardware (an interface with a
-`device` link in `/sys/class/net`), the hardware counts and nothing else: bridges, bonds, VLANs, tunnels and the host's
-ends of containers' links carry what the hardware carries, or what never leaves the machine. Hardware below other
-hardware (a virtual function under its synthetic twin) counts through the upper one. Without hardware, as inside
-a container, every interface counts that is not stacked on another (`lower_*`) and no bridge, bond, tunnel or dummy.
+`device` link in `/sys/class/net`), only the hardware counts. Bridges, bonds, VLANs, tunnels and the host's ends of
+containers' links carry the same bytes, or bytes that never leave the machine. Hardware below other hardware (a virtual
+function under its synthetic twin) counts through the upper one. Without hardware, as in a container, an interface
+counts unless it is stacked on another (`lower_*`) or is a bridge, bond, tunnel or dummy.
 """
 
 import os
@@ -18,7 +18,7 @@ _UNCOUNTED_NAMES = ("dummy", "ifb", "tunl", "sit", "gre", "erspan", "ip6tnl", "i
 
 
 class NetworkSensor:
-    """Growth of the counted interfaces' counters; the first reading is measured against `baseline`."""
+    """Growth of the counted interfaces' counters. The first is measured against `baseline`."""
 
     def __init__(self, *, proc: str, sys: str, baseline: bytes) -> None:
         self._sys = f"{sys}/class/net"
@@ -26,7 +26,7 @@ class NetworkSensor:
         self._file = CounterFile(f"{proc}/net/dev", baseline=baseline, parse=self._parse)
 
     def read(self) -> tuple[int | None, int | None]:
-        """Bytes received and sent since the previous reading; `None` when there is no `/proc/net/dev`."""
+        """Return bytes received and sent since the previous reading; `None` without `/proc/net/dev`."""
         return self._file.growth() or (None, None)
 
     def close(self) -> None:
@@ -48,7 +48,7 @@ class NetworkSensor:
                     yield name, *pair
 
     def _classify(self, names: list[bytes]) -> None:
-        """Decide about names not seen before; what was decided stays, or a whole counter would seem to be growth."""
+        """Decide about new names. A decision stays: a later one would show the whole counter as growth."""
         text = {name: name.decode(errors="replace") for name in names}
         counted = counted_interfaces(sys_net=self._sys, names=list(text.values()))
         for name in names:
@@ -56,7 +56,7 @@ class NetworkSensor:
 
 
 def counted_interfaces(*, sys_net: str, names: list[str]) -> set[str]:
-    """Return those of `names` whose bytes count, by the rule in the module's text; `sys_net` is `/sys/class/net`."""
+    """Return those of `names` whose bytes count (see the module's docstring); `sys_net` is `/sys/class/net`."""
     try:
         present = os.listdir(sys_net)
     except OSError:

@@ -1,4 +1,4 @@
-"""How many processes the machine has."""
+"""The number of processes of the machine."""
 
 import os
 
@@ -8,12 +8,12 @@ _VERIFY_EVERY = 600
 
 
 class ProcessCountSensor:
-    """Number of processes: from the link count of `/proc`, which includes them, or else by listing it.
+    """The number of processes: from the link count of `/proc`, which includes them, or by listing it.
 
-    The kernel adds its number of processes to the link count of `/proc`'s own directories. That number is of the
-    whole machine, so it is used in the initial pid name space only; the offset is learnt from a listing and
-    checked every `verify_every` readings. Where the check fails (a sandbox, a module that adds a directory
-    while being watched), the offset is learnt again; after the third failure in a row processes are listed for good.
+    The kernel adds the number of all processes of the machine to the link count of `/proc`. So the link count is used
+    in the initial pid name space only. Its offset is learnt from a listing and checked every `verify_every` readings.
+    Where the check fails (a sandbox, a module that adds a directory), the offset is learnt again. After the third
+    failure in a row, processes are listed from then on.
     """
 
     def __init__(self, *, proc: str, verify_every: int = _VERIFY_EVERY) -> None:
@@ -25,7 +25,7 @@ class ProcessCountSensor:
         self._by_links = link_target(f"{proc}/self/ns/pid") == INITIAL_PID_NAMESPACE
 
     def read(self) -> int | None:
-        """Processes now, zombies included; `None` without `/proc`."""
+        """Return the number of processes, zombies included; `None` without `/proc`."""
         try:
             if not self._by_links:
                 return _listed(self._proc)[0]
@@ -41,7 +41,7 @@ class ProcessCountSensor:
         processes, directories = _listed(self._proc)
         after = os.stat(self._proc).st_nlink
         offset = 2 + directories
-        # Processes come and go during the listing: it must lie between both counts, give or take one.
+        # Processes come and go during the listing: the result must lie between both counts, give or take one.
         if not min(before, after) - 1 <= processes + offset <= max(before, after) + 1:
             self._failures += 1
             self._by_links = self._failures < 3
@@ -53,7 +53,7 @@ class ProcessCountSensor:
 
 
 def _listed(proc: str) -> tuple[int, int]:
-    """Processes, and the other directories, in `/proc`."""
+    """Return the number of processes and of other directories in `/proc`."""
     processes = directories = 0
     with os.scandir(proc) as entries:
         for entry in entries:

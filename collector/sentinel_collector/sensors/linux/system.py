@@ -1,4 +1,4 @@
-"""The whole machine on Linux, or the container: every sensor of `/proc`, read next to each other."""
+"""All sensors of the machine or the container on Linux, read one after the other."""
 
 from sentinel_collector.sensors.baseline import Baseline, network_proc
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
@@ -14,9 +14,9 @@ from sentinel_collector.sensors.linux.process_count import ProcessCountSensor
 class LinuxSystem:
     """`SystemSensors` from `/proc` and `/sys`.
 
-    With `container`, CPU time, memory and processes are the container's; the network is that of our name space
-    in any case, and the disks and file systems are those that can be seen. In a container that has the machine's root
-    directory mounted at `host_root`, all is read below it, and the network is the machine's.
+    With `container`, CPU time, memory and processes are the container's. The network is that of our name space in any
+    case, and disks and file systems are the visible ones. In a container that has the machine's root directory at
+    `host_root`, everything is read below it, and the network is the machine's.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class LinuxSystem:
         self._process_count = ProcessCountSensor(proc=proc)
 
     def read(self) -> SystemReading:
-        """Read all; the CPU's time last, next to the tree's, which is read after it."""
+        """Read all sensors. CPU time comes last, close to the tree's, which is read next."""
         memory = self._read_memory()
         disk_read, disk_written = self._disk.read()
         space = self._filesystems.read()
@@ -52,19 +52,19 @@ class LinuxSystem:
         if self._container is not None and self._container.has_cpu:
             user_us, system_us = self._container.cpu_growth_us() or (None, None)
         return SystemReading(
-            cpu.cpus,
-            cpu.forks,
-            user_us,
-            system_us,
-            processes,
-            memory,
-            disk_read,
-            disk_written,
-            space.total if space else None,
-            space.used if space else None,
-            space.free if space else None,
-            received,
-            sent,
+            cpus=cpu.cpus,
+            forks=cpu.forks,
+            user_us=user_us,
+            system_us=system_us,
+            processes=processes,
+            memory=memory,
+            disk_read=disk_read,
+            disk_written=disk_written,
+            space_total=space.total if space else None,
+            space_used=space.used if space else None,
+            space_free=space.free if space else None,
+            net_received=received,
+            net_sent=sent,
         )
 
     def _read_memory(self) -> MemoryReading:
@@ -74,9 +74,8 @@ class LinuxSystem:
         found = self._container.memory()
         if found is None:
             return MemoryReading()
-        # Without a limit of its own the container gets what the host has left. No cgroup tells of buffers.
-        free = host.free if found.free is None else found.free
-        return MemoryReading(free, found.used, None, found.cached, found.active, found.inactive)
+        # Without a limit the container can use all that the host has left.
+        return found._replace(free=host.free) if found.free is None else found
 
     def close(self) -> None:
         """Give descriptors back."""

@@ -1,1 +1,1 @@
-"""The tracked process tree: CPU, memory and bytes of all its members."""
+"""The tracked process tree: CPU time, memory and bytes of all its processes."""

@@ -1,4 +1,4 @@
-"""Whose child is whose, for kernels that do not list children (no `CONFIG_PROC_CHILDREN`)."""
+"""Finds children on kernels that do not list them (no `CONFIG_PROC_CHILDREN`)."""
 
 import os
 
@@ -6,12 +6,12 @@ from sentinel_collector.procfs import STAT_PARENT, read_stat
 
 
 def has_children_files(proc: str) -> bool:
-    """Whether `/proc/PID/task/TID/children` is there."""
+    """Whether the kernel has `/proc/PID/task/TID/children`."""
     return os.path.exists(f"{proc}/self/task/{os.getpid()}/children")
 
 
 def children_by_parent(proc: str) -> dict[int, list[int]]:
-    """Read every process' parent: 20 ms at 1,000 processes, so only where nothing else is to be had."""
+    """Return the children of every process. It takes 20 ms at 1,000 processes, so it is the last resort."""
     children: dict[int, list[int]] = {}
     try:
         names = os.listdir(proc)

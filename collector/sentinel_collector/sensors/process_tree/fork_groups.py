@@ -2,7 +2,7 @@
 
 Only a fork shares anonymous pages. Shares that were read together add up. Shares that were read at different times are
 parts of different wholes: a child that comes or goes would halve or double the sum of a row. Instead, the first process
-of a group counts with all that it has, and each other one with what nobody else can have. This needs no reading. It
+of a group counts with all that it has, and each other one with its exclusive pages. This needs no reading. It
 misses pages that only the children share, so shares that were read together are preferred.
 """
 
@@ -18,8 +18,8 @@ def add_child(parent: TrackedProcess, child: TrackedProcess, *, is_closed: bool)
     """Put a child that still has its parent's pages into its parent's group."""
     state = parent.pss
     if state.fork_group is None:
-        knows_nobody_else = is_closed or state.reading is None
-        external_kib = 0 if knows_nobody_else else state.anon_kib - state.anon_share_kib(parent.faults)
+        is_shared_outside = not is_closed and state.reading is not None
+        external_kib = state.anon_kib - state.anon_share_kib(parent.faults) if is_shared_outside else 0
         state.fork_group = ForkGroup(state, external_kib)
     child.pss.fork_group = state.fork_group
     # It was forked a moment ago, from more or from less than there is now.

@@ -1,8 +1,17 @@
-"""One process of the tree: its files, and what they last said."""
+"""One process of the tree: its files and their last contents."""
 
 import os
 
-from sentinel_collector.procfs import STAT_PARENT, STAT_START, STAT_STATE, STAT_THREADS, FdBudget, ProcFile, stat_fields
+from sentinel_collector.procfs import (
+    STAT_PARENT,
+    STAT_START,
+    STAT_STATE,
+    STAT_THREADS,
+    FdBudget,
+    ProcFile,
+    read_file,
+    stat_fields,
+)
 from sentinel_collector.sensors.linux.byte_counters import parse_pair
 from sentinel_collector.sensors.linux.cpu import TICK_US
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
@@ -13,7 +22,7 @@ _STAT_FIELDS = 22
 
 
 class TrackedProcess:
-    """A process by pid and start time. All reading ends quietly when it is gone."""
+    """A process by pid and start time. Reading a process that is gone raises nothing."""
 
     __slots__ = (
         "_budget",
@@ -57,15 +66,15 @@ class TrackedProcess:
         self._last_io = b""
 
     def read(self, ledger: CpuLedger) -> bool:
-        """Read times and bytes into the ledger; False when the process is gone or its pid is somebody else's."""
+        """Read times and bytes into the ledger; False when the process is gone or another one has its pid."""
         try:
             data = self._stat_file.read()
         except (ProcessLookupError, FileNotFoundError):
             return False
         except OSError:
-            # Out of descriptors or memory: that says nothing about the process.
+            # Out of descriptors or memory: the process may still run.
             return True
-        # An idle process' line stays the same to the byte: nothing to split.
+        # The line of an idle process stays the same to the byte.
         if data != self._last_stat and not self._parse_stat(data, ledger):
             return False
         if self.io_readable is not False:
@@ -73,7 +82,7 @@ class TrackedProcess:
         return True
 
     def is_alive(self) -> bool:
-        """Look whether the process still runs, without counting anything."""
+        """Return whether the process still runs, without counting anything."""
         try:
             fields = stat_fields(self._stat_file.read(), _STAT_FIELDS)
         except (ProcessLookupError, FileNotFoundError):
@@ -83,7 +92,7 @@ class TrackedProcess:
         return not _is_zombie(fields) and (not self.start or fields[STAT_START] == self.start)
 
     def children(self) -> list[int]:
-        """Children of all its threads (`/proc/PID/task/TID/children`)."""
+        """Return the children of all its threads (`/proc/PID/task/TID/children`)."""
         names = [str(self.pid)]
         if self.threads > 1:
             try:
@@ -109,12 +118,8 @@ class TrackedProcess:
         return found
 
     def read_file(self, name: str) -> bytes:
-        """Read a file of the process that is opened each time (an `exec` replaces what it shows); raises `OSError`."""
-        file = ProcFile(f"{self._directory}/{name}")
-        try:
-            return file.read()
-        finally:
-            file.close()
+        """Read another file of the process, opened each time because an `exec` replaces it; raises `OSError`."""
+        return read_file(f"{self._directory}/{name}")
 
     def close(self) -> None:
         """Give all descriptors back."""
@@ -149,15 +154,15 @@ class TrackedProcess:
             self._io_file.close()
             return
         except OSError:
-            # Gone since its stat was read: the next reading finds out. Or a kernel without I/O accounting.
+            # Gone since its stat was read, which the next reading shows. Or a kernel without I/O accounting.
             return
         self.io_readable = True
         if data != self._last_io:
             self._last_io = data
             try:
                 words = data.split()
-                place = words.index(b"read_bytes:")
-                io = parse_pair(words[place + 1], words[place + 3])
+                index = words.index(b"read_bytes:")
+                io = parse_pair(words[index + 1], words[index + 3])
             except (ValueError, IndexError):
                 return
             if io is not None:
@@ -165,5 +170,5 @@ class TrackedProcess:
 
 
 def _is_zombie(fields: list[bytes]) -> bool:
-    """Whether a process has ended and waits to be reaped; one whose main thread alone has ended says Z too."""
+    """Whether a process has ended and waits to be reaped. A process whose main thread alone has ended shows Z too."""
     return fields[STAT_STATE] in b"ZXx" and fields[STAT_THREADS] in {b"0", b"1"}

@@ -283,7 +283,7 @@ class PssEstimator:
                 continue
             moved = abs(rss_kib - reading.rss_kib) > rss_kib * _CHANGED_PART
             if rss_kib >= significant_kib:
-                # Only a reading can tell whether the shared pages that it touched are the others' as well.
+                # Only a reading shows whether the shared pages that it touched are the others' as well.
                 may_share = not is_alone and state.shared_kib - reading.shared_kib > rss_kib * _CHANGED_PART
                 shares = min(reading.kib, reading.anon_kib) < reading.rss_kib * _SHARES_BELOW
                 if may_share or state.has_forked or shares:
@@ -329,7 +329,7 @@ class PssEstimator:
         except PermissionError:
             state.denied = True
         except (OSError, ValueError, IndexError) as error:
-            # Gone, or between two programs in an exec: its resident set stands in until the next reading.
+            # Gone, or between two programs in an exec: its resident set counts until the next reading.
             state.reading = None
             state.denied = isinstance(error, FileNotFoundError) and process.is_alive()
         else:
@@ -360,7 +360,7 @@ class PssEstimator:
             # It has written to pages that it shared, or given them back: the others' parts have changed.
             self._epoch += 1
         if state.has_unknown_parent and now.cow_shared_kib > significant_kib:
-            # Only readings can tell with whom it shares. Once is enough: from then on those are known to share.
+            # Only readings show with whom it shares. Once is enough: from then on those are known to share.
             state.has_unknown_parent = False
             self._found_unknown_sharing = True
 

@@ -122,7 +122,7 @@ def _anon_parts(rollup: bytes, anon_pss_kib: int, sharers: int) -> tuple[int, in
 
     Private dirty pages less shared memory are not that bound alone: they may be pages of mapped files. Of pages that
     N processes have in common, the share of each holds the N-th part at least, which bounds the rest from above. It
-    holds the half at most, which bounds the rest from below, also where shared memory is not private to anybody.
+    holds the half at most, which bounds the rest from below, also where all shared memory has several users.
     """
     anon_kib = _field_kib(rollup, b"\nAnonymous:")
     dirty_kib = _field_kib(rollup, b"\nPrivate_Dirty:") - _field_kib(rollup, b"\nPss_Shmem:")

@@ -4,10 +4,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def set_subreaper() -> bool:
-    """Adopt what the job orphans (`prctl(2)`); False where the system cannot do that.
+    """Adopt the job's orphans (`prctl(2)`); False where the system cannot do that.
 
-    Whoever adopts must reap: the process tree's sensor does it when told `adopt_orphans`. Importing ctypes costs 3 ms
-    that the job would wait for, so call it after the job has been started: what is orphaned before goes to init.
+    Adopted orphans must be reaped: `ProcessTree` does it with `adopt_orphans`. Importing ctypes takes 3 ms, so call
+    this after the job has been started. Earlier orphans go to init.
     """
     try:
         import ctypes

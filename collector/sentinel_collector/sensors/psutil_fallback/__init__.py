@@ -1,1 +1,1 @@
-"""The system and the tree through psutil, where there is no /proc."""
+"""The machine and the tree through psutil, where there is no Linux `/proc`."""

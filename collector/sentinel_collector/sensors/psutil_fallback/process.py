@@ -8,7 +8,7 @@ from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, Proces
 
 
 class PsutilProcess:
-    """A process by pid and creation time; raises `psutil.Error` when it is gone already."""
+    """A process by pid and creation time. `__init__` raises `psutil.Error` when it is gone."""
 
     def __init__(self, pid: int, parent: ProcessAccount | None) -> None:
         self.pid = pid
@@ -17,7 +17,7 @@ class PsutilProcess:
         self._process = psutil.Process(pid)
 
     def read(self, ledger: CpuLedger) -> int | None:
-        """Count its times and bytes and return its resident set in KiB; None when it is gone."""
+        """Count its times and bytes and return its resident set in KiB; `None` when it is gone."""
         try:
             if not self._process.is_running():
                 return None
@@ -34,7 +34,7 @@ class PsutilProcess:
             return None
         except psutil.Error:
             return 0
-        # psutil has no such method on macOS.
+        # Missing on macOS.
         counters = getattr(self._process, "io_counters", None)
         if counters is not None:
             with contextlib.suppress(psutil.Error, OSError):
@@ -46,13 +46,13 @@ class PsutilProcess:
         return 0
 
     def children(self) -> list[int]:
-        """Its children now."""
+        """Return its children now."""
         with contextlib.suppress(psutil.Error, OSError):
             return [child.pid for child in self._process.children()]
         return []
 
     def is_alive(self) -> bool:
-        """Still the same process, and no zombie."""
+        """Whether it is still the same process, and no zombie."""
         with contextlib.suppress(psutil.Error):
             return bool(self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE)
         return False

@@ -1,7 +1,7 @@
-"""The same readings through psutil, where there is no Linux `/proc` (macOS, BSD): coarser, but it starts.
+"""The same readings through psutil, where there is no Linux `/proc` (macOS, BSD).
 
-Only what psutil offers there: no ledger across vanished children beyond what their parents report, RSS instead of
-PSS, no bytes per process on macOS.
+They are coarser: vanished children count only through their parents' totals, memory is RSS instead of PSS, and there
+are no bytes per process on macOS.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger
 from sentinel_collector.sensors.psutil_fallback.process import PsutilProcess
 
 _FAILURES = (OSError, RuntimeError, psutil.Error)
-"""psutil raises a RuntimeError of its own or Python's where a platform does not tell."""
+"""psutil raises a `RuntimeError`, its own or Python's, where a platform has no figure."""
 
 
 class PsutilSystem:
-    """`SystemSensors` from psutil; growth counts from the time it is made."""
+    """`SystemSensors` from psutil. Growth counts from `__init__` on."""
 
     def __init__(self) -> None:
         self._cpu = self._cpu_us()
@@ -39,19 +39,19 @@ class PsutilSystem:
         received, sent = self._network_growth()
         total, used, free = _space()
         return SystemReading(
-            psutil.cpu_count() or 1,
-            0,
-            user,
-            system,
-            len(psutil.pids()),
-            _memory(),
-            read,
-            written,
-            total,
-            used,
-            free,
-            received,
-            sent,
+            cpus=psutil.cpu_count() or 1,
+            forks=0,
+            user_us=user,
+            system_us=system,
+            processes=len(psutil.pids()),
+            memory=_memory(),
+            disk_read=read,
+            disk_written=written,
+            space_total=total,
+            space_used=used,
+            space_free=free,
+            net_received=received,
+            net_sent=sent,
         )
 
     def close(self) -> None:
@@ -81,12 +81,12 @@ class PsutilSystem:
 
 
 class PsutilTree:
-    """`TreeSensor` from psutil, with the same ledger; children are looked for in every reading."""
+    """`TreeSensor` from psutil, with the same ledger. Each reading looks for children."""
 
     def __init__(self, *, root_pid: int, own_child: bool) -> None:
         self._root_pid = root_pid
         self._ledger = CpuLedger()
-        self._members: dict[int, PsutilProcess] = {}
+        self._processes: dict[int, PsutilProcess] = {}
         self._excluded: set[int] = set()
         self._peak_kib = 0
         self._io_readable = False
@@ -96,7 +96,7 @@ class PsutilTree:
         self._reported = self._ledger.counted
 
     def read(self, *, forks: int, elapsed_s: float, reap_root: Reap | None = None) -> TreeReading:  # noqa: ARG002 - the Linux reading needs both
-        """Read all members."""
+        """Read all processes."""
         memory_kib = self._visit()
         usage = reap_root() if reap_root is not None else None
         if usage is not None:
@@ -104,40 +104,40 @@ class PsutilTree:
         counted, reported = self._ledger.counted, self._reported
         self._reported = counted
         return TreeReading(
-            counted[0] - reported[0],
-            counted[1] - reported[1],
-            len(self._members.keys() - {self._root_pid}),
-            memory_kib,
-            counted[2] - reported[2] if self._io_readable else None,
-            counted[3] - reported[3] if self._io_readable else None,
+            user_us=counted[0] - reported[0],
+            system_us=counted[1] - reported[1],
+            children=len(self._processes.keys() - {self._root_pid}),
+            memory_kib=memory_kib,
+            read_bytes=counted[2] - reported[2] if self._io_readable else None,
+            written_bytes=counted[3] - reported[3] if self._io_readable else None,
         )
 
     def reaped(self, pid: int, usage: struct_rusage) -> None:
-        """Take the exact total of a member that this process waited for."""
+        """Take the exact total of a process that this process waited for."""
         unit = 1 if psutil.LINUX or psutil.BSD else 1024
         self._peak_kib = max(self._peak_kib, usage.ru_maxrss // unit)
-        member = self._members.pop(pid, None)
-        if member is not None:
+        process = self._processes.pop(pid, None)
+        if process is not None:
             user_us, system_us = round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6)
-            self._ledger.close_with_rusage(member.account, user_us, system_us, was_final=False)
+            self._ledger.close_with_rusage(process.account, user_us, system_us, was_final=False)
 
     def exclude(self, pid: int) -> None:
-        """This process, and what it starts, is no part of the tree."""
+        """Leave this process, and its descendants, out of the tree."""
         self._excluded.add(pid)
 
     def root_alive(self) -> bool:
-        """The root still runs, and is the same process."""
-        member = self._members.get(self._root_pid)
-        return member is not None and member.is_alive()
+        """Whether the root still runs, and is the same process."""
+        process = self._processes.get(self._root_pid)
+        return process is not None and process.is_alive()
 
     @property
     def pids(self) -> Collection[int]:
-        """All members that the last reading saw."""
-        return self._members.keys()
+        """All processes of the last reading."""
+        return self._processes.keys()
 
     @property
     def peak_kib(self) -> int:
-        """Highest sum of a reading, or the highest resident set of what was reaped."""
+        """The highest sum of a reading, or the highest resident set of a reaped process."""
         return self._peak_kib
 
     def close(self) -> None:
@@ -145,30 +145,30 @@ class PsutilTree:
 
     def _add(self, pid: int, parent: PsutilProcess | None) -> PsutilProcess | None:
         with contextlib.suppress(*_FAILURES):
-            member = PsutilProcess(pid, parent.account if parent is not None else None)
-            self._members[pid] = member
-            return member
+            process = PsutilProcess(pid, parent.account if parent is not None else None)
+            self._processes[pid] = process
+            return process
         return None
 
     def _visit(self) -> int:
-        queue = list(self._members.values())
+        queue = list(self._processes.values())
         total_kib = 0
         gone = []
-        for member in queue:
-            rss_kib = member.read(self._ledger)
+        for process in queue:
+            rss_kib = process.read(self._ledger)
             if rss_kib is None:
-                self._ledger.close(member.account)
-                gone.append(member.pid)
+                self._ledger.close(process.account)
+                gone.append(process.pid)
                 continue
             total_kib += rss_kib
-            self._io_readable = self._io_readable or member.io_readable
-            for pid in member.children():
-                if pid not in self._members and pid not in self._excluded:
-                    found = self._add(pid, member)
+            self._io_readable = self._io_readable or process.io_readable
+            for pid in process.children():
+                if pid not in self._processes and pid not in self._excluded:
+                    found = self._add(pid, process)
                     if found is not None:
                         queue.append(found)
         for pid in gone:
-            self._members.pop(pid, None)
+            self._processes.pop(pid, None)
         self._ledger.end_reading()
         self._peak_kib = max(self._peak_kib, total_kib)
         return total_kib
@@ -190,7 +190,7 @@ def _memory() -> MemoryReading:
 
 
 def _space() -> tuple[int | None, int | None, int | None]:
-    """Of the root alone: volumes of one APFS container share their space, so a sum would count it many times."""
+    """Return the space of the root alone: the volumes of an APFS container share theirs, a sum would count it twice."""
     with contextlib.suppress(*_FAILURES):
         found = psutil.disk_usage("/")
         return found.total, found.used, found.free

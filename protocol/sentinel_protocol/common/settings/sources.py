@@ -1,10 +1,10 @@
-"""Where the values of settings come from: flags, environment, a TOML file.
+"""Reads the values of settings from flags, the environment and a TOML file.
 
-A flag wins over an environment variable, that over the TOML file that `--config` names, that over the default.
-Whatever is given is checked, also where something else wins over it. Flags and environment can be checked before
-the file is read (`parse_flags_and_env`, then `merge_file`): the collector starts its job in between.
+A flag wins over the environment, the environment over the TOML file of `--config`, the file over the default. All
+values are checked, overridden ones too. The collector parses flags and environment before its job starts
+(`parse_flags_and_env`), and the file afterwards (`merge_file`).
 
-Imported before the job starts: `argparse` and nothing else of weight.
+The collector imports this before its job starts: `argparse`, and nothing else heavy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.settings.model import abbreviate, boolean
 
-TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
+TYPE_CHECKING = False  # `typing` itself would delay the job's start by milliseconds
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, NoReturn
@@ -30,13 +30,13 @@ def build_parser(settings: Sequence[Setting], prog: str, description: str) -> ar
     """Return a parser with `--config` and the flags of all settings; flags may not be abbreviated."""
     parser = _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=_formatter)
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings")
-    # A parser makes a formatter for each argument to check its metavar, a group does not: 3 ms less.
+    # A parser creates a formatter for each argument to check its metavar, a group does not. This saves 3 ms.
     add_arguments(parser.add_argument_group("settings"), settings)
     return parser
 
 
 def add_arguments(parser: argparse._ActionsContainer, settings: Sequence[Setting]) -> None:
-    """Add the flags to a parser or a group of one. Values stay text; nothing that was not given is in the way."""
+    """Add the settings' flags to a parser or a group. Values stay text; absent flags are `None`."""
     for setting in settings:
         if setting.flag is None:
             continue
@@ -57,9 +57,9 @@ def add_arguments(parser: argparse._ActionsContainer, settings: Sequence[Setting
 
 
 class SettingsFile:
-    """What `--config` names, read once (it may be a pipe) and understood later.
+    """The file of `--config`, read once because it may be a pipe, and parsed later.
 
-    `content` is TOML in UTF-8, or what should be.
+    `content` should be TOML in UTF-8.
     """
 
     __slots__ = ("content", "path")
@@ -74,7 +74,7 @@ class SettingsFile:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
     def parse_toml(self) -> dict[str, Any]:
-        """Return the keys and values as they are written; raises `UsageError`."""
+        """Return the keys and values of the file; raises `UsageError`."""
         import tomllib
 
         try:
@@ -94,7 +94,7 @@ def resolve(
 def parse_flags_and_env(
     settings: Sequence[Setting], args: argparse.Namespace, environ: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the values that flags and environment give, by name; an empty variable counts as unset.
+    """Return the values of flags and environment by name; an empty variable counts as unset.
 
     Raises `UsageError` that names the flag or variable and the value.
     """
@@ -109,7 +109,7 @@ def parse_flags_and_env(
 
 
 def merge_file(settings: Sequence[Setting], given: Mapping[str, Any], file: SettingsFile | None) -> dict[str, Any]:
-    """Return the value of every setting: what is `given`, else what the TOML file says, else the default.
+    """Return the value of every setting: the one in `given`, else in the file, else the default.
 
     Raises `UsageError` that names the file, the key and the value.
     """
@@ -122,7 +122,7 @@ def merge_file(settings: Sequence[Setting], given: Mapping[str, Any], file: Sett
 def merge_file_collecting_errors(
     settings: Sequence[Setting], given: Mapping[str, Any], file: SettingsFile | None
 ) -> tuple[dict[str, Any], list[UsageError]]:
-    """`merge_file` for whoever has to go on: what is wrong in the file is left out and returned as errors."""
+    """`merge_file` that ignores wrong parts of the file, and returns their errors beside the values."""
     by_name = {setting.name: setting for setting in settings}
     merged = {name: setting.default_value() for name, setting in by_name.items()}
     errors = []
@@ -149,7 +149,7 @@ def merge_file_collecting_errors(
 
 
 def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """Return `; did you mean …?` for the closest of the known words, nothing where none is close."""
+    """Return `; did you mean …?` with the closest known word, `""` if none is close."""
     import difflib
 
     near = difflib.get_close_matches(word, list(known), n=1)
@@ -157,7 +157,7 @@ def did_you_mean(word: str, known: Mapping[str, Any] | Sequence[str]) -> str:
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    """The usual formatter, told its width: to find that out by itself it imports `shutil`, for every single flag."""
+    """Make argparse's formatter with a width; without one it imports `shutil`, for each flag."""
     try:
         width = os.get_terminal_size(1).columns - 2
     except OSError:
@@ -166,7 +166,7 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Names the flag that was probably meant."""
+    """Adds the closest flag to the error for an unknown one."""
 
     def error(self, message: str) -> NoReturn:
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]

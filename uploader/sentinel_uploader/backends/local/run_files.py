@@ -10,7 +10,7 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.backends.objectstore.local import path_of_uri, uri_of_path
 from sentinel_uploader.backends.sentinel.payload import utc_text
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 
 RUN_FILE = "run.json"
 
@@ -42,7 +42,7 @@ class LocalRunBackend:
         """Files need no credentials."""
         return None
 
-    def finish(self, request: FinishRequest) -> dict[str, Any]:
+    def finish(self, request: FinishRequest) -> FinishResult:
         """Write the final `run.json`."""
         path = os.path.join(self._directory, request.run_id)
         objects = [os.path.basename(path_of_uri(uri)) for uri in request.data_uris or []]
@@ -55,7 +55,7 @@ class LocalRunBackend:
             "objects": objects,
         }
         _write(path, description | request.summary)
-        return {"run": {"run_id": request.run_id, "run_status": request.status}, "directory": path}
+        return FinishResult({"run": {"run_id": request.run_id, "run_status": request.status}, "directory": path})
 
     def credentials_changed(self) -> bool:
         """Nobody is refused here."""

@@ -12,12 +12,13 @@ from sentinel_uploader.backends.sentinel.api import (
     SentinelAPIError,
     SentinelClient,
     finish_run,
+    processing_error,
     refresh_credentials,
     register_run,
 )
 from sentinel_uploader.backends.sentinel.credentials import parse_credentials
 from sentinel_uploader.backends.sentinel.token import TokenError
-from sentinel_uploader.runs.types import Credentials, FinishRequest, Registration, RunDescription
+from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 
 INLINE_LIMIT_BYTES = 5 << 20
 
@@ -63,11 +64,11 @@ class SentinelBackend:
         with self._token() as token:
             return self._credentials(refresh_credentials(token, run_id, client=self._client))
 
-    def finish(self, request: FinishRequest) -> dict[str, Any]:
-        """Close the run; 409 says that it is closed already and is success without an answer (`{}`)."""
+    def finish(self, request: FinishRequest) -> FinishResult:
+        """Close the run; 409 says that it is closed already and is success with an empty response."""
         try:
             with self._token() as token:
-                return finish_run(
+                response = finish_run(
                     token,
                     request.run_id,
                     exit_code=request.exit_code,
@@ -80,8 +81,9 @@ class SentinelBackend:
                 )
         except SentinelAPIError as error:
             if error.status_code == 409:
-                return {}
+                return FinishResult({})
             raise
+        return FinishResult(response, processing_error(response, request.rows))
 
     def credentials_changed(self) -> bool:
         """Say once whether the token is another than the one that was refused."""

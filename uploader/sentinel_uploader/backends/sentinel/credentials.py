@@ -1,15 +1,10 @@
-"""Temporary storage credentials: reading them from an answer, and when to ask for new ones. Pure functions."""
+"""Temporary storage credentials in a response. Pure functions."""
 
-import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from sentinel_uploader.runs.types import Credentials
-
-REFRESH_WITH_LEFT_S = 300.0
-MIN_USE_S = 60.0
-"""Credentials that live little longer than `REFRESH_WITH_LEFT_S` are still used for this long."""
 
 REQUIRED_KEYS = ("access_key", "secret_key", "session_token")
 
@@ -47,23 +42,3 @@ def parse_expiry(fields: Mapping[str, Any]) -> float | None:
             continue
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     return None
-
-
-def refresh_due_at(credentials: Credentials) -> float:
-    """Return when (UNIX seconds) new credentials are to be asked for; infinity: only when storage refuses them.
-
-    With five minutes of life left; at half the life of those that live no longer than that. Credentials that seem to
-    have expired before they came tell of clocks that disagree, not of their life: storage's word counts then.
-    """
-    expires_at = credentials.expires_at
-    if expires_at is None or expires_at <= credentials.obtained_at:
-        return math.inf
-    life_s = expires_at - credentials.obtained_at
-    if life_s <= REFRESH_WITH_LEFT_S:
-        return credentials.obtained_at + life_s / 2
-    return max(expires_at - REFRESH_WITH_LEFT_S, credentials.obtained_at + MIN_USE_S)
-
-
-def is_refresh_due(credentials: Credentials, now: float) -> bool:
-    """Say whether `refresh_due_at` has come."""
-    return now >= refresh_due_at(credentials)

@@ -1,0 +1,19 @@
+"""What delivery needs to know of collectors, and tell them."""
+
+from typing import Protocol
+
+from sentinel_uploader.spool.open_run import OpenRun
+
+
+class CollectorPresence(Protocol):
+    """The side that talks to collectors. All members may be used from any thread and do not block."""
+
+    @property
+    def receiving_since(self) -> float:
+        """Since when messages have been received without a pause (monotonic seconds); silence counts from here."""
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether messages may lie unread: no run is closed as stale meanwhile."""
+
+    def notify(self, run: OpenRun) -> None:
+        """Tell the run's collector how the run ended, or what keeps it from being delivered."""
