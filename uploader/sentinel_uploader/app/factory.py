@@ -72,7 +72,7 @@ def make_backend(values: Mapping[str, Any], environ: Mapping[str, str], clock: C
         from sentinel_uploader.backends.http.client import TOTAL_TIMEOUT_S, HttpClient
         from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, S3Store
         from sentinel_uploader.backends.sentinel.backend import SentinelBackend
-        from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL
+        from sentinel_uploader.backends.sentinel.client import DEFAULT_BASE_URL
         from sentinel_uploader.backends.sentinel.token import token_source
     except ImportError as error:
         raise UsageError(

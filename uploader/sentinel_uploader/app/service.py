@@ -132,7 +132,7 @@ class Service:
         )
         try:
             self._main_loop()
-            self._notifier.stopping("delivering what is there")
+            self._notifier.stopping("delivering what is in the spool")
             if self._stops:
                 self._drain_at_stop()
         finally:
@@ -221,7 +221,7 @@ class Service:
 
     def _main_loop(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S
-        next_note = self._clock.monotonic()
+        next_write = self._clock.monotonic()
         seen = -1
         while not self._stops:
             due = self._scheduler.run_due()
@@ -230,8 +230,8 @@ class Service:
             if self._target.api.credentials_changed():
                 log.info("the token was changed, trying again")
                 self._scheduler.reset_backoff_of(self._target.api.backoff_key)
-            if now >= next_note:
-                next_note = now + WRITE_INTERVAL_S
+            if now >= next_write:
+                next_write = now + WRITE_INTERVAL_S
                 self._rejections_file.write()
             if now >= next_maintenance:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)

@@ -15,7 +15,7 @@ from sentinel_protocol.wire.sample import CSV_HEADER
 from sentinel_uploader.backends.http.client import HttpResponse
 from sentinel_uploader.backends.objectstore.s3.store import S3Store
 from sentinel_uploader.backends.sentinel.backend import SentinelBackend
-from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, SentinelClient, run_path
+from sentinel_uploader.backends.sentinel.client import DEFAULT_BASE_URL, SentinelClient, run_path
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
 from sentinel_uploader.delivery.csv_batch import gzip_csv
 from sentinel_uploader.doctor.findings import Finding, Severity

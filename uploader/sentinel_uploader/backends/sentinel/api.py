@@ -13,28 +13,15 @@ from typing import Any
 
 import msgspec
 
+from sentinel_protocol.common.time_text import utc_text
 from sentinel_uploader.backends.http.client import HttpResponse
-from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, SentinelClient, default_client, run_path
-from sentinel_uploader.backends.sentinel.payload import registration, utc_text
+from sentinel_uploader.backends.sentinel.client import SentinelClient, default_client, run_path
+from sentinel_uploader.backends.sentinel.payload import registration
 from sentinel_uploader.backends.sentinel.responses import (
-    SentinelAPIError,
     parse_object,
-    processing_error,
     require_credentials,
     require_text,
 )
-
-__all__ = [
-    "DEFAULT_BASE_URL",
-    "DataSource",
-    "RunStatus",
-    "SentinelAPIError",
-    "SentinelClient",
-    "finish_run",
-    "processing_error",
-    "refresh_credentials",
-    "register_run",
-]
 
 _log = logging.getLogger(__name__)
 

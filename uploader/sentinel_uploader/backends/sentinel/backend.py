@@ -9,14 +9,13 @@ from sentinel_uploader.backends.http.client import HttpClient
 from sentinel_uploader.backends.sentinel.api import (
     DataSource,
     RunStatus,
-    SentinelAPIError,
-    SentinelClient,
     finish_run,
-    processing_error,
     refresh_credentials,
     register_run,
 )
+from sentinel_uploader.backends.sentinel.client import SentinelClient
 from sentinel_uploader.backends.sentinel.credentials import parse_credentials
+from sentinel_uploader.backends.sentinel.responses import SentinelAPIError, processing_error
 from sentinel_uploader.backends.sentinel.token import TokenError
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 
