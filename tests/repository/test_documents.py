@@ -115,6 +115,7 @@ def test_a_limit_s_default_is_that_of_its_setting() -> None:
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), ROOT / "benchmarks/README.md"]
 _PACKAGES = sorted(ROOT.glob("*/sentinel_*"))
+DESIGN = ROOT / "docs/architecture.md"
 SOURCE_ROOTS = sorted({package.parent for package in _PACKAGES})
 _FOLDERS = {package.name for package in _PACKAGES}
 _FOLDERS |= {entry.name for entry in ROOT.iterdir() if entry.is_dir() and not entry.name.startswith(".")} | {".ci"}
@@ -168,6 +169,43 @@ def test_files_and_make_targets_that_a_document_names_exist(document: Path) -> N
     named = set(re.findall(r"`make ([a-z-]+)", prose))
     named |= set(re.findall(r"^ *(?:\$ )?make ([a-z-]+)", document.read_text(encoding="utf-8"), re.MULTILINE))
     assert named <= targets
+
+
+@pytest.mark.parametrize("document", [DESIGN, *sorted(ROOT.glob("docs/design/*.md")), ROOT / "CONTRIBUTING.md"])
+def test_classes_and_functions_that_a_document_names_exist(document: Path) -> None:
+    code = "".join(
+        path.read_text(encoding="utf-8") for root in (*SOURCE_ROOTS, ROOT / "tests") for path in root.rglob("*.py")
+    )
+    named = re.findall(r"`(?:\w+\.)*([a-z]+(?:_[a-z]+)+|(?:[A-Z][a-z]+){2,})(?:\(.*?\))?`", prose_of(document))
+    assert not set(named) - set(re.findall(r"\w+", code))
+
+
+def test_a_change_is_made_where_the_architecture_says() -> None:
+    table = DESIGN.read_text(encoding="utf-8").partition("## Where a change goes")[2].partition("\n## ")[0]
+    changes = [re.findall(r"`([^`]+)`", line) for line in table.splitlines() if line.startswith("| **")]
+    assert len(changes) == 6
+    for words in changes:
+        files = [root / word for word in words for root in SOURCE_ROOTS if (root / word).is_file()]
+        code = "".join(path.read_text(encoding="utf-8") for path in files)
+        names = {word for word in words if word.isidentifier() and word != "report"}
+        assert names
+        assert not names - set(re.findall(r"\w+", code)), files
+
+
+@pytest.mark.parametrize(
+    ("document", "heading"), [("runbook", "The collector complains"), ("deployment", "A collector is not admitted")]
+)
+def test_the_collector_prints_the_lines_that_are_explained(document: str, heading: str) -> None:
+    text = (ROOT / f"docs/{document}.md").read_text(encoding="utf-8")
+    table = re.split(r"\n##", text.partition(f"# {heading}\n")[2])[0]
+    lines = [
+        line for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for line in re.findall(r"`([^`]+)`", row)
+    ]
+    assert len(lines) >= 3
+    sources = [*ROOT.glob("collector/**/*.py"), *ROOT.glob("collector/**/*.c")]
+    code = re.sub(r'"\s+f?"', "", "".join(path.read_text(encoding="utf-8") for path in sources))
+    parts = {part.strip() for line in lines for part in line.split("…") if len(part.strip()) > 3}
+    assert not {part for part in parts if part not in code}
 
 
 def test_a_stale_path_in_a_document_is_found() -> None:

@@ -196,16 +196,17 @@ class Service:
     def _start_http(self) -> None:
         if self._http is None or self._config.http is None:
             return
+        from sentinel_uploader.telemetry.prometheus import Metrics
         from sentinel_uploader.telemetry.routes import build_routes
 
-        routes = build_routes(
-            health=self._health,
-            spool=self._spool,
+        metrics = Metrics(
             counters=self._counters,
+            spool=self._spool,
+            backlog=self._health.backlog,
             failing_destinations=self._scheduler.failing_destinations,
             connections=lambda: self._server.connections,
         )
-        self._http.start(routes)
+        self._http.start(build_routes(self._health, metrics))
         log.info("health and metrics ready url=%s", self._http.url)
         if not self._config.http.is_loopback:
             log.warning("health and metrics can be read beyond this machine url=%s", self._http.url)
