@@ -20,6 +20,7 @@
 #   make fuzz      frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
 #   make machine   a run's events in any order, for twenty minutes: make machine EXAMPLES=1000
 #   make bench     compare with the peer (benchmarks/README.md)
+#   make bench-load    one uploader under many collectors: make bench-load LOAD_ARGS='--collectors 10000'
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +32,7 @@ DEMO := $(CURDIR)/demo-data
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+LOAD_ARGS ?=
 DURATION ?= 60
 COLLECTORS ?= 4
 UPLOADERS ?= 2
@@ -39,7 +41,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-all test-docker test-browser test-crowd test-network chaos faults fuzz machine lint ci settings bench lock clean environment
+.PHONY: demo test test-all test-docker test-browser test-crowd test-network chaos faults fuzz machine lint ci settings bench bench-load lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -114,6 +116,9 @@ settings: environment
 
 bench: environment $(PEER)/.installed
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-load: environment
+	$(BIN)/python -m benchmarks.load $(LOAD_ARGS)
 
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader pyproject.toml -o requirements.lock
