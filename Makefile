@@ -1,21 +1,24 @@
 # One entry point for everything; each target builds the environment that it needs and finds it again.
 #
-#   make demo     track a real job and deliver its samples to ./demo-data
-#   make test     build the wheel, install it, test what was installed
-#   make test-all   the tests with every Python that is found, 3.11 and later
-#   make test-docker   run docker-compose.yml on a real engine, kill everything, count rows
-#   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
-#   make faults   six everyday faults, the peer and ours in one harness: one table
+#   make demo      track a real job and deliver its samples to ./demo-data
+#   make test      build the wheel, install it, test what was installed
+#   make lint      ruff, mypy, and the direction of imports
+#   make ci        lint and test, as .ci/run does
+#   make settings  generate docs/settings.md and the shell completion
+#   make lock      write the lock files anew (needs uv)
+#   make clean     remove what was built
+#
+# These take long, or need more than Python (CONTRIBUTING.md):
+#
+#   make test-all      the tests with every Python that is found, 3.11 and later
+#   make test-docker   run docker-compose.yml on a real engine, kill every container, count rows
+#   make test-network  two network namespaces (root): attack an uploader, then delay, loss, a cut of a minute
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
-#   make test-network  two network namespaces: prodding, then delay, loss, a cut of a minute
-#   make fuzz     frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
-#   make machine  runs in whatever order things happen, for twenty minutes: make machine EXAMPLES=1000
-#   make lint     ruff and mypy
-#   make ci       lint and test, as .ci/run does
-#   make settings  write docs/settings.md and shell completion anew
-#   make bench    compare with the peer (benchmarks/README.md)
-#   make lock     write the lock files anew (needs uv)
-#   make clean    remove what was built
+#   make chaos     break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
+#   make faults    six everyday faults, the peer and ours in one harness: one table
+#   make fuzz      frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
+#   make machine   a run's events in any order, for twenty minutes: make machine EXAMPLES=1000
+#   make bench     compare with the peer (benchmarks/README.md)
 
 VENV := .venv
 BIN := $(VENV)/bin

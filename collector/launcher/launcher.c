@@ -2,7 +2,8 @@
  *
  * The environment is meant for the job. PYTHONHOME, a module of PYTHONPATH that shadows the standard library or a bad
  * PYTHONHASHSEED end an interpreter before its first line of ours. -E ignores these variables, -P the directory of the
- * script. A shell could pass the flags too, but dash drops variables whose names are no identifiers (exported bash
+ * script. -S leaves out `site`: it takes 4 ms of the job's start and runs what others have put beside our packages. The
+ * script finds these itself. A shell could pass the flags too, but dash drops variables whose names are no identifiers (exported bash
  * functions), adds PWD, and needs a process for what is not built in.
  *
  * The script beside this program has the same name and ".py"; the installer has written its interpreter into its first
@@ -15,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_PATH = 4096, NOT_EXECUTABLE = 126, NOT_FOUND = 127, FLAGS = 5 };
+enum { MAX_PATH = 4096, NOT_EXECUTABLE = 126, NOT_FOUND = 127, FLAGS = 6 };
 
 static char script[MAX_PATH + 4];
 static char head[2 * MAX_PATH];
@@ -73,6 +74,7 @@ int main(int argc, char **argv) {
     *next++ = python;
     *next++ = "-E";
     *next++ = "-P";
+    *next++ = "-S";
     /* The two that say where Python may look and write. */
     if (is_set("PYTHONNOUSERSITE")) *next++ = "-s";
     if (is_set("PYTHONDONTWRITEBYTECODE")) *next++ = "-B";

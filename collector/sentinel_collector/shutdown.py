@@ -56,11 +56,11 @@ def await_delivery(
         if waited_s >= (wait_s if delivery.is_acknowledged else acknowledge_wait_s):
             break
         delivery.wait(_DELIVERY_POLL_S)
-        if delivery.cannot_start_uploader or (delivery.is_acknowledged and delivery.is_parked):
+        if delivery.cannot_start_uploader or (delivery.is_acknowledged and delivery.client.is_parked):
             break
-        if not error_logged and waited_s >= _DELIVERY_ERROR_AFTER_S and delivery.delivery_error:
+        if not error_logged and waited_s >= _DELIVERY_ERROR_AFTER_S and delivery.client.delivery_error:
             error_logged = True
-            console.warn(f"not delivered yet, waiting for up to {wait_s:g} s: {delivery.delivery_error}")
+            console.warn(f"not delivered yet, waiting for up to {wait_s:g} s: {delivery.client.delivery_error}")
         if waited_s >= max(wait_s, UNREACHABLE_WAIT_S) and delivery.can_exit_early():
             break
         if any(received.signum in STOP_SIGNALS for received in signals.wait(0)):
@@ -86,7 +86,7 @@ def close_delivery(
     """
     figures = summary_figures(
         run_key=delivery.run_key,
-        run_id=delivery.run_id,
+        run_id=delivery.client.run_id,
         status=finish.status,
         exit_code=finish.exit_code,
         statistics=statistics,
@@ -94,9 +94,9 @@ def close_delivery(
         accounting=finish.accounting,
         is_acknowledged=delivery.is_acknowledged,
         undelivered_rows=delivery.undelivered_rows,
-        finished=delivery.finished,
-        delivery_error=delivery.delivery_error,
-        is_parked=delivery.is_parked,
+        finished=delivery.client.finished,
+        delivery_error=delivery.client.delivery_error,
+        is_parked=delivery.client.is_parked,
     )
     if not delivery.is_acknowledged and (line := delivery.last_uploader_log_line()):
         console.error(f"last log line of this user's uploader: {line}")

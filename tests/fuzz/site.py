@@ -9,7 +9,8 @@ from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import open_spool_at
 
 from fuzz.wire import Wire
-from sentinel_uploader.backends.sentinel.payload import registration, utc_text
+from sentinel_protocol.common.time_text import utc_text
+from sentinel_uploader.backends.sentinel.payload import registration
 from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
 from sentinel_uploader.intake.loop import Intake

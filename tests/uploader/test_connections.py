@@ -1,4 +1,4 @@
-"""The door's tables: descriptors that are used again, and by another listening socket's connections."""
+"""The table of connections: descriptors that are used again, also by another listening socket's connections."""
 
 import contextlib
 import os
@@ -74,7 +74,7 @@ def test_a_descriptor_that_another_socket_s_connection_has_now_is_that_one_s(lis
     assert not is_open(far)
 
 
-def test_a_descriptor_that_a_later_connection_has_is_not_cut_for_the_earlier_one(listeners: Listeners) -> None:
+def test_a_descriptor_of_a_later_connection_is_not_shut_down_for_the_earlier_one(listeners: Listeners) -> None:
     known = listeners.connections
     _, near = listeners.accept(NEAR)
     descriptor = near.fileno()

@@ -34,22 +34,22 @@ def router(counters: Counters) -> Iterator[ZmqServer]:
         yield made
 
 
-def test_a_message_without_end_is_cut_before_it_fills_the_memory(router: ZmqServer, counters: Counters) -> None:
+def test_an_endless_message_costs_its_sender_the_connection(router: ZmqServer, counters: Counters) -> None:
     with collectors_of(router.urls[0]) as collectors, closing(HalfMessage(router.urls[0])) as endless:
         honest = collectors.connect()
 
-        def is_cut() -> bool:
+        def is_closed() -> bool:
             honest.say(hello())
             received, _ = router.receive(limit=10, timeout_s=20.0)
             assert len(received) == 1, "nobody else is disturbed"
             return not endless.say(MAX_COLLECTOR_FRAME_BYTES)
 
-        wait_until(is_cut, "the connection ends")
+        wait_until(is_closed, "the connection ends")
         wait_until(lambda: counters.rejected.value("unread") == 1, "it is counted")
         wait_until(lambda: router.connections == 1, "the honest one is still there")
 
 
-def test_whoever_sends_much_that_can_be_taken_is_not_cut(router: ZmqServer, counters: Counters) -> None:
+def test_a_sender_of_many_whole_messages_stays_connected(router: ZmqServer, counters: Counters) -> None:
     with collectors_of(router.urls[0]) as collectors:
         honest = collectors.connect()
         for _ in range(LIMITS.max_unread_bytes * 5 // 4 // FRAME_BYTES):
@@ -76,13 +76,13 @@ def test_many_frames_cost_their_sender_the_connection(router: ZmqServer, counter
     with collectors_of(router.urls[0]) as collectors:
         honest, bad = collectors.connect(), collectors.connect()
 
-        def is_cut() -> bool:
+        def is_closed() -> bool:
             honest.say(hello())
             bad.send_frames(*[b""] * (LIMITS.max_extra_frames // 4))
             received, _ = router.receive(limit=10, timeout_s=20.0)
             assert all(arrival.frame for arrival in received), "what has several frames is not taken"
             return counters.rejected.value("frames") == 1
 
-        wait_until(is_cut, "its connection is cut")
+        wait_until(is_closed, "its connection is closed")
         honest.say(hello())
         assert router.receive(limit=1, timeout_s=20.0)[0], "nobody else is disturbed"

@@ -152,6 +152,7 @@ class ClientLimits:
     )
 
 
+LIMIT_REASONS = tuple(dict.fromkeys(str(each.metadata["reason"]) for each in fields(ClientLimits)))
 LIMIT_SETTINGS: tuple[Setting, ...] = tuple(each.metadata["setting"] for each in fields(ClientLimits))
 
 

@@ -173,22 +173,22 @@ class SendQueue:
         if not self._memory or now < self._spill_not_before:
             return
         if self._file_rows or now - self._appended_at[0] >= SPILL_AFTER_S:
-            self.overflow(now)
+            self.spill(now)
 
-    def overflow(self, now: float, *, is_last: bool = False) -> bool:
+    def spill(self, now: float, *, is_last: bool = False) -> bool:
         """Write the rows in memory to the file; False, with one warning, when it cannot be written.
 
         The last call may exceed the file's limit: memory is bounded.
         """
         try:
-            overflow = self._file_for_writing()
-            if overflow.size_bytes > MAX_FILE_BYTES and not is_last:
-                raise OverflowFileError(f"{overflow.path} has reached {MAX_FILE_BYTES >> 20} MiB")
+            file = self._file_for_writing()
+            if file.size_bytes > MAX_FILE_BYTES and not is_last:
+                raise OverflowFileError(f"{file.path} has reached {MAX_FILE_BYTES >> 20} MiB")
             while self._memory:
                 rows = list(islice(self._memory, MAX_RECORD_ROWS))
                 first = self._next_seq + self._file_rows if self._is_numbered else 0
-                place = overflow.end
-                overflow.append_rows(rows, first)
+                place = file.end
+                file.append_rows(rows, first)
                 if not self._file_rows:
                     self._head_position = place
                 self._drop_from_memory(len(rows))
@@ -206,7 +206,7 @@ class SendQueue:
 
     def persist_all(self, finish: Finish | None, now: float) -> bool:
         """Write everything durably to the file for a later collector; False when it cannot be written."""
-        if not self.overflow(now, is_last=True):
+        if not self.spill(now, is_last=True):
             return False
         try:
             if finish is not None:
@@ -283,14 +283,14 @@ class SendQueue:
             self._file.close()
             self._file = None
 
-    def _load(self, overflow: OverflowFile) -> None:
-        self._file = overflow
-        self._head_position = overflow.start
-        self._file_rows = overflow.numbered_rows + overflow.unnumbered_rows
-        self._assigned = overflow.numbered_rows
-        self._next_seq = overflow.first_seq if overflow.numbered_rows else 0
-        self._newest_row = overflow.last_row
-        self.finish = overflow.finish
+    def _load(self, file: OverflowFile) -> None:
+        self._file = file
+        self._head_position = file.start
+        self._file_rows = file.numbered_rows + file.unnumbered_rows
+        self._assigned = file.numbered_rows
+        self._next_seq = file.first_seq if file.numbered_rows else 0
+        self._newest_row = file.last_row
+        self.finish = file.finish
 
     def _assign_seq(self, next_seq: int, last_timestamp: float) -> None:
         """Assign numbers to the rows after those of recovered rows, which have theirs."""
@@ -300,8 +300,8 @@ class SendQueue:
             delivered, base = max(0, next_seq - self._next_seq), self._next_seq + used
         shift_ms = self._shift_ms(last_timestamp)
         if self._file_rows > used:
-            overflow = self._file_for_writing()
-            overflow.write_seq_base(base, start=overflow.advance(self._head_position, used), shift_ms=shift_ms)
+            file = self._file_for_writing()
+            file.write_seq_base(base, start=file.advance(self._head_position, used), shift_ms=shift_ms)
         if shift_ms:
             self._shift_memory(shift_ms)
         self._next_seq = base - used
@@ -351,9 +351,9 @@ class SendQueue:
             yield from islice((row for row, _ in rows), self._file_rows - self._sent)
         yield from islice(self._memory, max(0, self._sent - self._file_rows), None)
 
-    def _position_of_cursor(self, overflow: OverflowFile) -> Position:
+    def _position_of_cursor(self, file: OverflowFile) -> Position:
         if self._cursor is None:
-            self._cursor = overflow.advance(self._head_position, self._sent)
+            self._cursor = file.advance(self._head_position, self._sent)
         return self._cursor
 
     def _drop(self, count: int) -> None:
@@ -371,10 +371,10 @@ class SendQueue:
             self._cursor = None
         self._sent = max(0, self._sent - count)
 
-    def _truncate_file(self, overflow: OverflowFile) -> None:
+    def _truncate_file(self, file: OverflowFile) -> None:
         # On failure the rows stay on disk: the uploader's next `Welcome` tells that they are delivered.
         with contextlib.suppress(OSError):
-            overflow.truncate(self._make_header())
+            file.truncate(self._make_header())
             self._reset_record_pending = False
         self._cursor = None
 

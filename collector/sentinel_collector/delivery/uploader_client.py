@@ -120,11 +120,13 @@ class UploaderClient:
         self.end_reason: EndReason | None = None
         self.finish_durable = False
         self.finished: Finished | None = None
+        """The backend's result, once the run is delivered."""
         self.delivery_error = ""
         """The uploader's text on why it cannot deliver the run at the moment."""
         self.is_parked = False
         """The uploader has set the run aside for an operator."""
         self.run_id = ""
+        """The run's id at the backend, empty while unknown."""
 
     @property
     def is_complete(self) -> bool:
@@ -179,11 +181,11 @@ class UploaderClient:
         return min(_IDLE_POLL_S, max(0.0, self._sent_at + _PING_INTERVAL_S - now))
 
     def _check_handshake(self, now: float) -> None:
-        refusal = self._transport.poll_handshake_error(now)
-        if refusal is not None:
+        error = self._transport.poll_handshake_error(now)
+        if error is not None:
             self.is_rejected = True
             # Each reason is a topic of its own: one that becomes known later is logged as well.
-            self._log.on_rejected(refusal, refusal)
+            self._log.on_rejected(error, error)
 
     def _receive(self, now: float) -> bool:
         """Handle received messages, up to the last awaited answer; False when there was none."""

@@ -177,11 +177,14 @@ class Sampler:
             reap()
         gpu = NO_GPU if self._gpu is None else self._gpu.read(() if self._tree is None else self._tree.pids)
         limit_us = None if is_last else max(0, int(machine.cpus * elapsed_s * 1e6))
+        system_utime, system_stime, system_cpu_usage = self._system_cpu_figures(machine, limit_us, elapsed_s)
         memory = machine.memory
         return Sample(
             timestamp=self._timestamps.next(wall=wall, monotonic=monotonic),
             system_processes=machine.processes,
-            **self._system_cpu_columns(machine, limit_us, elapsed_s),
+            system_utime=system_utime,
+            system_stime=system_stime,
+            system_cpu_usage=system_cpu_usage,
             system_memory_free_mib=_mib(memory.free),
             system_memory_used_mib=_mib(memory.used),
             system_memory_buffers_mib=_mib(memory.buffers),
@@ -201,15 +204,14 @@ class Sampler:
             **(self._tree_columns(tree, gpu, machine.cpus, limit_us, elapsed_s) if tree is not None else {}),
         )
 
-    def _system_cpu_columns(self, machine: SystemReading, limit_us: int | None, elapsed_s: float) -> dict[str, Any]:
+    def _system_cpu_figures(
+        self, machine: SystemReading, limit_us: int | None, elapsed_s: float
+    ) -> tuple[float | None, float | None, float | None]:
+        """Return user and system seconds, and the cores in use."""
         if machine.user_us is None or machine.system_us is None:
-            return {}
+            return None, None, None
         user_us, system_us = self._system_cpu.for_row((machine.user_us, machine.system_us), limit_us)
-        return {
-            "system_utime": user_us / 1e6,
-            "system_stime": system_us / 1e6,
-            "system_cpu_usage": _cores(user_us + system_us, elapsed_s, machine.cpus),
-        }
+        return user_us / 1e6, system_us / 1e6, _cores(user_us + system_us, elapsed_s, machine.cpus)
 
     def _tree_columns(
         self, tree: TreeReading, gpu: GpuReading, cpus: int, limit_us: int | None, elapsed_s: float

@@ -1,6 +1,6 @@
 """Options of the sockets of both ends.
 
-`docs/architecture.md`, "Sockets", gives the reason for each value. A socket is used only by the thread that made it.
+`docs/design/sockets.md` gives the reason for each value. A socket is used only by the thread that made it.
 """
 
 from typing import Self

@@ -132,7 +132,7 @@ class Service:
         )
         try:
             self._main_loop()
-            self._notifier.stopping("delivering what is there")
+            self._notifier.stopping("delivering what is in the spool")
             if self._stops:
                 self._drain_at_stop()
         finally:
@@ -196,16 +196,17 @@ class Service:
     def _start_http(self) -> None:
         if self._http is None or self._config.http is None:
             return
+        from sentinel_uploader.telemetry.prometheus import Metrics
         from sentinel_uploader.telemetry.routes import build_routes
 
-        routes = build_routes(
-            health=self._health,
-            spool=self._spool,
+        metrics = Metrics(
             counters=self._counters,
+            spool=self._spool,
+            backlog=self._health.backlog,
             failing_destinations=self._scheduler.failing_destinations,
             connections=lambda: self._server.connections,
         )
-        self._http.start(routes)
+        self._http.start(build_routes(self._health, metrics))
         log.info("health and metrics ready url=%s", self._http.url)
         if not self._config.http.is_loopback:
             log.warning("health and metrics can be read beyond this machine url=%s", self._http.url)
@@ -221,7 +222,7 @@ class Service:
 
     def _main_loop(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S
-        next_note = self._clock.monotonic()
+        next_write = self._clock.monotonic()
         seen = -1
         while not self._stops:
             due = self._scheduler.run_due()
@@ -230,8 +231,8 @@ class Service:
             if self._target.api.credentials_changed():
                 log.info("the token was changed, trying again")
                 self._scheduler.reset_backoff_of(self._target.api.backoff_key)
-            if now >= next_note:
-                next_note = now + WRITE_INTERVAL_S
+            if now >= next_write:
+                next_write = now + WRITE_INTERVAL_S
                 self._rejections_file.write()
             if now >= next_maintenance:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)

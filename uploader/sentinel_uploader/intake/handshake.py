@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.wire.messages import Ack, Hello, Reject, RejectCode, Welcome
+from sentinel_protocol.wire.messages import Ack, Hello, RejectCode, Welcome
 from sentinel_uploader.intake.backpressure import SpoolAvailability
 from sentinel_uploader.intake.responses import ResponseSender, build_ack, build_late_finished
 from sentinel_uploader.intake.sessions import CollectorSession, Sessions
@@ -64,17 +64,17 @@ class HandshakeHandler:
                 sanitize_hello(hello), owner=owner, max_runs=limits.max_client_runs, try_reserve=quota.try_reserve
             )
         except SupersededError as error:
-            self._responses.send(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
+            self._responses.reject(identity, RejectCode.SUPERSEDED, str(error), seq=error.seq)
         except RunLimitError as error:
             self._counters.count_rejection(owner, "runs-of-client")
-            self._responses.send(identity, Reject(RejectCode.BUSY, str(error), retry=True))
+            self._responses.reject(identity, RejectCode.BUSY, str(error), retry=True)
         except QuotaExceededError as error:
-            self._responses.send(identity, Reject(RejectCode.BUSY, str(error), retry=True))
+            self._responses.reject(identity, RejectCode.BUSY, str(error), retry=True)
         except RunClosedError as error:
             self._handle_hello_after_end(identity, hello, error)
         except SpoolError as error:
             self._availability.record_failure(error)
-            self._responses.send(identity, Reject(RejectCode.BUSY, str(error), retry=True))
+            self._responses.reject(identity, RejectCode.BUSY, str(error), retry=True)
         else:
             self._open_session(identity, run)
 
@@ -86,10 +86,9 @@ class HandshakeHandler:
         # The same collector on a new connection replaces itself, and must not be told to stop.
         if earlier is not None and earlier.identity != identity and earlier.epoch != record.epoch:
             error = SupersededError(record.fenced_seq.get(earlier.epoch, 0))
-            self._responses.send(earlier.identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
+            self._responses.reject(earlier.identity, RejectCode.SUPERSEDED, str(error), seq=error.seq)
         if record.has_ended and record.closed_as_stale:
-            text = "this run was closed as stale"
-            self._responses.send(identity, Reject(RejectCode.CLOSED, text, seq=run.durable_seq))
+            self._responses.reject(identity, RejectCode.CLOSED, "this run was closed as stale", seq=run.durable_seq)
             return
         session = CollectorSession(identity, run)
         self._sessions.add(session)
@@ -103,7 +102,7 @@ class HandshakeHandler:
         """Tell the collector that ended the run how it ended. Any other collector needs a new run."""
         finished = build_late_finished(closed.ended, hello.epoch)
         if finished is None:
-            self._responses.send(identity, Reject(RejectCode.CLOSED, str(closed), seq=closed.seq))
+            self._responses.reject(identity, RejectCode.CLOSED, str(closed), seq=closed.seq)
             return
         self._responses.send(identity, Welcome(closed.seq + 1, finished.run_id))
         self._responses.send(identity, Ack(closed.seq, finish=True))

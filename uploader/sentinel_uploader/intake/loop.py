@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
-from sentinel_protocol.wire.messages import Finish, Hello, Ping, Reject, RejectCode, Samples, decode_from_collector
+from sentinel_protocol.wire.messages import Finish, Hello, Ping, RejectCode, Samples, decode_from_collector
 from sentinel_uploader.intake.backpressure import SpoolAvailability, SpoolUnavailable
 from sentinel_uploader.intake.handshake import HandshakeHandler
 from sentinel_uploader.intake.rate_limiter import AdmissionDecision, RateLimiter
@@ -200,7 +200,7 @@ class Intake:
             return
         session = self._active_session(identity, owner)
         if session is None:
-            self._responses.send(identity, Reject(RejectCode.HELLO_FIRST, "say hello first", retry=True))
+            self._responses.reject(identity, RejectCode.HELLO_FIRST, "say hello first", retry=True)
             return
         row_time = message.samples[-1].timestamp if isinstance(message, Samples) and message.samples else None
         self._counters.clients.record(session.run.record.owner, self._clock.now(), row_time)
@@ -245,4 +245,4 @@ class Intake:
                 self._responses.send(session.identity, build_finished(record))
             else:
                 text = f"this run is {record.state}"
-                self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))
+                self._responses.reject(session.identity, RejectCode.CLOSED, text, seq=session.run.durable_seq)

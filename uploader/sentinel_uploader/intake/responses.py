@@ -2,7 +2,7 @@
 
 import msgspec
 
-from sentinel_protocol.wire.messages import Ack, Finished, Reject, UploaderMessage, encode
+from sentinel_protocol.wire.messages import Ack, Finished, Reject, RejectCode, UploaderMessage, encode
 from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.runs.object_names import object_uri
 from sentinel_uploader.server.zmq_server import ZmqServer
@@ -32,6 +32,10 @@ class ResponseSender:
         if not self._server.send(identity, encode(message)):
             # The collector says `Hello` again after a silence, which repeats what it missed.
             self._counters.answers_lost.add()
+
+    def reject(self, identity: bytes, code: RejectCode, text: str, *, retry: bool = False, seq: int = 0) -> None:
+        """Send a `Reject`."""
+        self.send(identity, Reject(code, text, retry, seq))
 
 
 def build_ack(run: OpenRun) -> Ack:

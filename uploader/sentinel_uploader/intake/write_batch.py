@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.wire.messages import MAX_SEQUENCE, Finish, Reject, RejectCode, Samples, encode
+from sentinel_protocol.wire.messages import MAX_SEQUENCE, Finish, RejectCode, Samples, encode
 from sentinel_uploader.intake.backpressure import SpoolAvailability
 from sentinel_uploader.intake.responses import ResponseSender, build_ack
 from sentinel_uploader.intake.sessions import CollectorSession
@@ -67,11 +67,11 @@ class WriteBatch:
         if count > self._limits.max_message_rows:
             self._counters.count_rejection(session.run.record.owner, "message-rows")
             text = f"a message has at most {self._limits.max_message_rows} samples"
-            self._responses.send(session.identity, Reject(RejectCode.TOO_BIG, text, retry=True))
+            self._responses.reject(session.identity, RejectCode.TOO_BIG, text, retry=True)
             return
         if session.run.record.has_ended and last > session.run.durable_seq:
             text = "this run has ended"
-            self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))
+            self._responses.reject(session.identity, RejectCode.CLOSED, text, seq=session.run.durable_seq)
             return
         self._sessions[session.identity] = session
         if last < session.next_seq:
@@ -87,7 +87,7 @@ class WriteBatch:
             first = session.next_seq
             frame = encode(Samples(first, samples))
         if not self._quota.try_reserve(session.run.record.owner, len(frame)):
-            self._responses.send(session.identity, Reject(RejectCode.BUSY, str(QuotaExceededError()), retry=True))
+            self._responses.reject(session.identity, RejectCode.BUSY, str(QuotaExceededError()), retry=True)
             return
         self._frames.append(PendingFrame(session.run, first, len(samples), frame, samples[-1].timestamp))
         session.next_seq = last + 1
@@ -96,7 +96,7 @@ class WriteBatch:
         """Add the run's end, if all its rows are in the spool or in this batch."""
         if session.run.record.closed_as_stale:
             text = "this run was closed as stale"
-            self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))
+            self._responses.reject(session.identity, RejectCode.CLOSED, text, seq=session.run.durable_seq)
             return
         self._sessions[session.identity] = session
         if session.run.record.has_ended or message.last_seq > session.next_seq - 1:
@@ -133,8 +133,7 @@ class WriteBatch:
         session.reset_pending()
         if lost:
             # The run ended between the message and this transaction, so the rows do not belong to it.
-            text = "this run has ended"
-            self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=run.durable_seq))
+            self._responses.reject(session.identity, RejectCode.CLOSED, "this run has ended", seq=run.durable_seq)
             return
         self._responses.send(session.identity, build_ack(run))
         if run.record.has_ended or self._is_batch_full(run):
@@ -158,7 +157,7 @@ class WriteBatch:
                 and self._store_finish(session, finish)
             ):
                 continue
-            self._responses.send(session.identity, Reject(RejectCode.BUSY, text, retry=True))
+            self._responses.reject(session.identity, RejectCode.BUSY, text, retry=True)
 
     def _store_finish(self, session: CollectorSession, finish: Finish) -> bool:
         try:

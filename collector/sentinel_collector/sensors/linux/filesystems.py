@@ -55,13 +55,13 @@ class FilesystemSensor:
         if self._poll is not None and self._fd >= 0 and self._poll.poll(0):
             self._select_mounts()
         spaces = [space for points in self._pools if (space := _pool_space(points)) is not None]
-        totals = {space.total for space in spaces}
         for point in self._overlays:
             space = _space(point)
-            if space is not None and space.total not in totals:
-                totals.add(space.total)
+            if space is not None and all(space.total != other.total for other in spaces):
                 spaces.append(space)
-        return Space(*map(sum, zip(*spaces, strict=True))) if spaces else None
+        if len(spaces) < 2:
+            return spaces[0] if spaces else None
+        return Space(*map(sum, zip(*spaces, strict=True)))
 
     def close(self) -> None:
         """Give the descriptor back."""

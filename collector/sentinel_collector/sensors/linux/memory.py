@@ -13,9 +13,9 @@ _WANTED = (
     b"MemAvailable:",
     b"Buffers:",
     b"Cached:",
+    b"SReclaimable:",
     b"Active:",
     b"Inactive:",
-    b"SReclaimable:",
 )
 _NEEDED = {b"MemTotal:", b"MemFree:"}
 _Getter = Callable[[list[bytes]], Any]
@@ -39,16 +39,16 @@ class MemorySensor:
             words = data.split()
             if not self._learn(words):
                 return MemoryReading()
+        words.append(b"0")
         try:
-            kib = dict(zip(self._names, map(int, self._values_of(words)), strict=True))
+            total, free, available, buffers, cached, slab, active, inactive = map(int, self._values_of(words))
         except ValueError:
             return MemoryReading()
-        free, buffers = kib[b"MemFree:"], kib.get(b"Buffers:", 0)
-        cached = kib.get(b"Cached:", 0) + kib.get(b"SReclaimable:", 0)
-        # Kernels before 3.14 have no MemAvailable; free(1) estimated it like this.
-        available = kib[b"MemAvailable:"] if b"MemAvailable:" in kib else free + buffers + cached
-        used = max(0, kib[b"MemTotal:"] - available)
-        return MemoryReading(free, used, buffers, cached, kib.get(b"Active:", 0), kib.get(b"Inactive:", 0))
+        cached += slab
+        if b"MemAvailable:" not in self._names:
+            # Kernels before 3.14 do not have it; free(1) estimated it like this.
+            available = free + buffers + cached
+        return MemoryReading(free, max(0, total - available), buffers, cached, active, inactive)
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -63,8 +63,8 @@ class MemorySensor:
         if not where.keys() >= _NEEDED:
             return False
         self._names = tuple(name for name in _WANTED if name in where)
-        positions = [where[name] for name in self._names]
-        self._words = max(positions) + 2
-        self._names_of = itemgetter(*positions)
-        self._values_of = itemgetter(*(position + 1 for position in positions))
+        self._words = max(where[name] for name in self._names) + 2
+        self._names_of = itemgetter(*(where[name] for name in self._names))
+        # The value of a missing name is the zero that `read` appends.
+        self._values_of = itemgetter(*(where.get(name, -2) + 1 for name in _WANTED))
         return True

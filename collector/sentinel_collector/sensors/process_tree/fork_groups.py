@@ -44,7 +44,8 @@ class ForkGroupSum:
 
     def add(self, process: TrackedProcess, epoch: int) -> None:
         """Add a member; readings of another `epoch` are outdated."""
-        state, reading = process.pss, process.pss.reading
+        state = process.pss
+        reading = state.reading
         share = state.anon_share_kib(process.faults)
         exclusive = state.exclusive_kib(share)
         if reading is None and is_vfork_child(process):

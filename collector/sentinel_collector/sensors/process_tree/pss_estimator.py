@@ -85,13 +85,13 @@ class PssEstimator:
         self._idle_until_s = 0.0
         """No reading is due until then while resident sets and faults stay as in `_last_seen`."""
 
-    def processes_changed(self) -> None:
+    def on_processes_changed(self) -> None:
         """Processes came or went: the others may share pages differently now."""
         self._epoch += 1
         # A new process may look like the one that went.
         self._last_seen = []
 
-    def process_born(self, parent: TrackedProcess | None, child: TrackedProcess) -> None:
+    def on_process_born(self, parent: TrackedProcess | None, child: TrackedProcess) -> None:
         """A child was read for the first time: until it begins a program of its own, it shares its parent's pages.
 
         An orphan, whose parent is gone, may share the pages of any process.
@@ -103,13 +103,13 @@ class PssEstimator:
             add_child(parent, child, is_closed=self._is_closed)
             parent.pss.has_forked = True
 
-    def process_gone(self, process: TrackedProcess) -> None:
+    def on_process_gone(self, process: TrackedProcess) -> None:
         """A process has no memory any more: what it shared is the others'."""
         state = process.pss
         if state.rss_kib > 0:
             self._released_kib += state.shared_share_kib()
         state.rss_kib = 0
-        self.processes_changed()
+        self.on_processes_changed()
         if state.fork_group is not None:
             # The kernel takes the pages away from it one by one, and may not have finished.
             state.fork_group.has_released = True
@@ -131,7 +131,7 @@ class PssEstimator:
                 living.append(process)
             elif process.pss.rss_kib > 0:
                 # It gives its memory up before it is gone: from now on shared pages are the others'.
-                self.process_gone(process)
+                self.on_process_gone(process)
         groups = Counter(process.pss.fork_group for process in living if process.pss.fork_group is not None)
         for group, number in groups.items():
             group.living = number

@@ -115,7 +115,7 @@ class ProcessTree:
             return
         self._ledger.close_with_rusage(process.account, user_us, system_us, was_final=process.is_zombie)
         process.close()
-        self._pss.process_gone(process)
+        self._pss.on_process_gone(process)
 
     def exclude(self, pid: int) -> None:
         """Leave this child of ours, and its descendants, out of the tree; call it before the next reading."""
@@ -176,13 +176,13 @@ class ProcessTree:
         for process in gone:
             self._processes.pop(process.pid, None)
             process.close()
-            self._pss.process_gone(process)
+            self._pss.on_process_gone(process)
         self._ledger.end_reading()
         if self._adopt_orphans:
             self._reap_orphans()
         found = len(queue) > known
         if found:
-            self._pss.processes_changed()
+            self._pss.on_processes_changed()
         if gone:
             self._searches_left = _SEARCHES_AFTER_CHANGE
         return found
@@ -210,7 +210,7 @@ class ProcessTree:
                 process.account.parent = new_parent.account if new_parent is not None else None
                 self._searches_left = _SEARCHES_AFTER_CHANGE
             if is_new and process is not self._root:
-                self._pss.process_born(self._processes.get(process.parent_pid), process)
+                self._pss.on_process_born(self._processes.get(process.parent_pid), process)
             if process.io_readable:
                 self._io_readable = True
             if search:

@@ -7,8 +7,8 @@ from typing import Any
 
 from sentinel_protocol.common.atomic_file import sync_directory, write_atomically
 from sentinel_protocol.common.errors import UsageError
+from sentinel_protocol.common.time_text import utc_text
 from sentinel_uploader.backends.objectstore.local import path_of_uri, uri_of_path
-from sentinel_uploader.backends.sentinel.payload import utc_text
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 

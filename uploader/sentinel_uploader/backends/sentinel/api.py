@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
+from sentinel_protocol.common.time_text import utc_text
 from sentinel_uploader.backends.http.client import HttpResponse
 from sentinel_uploader.backends.sentinel.client import SentinelClient, default_client, run_path
-from sentinel_uploader.backends.sentinel.payload import registration, utc_text
+from sentinel_uploader.backends.sentinel.payload import registration
 from sentinel_uploader.backends.sentinel.responses import (
     parse_object,
     require_credentials,

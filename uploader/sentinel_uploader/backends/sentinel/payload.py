@@ -3,7 +3,6 @@
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 
@@ -45,11 +44,6 @@ def tags_object(tags: Mapping[str, Any] | Iterable[str]) -> dict[str, str]:
 def tags_list(tags: Mapping[str, str]) -> list[str]:
     """Return tags as a list of `key=value` strings, as some servers want."""
     return [f"{key}={value}" for key, value in tags.items()]
-
-
-def utc_text(unix_s: float) -> str:
-    """Return UNIX seconds as ISO-8601 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _clean(value: Any) -> Any:

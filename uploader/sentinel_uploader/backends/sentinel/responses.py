@@ -45,6 +45,11 @@ class SentinelAPIError(DeliveryError):
             retry_after_s=retry_after_s,
         )
 
+    @property
+    def remedy(self) -> RetryAction:
+        """An alias of `retry_action`: its name in version 0.1.0."""
+        return self.retry_action
+
 
 def classify_status(status: int) -> RetryAction:
     """Classify an error status by the contract."""
