@@ -18,8 +18,8 @@ class OpenRun:
     """A run's record as committed, and where its rows are. Guarded by the spool's lock; the spool alone changes it.
 
     Three attributes have one writer each, are replaced whole, and may be read without the lock: `record` (the spool),
-    `last_seen_at` (the intake's thread) and `blocked_by` (the scheduler).
-    Times are monotonic seconds, those of rows UNIX seconds.
+    `last_seen_at` (the intake's thread) and `blocked_by` (the scheduler). The intake's thread alone appends rows, and
+    reads `durable_seq` without it. Times are monotonic seconds, those of rows UNIX seconds.
     """
 
     __slots__ = (
