@@ -17,6 +17,7 @@ from sentinel_collector.job.process import Job
 from sentinel_collector.job.signals import STOP_SIGNALS, Action, ReceivedSignal, SignalPolicy, Signals
 from sentinel_collector.job.wait import detached_message, wait_for_job
 from sentinel_collector.reporting.csv_output import CsvOutput
+from sentinel_collector.reporting.output_target import OutputTargets
 from sentinel_collector.run_description import RunDescription, run_metadata
 from sentinel_collector.run_key import run_key_of_host, run_key_of_process
 from sentinel_collector.sampling.sampler import Sampler
@@ -69,6 +70,10 @@ class Recorder:
         container: ContainerView | None,
     ) -> None:
         self._settings = settings
+        self._targets = OutputTargets(
+            [settings["output"], settings["summary_json"]],
+            started_at=clock.now() - clock.monotonic() + baseline.monotonic,
+        )
         self._clock = clock
         self._console = console
         self._signals = signals
@@ -141,6 +146,7 @@ class Recorder:
             self._statistics,
             console=self._console,
             complete_path="" if self._output is None else self._output.complete_path,
+            targets=self._targets,
             summary_path=self._settings["summary_json"],
             is_remote=self._is_remote,
         )
@@ -319,7 +325,9 @@ class Recorder:
 
     def _open_output(self) -> CsvOutput | None:
         path = self._settings["output"]
-        return CsvOutput(path, continued=self._delivery.is_resumed, warn=self._console.error) if path else None
+        if not path:
+            return None
+        return CsvOutput(path, targets=self._targets, continued=self._delivery.is_resumed, warn=self._console.error)
 
     def _resume_timestamps(self) -> None:
         """Time stamps increase within a run, also in one that is resumed."""

@@ -126,7 +126,8 @@ SETTINGS = (
         "output",
         path,
         "FILE",
-        "also write the rows to a CSV file as they are taken; an existing file is replaced, directories are created",
+        "also write the rows to a CSV file as they are taken (- for stdout); an existing file is replaced, directories "
+        "are created",
         env=None,
     ),
     setting(
@@ -140,7 +141,7 @@ SETTINGS = (
         "summary_json",
         path,
         "FILE",
-        "write the figures of the run to a file; an existing file is replaced, directories are created",
+        "write the figures of the run to a file (- for stdout); an existing file is replaced, directories are created",
         env=None,
     ),
     *(
