@@ -97,8 +97,8 @@ def test_every_limit_is_in_the_operator_s_table_and_every_reason_explained() -> 
     text = (README.parent / "docs/operation.md").read_text(encoding="utf-8")
     table = text.partition("<!-- limits -->")[2].partition("<!-- end -->")[0]
     lines = table.splitlines()
-    for limit in fields(ClientLimits):
-        (line,) = [line for line in lines if f"`{limit.metadata['setting'].flag}`" in line]
+    for limit, setting in zip(fields(ClientLimits), LIMIT_SETTINGS, strict=True):
+        (line,) = [line for line in lines if f"`{setting.flag}`" in line]
         assert f"`{limit.metadata['reason']}`" in line
     assert {setting.name for setting in LIMIT_SETTINGS} <= {setting.name for setting in UPLOADER_SETTINGS}
     for reason in REJECT_REASONS:

@@ -65,7 +65,7 @@ def test_a_message_of_too_many_rows_is_answered_and_counted(tmp_path: Path) -> N
 
 
 def test_so_many_seconds_worth_of_rows_come_at_once(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_client_rows_per_s=100, burst_s=2.0) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_client_rows_per_s=100, client_burst_s=2.0) as (guarded, bad, good, _):
         bad.say(samples(1, 250))
         assert bad.hear(Ack) == Ack(250)
         bad.say(samples(251, 260))

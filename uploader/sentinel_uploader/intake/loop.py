@@ -73,7 +73,7 @@ class Intake:
         self._availability = SpoolAvailability(clock, counters)
         self._commit_window = CommitWindow(clock)
         quota = SpoolQuota(
-            spool=spool, share=limits.spool_share, known_clients=known_clients, clock=clock, counters=counters
+            spool=spool, share=limits.client_spool_share, known_clients=known_clients, clock=clock, counters=counters
         )
         self._write_batch = WriteBatch(
             spool=spool,

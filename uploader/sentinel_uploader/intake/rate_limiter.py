@@ -91,7 +91,7 @@ class RateLimiter:
 
     def _bucket(self, client: str | bytes, now: float) -> _TokenBucket:
         """Return a client's bucket, refilled until `now`."""
-        capacity = self._limits.max_client_rows_per_s * self._limits.burst_s
+        capacity = self._limits.max_client_rows_per_s * self._limits.client_burst_s
         bucket = self._buckets.get(client)
         if bucket is None:
             bucket = self._buckets[client] = _TokenBucket(capacity, now)
