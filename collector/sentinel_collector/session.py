@@ -70,10 +70,8 @@ class Recorder:
         container: ContainerView | None,
     ) -> None:
         self._settings = settings
-        self._targets = OutputTargets(
-            [settings["output"], settings["summary_json"]],
-            started_at=clock.now() - clock.monotonic() + baseline.monotonic,
-        )
+        started_at = clock.now() - clock.monotonic() + baseline.monotonic
+        self._targets = OutputTargets([settings["output"], settings["summary_json"]], started_at=started_at)
         self._clock = clock
         self._console = console
         self._signals = signals
@@ -108,9 +106,7 @@ class Recorder:
         self._discovery = None if settings["no_cloud"] else self._start_discovery()
         self._description = self._describe_run(argv, container)
         keys = load_keys_without_core_dumps(settings)
-        self._orphans = OrphanRecovery(
-            state_dir=self._state_dir, clock=clock, console=console, insecure=settings["insecure"], keys=keys
-        )
+        self._orphans = self._prepare_orphan_recovery(keys)
         self._delivery = self._open_delivery(addresses, environ, keys)
         self._output = self._open_output()
         self._resume_timestamps()
@@ -321,6 +317,15 @@ class Recorder:
             is_named=bool(self._settings["run_key"]),
             keys=keys,
             failover_after_s=self._settings["failover_after"],
+        )
+
+    def _prepare_orphan_recovery(self, keys: "Mapping[str, ClientCurveKeys]") -> OrphanRecovery:
+        return OrphanRecovery(
+            state_dir=self._state_dir,
+            clock=self._clock,
+            console=self._console,
+            insecure=self._settings["insecure"],
+            keys=keys,
         )
 
     def _open_output(self) -> CsvOutput | None:
