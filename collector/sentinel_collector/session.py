@@ -17,6 +17,7 @@ from sentinel_collector.job.process import Job
 from sentinel_collector.job.signals import STOP_SIGNALS, Action, ReceivedSignal, SignalPolicy, Signals
 from sentinel_collector.job.wait import detached_message, wait_for_job
 from sentinel_collector.reporting.csv_output import CsvOutput
+from sentinel_collector.reporting.output_target import OutputTargets
 from sentinel_collector.run_description import RunDescription, run_metadata
 from sentinel_collector.run_key import run_key_of_host, run_key_of_process
 from sentinel_collector.sampling.sampler import Sampler
@@ -69,6 +70,8 @@ class Recorder:
         container: ContainerView | None,
     ) -> None:
         self._settings = settings
+        started_at = clock.now() - clock.monotonic() + baseline.monotonic
+        self._targets = OutputTargets([settings["output"], settings["summary_json"]], started_at=started_at)
         self._clock = clock
         self._console = console
         self._signals = signals
@@ -103,9 +106,7 @@ class Recorder:
         self._discovery = None if settings["no_cloud"] else self._start_discovery()
         self._description = self._describe_run(argv, container)
         keys = load_keys_without_core_dumps(settings)
-        self._orphans = OrphanRecovery(
-            state_dir=self._state_dir, clock=clock, console=console, insecure=settings["insecure"], keys=keys
-        )
+        self._orphans = self._prepare_orphan_recovery(keys)
         self._delivery = self._open_delivery(addresses, environ, keys)
         self._output = self._open_output()
         self._resume_timestamps()
@@ -141,6 +142,7 @@ class Recorder:
             self._statistics,
             console=self._console,
             complete_path="" if self._output is None else self._output.complete_path,
+            targets=self._targets,
             summary_path=self._settings["summary_json"],
             is_remote=self._is_remote,
         )
@@ -317,9 +319,20 @@ class Recorder:
             failover_after_s=self._settings["failover_after"],
         )
 
+    def _prepare_orphan_recovery(self, keys: "Mapping[str, ClientCurveKeys]") -> OrphanRecovery:
+        return OrphanRecovery(
+            state_dir=self._state_dir,
+            clock=self._clock,
+            console=self._console,
+            insecure=self._settings["insecure"],
+            keys=keys,
+        )
+
     def _open_output(self) -> CsvOutput | None:
         path = self._settings["output"]
-        return CsvOutput(path, continued=self._delivery.is_resumed, warn=self._console.error) if path else None
+        if not path:
+            return None
+        return CsvOutput(path, targets=self._targets, continued=self._delivery.is_resumed, warn=self._console.error)
 
     def _resume_timestamps(self) -> None:
         """Time stamps increase within a run, also in one that is resumed."""

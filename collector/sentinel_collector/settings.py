@@ -123,7 +123,8 @@ SETTINGS = (
     setting(
         "output",
         path,
-        "also write the rows to a CSV file as they are taken; an existing file is replaced, directories are created",
+        "also write the rows to a CSV file as they are taken (- for stdout); an existing file is replaced, directories "
+        "are created",
         metavar="FILE",
         env=None,
     ),
@@ -136,7 +137,7 @@ SETTINGS = (
     setting(
         "summary_json",
         path,
-        "write the figures of the run to a file; an existing file is replaced, directories are created",
+        "write the figures of the run to a file (- for stdout); an existing file is replaced, directories are created",
         metavar="FILE",
         env=None,
     ),

@@ -7,7 +7,7 @@ from sentinel_collector.console import Console
 from sentinel_collector.delivery.delivery import Delivery
 from sentinel_collector.delivery.orphan_recovery import OrphanRecovery
 from sentinel_collector.job.signals import STOP_SIGNALS, Signals
-from sentinel_collector.reporting.csv_output import make_parent
+from sentinel_collector.reporting.output_target import OutputTargets, RegularFile
 from sentinel_collector.reporting.summary import parked_line, summary_figures, summary_json, summary_lines
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import Finish
@@ -77,6 +77,7 @@ def close_delivery(
     *,
     console: Console,
     complete_path: str,
+    targets: OutputTargets,
     summary_path: str | None,
     is_remote: bool,
 ) -> None:
@@ -106,13 +107,17 @@ def close_delivery(
     if (parked := parked_line(figures, is_remote=is_remote)) is not None:
         console.error(parked)
     if summary_path:
-        _write_summary(summary_path, summary_json(figures), console)
+        _write_summary(summary_path, summary_json(figures), targets, console)
 
 
-def _write_summary(path: str, content: bytes, console: Console) -> None:
+def _write_summary(path: str, content: bytes, targets: OutputTargets, console: Console) -> None:
     try:
-        make_parent(path)
-        with open(path, "wb") as file:
-            file.write(content)
+        target = targets.open(path, unchanged=True)
+        try:
+            if isinstance(target, RegularFile):
+                target.truncate(0)
+            target.write(content)
+        finally:
+            target.close()
     except OSError as error:
         console.error(f"cannot write {path}: {error.strerror}")

@@ -189,9 +189,13 @@ def test_a_host_row_has_every_system_column_and_no_process_column() -> None:
 def test_a_tracked_row_has_every_column() -> None:
     clock = SystemClock()
     before = baseline.capture(clock)
+    code = "import sys; print('up', flush=True); sys.stdin.read()"
     job = subprocess.Popen(
-        [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
+    assert job.stdout is not None
+    # Before its exec it has next to no memory.
+    assert job.stdout.readline() == b"up\n"
     gpu = TwoGpus()
     sampler = Sampler(clock=clock, baseline=before, root_pid=job.pid, own_child=True, interval_s=1.0, gpu=gpu)
     try:

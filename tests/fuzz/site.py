@@ -5,7 +5,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import msgspec
 from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import open_spool_at
 
@@ -151,8 +150,7 @@ class Site:
             self.intake.notify(run)
 
     def _due(self, run: OpenRun) -> Step | None:
-        facts = run.scheduling_facts()
-        facts = msgspec.structs.replace(facts, silent_since=max(facts.silent_since, self.intake.receiving_since))
+        facts = run.scheduling_facts(receiving_since=self.intake.receiving_since)
         return next_step(facts, self._policy, self.clock.monotonic())[0]
 
     def discard(self, run: OpenRun) -> None:

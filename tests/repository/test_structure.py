@@ -17,6 +17,7 @@ from locations import ROOT
 import sentinel_collector
 import sentinel_protocol
 import sentinel_uploader
+import sentinel_viewer
 from sentinel_collector import settings as collector_config
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire import messages
@@ -25,6 +26,7 @@ PACKAGES = {
     "sentinel_collector": sentinel_collector,
     "sentinel_protocol": sentinel_protocol,
     "sentinel_uploader": sentinel_uploader,
+    "sentinel_viewer": sentinel_viewer,
 }
 STANDARD = sys.stdlib_module_names | {"_sha256", "_sha2"}
 """Its digests changed their name with Python 3.12."""
@@ -32,11 +34,13 @@ FOREIGN = {
     "sentinel_protocol": {"msgspec", "zmq"},
     "sentinel_collector": {"msgspec", "zmq", "psutil", "pynvml"},
     "sentinel_uploader": {"msgspec", "zmq", "urllib3", "botocore", "prometheus_client"},
+    "sentinel_viewer": {"msgspec", "botocore", "pyarrow", "rich", "starlette", "textual", "uvicorn"},
 }
 OURS = {
     "sentinel_protocol": {"sentinel_protocol"},
     "sentinel_collector": {"sentinel_protocol", "sentinel_collector"},
     "sentinel_uploader": {"sentinel_protocol", "sentinel_uploader"},
+    "sentinel_viewer": {"sentinel_protocol", "sentinel_viewer"},
 }
 
 

@@ -153,7 +153,7 @@ def test_the_error_can_be_made_from_status_and_body() -> None:
     error = SentinelAPIError(500, "text")
     assert (error.status_code, error.body, str(error)) == (500, "text", "HTTP 500: text")
     assert isinstance(error, DeliveryError)
-    assert (error.retry_action, error.retry_after_s) == (RetryAction.RETRY, None)
+    assert (error.retry_action, error.remedy, error.retry_after_s) == (RetryAction.RETRY, RetryAction.RETRY, None)
     assert len(SentinelAPIError(500, "x" * 100_000).body) == 4096
 
 

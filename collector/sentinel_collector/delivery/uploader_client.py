@@ -7,13 +7,13 @@ import random
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
 
 import msgspec
 
 from sentinel_collector.delivery.connection_log import ConnectionLog
 from sentinel_collector.delivery.overflow_file.header import OverflowFileError
 from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, SendQueue
+from sentinel_collector.delivery.transport import HalfOpenTimer, Transport
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import (
@@ -47,19 +47,6 @@ _MAX_MESSAGES_PER_POLL = 256
 _PING_INTERVAL_S = 30.0
 _MAX_TIMESTAMP = 1e11
 """UNIX seconds, later than any run."""
-
-
-class Transport(Protocol):
-    """The socket of the client."""
-
-    def send(self, frame: bytes) -> bool:
-        """Queue a frame; False when there is no connection or no room."""
-
-    def receive(self) -> bytes | None:
-        """Return the next message, or `None` when there is none."""
-
-    def poll_handshake_error(self, now: float) -> str | None:
-        """Return why a handshake has failed since the last call, and reconnect when due; `now`: monotonic seconds."""
 
 
 class EndReason(Enum):
@@ -103,6 +90,7 @@ class UploaderClient:
         self._hello_due_at = 0.0
         self._hello_attempts = 0
         self._in_flight: deque[tuple[int, float]] = deque()
+        self._half_open = HalfOpenTimer()
         self._blocked_since: float | None = None
         """Since when `send` fails, `None` while it succeeds."""
         self._finish: Finish | None = None
@@ -330,6 +318,9 @@ class UploaderClient:
     def _send_hello(self, now: float) -> None:
         if now < self._hello_due_at:
             return
+        # Without a connection, ZeroMQ reconnects by itself.
+        if self._blocked_since is None and self._half_open.is_due(now, self._last_message_at):
+            self._transport.reconnect()
         hello = self._hello(self._queue.oldest_seq)
         if self._without_metadata:
             hello = msgspec.structs.replace(hello, metadata={}, host={}, cloud={})

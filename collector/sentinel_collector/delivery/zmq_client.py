@@ -103,10 +103,14 @@ class ZmqClient(ZmqContextOwner):
                 found = self._on_handshake_failed(event.kind, now) or found
         if self._reconnect_at is not None and now >= self._reconnect_at:
             self._reconnect_at = None
-            with contextlib.suppress(zmq.ZMQError):
-                self._socket.disconnect(self._url)
-            self._socket.connect(self._url)
+            self.reconnect()
         return found
+
+    def reconnect(self) -> None:
+        """Replace the connection, or the attempt to make one, by a new attempt now."""
+        with contextlib.suppress(zmq.ZMQError):
+            self._socket.disconnect(self._url)
+        self._socket.connect(self._url)
 
     def _on_handshake_failed(self, kind: int, now: float) -> str | None:
         """Schedule the next connection attempt and return the reason, `None` while it is unknown."""

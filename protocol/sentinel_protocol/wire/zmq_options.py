@@ -10,9 +10,6 @@ import zmq
 from sentinel_protocol.wire.messages import MAX_UPLOADER_FRAME_BYTES
 
 _COMMON: dict[zmq.SocketOption, int] = {
-    zmq.HEARTBEAT_IVL: 10_000,
-    zmq.HEARTBEAT_TIMEOUT: 30_000,
-    zmq.HEARTBEAT_TTL: 60_000,
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 60,
     zmq.TCP_KEEPALIVE_INTVL: 15,

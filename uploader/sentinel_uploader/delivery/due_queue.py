@@ -14,38 +14,33 @@ class DueQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, int]] = []
         self._versions = itertools.count()
-        self._entry_of: dict[int, tuple[float, int]] = {}
+        self._version_of: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._entry_of)
+        return len(self._version_of)
 
     def schedule(self, run_id: int, when: float) -> None:
         """Set when the run is due, in place of an earlier time; infinity: not at all."""
         if when == math.inf:
-            self._entry_of.pop(run_id, None)
+            self._version_of.pop(run_id, None)
             return
         version = next(self._versions)
-        self._entry_of[run_id] = (when, version)
+        self._version_of[run_id] = version
         heapq.heappush(self._heap, (when, version, run_id))
-
-    def is_due(self, run_id: int, now: float) -> bool:
-        """Whether the run's time has come."""
-        entry = self._entry_of.get(run_id)
-        return entry is not None and entry[0] <= now
 
     def pop_due(self, now: float) -> int | None:
         """Remove and return a run whose time has come, `None` when there is none."""
         if self.next_due() > now:
             return None
         _, _, run_id = heapq.heappop(self._heap)
-        del self._entry_of[run_id]
+        del self._version_of[run_id]
         return run_id
 
     def next_due(self) -> float:
         """Return when the next run is due, infinity when there is none."""
         while self._heap:
             when, version, run_id = self._heap[0]
-            if self._entry_of.get(run_id) == (when, version):
+            if self._version_of.get(run_id) == version:
                 return when
             heapq.heappop(self._heap)
         return math.inf

@@ -1,7 +1,7 @@
-"""What each step of a run does to the outside, and what it then writes down.
+"""Executes the steps of a run: calls to the backend, and what is committed before and after them.
 
-A new state, and the fact that something is about to be tried, are committed before the effect; a repetition of any
-step after a crash does the same again.
+A new state, and the fact that a call is about to be attempted, are committed before the call. Repeating any step after
+a crash has the same effect.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ class _BackendSession:
 
 
 class StepExecutor:
-    """Performs one step of one run at a time; steps of one run are serialised by the scheduler."""
+    """Executes single steps. The scheduler serialises the steps of one run."""
 
     def __init__(self, *, spool: Spool, backend: Backend, policy: Policy, clock: Clock, counters: Counters) -> None:
         self._spool = spool
@@ -64,9 +64,9 @@ class StepExecutor:
         """By run; guarded by the lock. A session itself is changed by its run's step, of which there is one at most."""
 
     def backoff_key(self, run: OpenRun, step: Step) -> str | None:
-        """Name what the step talks to; `None` for a step that stays inside.
+        """Return the destination of the step; `None` for a step that calls nothing.
 
-        Raises `DeliveryError` when the run has an address that leads nowhere.
+        Raises `DeliveryError` when the run's address is malformed.
         """
         if step in {Step.SEAL_BATCH, Step.CLOSE_STALE}:
             return None
@@ -99,7 +99,7 @@ class StepExecutor:
             self._sessions.pop(run.id, None)
 
     def execute(self, run: OpenRun, step: Step) -> None:
-        """Do one step; raises `DeliveryError` or `SpoolError`, and the same step is due again."""
+        """Execute one step; after `DeliveryError` or `SpoolError`, the same step is due again."""
         match step:
             case Step.REGISTER:
                 self._register(run)
@@ -183,7 +183,7 @@ class StepExecutor:
         log.debug("object stored run=%s number=%d rows=%d", name, batch.number, batch.rows, extra=fields)
 
     def _close_stale(self, run: OpenRun) -> None:
-        # The decision is some time old: the collector may have been heard, or have ended the run, meanwhile.
+        # The decision is some time old: the collector may have been heard, or have ended the run, since.
         if not self._spool.end_if_stale(run, self._policy):
             return
         self._counters.closed_as_stale.add()
@@ -243,7 +243,7 @@ class StepExecutor:
 
     def _on_finish_error(self, run: OpenRun, error: DeliveryError, *, inline: bool, again: bool) -> None:
         if inline and error.status_code == _TOO_LARGE:
-            # The server takes less inline than the contract says: the rows go through storage instead.
+            # The server accepts less inline than the contract says: the rows are uploaded instead.
             self._spool.update(run, put_attempted=True, finish_attempted=False)
             return
         if again and error.retry_action is RetryAction.FAIL:
@@ -255,7 +255,7 @@ class StepExecutor:
         raise error
 
     def _inline_data(self, run: OpenRun) -> tuple[bytes, int, RunStatistics]:
-        """Return header and all rows, how many, and the statistics over them."""
+        """Return the CSV with all rows, their number, and their statistics."""
         parts = [CSV_HEADER, *(decompress_rows(_verified_body(batch)) for batch in self._spool.pending_batches(run))]
         frames = self._spool.read_unbatched(run, max_rows=2**62)
         samples = _decode_rows(frames) if frames is not None else []
@@ -265,14 +265,14 @@ class StepExecutor:
 
 
 def quarantine_run(spool: Spool, run: OpenRun, error: Exception) -> None:
-    """Put a run aside for a person; its data stays."""
+    """Stop delivering a run until a person decides. Its data is kept."""
     spool.update(run, Event.PERMANENT_FAILURE, last_error=to_json_safe(str(error)), next_try_at=0.0)
     name, fields = run.record.run_id, run.record.log_fields
     log.error("run parked, see `sentinel-uploader status` run=%s error=%s", name, error, extra=fields)
 
 
 def _decode_rows(frames: UnbatchedFrames) -> list[Sample]:
-    """Decode rows; raises `DeliveryError` where the disk has damaged them: no repetition makes them whole."""
+    """Decode rows; raises `DeliveryError` (`FAIL`) when the disk has damaged them."""
     try:
         return decode_frames(frames.payloads)
     except InvalidMessageError as error:
@@ -281,7 +281,7 @@ def _decode_rows(frames: UnbatchedFrames) -> list[Sample]:
 
 
 def _verified_body(batch: Batch) -> bytes:
-    """Return an object's bytes as they were frozen; raises `DeliveryError` where the disk has damaged them."""
+    """Return an object's bytes as they were sealed; raises `DeliveryError` (`FAIL`) when the disk has damaged them."""
     if hashlib.sha256(batch.body).digest() != batch.sha256:
         raise DeliveryError(f"object {batch.number:04d} is damaged in the spool", retry_action=RetryAction.FAIL)
     return batch.body

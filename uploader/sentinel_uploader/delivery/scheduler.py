@@ -7,10 +7,8 @@ whether that may be tried now. Nothing has to be remembered across a restart.
 import logging
 import random
 import threading
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S
@@ -24,23 +22,18 @@ from sentinel_uploader.delivery.run_schedule import RunSchedule
 from sentinel_uploader.delivery.wait_queues import WaitQueues
 from sentinel_uploader.runs.delivery_error import DeliveryError
 from sentinel_uploader.runs.lifecycle import RunState
-from sentinel_uploader.runs.schedule import Policy, SchedulingFacts, Step, next_step
+from sentinel_uploader.runs.schedule import Policy, Step, next_step
 from sentinel_uploader.spool.errors import SpoolError
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.util.daemon_pool import DaemonThreadPool
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 log = logging.getLogger(__name__)
 
 IO_WORKERS = 32
 CPU_WORKERS = 2
 """Batches are sealed by threads of their own: calls that hang must not keep memory from being bounded."""
-_DUE_AT_ONCE = 256
-"""Runs that are decided on with facts that were read together."""
 _STALLED_RECHECK_S = 3.0
 
 
@@ -144,16 +137,16 @@ class Scheduler:
         while True:
             now = self._clock.monotonic()
             with self._lock:
-                runs = self._pop_due(now)
-                if not runs:
+                run_id = self._due.pop_due(now)
+                if run_id is None:
                     return self._due.next_due()
-                flush = self._flush_before_frame
-            # No step of these runs is in flight, and only this thread starts one: the facts stay true, but for rows
-            # and ends that come in.
-            facts = dict(self._spool.view(partial(_facts_of, flush_before=flush), runs))
-            for run_id, schedule in runs.items():
-                if run_id in facts:
-                    self._consider(schedule, facts[run_id], now)
+                schedule = self._schedules.get(run_id)
+                if schedule is None or schedule.in_flight:
+                    # A run in flight is looked at again when its step ends.
+                    continue
+                then = self._decide(schedule, now)
+            if then is not None:
+                then()
 
     def pending_run_count(self) -> int:
         """Count the runs with something left to deliver: rows, or an end that is not accepted."""
@@ -201,49 +194,32 @@ class Scheduler:
     def _schedule_of(self, run: OpenRun) -> RunSchedule:
         return self._schedules.setdefault(run.id, RunSchedule(run))
 
-    def _pop_due(self, now: float) -> dict[int, RunSchedule]:
-        runs: dict[int, RunSchedule] = {}
-        while len(runs) < _DUE_AT_ONCE and (run_id := self._due.pop_due(now)) is not None:
-            schedule = self._schedules.get(run_id)
-            # A run in flight is scheduled again when its step ends.
-            if schedule is not None and not schedule.in_flight:
-                runs[run_id] = schedule
-        return runs
+    def _decide(self, schedule: RunSchedule, now: float) -> Callable[[], None] | None:
+        """Have a worker execute the run's next step, have the run wait for its destination, or look at it again later.
 
-    def _consider(self, schedule: RunSchedule, facts: SchedulingFacts, now: float) -> None:
-        """Start the run's next step, have it wait for its destination, or look at it again later."""
+        Returns what to call once the lock is released.
+        """
         run = schedule.run
-        task: Callable[[], None] | None = None
-        pool, is_blocked = self._cpu_pool, False
-        with self._lock:
-            if self._due.is_due(run.id, now):
-                # Something has come since the facts were read: they are read again.
-                return
-            step, look_again_at = self._next_step(schedule, facts, now)
-            if step is None:
-                self._queues.dequeue(run.id, now)
-                self._due.schedule(run.id, look_again_at)
-                return
-            try:
-                key = self._executor.backoff_key(run, step)
-            except DeliveryError as error:
-                # The run's address leads nowhere. A worker records that.
-                self._begin(schedule, now)
-                task = partial(self._conclude, schedule, step, None, error, now)
-            else:
-                breaker = None if key is None else self._queues.breaker(key)
-                if breaker is not None and not breaker.allows(run.id, now):
-                    is_blocked = self._enqueue(run, breaker, now)
-                else:
-                    if breaker is not None:
-                        breaker.acquire()
-                        pool = self._io_pool
-                    self._begin(schedule, now)
-                    task = partial(self._execute, schedule, step, breaker, now)
-        if task is not None:
-            pool.submit(task)
-        if is_blocked:
-            self._notify_collector(run)
+        step, look_again_at = self._next_step(schedule, now)
+        if step is None:
+            self._queues.dequeue(run.id, now)
+            self._due.schedule(run.id, look_again_at)
+            return None
+        try:
+            key = self._executor.backoff_key(run, step)
+        except DeliveryError as error:
+            # The run's address is malformed. A worker records that.
+            self._begin(schedule, now)
+            return partial(self._cpu_pool.submit, partial(self._conclude, schedule, step, None, error, now))
+        if key is None:
+            self._begin(schedule, now)
+            return partial(self._cpu_pool.submit, partial(self._execute, schedule, step, None, now))
+        breaker = self._queues.breaker(key)
+        if breaker.allows(run.id, now):
+            breaker.acquire()
+            self._begin(schedule, now)
+            return partial(self._io_pool.submit, partial(self._execute, schedule, step, breaker, now))
+        return partial(self._notify_collector, run) if self._enqueue(run, breaker, now) else None
 
     def _begin(self, schedule: RunSchedule, now: float) -> None:
         self._queues.dequeue(schedule.run.id, now)
@@ -261,14 +237,13 @@ class Scheduler:
         run.blocked_by = f"{breaker.name}: {breaker.error.partition(': ')[2]}"
         return True
 
-    def _next_step(self, schedule: RunSchedule, facts: SchedulingFacts, now: float) -> tuple[Step | None, float]:
+    def _next_step(self, schedule: RunSchedule, now: float) -> tuple[Step | None, float]:
         run = schedule.run
         needs = self._executor.needs_credentials(run)
         wants = not needs and self._executor.wants_refresh(run) and self._may_refresh(schedule, now)
-        facts = msgspec.structs.replace(
-            facts,
-            # Silence counts only while messages were received.
-            silent_since=max(facts.silent_since, self._presence.receiving_since),
+        facts = run.scheduling_facts(
+            receiving_since=self._presence.receiving_since,
+            flush=run.has_frame_before(self._flush_before_frame),
             needs_credentials=needs,
             wants_refresh=wants,
         )
@@ -381,7 +356,3 @@ def _has_work(run: OpenRun) -> bool:
 def _is_to_be_flushed(run: OpenRun, before: int) -> bool:
     has_rows = run.pending_batches > 0 or run.has_frame_before(before)
     return run.is_active and (run.record.has_ended or has_rows)
-
-
-def _facts_of(run: OpenRun, *, flush_before: int) -> tuple[int, SchedulingFacts]:
-    return run.id, run.scheduling_facts(flush=run.has_frame_before(flush_before))

@@ -13,6 +13,7 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello, Ping, RejectCode, Samples, decode_from_collector
 from sentinel_uploader.intake.backpressure import SpoolAvailability, SpoolUnavailable
+from sentinel_uploader.intake.commit_window import CommitWindow
 from sentinel_uploader.intake.handshake import HandshakeHandler
 from sentinel_uploader.intake.rate_limiter import AdmissionDecision, RateLimiter
 from sentinel_uploader.intake.responses import ResponseSender, build_ack, build_finished
@@ -70,6 +71,7 @@ class Intake:
         self._sessions = Sessions()
         self._responses = ResponseSender(server, counters)
         self._availability = SpoolAvailability(clock, counters)
+        self._commit_window = CommitWindow(clock)
         quota = SpoolQuota(
             spool=spool, share=limits.client_spool_share, known_clients=known_clients, clock=clock, counters=counters
         )
@@ -130,18 +132,28 @@ class Intake:
         began_at = self._clock.monotonic()
         if began_at - self.last_loop_at > STALL_THRESHOLD_S + timeout_s:
             self.receiving_since = began_at
-        if received:
-            self.last_message_at = began_at
-            self._counters.messages.add(len(received))
-        for arrival in received:
-            self._handle_message(arrival)
-        self._write_batch.commit()
+        self._commit_window.open(began_at)
+        self._handle_messages(received)
+        while self._commit_window.wait(self._write_batch.rows):
+            received = self._receive(0.0)
+            if not received:
+                break
+            self._handle_messages(received)
+        if self._write_batch.commit():
+            self._commit_window.on_committed()
         self._send_notifications()
         now = self._clock.monotonic()
         if now - began_at > STALL_THRESHOLD_S:
             self.receiving_since = now
         # Set last: who reads it knows that everything received before is stored.
         self.last_loop_at = now
+
+    def _handle_messages(self, received: list[ReceivedMessage]) -> None:
+        if received:
+            self.last_message_at = self._clock.monotonic()
+            self._counters.messages.add(len(received))
+        for arrival in received:
+            self._handle_message(arrival)
 
     def _receive(self, timeout_s: float) -> list[ReceivedMessage]:
         """Wait for messages and return those that are there, up to the size of one batch."""

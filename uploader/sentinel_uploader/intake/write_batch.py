@@ -38,11 +38,14 @@ class WriteBatch:
 
     def __post_init__(self) -> None:
         self._frames: list[PendingFrame] = []
+        self.rows = 0
+        """Rows that wait for the commit."""
         self._sessions: dict[bytes, CollectorSession] = {}
 
     def clear(self) -> None:
         """Drop what was collected."""
         self._frames = []
+        self.rows = 0
         self._sessions = {}
         self.quota.reset()
 
@@ -81,6 +84,7 @@ class WriteBatch:
             self.responses.reject(session.identity, RejectCode.BUSY, str(QuotaExceededError()), retry=True)
             return
         self._frames.append(PendingFrame(session.run, first, len(samples), frame, samples[-1].timestamp))
+        self.rows += len(samples)
         session.next_seq = last + 1
 
     def add_finish(self, session: CollectorSession, message: Finish) -> None:
@@ -98,11 +102,10 @@ class WriteBatch:
             return
         session.finish = message
 
-    def commit(self) -> None:
-        """Make the batch durable and acknowledge it, or tell its collectors to wait."""
-        sessions, self._sessions = self._sessions, {}
-        frames, self._frames = self._frames, []
-        self.quota.reset()
+    def commit(self) -> bool:
+        """Make the batch durable and acknowledge it, or tell its collectors to wait; False when there was nothing."""
+        sessions, frames = self._sessions, self._frames
+        self.clear()
         finishes = [(session.run, session.finish) for session in sessions.values() if session.finish is not None]
         if frames or finishes:
             began_at = self.clock.monotonic()
@@ -112,11 +115,12 @@ class WriteBatch:
             except SpoolError as error:
                 self.availability.record_failure(error)
                 self._reject_all(sessions, error)
-                return
+                return True
             if frames:
                 self.availability.record_success()
         for session in sessions.values():
             self._acknowledge(session)
+        return bool(frames or finishes)
 
     def _acknowledge(self, session: CollectorSession) -> None:
         run = session.run

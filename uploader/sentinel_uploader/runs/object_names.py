@@ -2,5 +2,5 @@
 
 
 def object_uri(prefix: str, number: int) -> str:
-    """Return where object `number` (from 1) of a run goes."""
+    """Return the URI of a run's object `number` (from 1)."""
     return f"{prefix.rstrip('/')}/{number:04d}.csv.gz"

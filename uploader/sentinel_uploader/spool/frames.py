@@ -10,7 +10,7 @@ from sentinel_protocol.wire.sample import Sample
 def decode_frames(payloads: Iterable[bytes]) -> list[Sample]:
     """Return the samples of stored frames, in order.
 
-    They were validated when they came in; raises `InvalidMessageError` for one that was damaged since.
+    They were validated when received. Raises `InvalidMessageError` for one that was damaged since.
     """
     samples: list[Sample] = []
     for payload in payloads:

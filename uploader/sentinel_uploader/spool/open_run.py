@@ -18,8 +18,8 @@ class OpenRun:
     """A run's record as committed, and where its rows are. Guarded by the spool's lock; the spool alone changes it.
 
     Three attributes have one writer each, are replaced whole, and may be read without the lock: `record` (the spool),
-    `last_seen_at` (the intake's thread) and `blocked_by` (the scheduler).
-    Times are monotonic seconds, those of rows UNIX seconds.
+    `last_seen_at` (the intake's thread) and `blocked_by` (the scheduler). The intake's thread alone appends rows, and
+    reads `durable_seq` without it. Times are monotonic seconds, those of rows UNIX seconds.
     """
 
     __slots__ = (
@@ -126,11 +126,21 @@ class OpenRun:
         return self.unbatched_rows + self.record.rows - self.record.delivered_rows
 
     def has_frame_before(self, frame_id: int) -> bool:
-        """Whether a frame with a lower id is in no batch yet."""
+        """Whether a frame with a lower id is in no batch yet. Needs no lock, as `scheduling_facts`."""
         return bool(self.frame_ids) and self.frame_ids[0] < frame_id
 
-    def scheduling_facts(self, *, flush: bool = False) -> SchedulingFacts:
-        """Return what `next_step` needs; the scheduler adds what it alone knows."""
+    def scheduling_facts(
+        self,
+        *,
+        receiving_since: float = 0.0,
+        flush: bool = False,
+        needs_credentials: bool = False,
+        wants_refresh: bool = False,
+    ) -> SchedulingFacts:
+        """Return what `next_step` needs. Silence counts only while messages were received.
+
+        Needs no lock while no step of the run is in flight: then rows and an end may come in, nothing else changes.
+        """
         record = self.record
         return SchedulingFacts(
             state=record.state,
@@ -147,8 +157,10 @@ class OpenRun:
             upload_attempted=record.put_attempted,
             created_at=self.created_at,
             sealed_at=self.sealed_at,
-            silent_since=self.last_seen_at,
+            silent_since=max(self.last_seen_at, receiving_since),
             interval_s=record.interval_s,
             cloud_pending=self.cloud_pending,
             flush=flush,
+            needs_credentials=needs_credentials,
+            wants_refresh=wants_refresh,
         )

@@ -100,8 +100,6 @@ class Spool:
             log.error("spool is damaged and set aside, nothing in it is deleted file=%s", database.quarantined_path)
         return spool
 
-    # Reading
-
     def run(self, run_id: int) -> OpenRun | None:
         """Return an open run; `None` when there is none of that id."""
         with self._lock:
@@ -120,7 +118,8 @@ class Spool:
     def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
         """Return the record of a run that has ended, as long as it is kept."""
         with self._lock:
-            return ended if isinstance(ended := self._ended.find(_name(key, owner)), RunRecord) else None
+            ended = self._ended.find(_name(key, owner))
+        return ended if isinstance(ended, RunRecord) else None
 
     def read_unbatched(self, run: OpenRun, *, max_rows: int) -> UnbatchedFrames | None:
         """Read the oldest frames that are in no batch: at most `max_rows` rows, but at least one frame.
@@ -186,8 +185,6 @@ class Spool:
         """Raise `SpoolError` when the limit leaves no room for rows."""
         with self._lock:
             self._require_room(0)
-
-    # Changing
 
     def open_run(
         self,
@@ -344,8 +341,6 @@ class Spool:
         """Close the database; every later call raises `SpoolError`."""
         with self._lock:
             self._database.close()
-
-    # With the lock held
 
     def _accepts_rows(self, run: OpenRun) -> bool:
         return run.id in self._runs and not run.record.has_ended

@@ -13,10 +13,8 @@ from sentinel_uploader.spool.types import Batch, PendingFrame
 
 def insert_run(connection: sqlite3.Connection, run_id: int, name: str, state: RunState, record: bytes) -> None:
     """Add a run; `record` is encoded."""
-    connection.execute(
-        "INSERT INTO runs (id, key, state, record) VALUES (?, ?, ?, ?)",
-        (run_id, name, state, record),
-    )
+    sql = "INSERT INTO runs (id, key, state, record) VALUES (?, ?, ?, ?)"
+    connection.execute(sql, (run_id, name, state, record))
 
 
 def update_run(connection: sqlite3.Connection, run_id: int, record: RunRecord) -> None:
@@ -45,16 +43,7 @@ def insert_batch(connection: sqlite3.Connection, run_id: int, batch: Batch) -> N
     connection.execute(
         "INSERT INTO batches (run, number, first_seq, last_seq, rows, bytes, sha256, body) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            run_id,
-            batch.number,
-            batch.first_seq,
-            batch.last_seq,
-            batch.rows,
-            len(batch.body),
-            batch.sha256,
-            batch.body,
-        ),
+        (run_id, *batch[:4], len(batch.body), batch.sha256, batch.body),
     )
 
 

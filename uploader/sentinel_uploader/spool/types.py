@@ -1,4 +1,4 @@
-"""What goes into the spool and comes out of it, and why it may not."""
+"""Values that go into the spool and come out of it, and why it rejects some."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from sentinel_uploader.spool.tombstones import Tombstone
 
 
 class RunClosedError(SentinelStreamError):
-    """The run has ended; `seq` is its last row here, `ended` what is known of it once it is over."""
+    """The run has ended. `seq` is its last row here; `ended` is what is kept of a run in a final state."""
 
     def __init__(self, seq: int, ended: RunRecord | Tombstone | None = None) -> None:
         super().__init__("this run has ended")
@@ -18,7 +18,7 @@ class RunClosedError(SentinelStreamError):
 
 
 class SupersededError(SentinelStreamError):
-    """A newer collector has taken the run over; `seq` is the last row before that (0: not known)."""
+    """A newer collector has replaced this one. `seq` is the last row before that (0: unknown)."""
 
     def __init__(self, seq: int) -> None:
         super().__init__("a newer collector has taken this run over")
@@ -26,18 +26,18 @@ class SupersededError(SentinelStreamError):
 
 
 class RunLimitError(SentinelStreamError):
-    """The client has as many open runs as it may."""
+    """The client has reached its limit of open runs."""
 
 
 class QuotaExceededError(SentinelStreamError):
-    """The client has as much of the spool as it may while others use it too."""
+    """The client has used up its part of the spool, which others use too."""
 
     def __init__(self) -> None:
         super().__init__("this client has its share of the uploader's spool; more is taken when some is delivered")
 
 
 class PendingFrame(NamedTuple):
-    """A validated frame as it goes to disk."""
+    """A validated frame to be stored."""
 
     run: OpenRun
     first_seq: int
@@ -47,7 +47,7 @@ class PendingFrame(NamedTuple):
 
 
 class UnbatchedFrames(NamedTuple):
-    """Rows that are not in a batch yet: the range they cover and their frames' payloads."""
+    """Rows that are not in a batch yet: their range and their frames' payloads."""
 
     first_seq: int
     last_seq: int
@@ -55,7 +55,7 @@ class UnbatchedFrames(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A frozen batch: its range and its bytes will never change."""
+    """A sealed batch: its range and its bytes never change."""
 
     number: int
     first_seq: int

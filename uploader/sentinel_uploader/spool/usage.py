@@ -1,10 +1,10 @@
-"""How much of the spool each client's open runs take."""
+"""Accounts for the part of the spool that each client's open runs take."""
 
 from sentinel_uploader.spool.open_run import OpenRun
 
 
 class ClientUsage:
-    """Kept up to date run by run; guarded by the spool's lock, single figures may be read without it."""
+    """Guarded by the spool's lock; single numbers may be read without it."""
 
     def __init__(self) -> None:
         self._runs: dict[str, int] = {}
@@ -24,19 +24,19 @@ class ClientUsage:
         return self._bytes.get(owner, 0)
 
     def add(self, run: OpenRun) -> None:
-        """A run was opened, or found in the spool."""
+        """Add a run that was opened or loaded."""
         owner = run.record.owner
         self._runs[owner] = self.open_runs(owner) + 1
         self.recompute(run)
 
     def recompute(self, run: OpenRun) -> None:
-        """What the run has in the spool has changed."""
+        """Account for a change of the run's size."""
         owner, size = run.record.owner, run.spool_bytes
         self._bytes[owner] = self.spool_bytes(owner) + size - run.accounted_bytes
         run.accounted_bytes = size
 
     def remove(self, run: OpenRun) -> None:
-        """The run is over."""
+        """Remove a run that was closed."""
         owner = run.record.owner
         self._bytes[owner] -= run.accounted_bytes
         self._runs[owner] -= 1

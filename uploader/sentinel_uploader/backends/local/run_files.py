@@ -1,4 +1,4 @@
-"""The Sentinel API's part for runs that stay on this machine: a directory a run, described by its `run.json`."""
+"""Registers and finishes runs on this machine: each run has a directory with a `run.json`."""
 
 import json
 import os
@@ -16,12 +16,12 @@ RUN_FILE = "run.json"
 
 
 class LocalRunBackend:
-    """A `SentinelAPI` that keeps runs in `DIR/RUN_ID/`; the same run registered again gets the same directory."""
+    """A `SentinelAPI` that keeps runs in `DIR/RUN_ID/`. A run that is registered again gets the same directory."""
 
     inline_limit_bytes = 0
 
     def __init__(self, directory: str) -> None:
-        """Runs go below `directory`; raises `UsageError` when it cannot be made."""
+        """Raises `UsageError` when `directory` cannot be created or written."""
         self._directory = os.path.abspath(directory)
         try:
             os.makedirs(self._directory, mode=0o700, exist_ok=True)
@@ -32,7 +32,7 @@ class LocalRunBackend:
         self.backoff_key = uri_of_path(self._directory)
 
     def register(self, run: RunDescription) -> Registration:
-        """Make the run's directory and its first `run.json`."""
+        """Create the run's directory and its first `run.json`."""
         run_id = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(run.created_at))}-{run.uid[:8]}"
         path = os.path.join(self._directory, run_id)
         _write(path, _described(run, run_id) | {"state": "running"})
@@ -47,7 +47,7 @@ class LocalRunBackend:
         path = os.path.join(self._directory, request.run_id)
         objects = [os.path.basename(path_of_uri(uri)) for uri in request.data_uris or []]
         description = _described(request.run, request.run_id) | {
-            # The uploader may have heard of the run long after it began.
+            # The run may have reached the uploader long after it began.
             "started_at": utc_text(min(request.run.created_at, request.finished_at - _duration_s(request))),
             "status": request.status,
             "exit_code": request.exit_code,
@@ -58,7 +58,7 @@ class LocalRunBackend:
         return FinishResult({"run": {"run_id": request.run_id, "run_status": request.status}, "directory": path})
 
     def credentials_changed(self) -> bool:
-        """Nobody is refused here."""
+        """Nothing is rejected here."""
         return False
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class LocalRunBackend:
 
 
 def _duration_s(ending: FinishRequest) -> float:
-    """Length of all rows' intervals, 0 where nothing is known of them."""
+    """Return the length of all rows' intervals, 0 when it is unknown."""
     statistics = ending.summary.get("statistics")
     seconds = statistics.get("duration_seconds") if isinstance(statistics, dict) else None
     return float(seconds or 0.0)
@@ -86,7 +86,7 @@ def _described(run: RunDescription, run_id: str) -> dict[str, Any]:
 
 def _write(directory: str, description: dict[str, Any]) -> None:
     path = os.path.join(directory, RUN_FILE)
-    # What a client sent was made plain when it came in: NaN here would be a defect.
+    # Metadata was made JSON-safe when it was received: NaN here would be a defect.
     text = json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)

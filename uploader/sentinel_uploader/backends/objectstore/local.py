@@ -11,17 +11,17 @@ _SCHEME = "file://"
 
 
 class DirectoryStore:
-    """An `ObjectStore` for `file://` uris; a directory is one destination."""
+    """An `ObjectStore` for `file://` URIs."""
 
     def backoff_key(self, uri: str) -> str:
-        """Return the uri of the directory that all runs share: an object is `DIR/RUN_ID/NAME`."""
+        """Return the URI of the directory that all runs share: an object is `DIR/RUN_ID/NAME`."""
         return uri.rsplit("/", 2)[0]
 
     def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:  # noqa: ARG002 -- the port's
         """Write the file atomically and durably."""
         path = path_of_uri(uri)
         try:
-            # Somebody may have removed the run's directory: the run goes on to its end all the same.
+            # The run's directory may have been removed: the run is delivered to its end all the same.
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             write_atomically(path, body)
         except OSError as error:
@@ -32,10 +32,10 @@ class DirectoryStore:
 
 
 def uri_of_path(path: str) -> str:
-    """Return the `file://` uri of an absolute path."""
+    """Return the `file://` URI of a path."""
     return _SCHEME + quote(os.fsencode(os.path.abspath(path)))
 
 
 def path_of_uri(uri: str) -> str:
-    """Return the path of a `file://` uri."""
+    """Return the path of a `file://` URI."""
     return os.fsdecode(unquote_to_bytes(uri.removeprefix(_SCHEME)))

@@ -1,4 +1,4 @@
-"""One Sentinel API: its address, its connections, and what is known about it."""
+"""An HTTP client for one Sentinel API: its address, its connections, and what is known about it."""
 
 import functools
 import os
@@ -19,9 +19,9 @@ _NOTICED_CLOCK_DIFFERENCE_S = 5.0
 
 
 class SentinelClient:
-    """Sends single calls to a base URL (which may have a path prefix); safe for several threads.
+    """Sends single requests to a base URL, which may have a path prefix; safe for several threads.
 
-    Raises `UsageError` for an address, proxy or authority file that cannot be used.
+    Raises `UsageError` for an unusable address, proxy or authority file.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class SentinelClient:
         self.clock = clock
         self.unsupported_fields = UnsupportedFields(self.base_url, clock)
         self.clock_offset_s = 0.0
-        """How far the server's clock was ahead of ours at the last answer; 0 when it is a matter of seconds."""
+        """How far the server's clock was ahead of ours at the last response; 0 for a few seconds."""
         self._http = client or HttpClient(environ=environ, clock=clock)
 
     def post(self, call: str, path: str, token: str, body: bytes, *, encoding: str | None = None) -> HttpResponse:
@@ -51,24 +51,24 @@ class SentinelClient:
         try:
             answer = self._http.request(call, "POST", self._origin, self._prefix + path, headers=headers, body=body)
         except DeliveryError as error:
-            # Without an answer it is the API's error all the same: who uses the calls as a library has one to catch.
+            # Users of the library catch one error, also without a response.
             failure = SentinelAPIError(None, reason=str(error), retry_action=error.retry_action)
             failure.status_code = error.status_code
             raise failure from None
         server_now = answer.date()
         if server_now is not None:
             ahead_s = server_now - self.clock.now()
-            # The Date header has whole seconds, and the answer took a while: small differences say nothing.
+            # The Date header has whole seconds, and the response took a while: ignore small differences.
             self.clock_offset_s = ahead_s if abs(ahead_s) > _NOTICED_CLOCK_DIFFERENCE_S else 0.0
         return answer
 
     def close(self) -> None:
-        """Close the connections; calls under way fail."""
+        """Close the connections; calls in flight fail."""
         self._http.close()
 
 
 def run_path(call: str, run_id: str, action: str) -> str:
-    """Return `/runs/{run_id}/{action}`, whatever the run id holds; raises `SentinelAPIError` for one that cannot be."""
+    """Return `/runs/{run_id}/{action}`, escaped; raises `SentinelAPIError` for a run id that cannot be in a path."""
     if run_id in {"", ".", ".."}:
         reason = f"the run id {run_id!r} cannot stand in an address"
         raise SentinelAPIError(None, call=call, reason=reason, retry_action=RetryAction.FAIL)
@@ -76,7 +76,7 @@ def run_path(call: str, run_id: str, action: str) -> str:
 
 
 def default_client() -> SentinelClient:
-    """Return the endpoint that the process's environment describes; the same one while that stays the same."""
+    """Return the client that the process's environment describes; the same one while the environment is the same."""
     relevant = {
         name: value
         for name, value in os.environ.items()

@@ -12,8 +12,8 @@ REQUIRED_KEYS = ("access_key", "secret_key", "session_token")
 def parse_credentials(fields: Mapping[str, Any], *, obtained_at: float, clock_offset_s: float = 0.0) -> Credentials:
     """Read the contract's `upload_credentials`, whose `REQUIRED_KEYS` were checked before.
 
-    `obtained_at` is UNIX seconds by our clock, which the server's is ahead of by `clock_offset_s`: the expiry is
-    given by the server's clock and kept by ours.
+    The server's clock is ahead of ours by `clock_offset_s`. The expiry in the response is by the server's clock; the
+    result and `obtained_at` are UNIX seconds by ours.
     """
     region = fields.get("region")
     expires_at = parse_expiry(fields)
@@ -28,9 +28,9 @@ def parse_credentials(fields: Mapping[str, Any], *, obtained_at: float, clock_of
 
 
 def parse_expiry(fields: Mapping[str, Any]) -> float | None:
-    """Return UNIX seconds of `expires_at` or `expiration` (ISO-8601), `None` when there is none that can be read.
+    """Return UNIX seconds of `expires_at` or `expiration` (ISO-8601), `None` without a valid one.
 
-    `Z` or an offset, with or without a fraction; a time without either is UTC.
+    With or without a fraction, `Z` or an offset; a time without a zone is UTC.
     """
     for key in ("expires_at", "expiration"):
         value = fields.get(key)

@@ -1,6 +1,6 @@
-"""S3 and what speaks its language: one signed PUT for each object, with the credentials that belong to its run.
+"""Stores objects in S3: one signed PUT for each object, with the credentials of its run.
 
-No SDK client: thousands of runs have credentials of their own, and a client for each would cost 10 ms and 0.3 MiB.
+Without an SDK client: thousands of runs have their own credentials, and a client for each costs 10 ms and 0.3 MiB.
 """
 
 import threading
@@ -26,10 +26,10 @@ AUTHORITY_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
 
 
 class S3Store:
-    """Implements `sentinel_uploader.runs.ports.ObjectStore` for `s3://BUCKET/KEY`; safe for several threads.
+    """An `ObjectStore` for `s3://BUCKET/KEY`; safe for several threads.
 
-    `AWS_ENDPOINT_URL_S3` (else `AWS_ENDPOINT_URL`) names a server other than AWS. Raises `UsageError` for addresses,
-    proxies and files of the environment that cannot be used, and where botocore is not installed.
+    `AWS_ENDPOINT_URL_S3` (else `AWS_ENDPOINT_URL`) names a server other than AWS. Raises `UsageError` for unusable
+    addresses, proxies and files in the environment, and when botocore is not installed.
     """
 
     def __init__(self, *, environ: Mapping[str, str], clock: Clock, client: HttpClient | None = None) -> None:
@@ -43,14 +43,13 @@ class S3Store:
         self._signed_headers = _import_signer()
 
     def backoff_key(self, uri: str) -> str:
-        """Return `s3://BUCKET`: buckets fail, throttle and lie in regions of their own."""
+        """Return `s3://BUCKET`: each bucket fails and throttles on its own."""
         return f"s3://{parse_uri(uri).bucket}"
 
     def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:
         """Store the object; idempotent; raises `DeliveryError`.
 
-        One attempt, and within it one more each for a wrong region and for a clock that is off: storage tells the
-        right ones.
+        One attempt, repeated at most once each for a wrong region and a wrong clock: the response has the right ones.
         """
         address = parse_uri(uri)
         call = f"PUT {uri}"
@@ -77,7 +76,7 @@ class S3Store:
                 raise to_exception(call, answer, fault, secrets=secrets, now=self._clock.now())
 
     def close(self) -> None:
-        """Close the connections; calls under way fail."""
+        """Close the connections; calls in flight fail."""
         self._client.close()
 
     def _attempt(
@@ -98,7 +97,7 @@ class S3Store:
         return self._client.request(call, "PUT", origin, path, headers=headers, body=body)
 
     def _region(self, bucket: str, credentials: Credentials) -> str:
-        """Return what storage itself has told, else the API, else the configuration, else what a HEAD tells."""
+        """Return the region that storage has told, else the API, the configuration, or the response to a HEAD."""
         with self._lock:
             learnt = self._bucket_regions.get(bucket)
         region = learnt or credentials.region or self._default_region
@@ -113,7 +112,7 @@ class S3Store:
         answer = self._client.request(f"HEAD s3://{bucket}", "HEAD", origin, path, headers={})
         region = answer.headers.get("x-amz-bucket-region") or ""
         if not is_region(region):
-            # Not remembered: the PUT that follows says more than this answer did.
+            # Not remembered: the response to the PUT says more.
             return FALLBACK_REGION
         with self._lock:
             self._bucket_regions[bucket] = region

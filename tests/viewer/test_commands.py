@@ -1,0 +1,176 @@
+"""The command as a person types it, over runs that a collector recorded and over made-up ones."""
+
+import csv
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from fakes.delivered_runs import sample, write_run
+from fakes.process_harness import BIN, Home, busy, python
+from locations import TESTS
+
+STREAM = str(BIN / "sentinel-stream")
+HOSTILE = "<script>alert(1)</script>\x1b[2J\u202ejob"
+
+
+@pytest.fixture
+def recorded(home: Home) -> Home:
+    """A home with a run that ended well, one that crashed, and one that was killed."""
+    for name, words in (
+        ("good", busy(0.2)),
+        ("bad", python("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")),
+        ("good", busy(0.3)),
+    ):
+        home.collector("--interval", "0.1", "--job-name", name, "--", *words)
+    return home
+
+
+def test_recorded_runs_are_listed_shown_exported_and_deleted(recorded: Home) -> None:
+    listed = recorded.run(STREAM, "ls")
+    assert listed.returncode == 0, listed.stderr
+    head, *lines = listed.stdout.splitlines()
+    assert head.split()[:3] == ["run", "job", "or"]
+    assert len(lines) == 3
+    assert "crashed: SIGSEGV (139)" in lines[1]
+    assert "finished" in lines[2]
+    failed = json.loads(recorded.run(STREAM, "ls", "--failed", "--since", "1h", "--json").stdout)
+    assert [(one["job"], one["exit_code"], one["delivered"]) for one in failed] == [("bad", 139, True)]
+    assert len(json.loads(recorded.run(STREAM, "ls", "--job", "good", "--limit", "1", "--json").stdout)) == 1
+
+    shown = recorded.run(STREAM, "show", "good")
+    assert shown.returncode == 0, shown.stderr
+    assert "cores on average" in shown.stdout
+    assert "advice" in shown.stdout
+    figures = json.loads(recorded.run(STREAM, "show", "good", "--json").stdout)
+    run = recorded.local_runs()[-1]
+    assert figures["run_id"] == run["run_id"]
+    assert figures["figures"]["cpu_s"] == pytest.approx(
+        run["statistics"]["process_utime"]["total"] + run["statistics"]["process_stime"]["total"]
+    )
+
+    exported = recorded.run(STREAM, "export", "good", "good~1")
+    table = list(csv.reader(io.StringIO(exported.stdout)))
+    expected = [
+        [one["run_id"], "0.1", *row.split(",")]
+        for one in (run, recorded.local_runs()[0])
+        for row in recorded.local_rows(one)
+    ]
+    assert table[1:] == expected
+    as_json = json.loads(recorded.run(STREAM, "export", "good", "--format", "json").stdout)
+    assert [row["process_pid"] for row in as_json] == [int(row.split(",")[21]) for row in recorded.local_rows(run)]
+
+    compared = recorded.run(STREAM, "compare", "good~1", "good", "bad")
+    assert compared.returncode == 0, compared.stderr
+    assert "CPU time" in compared.stdout
+
+    kept = recorded.run(STREAM, "rm", "bad", stdin=None)
+    assert kept.returncode == 1
+    assert len(recorded.local_runs()) == 3
+    deleted = recorded.run(STREAM, "rm", "bad", "--yes")
+    assert deleted.returncode == 0, deleted.stderr
+    assert len(recorded.local_runs()) == 2
+
+
+def test_a_run_of_the_first_version_is_read(home: Home) -> None:
+    shutil.copytree(TESTS / "golden" / "run-1", home.runs / "20261130-213552-e2b56f0e")
+    assert "crashed: SIGSEGV (139)" in home.run(STREAM, "ls").stdout
+    shown = home.run(STREAM, "show", "crash").stdout
+    assert "peak 59 MiB (one process, between two rows; the rows reach 54 MiB)" in shown
+    assert home.run(STREAM, "export", "crash").stdout.count("\n") == 4
+    assert home.run(STREAM, "report", "crash", "-o", "run.html").returncode == 0
+
+
+def test_a_job_that_leaks_is_found_out(home: Home) -> None:
+    leaking = "import time\nkept = []\nfor _ in range(60):\n    kept.append(bytearray(1 << 20))\n    time.sleep(0.1)"
+    home.collector("--interval", "0.1", "--pss-budget", "0", "--job-name", "leak", "--", *python(leaking))
+    shown = home.run(STREAM, "show", "leak").stdout
+    assert "!! memory: memory was still growing at the end" in shown
+
+
+def test_a_run_is_deleted_only_after_a_yes(home: Home) -> None:
+    write_run(home.runs, "one", [sample(0), sample(1)], job="train")
+    for answer, code, left in (("", 1, 1), ("no\n", 1, 1), ("y\n", 0, 0)):
+        process = home.start(STREAM, "rm", "train", stdin=-1)
+        out, err = process.communicate(answer, timeout=60)
+        assert process.returncode == code, err
+        assert "2 rows" in out
+        assert "delete it? [y/N]" in err
+        assert len(home.local_runs()) == left
+
+
+def test_a_run_that_has_not_ended_is_not_deleted(home: Home) -> None:
+    write_run(home.runs, "one", [sample(0)], state="running")
+    done = home.run(STREAM, "rm", "one", "--yes")
+    assert done.returncode == 1
+    assert "has not ended" in done.stderr
+    assert home.run(STREAM, "rm", "one", "--yes", "--force").returncode == 0
+
+
+def test_names_from_elsewhere_do_not_steer_the_terminal(home: Home) -> None:
+    write_run(home.runs, "one", [sample(0)], job=HOSTILE, host={"host_hostname": HOSTILE})
+    for words in (["ls"], ["show", "latest"], ["compare", "one", "one"], ["rm", "one"]):
+        done = home.run(STREAM, *words, stdin=-3)
+        assert "<script>" in done.stdout, done.stderr
+        assert "\x1b" not in done.stdout
+        assert "\u202e" not in done.stdout
+    assert json.loads(home.run(STREAM, "ls", "--json").stdout)[0]["job"] == HOSTILE
+
+
+def test_nothing_there_yet_is_said_with_what_to_do(home: Home) -> None:
+    done = home.run(STREAM, "ls")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "`sentinel-collector -- COMMAND` records one" in done.stderr
+    done = home.run(STREAM, "show")
+    assert done.returncode == 2
+    assert "there are no runs in" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["shwo"], "did you mean 'show'?"),
+        (["--nonsense"], "unknown option '--nonsense'"),
+        (["show", "nobody"], "there is no run 'nobody'"),
+        (["ls", "--since", "yesterday"], "is no age (12h, 7d) and no date (2026-11-30)"),
+        (["compare", "one"], "name two runs or more"),
+        (["export", "one", "--format", "parquet"], "--format parquet needs -o FILE"),
+        (["export", "one", "-o", "/nowhere/rows.csv"], "cannot write /nowhere/rows.csv"),
+    ],
+)
+def test_wrong_use_is_explained(words: list[str], text: str, home: Home) -> None:
+    write_run(home.runs, "one", [sample(0)])
+    done = home.run(STREAM, *words)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_help_teaches(home: Home) -> None:
+    for words in (["--help"], []):
+        done = home.run(STREAM, *words)
+        assert done.returncode == 0
+        assert done.stdout.index("commands:") < done.stdout.index("examples:") < done.stdout.index("options:")
+    for command in ("ls", "show", "compare", "export", "rm"):
+        assert home.run(STREAM, command, "--help").returncode == 0
+    assert home.run(sys.executable, "-m", "sentinel_viewer", "--version").stdout.startswith("sentinel-stream ")
+
+
+def test_a_reader_that_leaves_is_no_error(home: Home) -> None:
+    write_run(home.runs, "one", [sample(second) for second in range(5000)])
+    done = home.run("sh", "-c", f"{STREAM} export one | head -1")
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_the_place_can_be_named_anywhere(home: Home, tmp_path: Path) -> None:
+    write_run(tmp_path / "elsewhere", "one", [sample(0)])
+    where = str(tmp_path / "elsewhere")
+    for words, env in (
+        (["--runs", where, "ls"], {}),
+        (["ls", "--runs", where], {}),
+        (["ls"], {"SENTINEL_RUNS": where}),
+    ):
+        assert "one" in home.run(STREAM, *words, env=env).stdout
