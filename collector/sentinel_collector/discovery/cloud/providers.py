@@ -18,6 +18,7 @@ from sentinel_collector.discovery.cloud.responses import (
     basename,
     cloud_fields,
     get_str,
+    get_strs,
     header_token,
     json_object,
     text,
@@ -56,7 +57,7 @@ def _aws(_context: Context) -> Steps:
     token = header_token((yield _token_request("/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds")))
     headers = (("X-aws-ec2-metadata-token", token),) if token else ()
     document = json_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
-    region, zone, account = (get_str(document, key) for key in ("region", "availabilityZone", "accountId"))
+    region, zone, account = get_strs(document, "region", "availabilityZone", "accountId")
     if not (
         re.fullmatch(r"\d{12}", account)
         and re.fullmatch(r"i-[0-9a-f]{8,17}", get_str(document, "instanceId"))
@@ -90,13 +91,7 @@ def _azure(_context: Context) -> Steps:
     compute = json_object((yield Request(path, (("Metadata", "true"),))))
     if not get_str(compute, "azEnvironment").lower().startswith("azure") or not get_str(compute, "location"):
         return None
-    return cloud_fields(
-        "azure",
-        get_str(compute, "location"),
-        get_str(compute, "zone"),
-        get_str(compute, "vmSize"),
-        get_str(compute, "subscriptionId"),
-    )
+    return cloud_fields("azure", *get_strs(compute, "location", "zone", "vmSize", "subscriptionId"))
 
 
 def _hcloud(_context: Context) -> Steps:
@@ -139,13 +134,8 @@ def _oracle(_context: Context) -> Steps:
     document = json_object((yield Request("/opc/v2/instance/", (("Authorization", "Bearer Oracle"),))))
     if not get_str(document, "id").startswith("ocid1.instance."):
         return None
-    return cloud_fields(
-        "oracle",
-        get_str(document, "canonicalRegionName"),
-        get_str(document, "availabilityDomain"),
-        get_str(document, "shape"),
-        get_str(document, "tenantId"),
-    )
+    names = ("canonicalRegionName", "availabilityDomain", "shape", "tenantId")
+    return cloud_fields("oracle", *get_strs(document, *names))
 
 
 def _linode(_context: Context) -> Steps:
@@ -166,10 +156,10 @@ def _alicloud(_context: Context) -> Steps:
     token = header_token((yield _token_request("/latest/api/token", "X-aliyun-ecs-metadata-token-ttl-seconds")))
     headers = (("X-aliyun-ecs-metadata-token", token),) if token else ()
     document = json_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
-    region, account = get_str(document, "region-id"), get_str(document, "owner-account-id")
-    if not region or not account or not get_str(document, "instance-type").startswith("ecs."):
+    region, zone, kind, account = get_strs(document, "region-id", "zone-id", "instance-type", "owner-account-id")
+    if not region or not account or not kind.startswith("ecs."):
         return None
-    return cloud_fields("alicloud", region, get_str(document, "zone-id"), get_str(document, "instance-type"), account)
+    return cloud_fields("alicloud", region, zone, kind, account)
 
 
 def _scaleway(_context: Context) -> Steps:
