@@ -78,8 +78,8 @@ def write_socket_path(spool_dir: str, socket_path: str) -> None:
     write_atomically(os.path.join(spool_dir, _SOCKET_PATH_FILE), socket_path.encode(), durable=False)
 
 
-def is_listening(socket_path: str) -> bool:
-    """Whether a process listens at a Unix socket; does not wait."""
+def connect_error(socket_path: str) -> OSError | None:
+    """Return why nothing can be reached at a Unix socket, `None` when a process listens; does not wait."""
     import socket
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -88,10 +88,15 @@ def is_listening(socket_path: str) -> bool:
             probe.connect(socket_path)
         except BlockingIOError:
             # A process listens, and its queue of connections is full.
-            return True
-        except (OSError, ValueError):
-            return False
-    return True
+            return None
+        except OSError as error:
+            return error
+    return None
+
+
+def is_listening(socket_path: str) -> bool:
+    """Whether a process listens at a Unix socket; does not wait."""
+    return connect_error(socket_path) is None
 
 
 def _read_socket_path(spool_dir: str) -> str:
