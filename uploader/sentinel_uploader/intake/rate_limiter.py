@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sentinel_protocol.wire.messages import Hello, Reject, RejectCode, Samples
@@ -28,17 +29,15 @@ _DROPPED = AdmissionDecision(is_accepted=False)
 _DISCONNECTED = AdmissionDecision(is_accepted=False, disconnect=True)
 
 
+@dataclass(slots=True)
 class _TokenBucket:
     """A token is one row. Times are monotonic seconds."""
 
-    __slots__ = ("notified_at", "rejected", "tokens", "updated_at")
-
-    def __init__(self, tokens: float, updated_at: float) -> None:
-        self.tokens = tokens
-        self.updated_at = updated_at
-        self.rejected = 0
-        """Messages rejected in a row."""
-        self.notified_at: float | None = None
+    tokens: float
+    updated_at: float
+    rejected: int = 0
+    """Messages rejected in a row."""
+    notified_at: float | None = None
 
 
 class RateLimiter:

@@ -9,6 +9,7 @@ import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sentinel_protocol.wire.messages import RejectCode
@@ -99,14 +100,12 @@ class Client(NamedTuple):
     clock_offset_s: float | None
 
 
+@dataclass(slots=True)
 class _ClientState:
-    __slots__ = ("best_s", "earlier_s", "seen_at", "window_at")
-
-    def __init__(self) -> None:
-        self.seen_at = 0.0
-        self.window_at = 0.0
-        self.best_s: float | None = None
-        self.earlier_s: float | None = None
+    seen_at: float = 0.0
+    window_at: float = 0.0
+    best_s: float | None = None
+    earlier_s: float | None = None
 
     @property
     def offset_s(self) -> float | None:

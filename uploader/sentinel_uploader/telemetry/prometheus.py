@@ -1,6 +1,7 @@
 """Exports the metrics to Prometheus. Only this module imports `prometheus_client`."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -27,23 +28,17 @@ PREFIX = "sentinel_uploader_"
 _SHOWN_STATES = [*sorted(OPEN_STATES), RunState.QUARANTINED]
 
 
+@dataclass(kw_only=True, eq=False)
 class Metrics:
     """Renders the counters, and gauges of the present state. Implements `prometheus_client.registry.Collector`."""
 
-    def __init__(
-        self,
-        *,
-        counters: Counters,
-        spool: Spool,
-        backlog: Callable[[], BacklogStats],
-        failing_destinations: Callable[[], int],
-        connections: Callable[[], int],
-    ) -> None:
-        self._counters = counters
-        self._spool = spool
-        self._backlog = backlog
-        self._failing_destinations = failing_destinations
-        self._connections = connections
+    counters: Counters
+    spool: Spool
+    backlog: Callable[[], BacklogStats]
+    failing_destinations: Callable[[], int]
+    connections: Callable[[], int]
+
+    def __post_init__(self) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(cast("Collector", self))
         ProcessCollector(registry=self._registry)
@@ -66,12 +61,12 @@ class Metrics:
         yield from self._client_gauges()
 
     def _event_metrics(self) -> Iterator[Metric]:
-        for count in self._counters.counters():
+        for count in self.counters.counters():
             family = CounterMetricFamily(PREFIX + count.name, count.help, labels=count.labels)
             for values, number in sorted(count.all().items()):
                 family.add_metric(values, number)
             yield family
-        for times in self._counters.histograms():
+        for times in self.counters.histograms():
             counts, total_s = times.all()
             bounds = [*(repr(bound) for bound in times.bounds_s), "+Inf"]
             yield HistogramMetricFamily(
@@ -79,8 +74,8 @@ class Metrics:
             )
 
     def _backlog_gauges(self) -> Iterator[Metric]:
-        yield _gauge("connections", "Connections of collectors", self._connections())
-        backlog = self._backlog()
+        yield _gauge("connections", "Connections of collectors", self.connections())
+        backlog = self.backlog()
         runs = GaugeMetricFamily(f"{PREFIX}runs", "Runs that are not over", labels=["state"])
         for state in _SHOWN_STATES:
             runs.add_metric([state], backlog.runs[state])
@@ -92,11 +87,11 @@ class Metrics:
         text = "Age of the oldest row that is not delivered, parked runs apart; 0: none waits"
         yield _gauge("oldest_waiting_seconds", text, backlog.oldest_s)
         text = "APIs and buckets that fail and are waited for"
-        yield _gauge("destinations_failing", text, self._failing_destinations())
+        yield _gauge("destinations_failing", text, self.failing_destinations())
 
     def _spool_gauges(self) -> Iterator[Metric]:
         try:
-            used, limit, largest = self._spool.size()
+            used, limit, largest = self.spool.size()
         except SpoolError:
             # The other metrics are still valid.
             return
@@ -114,9 +109,9 @@ class Metrics:
         held = GaugeMetricFamily(
             f"{PREFIX}client_spool_bytes", "About what a client's open runs take of the spool", labels=["client"]
         )
-        for client in self._counters.clients.all():
+        for client in self.counters.clients.all():
             owner = "" if client.name == UNNAMED else client.name
-            held.add_metric([client.name], self._spool.client_bytes(owner))
+            held.add_metric([client.name], self.spool.client_bytes(owner))
             seen.add_metric([client.name], client.seen_at)
             if client.clock_offset_s is not None:
                 offset.add_metric([client.name], client.clock_offset_s)
