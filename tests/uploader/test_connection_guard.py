@@ -159,6 +159,9 @@ class Credulous:
     def __init__(self) -> None:
         self.pair = KeyPair(*(bytes.fromhex(half) for half in _PAIR))
 
+    def revision(self) -> int:
+        return 0
+
     def is_allowed(self, key: bytes) -> bool:
         return len(key) == KEY_BYTES
 
@@ -201,6 +204,9 @@ class Broken:
     def __init__(self) -> None:
         self.asked = 0
         self.pair = KeyPair(*(bytes.fromhex(half) for half in _PAIR))
+
+    def revision(self) -> int:
+        return 0
 
     def is_allowed(self, key: bytes) -> bool:
         assert len(key) == KEY_BYTES

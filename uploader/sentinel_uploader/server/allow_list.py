@@ -31,6 +31,7 @@ class AllowList:
         self._clock = clock
         self._lock = threading.Lock()
         self._names: dict[bytes, str] = {}
+        self._revision = 0
         self._seen: tuple[int, int] | None = None
         self._read_at = 0.0
         self._checked_at: float | None = None
@@ -51,6 +52,11 @@ class AllowList:
             name = self._names.get(key)
         return name
 
+    def revision(self) -> int:
+        """Return a number that changes with the list."""
+        self._refresh(REFRESH_S)
+        return self._revision
+
     def __len__(self) -> int:
         return len(self._names)
 
@@ -69,7 +75,7 @@ class AllowList:
                 seen = (facts.st_mtime_ns, facts.st_ino)
                 is_racy = abs(self._clock.now() - facts.st_mtime) < _MTIME_GRANULARITY_S
                 if is_racy or seen != self._seen or now - self._read_at >= _FULL_RESCAN_S:
-                    self._names = self._read()
+                    self._set_names(self._read())
                     self._seen, self._read_at = seen, now
                 self._log_once(self._directory, "")
             except OSError as error:
@@ -77,10 +83,15 @@ class AllowList:
                     # No descriptor is left to read the directory, but it has not changed.
                     self._checked_at = now
                     return
-                self._names = {}
+                self._set_names({})
                 self._seen = None
                 self._log_once(self._directory, f"no client can connect, the list cannot be read: {error.strerror}")
             self._checked_at = now
+
+    def _set_names(self, names: dict[bytes, str]) -> None:
+        if names != self._names:
+            self._names = names
+            self._revision += 1
 
     def _read(self) -> dict[bytes, str]:
         names: dict[bytes, str] = {}

@@ -18,8 +18,11 @@ from sentinel_uploader.server.connections import ConnectionId, ConnectionTable
 from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zap_authenticator import CurveAllowList, ZapAuthenticator
 
+_INSPECTED = 64
+_INSPECTED_IN_HASTE = 2048
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 SWEEP_INTERVAL_S = 0.25
-"""Connections are checked this often. A revoked key loses its connections after this time and the allow list's age."""
+"""The time between two sweeps. A revoked key loses its connections after this time and the allow list's age."""
 MONITOR_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
 
 
@@ -50,6 +53,8 @@ class ConnectionGuard:
                 on_rejected=rejections.on_rejected,
                 clock=clock,
             )
+        self._list_revision: int | None = None
+        self._budget = InspectionBudget(connections.limits.max_unread_bytes)
         self._wake_fd, self._wake_write_fd = os.pipe()
         self._thread = threading.Thread(target=self._run, name="connection-guard", daemon=True)
 
@@ -114,11 +119,51 @@ class ConnectionGuard:
             self._rejections.on_limit_reached(len(self._connections), self._connections.limits.max_connections)
 
     def _sweep_connections(self, now: float) -> None:
-        for _ in range(self._connections.drop_revoked(self._is_key_allowed)):
-            self._rejections.on_rejected("revoked")
+        self._drop_revoked()
         self._connections.drop_expired_pending(now)
-        for _ in range(self._connections.drop_stalled()):
+        stalled, _ = self._connections.inspect_some(now, self._budget.count(len(self._connections)))
+        for _ in range(stalled):
             self._rejections.on_rejected("unread")
 
-    def _is_key_allowed(self, key: bytes) -> bool:
-        return self._allow_list is not None and self._allow_list.is_allowed(key)
+    def _drop_revoked(self) -> None:
+        if self._allow_list is None:
+            return
+        revision = self._allow_list.revision()
+        if revision != self._list_revision:
+            for _ in range(self._connections.drop_revoked(self._allow_list.is_allowed)):
+                self._rejections.on_rejected("revoked")
+            # Last: when a look at the list fails, all keys are looked at again.
+            self._list_revision = revision
+
+
+class InspectionBudget:
+    """How many connections a sweep inspects: a few, and many only while memory grows.
+
+    Whoever sends a message without an end makes this process grow. So the time until it is found depends on the harm
+    that it does, and a sweep costs the same however many connections there are.
+    """
+
+    def __init__(self, harm_bytes: int) -> None:
+        self._harm_bytes = harm_bytes
+        self._round_left = 0
+        self._bytes_before = 0
+
+    def count(self, connections: int) -> int:
+        """Return how many of so many connections to inspect now."""
+        memory = _resident_bytes()
+        is_growing = memory - self._bytes_before > self._harm_bytes
+        count = _INSPECTED_IN_HASTE if is_growing else _INSPECTED
+        self._round_left -= count
+        if self._round_left <= 0:
+            # All were inspected since. What is in memory by now is not of one connection.
+            self._round_left, self._bytes_before = 2 * connections, memory
+        return count
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES
+    except OSError:
+        # No descriptor is left.
+        return 0

@@ -24,6 +24,9 @@ class CurveAllowList(Protocol):
 
     pair: KeyPair
 
+    def revision(self) -> int:
+        """Return a number that changes whenever `is_allowed` may answer differently."""
+
     def is_allowed(self, key: bytes) -> bool:
         """Whether a client with this public key may connect and stay connected."""
 
