@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Generator
 from typing import NamedTuple
 
-from sentinel_collector.discovery.cloud.http import HttpResponse, Request
+from sentinel_collector.discovery.cloud.http import Address, HttpResponse, Request
 from sentinel_collector.discovery.cloud.responses import (
     Fields,
     basename,
@@ -25,7 +25,7 @@ from sentinel_collector.discovery.cloud.responses import (
     validated_word,
 )
 
-_LINK_LOCAL = "http://169.254.169.254"
+_LINK_LOCAL = ("169.254.169.254", 80)
 _TOKEN_LIMIT_SHARE = 0.5
 """A container one hop too far away never gets IMDSv2's token. The rest of the time is for a request without it."""
 
@@ -44,7 +44,7 @@ class Provider(NamedTuple):
     """A metadata service."""
 
     vendor_id: str
-    base_url: str
+    address: Address
     steps: Callable[[Context], Steps]
 
 
@@ -76,7 +76,8 @@ def _gcp(context: Context) -> Steps:
     headers = (("Metadata-Flavor", "Google"),)
     zone_response = yield Request("/computeMetadata/v1/instance/zone", headers)
     zone = basename(zone_response)
-    if not _is_google(zone_response) or not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
+    is_google = zone_response is not None and zone_response.headers.get("metadata-flavor") == "Google"
+    if not is_google or not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
         return None
     machine_type = basename((yield Request("/computeMetadata/v1/instance/machine-type", headers)))
     account = ""
@@ -222,8 +223,8 @@ PROVIDERS = (
     Provider("vultr", _LINK_LOCAL, _vultr),
     Provider("oracle", _LINK_LOCAL, _oracle),
     Provider("linode", _LINK_LOCAL, _linode),
-    Provider("alicloud", "http://100.100.100.200", _alicloud),
-    Provider("scaleway", "http://169.254.42.42", _scaleway),
+    Provider("alicloud", ("100.100.100.200", 80), _alicloud),
+    Provider("scaleway", ("169.254.42.42", 80), _scaleway),
     Provider("aws", _LINK_LOCAL, _aws),
     Provider("ovh", _LINK_LOCAL, _ovh),
     Provider("exoscale", _LINK_LOCAL, _exoscale),
@@ -233,7 +234,3 @@ PROVIDERS = (
 
 def _token_request(path: str, lifetime_header: str) -> Request:
     return Request(path, ((lifetime_header, "60"),), "PUT", _TOKEN_LIMIT_SHARE)
-
-
-def _is_google(response: HttpResponse | None) -> bool:
-    return response is not None and response.headers.get("metadata-flavor") == "Google"
