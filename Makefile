@@ -4,6 +4,7 @@
 #   make test     build the wheel, install it, test what was installed
 #   make test-docker   run docker-compose.yml on a real engine, kill everything, count rows
 #   make test-browser  the viewer's pages in a real Chromium (apt-get install chromium)
+#   make pictures the documents' pictures of reports, top and web, taken of real runs
 #   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults   six everyday faults, the peer and ours in one harness: one table
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
@@ -34,7 +35,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-docker test-browser test-crowd test-network chaos faults fuzz machine lint ci bench lock clean environment
+.PHONY: demo test test-docker test-browser pictures test-crowd test-network chaos faults fuzz machine lint ci bench lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -70,6 +71,10 @@ test-docker: environment
 test-browser: environment
 	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
 	$(BIN)/pytest -m browser tests/viewer $(PYTEST_ARGS)
+
+pictures: environment
+	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
+	PYTHONPATH=tests $(BIN)/python tests/viewer/pictures.py
 
 test-crowd: environment
 	PYTHONPATH=tests $(BIN)/python -m chaos.crowd
