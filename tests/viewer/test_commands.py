@@ -3,13 +3,15 @@
 import csv
 import io
 import json
+import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fakes.delivered_runs import sample, write_run
-from fakes.process_harness import BIN, Home, busy, python
+from fakes.process_harness import BIN, COLLECTOR, Home, busy, python, wait_until
 from locations import TESTS
 
 from sentinel_protocol.wire.sample import csv_rows
@@ -88,6 +90,36 @@ def test_a_job_that_leaks_is_found_out(home: Home) -> None:
     home.collector("--interval", "0.1", "--pss-budget", "0", "--job-name", "leak", "--", *python(leaking))
     shown = home.run(STREAM, "show", "leak").stdout
     assert "!! memory: memory was still growing at the end" in shown
+
+
+@pytest.fixture
+def limited() -> Iterator[Path]:
+    """A cgroup with 300 MiB of memory, where one can be made."""
+    path = Path(f"/sys/fs/cgroup/memory/viewer-test-{os.getpid()}")
+    name = "memory.limit_in_bytes"
+    if not path.parent.is_dir():
+        path, name = Path(f"/sys/fs/cgroup/viewer-test-{os.getpid()}"), "memory.max"
+    try:
+        path.mkdir()
+        (path / name).write_text(str(300 << 20))
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here: {error}")
+    yield path
+    wait_until(lambda: not (path / "cgroup.procs").read_text(), "the cgroup is empty")
+    path.rmdir()
+
+
+def test_a_job_that_is_killed_for_its_memory_is_told_so(home: Home, limited: Path) -> None:
+    home.start_uploader()
+    hungry = "import time\nkept = []\nwhile True:\n    kept.append(bytearray(4 << 20))\n    time.sleep(0.05)"
+    words = [COLLECTOR, "--connect", home.address, "--interval", "0.1", "--wait", "60", "--", *python(hungry)]
+    done = home.run("sh", "-c", f'echo $$ > {limited}/cgroup.procs; exec "$@"', "sh", *words)
+    assert done.returncode == 137, done.stderr
+    wait_until(lambda: home.local_runs() and home.local_runs()[0]["state"] == "finished", "the run is delivered")
+    assert "killed by SIGKILL (137): probably the memory limit of 300 MiB" in home.run(STREAM, "ls", "--json").stdout
+    shown = home.run(STREAM, "show").stdout
+    assert "is near the limit of 300 MiB: raise the limit" in shown
+    assert "ask for 512 MiB" in shown
 
 
 def test_numbers_are_exported_as_they_were_delivered(home: Home) -> None:
