@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from sentinel_protocol.common.unix_peer import foreign_peer_uid
+
 PENDING_TIMEOUT_S = 90.0
 """A connection without a message is closed after this time. A collector sends its `Hello` at once."""
 _EVICT_PENDING_AFTER_S = 5.0
@@ -135,6 +137,19 @@ class ConnectionTable:
             self._id_by_identity[identity] = connection_id
             self._count_by_key[key] += 1
             return True
+
+    def drop_foreign(self, connection_id: ConnectionId) -> bool:
+        """Close a connection at a Unix socket whose peer is neither this user nor root; True if it was."""
+        try:
+            if foreign_peer_uid(connection_id.descriptor) is None:
+                return False
+        except OSError:
+            # It is closed already: what it has sent is of unknown origin.
+            return True
+        with self._lock:
+            if connection_id in self._pending:
+                self._drop_pending(connection_id)
+        return True
 
     def disconnect(self, identity: bytes) -> bool:
         """Close a registered connection; False when there is none with this identity."""
