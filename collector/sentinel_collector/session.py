@@ -72,6 +72,8 @@ class Recorder:
         self._settings = settings
         started_at = clock.now() - clock.monotonic() + baseline.monotonic
         self._targets = OutputTargets([settings["output"], settings["summary_json"]], started_at=started_at)
+        # From here on, for private files. The job has its own, and `--output` keeps the user's.
+        os.umask(0o077)
         self._clock = clock
         self._console = console
         self._signals = signals

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
 from sentinel_protocol.common.hashing import sha256
-from sentinel_protocol.common.paths import data_home, runtime_dir, state_home
+from sentinel_protocol.common.paths import data_home, runtime_dir, socket_dir_error, state_home
 
 TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN_FILE")
 TARGET_VARIABLE = "SENTINEL_TARGET"
@@ -75,7 +75,9 @@ def write_socket_path(spool_dir: str, socket_path: str) -> None:
     directories.
     """
     fd = os.open(
-        os.path.join(spool_dir, _SOCKET_PATH_FILE), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
+        os.path.join(spool_dir, _SOCKET_PATH_FILE),
+        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
+        0o600,
     )
     try:
         os.write(fd, socket_path.encode())
@@ -84,19 +86,21 @@ def write_socket_path(spool_dir: str, socket_path: str) -> None:
 
 
 def is_listening(socket_path: str) -> bool:
-    """Whether a process listens at a Unix socket; does not wait."""
+    """Whether a process of this user listens at a Unix socket; does not wait."""
     import socket
+
+    from sentinel_protocol.common.unix_peer import peer_uid
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)
         try:
             probe.connect(socket_path)
+            return peer_uid(probe) == os.getuid()
         except BlockingIOError:
             # A process listens, and its queue of connections is full.
-            return True
+            return os.stat(socket_path).st_uid == os.getuid()
         except (OSError, ValueError):
             return False
-    return True
 
 
 def _read_socket_path(spool_dir: str) -> str:
@@ -106,7 +110,9 @@ def _read_socket_path(spool_dir: str) -> str:
             path = file.read(MAX_UNIX_PATH_BYTES + 1)
     except (OSError, UnicodeDecodeError):
         return ""
-    return path if os.path.isabs(path) and path.isprintable() and is_listening(path) else ""
+    if not os.path.isabs(path) or socket_dir_error(*os.path.split(path)) or not is_listening(path):
+        return ""
+    return path
 
 
 def local_uploader_environ(environ: Mapping[str, str]) -> dict[str, str]:
