@@ -17,10 +17,10 @@ from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.sensors.interfaces import (
     NO_GPU,
     Accounting,
+    CpuReading,
     GpuReading,
     GpuSensor,
     Reap,
-    SystemReading,
     SystemSensors,
     TreeReading,
     TreeSensor,
@@ -172,13 +172,17 @@ class Sampler:
         self._last_monotonic = monotonic
         tree = None
         if self._tree is not None:
-            tree = self._tree.read(forks=machine.forks, elapsed_s=elapsed_s, reap_root=reap)
+            tree = self._tree.read(forks=machine.cpu.forks, elapsed_s=elapsed_s, reap_root=reap)
         elif reap is not None:
             reap()
         gpu = NO_GPU if self._gpu is None else self._gpu.read(() if self._tree is None else self._tree.pids)
-        limit_us = None if is_last else max(0, int(machine.cpus * elapsed_s * 1e6))
-        system_utime, system_stime, system_cpu_usage = self._system_cpu_figures(machine, limit_us, elapsed_s)
+        cpus = machine.cpu.cpus
+        limit_us = None if is_last else max(0, int(cpus * elapsed_s * 1e6))
+        system_utime, system_stime, system_cpu_usage = self._system_cpu_figures(machine.cpu, limit_us, elapsed_s)
         memory = machine.memory
+        disk_read, disk_written = machine.disk
+        space_total, space_used, space_free = machine.space or (None, None, None)
+        net_received, net_sent = machine.network
         return Sample(
             timestamp=self._timestamps.next(wall=wall, monotonic=monotonic),
             system_processes=machine.processes,
@@ -191,27 +195,27 @@ class Sampler:
             system_memory_cached_mib=_mib(memory.cached),
             system_memory_active_mib=_mib(memory.active),
             system_memory_inactive_mib=_mib(memory.inactive),
-            system_disk_read_bytes=machine.disk_read,
-            system_disk_write_bytes=machine.disk_written,
-            system_disk_space_total_gb=_gb(machine.space_total),
-            system_disk_space_used_gb=_gb(machine.space_used),
-            system_disk_space_free_gb=_gb(machine.space_free),
-            system_net_recv_bytes=machine.net_received,
-            system_net_sent_bytes=machine.net_sent,
+            system_disk_read_bytes=disk_read,
+            system_disk_write_bytes=disk_written,
+            system_disk_space_total_gb=_gb(space_total),
+            system_disk_space_used_gb=_gb(space_used),
+            system_disk_space_free_gb=_gb(space_free),
+            system_net_recv_bytes=net_received,
+            system_net_sent_bytes=net_sent,
             system_gpu_usage=gpu.system_usage,
             system_gpu_vram_mib=gpu.system_vram_mib,
             system_gpu_utilized=gpu.system_utilized,
-            **(self._tree_columns(tree, gpu, machine.cpus, limit_us, elapsed_s) if tree is not None else {}),
+            **(self._tree_columns(tree, gpu, cpus, limit_us, elapsed_s) if tree is not None else {}),
         )
 
     def _system_cpu_figures(
-        self, machine: SystemReading, limit_us: int | None, elapsed_s: float
+        self, cpu: CpuReading, limit_us: int | None, elapsed_s: float
     ) -> tuple[float | None, float | None, float | None]:
         """Return user and system seconds, and the cores in use."""
-        if machine.user_us is None or machine.system_us is None:
+        if cpu.user_us is None or cpu.system_us is None:
             return None, None, None
-        user_us, system_us = self._system_cpu.for_row((machine.user_us, machine.system_us), limit_us)
-        return user_us / 1e6, system_us / 1e6, _cores(user_us + system_us, elapsed_s, machine.cpus)
+        user_us, system_us = self._system_cpu.for_row((cpu.user_us, cpu.system_us), limit_us)
+        return user_us / 1e6, system_us / 1e6, _cores(user_us + system_us, elapsed_s, cpu.cpus)
 
     def _tree_columns(
         self, tree: TreeReading, gpu: GpuReading, cpus: int, limit_us: int | None, elapsed_s: float

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
 from sentinel_protocol.common.hashing import sha256
 from sentinel_protocol.common.paths import data_home, runtime_dir, socket_dir_error, state_home
@@ -74,15 +75,7 @@ def write_socket_path(spool_dir: str, socket_path: str) -> None:
     A login, a cron job and a batch job of one user share the spool, but have different runtime and temporary
     directories.
     """
-    fd = os.open(
-        os.path.join(spool_dir, _SOCKET_PATH_FILE),
-        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW,
-        0o600,
-    )
-    try:
-        os.write(fd, socket_path.encode())
-    finally:
-        os.close(fd)
+    write_atomically(os.path.join(spool_dir, _SOCKET_PATH_FILE), socket_path.encode(), durable=False)
 
 
 def is_listening(socket_path: str) -> bool:

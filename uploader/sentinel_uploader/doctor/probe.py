@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.backends.http.client import HttpClient, HttpResponse
-from sentinel_uploader.doctor.findings import Finding, Severity
+from sentinel_uploader.doctor.findings import Finding, Severity, ok, skipped
 
 MAX_OK_SKEW_S = 5.0
 """The `Date` header has whole seconds, and the response took a while."""
@@ -39,10 +39,10 @@ class ProbeContext(NamedTuple):
         """Compare this machine's clock with the `Date` of a response that has just arrived; `sent_at`: UNIX seconds."""
         server = answer.date()
         if server is None:
-            return Finding(Severity.SKIPPED, "clock", f"{url} does not tell the time")
+            return skipped("clock", f"{url} does not tell the time")
         ahead_s = (sent_at + self.clock.now()) / 2 - server
         if abs(ahead_s) <= MAX_OK_SKEW_S:
-            return Finding(Severity.OK, "clock", f"agrees with that of {url}")
+            return ok("clock", f"agrees with that of {url}")
         text = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {url}"
         verdict = Severity.WARNING if abs(ahead_s) <= MAX_WARNING_SKEW_S else Severity.FAILED
         return Finding(verdict, "clock", text, "set this machine's clock; rows carry its time")

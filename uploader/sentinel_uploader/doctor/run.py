@@ -8,7 +8,7 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target
 from sentinel_uploader.app.factory import key_store, spool_dir
-from sentinel_uploader.doctor.findings import Finding, Severity
+from sentinel_uploader.doctor.findings import Finding, failed, skipped
 from sentinel_uploader.doctor.machine_checks import (
     check_descriptors,
     check_directory_target,
@@ -34,15 +34,13 @@ def run_checks(values: Mapping[str, Any], environ: Mapping[str, str], *, clock: 
         if "://" in target:
             raise UsageError(f"--target {target!r}: expected {SENTINEL_TARGET} or a directory")
         yield check_directory_target(os.path.abspath(target))
-        yield Finding(Severity.SKIPPED, "clock", "no server is asked when runs are delivered to a directory")
+        yield skipped("clock", "no server is asked when runs are delivered to a directory")
         return
     try:
         # urllib3 and botocore come with the extra.
         from sentinel_uploader.doctor.api_checks import check_backend
-        from sentinel_uploader.doctor.storage_checks import OpenRun
     except ImportError as error:
         text = f"the Sentinel API needs more than the base package ({error.name} is missing)"
-        yield Finding(Severity.FAILED, "api", text, "pip install 'sentinel-stream[uploader]'")
+        yield failed("api", text, "pip install 'sentinel-stream[uploader]'")
         return
-    known = open_run(directory)
-    yield from check_backend(environ, clock=clock, put=put, run=None if known is None else OpenRun(*known))
+    yield from check_backend(environ, clock=clock, put=put, run=open_run(directory))

@@ -15,18 +15,12 @@ from sentinel_uploader.backends.objectstore.s3.address import (
 )
 from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, FALLBACK_REGION
 from sentinel_uploader.backends.sentinel.backend import SentinelBackend
-from sentinel_uploader.doctor.findings import Finding, Severity
+from sentinel_uploader.doctor.findings import Finding, Severity, failed, ok
+from sentinel_uploader.doctor.machine_checks import OpenRun
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.runs.delivery_error import DeliveryError
 from sentinel_uploader.runs.object_names import object_uri
 from sentinel_uploader.runs.types import Credentials
-
-
-class OpenRun(NamedTuple):
-    """A registered run that has not ended, and the `s3://` prefix of its objects."""
-
-    run_id: str
-    uri_prefix: str
 
 
 class _Server(NamedTuple):
@@ -45,19 +39,17 @@ def ask_for_credentials(
         given = api.refresh(run.run_id)
     except DeliveryError as error:
         remedy = "see `sentinel-uploader status`; ask the operator of the API"
-        return Finding(Severity.FAILED, subject, f"of run {run.run_id}: {error}", remedy), None
+        return failed(subject, f"of run {run.run_id}: {error}", remedy), None
     text = f"of run {run.run_id}"
     if given.region and is_region(given.region):
         text += f", for {given.region}"
     if given.expires_at is None:
-        return Finding(Severity.OK, subject, f"{text}, without an expiry"), given
+        return ok(subject, f"{text}, without an expiry"), given
     left_s = given.expires_at - context.clock.now()
     if left_s <= 0:
         remedy = "compare the clocks; ask the operator of the API"
-        return Finding(
-            Severity.FAILED, subject, f"{text}, were expired {-left_s:.0f} s before they arrived", remedy
-        ), given
-    return Finding(Severity.OK, subject, f"{text}, new ones are good for {left_s / 60:.0f} minutes"), given
+        return failed(subject, f"{text}, were expired {-left_s:.0f} s before they arrived", remedy), given
+    return ok(subject, f"{text}, new ones are good for {left_s / 60:.0f} minutes"), given
 
 
 def check_storage(context: ProbeContext, run: OpenRun | None, credentials: Credentials | None) -> Iterator[Finding]:
@@ -75,7 +67,7 @@ def check_storage(context: ProbeContext, run: OpenRun | None, credentials: Crede
         yield Finding(verdict, "storage", str(error), remedy)
         return
     guess = "" if server.is_certain else "; a run's bucket may be elsewhere, --put tries it"
-    yield Finding(Severity.OK, "storage", f"{server.origin.url} answers{guess}")
+    yield ok("storage", f"{server.origin.url} answers{guess}")
     yield context.clock_finding(server.origin.url, answer, sent_at)
 
 

@@ -104,10 +104,8 @@ class WriteBatch:
 
     def commit(self) -> bool:
         """Make the batch durable and acknowledge it, or tell its collectors to wait; False when there was nothing."""
-        sessions, self._sessions = self._sessions, {}
-        frames, self._frames = self._frames, []
-        self.rows = 0
-        self.quota.reset()
+        sessions, frames = self._sessions, self._frames
+        self.clear()
         finishes = [(session.run, session.finish) for session in sessions.values() if session.finish is not None]
         if frames or finishes:
             began_at = self.clock.monotonic()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from sentinel_collector.procfs import ProcFile, read_list_with_reopen
+from sentinel_collector.procfs import ProcFile, read_with_reopen
 
 DAMAGED = (-1, -1)
 _COUNTER_DIGITS = 16
@@ -68,7 +68,7 @@ class CounterFile:
 
     def growth(self) -> tuple[int, int] | None:
         """Read the file and return the counters' growth; `None` when it cannot be read."""
-        data = read_list_with_reopen(self._file)
+        data = read_with_reopen(self._file, is_list=True)
         if not data:
             return None
         if data == self._last:

@@ -41,31 +41,17 @@ class LinuxSystem:
     def read(self) -> SystemReading:
         """Read all sensors. CPU time comes last, close to the tree's, which is read next."""
         memory = self._read_memory()
-        disk_read, disk_written = self._disk.read()
+        disk = self._disk.read()
         space = self._filesystems.read()
-        received, sent = self._network.read()
+        network = self._network.read()
         processes = self._container.processes() if self._container is not None else None
         if processes is None:
             processes = self._process_count.read()
         cpu = self._cpu.read()
-        user_us, system_us = cpu.user_us, cpu.system_us
         if self._container is not None and self._container.has_cpu:
             user_us, system_us = self._container.cpu_growth_us() or (None, None)
-        return SystemReading(
-            cpus=cpu.cpus,
-            forks=cpu.forks,
-            user_us=user_us,
-            system_us=system_us,
-            processes=processes,
-            memory=memory,
-            disk_read=disk_read,
-            disk_written=disk_written,
-            space_total=space.total if space else None,
-            space_used=space.used if space else None,
-            space_free=space.free if space else None,
-            net_received=received,
-            net_sent=sent,
-        )
+            cpu = cpu._replace(user_us=user_us, system_us=system_us)
+        return SystemReading(cpu, processes, memory, disk, space, network)
 
     def _read_memory(self) -> MemoryReading:
         host = self._memory.read()

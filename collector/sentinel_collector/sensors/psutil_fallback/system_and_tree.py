@@ -10,7 +10,7 @@ from resource import struct_rusage
 
 import psutil
 
-from sentinel_collector.sensors.interfaces import MemoryReading, Reap, SystemReading, TreeReading
+from sentinel_collector.sensors.interfaces import CpuReading, MemoryReading, Reap, SystemReading, TreeReading
 from sentinel_collector.sensors.linux.byte_counters import ByteCounters
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger
 from sentinel_collector.sensors.psutil_fallback.process import PsutilProcess
@@ -35,24 +35,9 @@ class PsutilSystem:
         user = system = None
         if before is not None and self._cpu is not None:
             user, system = max(0, self._cpu[0] - before[0]), max(0, self._cpu[1] - before[1])
-        read, written = self._disk_growth()
-        received, sent = self._network_growth()
-        total, used, free = _space()
-        return SystemReading(
-            cpus=psutil.cpu_count() or 1,
-            forks=0,
-            user_us=user,
-            system_us=system,
-            processes=len(psutil.pids()),
-            memory=_memory(),
-            disk_read=read,
-            disk_written=written,
-            space_total=total,
-            space_used=used,
-            space_free=free,
-            net_received=received,
-            net_sent=sent,
-        )
+        cpu = CpuReading(psutil.cpu_count() or 1, 0, user, system)
+        processes = len(psutil.pids())
+        return SystemReading(cpu, processes, _memory(), self._disk_growth(), _space(), self._network_growth())
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -189,9 +174,9 @@ def _memory() -> MemoryReading:
     )
 
 
-def _space() -> tuple[int | None, int | None, int | None]:
+def _space() -> tuple[int, int, int] | None:
     """Return the space of the root alone: the volumes of an APFS container share theirs, a sum would count it twice."""
     with contextlib.suppress(*_FAILURES):
         found = psutil.disk_usage("/")
         return found.total, found.used, found.free
-    return None, None, None
+    return None

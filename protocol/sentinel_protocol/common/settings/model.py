@@ -16,7 +16,7 @@ from sentinel_protocol.common.errors import UsageError
 
 TYPE_CHECKING = False  # `typing` itself would delay the job's start by milliseconds
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
     Parse = Callable[[Any], Any]
@@ -224,17 +224,6 @@ def key_value(value: Any) -> tuple[str, str]:
     if not key.strip() or not separator:
         raise ValueError("must be KEY=VALUE")
     return key.strip(), rest
-
-
-def markdown_table(settings: Sequence[Setting]) -> str:
-    """Return the table for the documentation, one line a setting, `\\n` after each."""
-    lines = ["| key | flag | environment | default | meaning |", "| --- | --- | --- | --- | --- |"]
-    for each in settings:
-        flag = each.flag and " ".join(filter(None, (each.flag, each.metavar)))
-        code = [f"`{word}`" if word else "" for word in (each.name, flag, each.env)]
-        cells = (*code, each.format_default() or "", each.help)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def abbreviate(value: Any) -> str:
