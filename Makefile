@@ -13,6 +13,7 @@
 #   make test-all      the tests with every Python that is found, 3.11 and later
 #   make test-docker   run docker-compose.yml on a real engine, kill every container, count rows
 #   make test-browser  the viewer's pages in a real Chromium (apt-get install chromium)
+#   make pictures the documents' pictures of reports, top and web, taken of real runs
 #   make test-network  two network namespaces (root): attack an uploader, then delay, loss, a cut of a minute
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
 #   make chaos     break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
@@ -41,7 +42,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-all test-docker test-browser test-crowd test-network chaos faults fuzz machine lint ci settings bench bench-load lock clean environment
+.PHONY: demo test test-all test-docker test-browser pictures test-crowd test-network chaos faults fuzz machine lint ci settings bench bench-load lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -80,6 +81,10 @@ test-docker: environment
 test-browser: environment
 	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
 	$(BIN)/pytest -m browser tests/viewer $(PYTEST_ARGS)
+
+pictures: environment
+	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
+	PYTHONPATH=tests $(BIN)/python tests/viewer/pictures.py
 
 test-crowd: environment
 	PYTHONPATH=tests $(BIN)/python -m chaos.crowd

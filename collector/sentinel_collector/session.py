@@ -70,8 +70,7 @@ class Recorder:
         container: ContainerView | None,
     ) -> None:
         self._settings = settings
-        started_at = clock.now() - clock.monotonic() + baseline.monotonic
-        self._targets = OutputTargets([settings["output"], settings["summary_json"]], started_at=started_at)
+        self._targets = self._open_targets(clock.now() - clock.monotonic() + baseline.monotonic)
         self._clock = clock
         self._console = console
         self._signals = signals
@@ -318,6 +317,12 @@ class Recorder:
             keys=keys,
             failover_after_s=self._settings["failover_after"],
         )
+
+    def _open_targets(self, started_at: float) -> OutputTargets:
+        targets = OutputTargets([self._settings["output"], self._settings["summary_json"]], started_at=started_at)
+        # From here on, for private files. The job has its own, and `--output` keeps the user's.
+        os.umask(0o077)
+        return targets
 
     def _prepare_orphan_recovery(self, keys: "Mapping[str, ClientCurveKeys]") -> OrphanRecovery:
         return OrphanRecovery(

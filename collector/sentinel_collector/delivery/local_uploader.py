@@ -101,7 +101,9 @@ class LocalUploaderSupervisor:
     def _start(self) -> None:
         make_socket_dir(os.path.dirname(self._paths.socket_path))
         make_private_dir(os.path.dirname(self._paths.log_path))
-        log = os.open(self._paths.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.open(
+            self._paths.log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
         try:
             if os.fstat(log).st_size > _MAX_LOG_BYTES:
                 os.ftruncate(log, 0)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
 from sentinel_protocol.common.hashing import sha256
-from sentinel_protocol.common.paths import data_home, runtime_dir, state_home
+from sentinel_protocol.common.paths import data_home, runtime_dir, socket_dir_error, state_home
 
 TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN_FILE")
 TARGET_VARIABLE = "SENTINEL_TARGET"
@@ -78,25 +78,22 @@ def write_socket_path(spool_dir: str, socket_path: str) -> None:
     write_atomically(os.path.join(spool_dir, _SOCKET_PATH_FILE), socket_path.encode(), durable=False)
 
 
-def connect_error(socket_path: str) -> OSError | None:
-    """Return why nothing can be reached at a Unix socket, `None` when a process listens; does not wait."""
+def is_listening(socket_path: str) -> bool:
+    """Whether a process of this user listens at a Unix socket; does not wait."""
     import socket
+
+    from sentinel_protocol.common.unix_peer import peer_uid
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)
         try:
             probe.connect(socket_path)
+            return peer_uid(probe) == os.getuid()
         except BlockingIOError:
             # A process listens, and its queue of connections is full.
-            return None
-        except OSError as error:
-            return error
-    return None
-
-
-def is_listening(socket_path: str) -> bool:
-    """Whether a process listens at a Unix socket; does not wait."""
-    return connect_error(socket_path) is None
+            return os.stat(socket_path).st_uid == os.getuid()
+        except (OSError, ValueError):
+            return False
 
 
 def _read_socket_path(spool_dir: str) -> str:
@@ -106,7 +103,9 @@ def _read_socket_path(spool_dir: str) -> str:
             path = file.read(MAX_UNIX_PATH_BYTES + 1)
     except (OSError, UnicodeDecodeError):
         return ""
-    return path if os.path.isabs(path) and path.isprintable() and is_listening(path) else ""
+    if not os.path.isabs(path) or socket_dir_error(*os.path.split(path)) or not is_listening(path):
+        return ""
+    return path
 
 
 def local_uploader_environ(environ: Mapping[str, str]) -> dict[str, str]:

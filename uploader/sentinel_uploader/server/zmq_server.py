@@ -5,6 +5,7 @@ Sockets belong to the thread that made them. Only `ZmqServer.wake` may be called
 
 import contextlib
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +16,6 @@ import zmq
 from sentinel_protocol.common.clock import Clock, SystemClock
 from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.errors import AddressError, UsageError
-from sentinel_protocol.common.local_uploader import connect_error
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES
 from sentinel_protocol.wire.zmq_monitor import open_monitor
 from sentinel_protocol.wire.zmq_options import ROUTER, ZmqContextOwner
@@ -197,6 +197,10 @@ class ZmqServer(ZmqContextOwner):
                 return None
         if not self._connections.is_registered(identity):
             connection_id = ConnectionId(identity[0], int(frame.get("__fd")))
+            # Unix sockets listen without keys.
+            if not key and self._connections.drop_foreign(connection_id):
+                self._rejections.on_rejected("user")
+                return None
             if not self._connections.register(identity, connection_id, key):
                 self._rejections.on_rejected("connections-of-client")
                 return None
@@ -248,7 +252,15 @@ def refuse_socket_in_use(address: Address) -> None:
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
         raise UsageError(f"cannot listen at {address.url}: {directory} is not a directory")
-    error = connect_error(path)
-    if not isinstance(error, FileNotFoundError | ConnectionRefusedError):
-        reason = "another uploader does already" if error is None else error.strerror
-        raise UsageError(f"cannot listen at {address.url}: {reason}")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # `BlockingIOError`: a process listens, and its queue of connections is full.
+        probe.settimeout(0)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            raise UsageError(f"cannot listen at {address.url}: {error.strerror}") from None
+    raise UsageError(f"cannot listen at {address.url}: another uploader does already")

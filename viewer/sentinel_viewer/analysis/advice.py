@@ -26,7 +26,7 @@ _FOREIGN_CORES, _FOREIGN_FACTOR = 0.25, 1.25
 _LOW_DISK_SHARE = 0.02
 _IDLE_GPU = 0.05
 _MOSTLY = 0.5
-_AWAKE_CORES = 0.05
+_AWAKE_CORES = 0.1
 """A job that uses less sleeps: it waits for no CPU."""
 
 

@@ -7,7 +7,7 @@ from sentinel_viewer.rows.table import Rows, known_with
 
 _TAIL = 0.5
 """The share of the run, from its end, through which a line is laid."""
-_MIN_ROWS = 20
+_MIN_ROWS = 10
 _MIN_FIT = 0.8
 _MIN_SHARE = 0.05
 _MIN_MIB = 8.0

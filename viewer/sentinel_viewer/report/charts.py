@@ -147,7 +147,7 @@ def _is_used(view: RunView, column: str) -> bool:
 
 def _is_too_high(view: RunView, host: str, job: str) -> bool:
     high, low = view.statistics.get(host), view.statistics.get(job)
-    return high is not None and low is not None and high.high > low.high * _TOO_HIGH
+    return high is not None and low is not None and 0 < low.high * _TOO_HIGH < high.high
 
 
 def _marks(view: RunView, chart: str) -> list[Mark]:

@@ -252,7 +252,7 @@ class OverflowFile:
     def _replace(self, content: bytes) -> None:
         """Replace the file by a locked one with `content`, atomically."""
         aside = self.path + _NEW_SUFFIX
-        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.write(fd, content) != len(content):

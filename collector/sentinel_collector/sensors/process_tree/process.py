@@ -12,7 +12,7 @@ from sentinel_collector.procfs import (
     read_file,
     stat_fields,
 )
-from sentinel_collector.sensors.linux.byte_counters import parse_pair
+from sentinel_collector.sensors.linux.byte_counters import DAMAGED, parse_pair
 from sentinel_collector.sensors.linux.cpu import TICK_US
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
 from sentinel_collector.sensors.process_tree.pss_state import PAGE_KIB, PssState
@@ -145,7 +145,7 @@ class TrackedProcess:
                 io = parse_pair(words[index + 1], words[index + 3])
             except (ValueError, IndexError):
                 return
-            if io is not None:
+            if io != DAMAGED:
                 ledger.count_io(self.account, io)
 
 

@@ -164,7 +164,7 @@ const Charts = (() => {
     };
     const x = {
       ...common,
-      space: 80,
+      space: 60,
       size: 30,
       values: (u, splits, axis, space, step) => splits.map(isOverlay ? elapsed : tick(step)),
     };
