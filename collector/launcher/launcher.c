@@ -43,6 +43,24 @@ static char *interpreter(void) {
     return NULL;
 }
 
+/* Two variables change where an interpreter looks for its own modules, also with -E. Each is renamed for the time of its
+ * start; the script gives the job the variable back. */
+static const char prefix[] = "SENTINEL_JOB_";
+
+static void hide(char **environ_, const char *name) {
+    size_t length = strlen(name);
+    for (; *environ_; environ_++) {
+        if (strncmp(*environ_, name, length) || (*environ_)[length] != '=') continue;
+        char *renamed = malloc(sizeof prefix + strlen(*environ_));
+        if (renamed) *environ_ = strcat(strcpy(renamed, prefix), *environ_);
+    }
+}
+
+static void show_again(char **environ_) {
+    for (; *environ_; environ_++)
+        if (!strncmp(*environ_, prefix, sizeof prefix - 1)) *environ_ += sizeof prefix - 1;
+}
+
 static int is_set(const char *name) {
     const char *value = getenv(name);
     return value && *value;
@@ -63,7 +81,7 @@ static int run_unrecorded(char **argv) {
     return errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv, char **envp) {
     ssize_t length = readlink("/proc/self/exe", script, MAX_PATH - 1);
     if (length < 0) return run_unrecorded(argv);
     memcpy(script + length, ".py", 4);
@@ -80,6 +98,9 @@ int main(int argc, char **argv) {
     if (is_set("PYTHONDONTWRITEBYTECODE")) *next++ = "-B";
     *next++ = script;
     for (char **one = argv + (argc > 0); *one; one++) *next++ = *one;
-    execv(python, words);
+    hide(envp, "PYTHONEXECUTABLE");
+    hide(envp, "__PYVENV_LAUNCHER__");
+    execve(python, words, envp);
+    show_again(envp);
     return run_unrecorded(argv);
 }
