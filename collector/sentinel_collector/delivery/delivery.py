@@ -285,7 +285,7 @@ class Delivery:
             split_note = self._split_run(alternative)
         except (OSError, SentinelStreamError) as error:
             # Without that file, rows that the old uploader may have could be delivered twice.
-            self._failover.switch_to(previous)
+            self._failover.current = previous
             transport.close()
             self._next_failover_at = now + RETRY_SPILL_S
             self._console.warn(f"cannot switch to {alternative.url}, staying with {previous.url}: {error}")
@@ -308,7 +308,7 @@ class Delivery:
         first_seq, rows = self._queue.ambiguous_rows()
         if not (self._was_welcomed or self.is_resumed or rows):
             # The current uploader does not know the run.
-            self._failover.switch_to(alternative)
+            self._failover.current = alternative
             self._queue.rewrite_header()
             return ""
         end = Finish(last_seq=0, exit_code=None, status="finished", time=self._clock.now())
@@ -319,7 +319,7 @@ class Delivery:
         )
         self.run_key = successor_run_key(self.run_key)
         self._was_welcomed = self.is_resumed = False
-        self._failover.switch_to(alternative)
+        self._failover.current = alternative
         self._queue.drop_ambiguous()
         note = f" as a new run with {pluralize(self._queue.rows, 'sample')}"
         if rows:

@@ -93,13 +93,7 @@ class RunFileClaim:
 
     def _open_other_file(self, path: str) -> OverflowFile | None:
         """Open another file than the one at `path`, if there is an unlocked one without an end."""
-        for other in self._files():
-            if other == path:
-                continue
-            try:
-                overflow = OverflowFile.open(other)
-            except (OverflowFileInUseError, FileNotFoundError):
-                continue
+        for overflow in _open_unlocked(other for other in self._files() if other != path):
             if overflow.finish is None:
                 return overflow
             overflow.close()
@@ -124,11 +118,7 @@ def open_run_file(state_dir: str, run_key: str) -> OverflowFile:
     """
     make_private_dir(state_dir)
     ended: OverflowFile | None = None
-    for path in sorted(_existing_files(state_dir, run_key), key=modified_at, reverse=True):
-        try:
-            overflow = OverflowFile.open(path)
-        except (OverflowFileInUseError, FileNotFoundError):
-            continue
+    for overflow in _open_unlocked(sorted(_existing_files(state_dir, run_key), key=modified_at, reverse=True)):
         if overflow.finish is None:
             if ended is not None:
                 ended.close()
@@ -138,6 +128,12 @@ def open_run_file(state_dir: str, run_key: str) -> OverflowFile:
         else:
             overflow.close()
     return ended or create_run_file(state_dir, run_key)
+
+
+def _open_unlocked(paths: Iterable[str]) -> Iterator[OverflowFile]:
+    for path in paths:
+        with contextlib.suppress(OverflowFileInUseError, FileNotFoundError):
+            yield OverflowFile.open(path)
 
 
 def is_run_in_use(path: str) -> bool:

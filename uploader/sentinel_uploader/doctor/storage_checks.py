@@ -5,14 +5,7 @@ from typing import NamedTuple
 
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.backends.http.client import Origin
-from sentinel_uploader.backends.objectstore.s3.address import (
-    bucket_location,
-    configured_endpoint,
-    is_region,
-    object_location,
-    parse_uri,
-    region_origin,
-)
+from sentinel_uploader.backends.objectstore.s3 import address as s3
 from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, FALLBACK_REGION
 from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.doctor.findings import Finding, Severity, failed, ok
@@ -41,7 +34,7 @@ def ask_for_credentials(
         remedy = "see `sentinel-uploader status`; ask the operator of the API"
         return failed(subject, f"of run {run.run_id}: {error}", remedy), None
     text = f"of run {run.run_id}"
-    if given.region and is_region(given.region):
+    if given.region and s3.is_region(given.region):
         text += f", for {given.region}"
     if given.expires_at is None:
         return ok(subject, f"{text}, without an expiry"), given
@@ -72,17 +65,17 @@ def check_storage(context: ProbeContext, run: OpenRun | None, credentials: Crede
 
 
 def _server(context: ProbeContext, run: OpenRun | None, credentials: Credentials | None) -> _Server:
-    configured = configured_endpoint(context.environ)
+    configured = s3.configured_endpoint(context.environ)
     if configured is not None:
         return _Server(configured.origin, f"{configured.prefix}/", is_certain=True)
     own = context.environ.get("AWS_REGION") or context.environ.get("AWS_DEFAULT_REGION") or ""
     region = (credentials.region if credentials is not None else None) or own
-    if region and not is_region(region):
+    if region and not s3.is_region(region):
         raise UsageError(f"{region!r} is not a region")
     if run is None:
-        return _Server(region_origin(region or FALLBACK_REGION), "/", is_certain=False)
-    address = parse_uri(object_uri(run.uri_prefix, 1))
+        return _Server(s3.region_origin(region or FALLBACK_REGION), "/", is_certain=False)
+    address = s3.parse_uri(object_uri(run.uri_prefix, 1))
     if not region:
-        return _Server(*bucket_location(address.bucket), is_certain=True)
-    origin, _ = object_location(address, region, None)
+        return _Server(*s3.bucket_location(address.bucket), is_certain=True)
+    origin, _ = s3.object_location(address, region, None)
     return _Server(origin, "/", is_certain=True)

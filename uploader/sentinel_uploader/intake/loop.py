@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello, Ping, RejectCode, Samples, decode_from_collector
-from sentinel_uploader.intake.backpressure import SpoolAvailability, SpoolUnavailable
+from sentinel_uploader.intake.backpressure import SpoolAvailability
 from sentinel_uploader.intake.commit_window import CommitWindow
 from sentinel_uploader.intake.handshake import HandshakeHandler
 from sentinel_uploader.intake.rate_limiter import AdmissionDecision, RateLimiter
@@ -110,8 +110,8 @@ class Intake:
         return now - self.last_loop_at > STALL_THRESHOLD_S
 
     @property
-    def spool_unavailable(self) -> SpoolUnavailable | None:
-        """Why the spool takes no rows; `None` when it does."""
+    def spool_unavailable(self) -> tuple[float, str] | None:
+        """When the spool last refused rows (monotonic seconds) and why; `None` when it takes them."""
         return self._availability.unavailable
 
     def run(self, stop: threading.Event) -> None:

@@ -95,7 +95,9 @@ def enter_cgroup(*, proc: str = "/proc") -> RunCgroup:
             reason = _unsuitable_reason(mount)
             if not reason:
                 try:
-                    return RunCgroup(f"{mount.directory}/{_name(proc)}", is_v2=mount.is_v2)
+                    # Identifies this collector: pid name space, pid, and start time in ticks after boot.
+                    name = f"{_PREFIX}.{_pid_namespace(proc)}.{os.getpid()}.{_start(proc, 'self')}"
+                    return RunCgroup(f"{mount.directory}/{name}", is_v2=mount.is_v2)
                 except (OSError, ValueError) as error:
                     reason = str(error)
             reasons.append(reason)
@@ -140,11 +142,6 @@ def _unsuitable_reason(mount: CgroupMount) -> str:
         if read_whole(f"{directory}/{name}").split()[:1] not in ([], [b"max"]):
             return f"the job would not see {directory}/{name}"
     return ""
-
-
-def _name(proc: str) -> str:
-    """Return a name that identifies this collector: pid name space, pid, and start time in ticks after boot."""
-    return f"{_PREFIX}.{_pid_namespace(proc)}.{os.getpid()}.{_start(proc, 'self')}"
 
 
 def _is_stale(name: str, proc: str) -> bool:

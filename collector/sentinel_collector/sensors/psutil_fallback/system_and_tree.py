@@ -73,7 +73,8 @@ class PsutilTree:
         self._ledger = CpuLedger()
         self._processes: dict[int, PsutilProcess] = {}
         self._excluded: set[int] = set()
-        self._peak_kib = 0
+        self.peak_kib = 0
+        """The highest sum of a reading, or the highest resident set of a reaped process."""
         self._io_readable = False
         self._add(root_pid, None)
         if not own_child:
@@ -100,7 +101,7 @@ class PsutilTree:
     def reaped(self, pid: int, usage: struct_rusage) -> None:
         """Take the exact total of a process that this process waited for."""
         unit = 1 if psutil.LINUX or psutil.BSD else 1024
-        self._peak_kib = max(self._peak_kib, usage.ru_maxrss // unit)
+        self.peak_kib = max(self.peak_kib, usage.ru_maxrss // unit)
         process = self._processes.pop(pid, None)
         if process is not None:
             user_us, system_us = round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6)
@@ -119,11 +120,6 @@ class PsutilTree:
     def pids(self) -> Collection[int]:
         """All processes of the last reading."""
         return self._processes.keys()
-
-    @property
-    def peak_kib(self) -> int:
-        """The highest sum of a reading, or the highest resident set of a reaped process."""
-        return self._peak_kib
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -155,7 +151,7 @@ class PsutilTree:
         for pid in gone:
             self._processes.pop(pid, None)
         self._ledger.end_reading()
-        self._peak_kib = max(self._peak_kib, total_kib)
+        self.peak_kib = max(self.peak_kib, total_kib)
         return total_kib
 
 
