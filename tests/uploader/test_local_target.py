@@ -172,7 +172,7 @@ def test_any_directory_that_can_exist_can_be_a_target(tmp_path: Path, name: byte
 def aim_at(up: Delivery, directory: Path) -> None:
     """Deliver to a directory instead of what is scripted."""
     target = Backend(api=LocalRunBackend(str(directory)), store=DirectoryStore(), needs_credentials=False)
-    up.scheduler._executor = up.steps_for(target)
+    up.scheduler.executor = up.steps_for(target)
 
 
 def test_whole_run_with_its_statistics(tmp_path: Path) -> None:

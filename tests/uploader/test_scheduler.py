@@ -678,7 +678,7 @@ def test_nothing_that_is_over_is_kept_in_memory(up: Delivery) -> None:
     scheduler = up.scheduler
     held: list[Sized] = [
         scheduler._queues, scheduler._schedules, scheduler._failures._steps, scheduler._due,
-        scheduler._executor._sessions,
+        scheduler.executor._sessions,
     ]  # fmt: skip
     assert [len(what) for what in held] == [0, 0, 0, 0, 0]
 
