@@ -22,11 +22,10 @@ from sentinel_uploader.runs.object_names import object_uri
 from sentinel_uploader.runs.ports import Backend
 from sentinel_uploader.runs.schedule import Policy, Step, should_inline
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration
-from sentinel_uploader.spool.frames import decode_frames
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import Batch, UnbatchedFrames
+from sentinel_uploader.spool.types import Batch, UnbatchedFrames, decode_frames
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.util.json_safe import to_json_safe
 
