@@ -32,12 +32,12 @@ class OpenRun:
     """Size of the encoded record when the run was opened or loaded."""
     accounted_bytes: int = 0
     """The part of `spool_bytes` that is charged to the client already."""
-    frame_ids: array[int] = field(default_factory=lambda: array("q"))
+    frame_ids: "array[int]" = field(default_factory=lambda: array("q"))
     """Frames that are not in a batch yet, oldest first: 8 bytes each, bounded by the batch size."""
-    frame_received_at: array[float] = field(default_factory=lambda: array("d"))
+    frame_received_at: "array[float]" = field(default_factory=lambda: array("d"))
     unbatched_rows: int = 0
     unbatched_bytes: int = 0
-    batch_received_at: array[float] = field(init=False)
+    batch_received_at: "array[float]" = field(init=False)
     """When the oldest row of each pending batch was received, oldest batch first."""
     batch_bytes: int = 0
     """Size of the bodies of pending batches."""
