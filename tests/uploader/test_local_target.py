@@ -14,8 +14,7 @@ from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.wire.messages import Samples, encode
 from sentinel_protocol.wire.sample import Sample
-from sentinel_uploader.backends.local.run_files import LocalRunBackend
-from sentinel_uploader.backends.objectstore.local import DirectoryStore, path_of_uri, uri_of_path
+from sentinel_uploader.backends.local import DirectoryStore, LocalRunBackend, path_of_uri, uri_of_path
 from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.ports import Backend
