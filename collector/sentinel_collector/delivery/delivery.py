@@ -8,7 +8,7 @@ from sentinel_collector.console import Console, pluralize
 from sentinel_collector.delivery.connection_log import kept_message, lost_message, undelivered_reason
 from sentinel_collector.delivery.failover import Failover, continuation_of, with_continuation_tag
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader, decode_hello
+from sentinel_collector.delivery.overflow_file.format import OverflowFileError, OverflowHeader, decode_hello
 from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, SendQueue
 from sentinel_collector.delivery.state_dir import (
     RunFileClaim,

@@ -10,7 +10,7 @@ import msgspec
 
 from sentinel_collector.console import Console, pluralize
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
-from sentinel_collector.delivery.overflow_file.header import OverflowHeader, decode_hello
+from sentinel_collector.delivery.overflow_file.format import OverflowHeader, decode_hello
 from sentinel_collector.delivery.send_queue import SendQueue
 from sentinel_collector.delivery.state_dir import (
     create_run_file,

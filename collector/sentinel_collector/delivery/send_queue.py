@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, Position
-from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS, OverflowFileError, OverflowHeader
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.sample import decode_sample, shift_timestamp

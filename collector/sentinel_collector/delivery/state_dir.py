@@ -12,8 +12,7 @@ import msgspec
 
 from sentinel_collector.console import Console
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
-from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS, OverflowFileError, OverflowHeader
 from sentinel_collector.run_key import successor_run_key
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError
