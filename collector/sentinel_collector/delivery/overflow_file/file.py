@@ -71,7 +71,8 @@ class OverflowFile:
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self.path = path
-        self._size = os.fstat(fd).st_size
+        self.size_bytes = os.fstat(fd).st_size
+        """Bytes on disk."""
         self._shifts: list[_Shift] = []
         self.header: OverflowHeader | None = None
         self.finish: Finish | None = None
@@ -197,7 +198,7 @@ class OverflowFile:
         first = next(self._records(len(MAGIC)), None)
         if first is not None and first.kind == HEADER and read_payload(self._fd, first) == payload:
             os.ftruncate(self._fd, first.end)
-            self._size = first.end
+            self.size_bytes = first.end
         else:
             self._replace(MAGIC + encode_record(HEADER, payload, rows=0, first_seq=0))
         self._shifts.clear()
@@ -210,17 +211,12 @@ class OverflowFile:
     @property
     def has_no_header(self) -> bool:
         """Whether the file has no records at all."""
-        return self._size <= len(MAGIC) and self.quarantined_path is None
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        return self._size
+        return self.size_bytes <= len(MAGIC) and self.quarantined_path is None
 
     @property
     def end(self) -> Position:
         """Position of the next row."""
-        return Position(self._size, 0)
+        return Position(self.size_bytes, 0)
 
     @property
     def modified_at(self) -> float:
@@ -242,7 +238,7 @@ class OverflowFile:
     def _append(self, kind: int, payload: bytes, *, rows: int = 0, first_seq: int = 0, is_synced: bool = False) -> int:
         """Append a whole record or nothing, and return its offset."""
         record = encode_record(kind, payload, rows=rows, first_seq=first_seq)
-        offset = self._size
+        offset = self.size_bytes
         try:
             written = os.pwrite(self._fd, record, offset)
             if written != len(record):
@@ -252,7 +248,7 @@ class OverflowFile:
         except OSError:
             os.ftruncate(self._fd, offset)
             raise
-        self._size += len(record)
+        self.size_bytes += len(record)
         return offset
 
     def _replace(self, content: bytes) -> None:
@@ -272,10 +268,10 @@ class OverflowFile:
             raise
         # A process that has opened the old file meanwhile finds it unlinked.
         os.close(self._fd)
-        self._fd, self._size = fd, len(content)
+        self._fd, self.size_bytes = fd, len(content)
 
     def _records(self, offset: int) -> Iterator[Record]:
-        return read_records(self._fd, offset, self._size)
+        return read_records(self._fd, offset, self.size_bytes)
 
     def _note_shift(self, start: int, end: int, shift_ms: int) -> None:
         if shift_ms:
@@ -291,7 +287,7 @@ class OverflowFile:
         if magic != MAGIC:
             if os.pwrite(self._fd, MAGIC, 0) != len(MAGIC):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
-            self._size = len(MAGIC)
+            self.size_bytes = len(MAGIC)
             return
         intact = len(MAGIC)
         is_damaged = False
@@ -301,15 +297,15 @@ class OverflowFile:
             if is_damaged:
                 break
             intact = record.end
-        if intact < self._size:
+        if intact < self.size_bytes:
             self._truncate_tail(intact, is_damaged=is_damaged)
 
     def _truncate_tail(self, intact: int, *, is_damaged: bool) -> None:
         """Truncate the unreadable tail; copy it first unless it is just an incomplete record."""
-        if is_damaged or self._size - intact > _MAX_TORN_BYTES:
+        if is_damaged or self.size_bytes - intact > _MAX_TORN_BYTES:
             self.quarantined_path = self._quarantine_tail(intact)
         os.ftruncate(self._fd, intact)
-        self._size = intact
+        self.size_bytes = intact
 
     def _quarantine_tail(self, offset: int) -> str:
         for number in range(1, _MAX_QUARANTINED):
