@@ -17,19 +17,13 @@ from sentinel_uploader.util.log_throttle import LogThrottle
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
 class _FailureStreak:
-    """Failures of one step, or one destination, without a success in between."""
+    """Failures of one step without a success in between."""
 
-    __slots__ = ("began_at", "failures", "throttle")
-
-    def __init__(self, clock: Clock) -> None:
-        self.began_at = clock.monotonic()
-        self.failures = 0
-        self.throttle = LogThrottle(clock)
-
-    def should_log(self) -> bool:
-        self.failures += 1
-        return self.throttle.is_due()
+    began_at: float
+    throttle: LogThrottle
+    failures: int = 0
 
 
 @dataclass(kw_only=True)
@@ -47,7 +41,8 @@ class FailureReporter:
         self._lock = threading.Lock()
         self._steps: dict[int, dict[Step, _FailureStreak]] = {}
         """By run: one step's failures must not hide another's."""
-        self._destinations: dict[str, _FailureStreak] = {}
+        self._throttle = LogThrottle(self.clock)
+        """Of destinations."""
         self._published: dict[str, int] = {}
         """The newest published version of each destination's state."""
 
@@ -58,7 +53,10 @@ class FailureReporter:
         text = to_json_safe(str(error))
         name = run.record.run_id or run.record.key
         with self._lock:
-            should_log = self._steps.setdefault(run.id, {}).setdefault(step, _FailureStreak(self.clock)).should_log()
+            streaks = self._steps.setdefault(run.id, {})
+            streak = streaks.setdefault(step, _FailureStreak(now, LogThrottle(self.clock)))
+            streak.failures += 1
+            should_log = streak.throttle.is_due()
         if should_log:
             log.warning(
                 "step failed run=%s step=%s next_try_in_s=%.1f error=%s",
@@ -96,7 +94,7 @@ class FailureReporter:
             else:
                 after_s = self.clock.monotonic() - state.failing_since
                 log.info("destination is back destination=%s after_s=%.0f", state.name, after_s)
-                self._destinations.pop(state.name, None)
+                self._throttle.reset(state.name)
             self._persist(state)
 
     def forget(self, run: OpenRun) -> None:
@@ -106,8 +104,8 @@ class FailureReporter:
 
     def _log_failing(self, state: BreakerState) -> None:
         if state.began:
-            self._destinations.pop(state.name, None)
-        if self._destinations.setdefault(state.name, _FailureStreak(self.clock)).should_log():
+            self._throttle.reset(state.name)
+        if self._throttle.is_due(state.name):
             log.warning(
                 "destination is failing destination=%s attempts=%d next_try_in_s=%.1f error=%s",
                 state.name,
