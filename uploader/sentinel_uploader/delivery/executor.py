@@ -18,8 +18,7 @@ from sentinel_protocol.wire.sample import CSV_HEADER, Sample, csv_rows
 from sentinel_uploader.delivery.csv_batch import decompress_rows, gzip_csv, to_csv
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.lifecycle import Event, RunState
-from sentinel_uploader.runs.object_names import object_uri
-from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.ports import Backend, object_uri
 from sentinel_uploader.runs.schedule import Policy, Step, should_inline
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration
 from sentinel_uploader.spool.open_run import OpenRun

@@ -15,7 +15,7 @@ import msgspec
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import Finish, Hello
 from sentinel_uploader.runs.lifecycle import Event, transition
-from sentinel_uploader.runs.schedule import Policy, stale_deadline
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.spool import tables
 from sentinel_uploader.spool.control_channel import ControlChannel
 from sentinel_uploader.spool.database import Database
@@ -287,7 +287,7 @@ class Spool:
     def end_if_stale(self, run: OpenRun, policy: Policy) -> bool:
         """End a run whose collector is silent; False when the collector was heard, or ended the run, meanwhile."""
         with self._lock:
-            gone_at = stale_deadline(policy, silent_since=run.last_seen_at, interval_s=run.record.interval_s)
+            gone_at = policy.stale_deadline(silent_since=run.last_seen_at, interval_s=run.record.interval_s)
             if run.record.has_ended or self._clock.monotonic() < gone_at:
                 return False
             finish = Finish(last_seq=run.durable_seq, exit_code=None, status="failed", time=self._clock.now())
