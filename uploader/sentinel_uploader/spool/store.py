@@ -8,7 +8,7 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -41,15 +41,6 @@ _UNLIMITED = 1 << 62
 _READ_FRAMES = 256
 """Frames that are read while the lock is held once."""
 _T = TypeVar("_T")
-
-
-class SpoolSize(NamedTuple):
-    """Bytes."""
-
-    used: int
-    rows_limit: int
-    """No rows are accepted above this."""
-    limit: int
 
 
 class Spool:
@@ -156,11 +147,11 @@ class Spool:
         with self._lock:
             return self._next_frame_id
 
-    def size(self) -> SpoolSize:
-        """Return how much is used and allowed; raises `SpoolError`."""
+    def size(self) -> tuple[int, int, int]:
+        """Return the bytes in use, those above which no rows are accepted, and the limit; raises `SpoolError`."""
         with self._lock:
             database = self._database
-            return SpoolSize(database.used_bytes(), database.rows_limit_bytes, database.max_bytes)
+            return database.used_bytes(), database.rows_limit_bytes, database.max_bytes
 
     def data_version(self) -> int:
         """Return a number that changes when another process has written; raises `SpoolError`."""

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -74,14 +73,6 @@ def read_batches(database: Database, run_id: int, *, limit: int) -> list[Batch]:
     return [Batch(*row) for row in rows]
 
 
-class Loaded(NamedTuple):
-    """The open runs, and ids that nothing uses yet."""
-
-    runs: list[OpenRun]
-    next_run_id: int
-    next_frame_id: int
-
-
 def mirror_of(run_id: int, record: RunRecord, record_bytes: int, clock: Clock) -> OpenRun:
     """Return the mirror of a run without its frames."""
     run = OpenRun(run_id, record, now=clock.monotonic(), record_bytes=record_bytes)
@@ -90,8 +81,11 @@ def mirror_of(run_id: int, record: RunRecord, record_bytes: int, clock: Clock) -
     return run
 
 
-def load_runs(database: Database, clock: Clock) -> Loaded:
-    """Read the open runs; raises `msgspec.DecodeError` for a record that cannot be read."""
+def load_runs(database: Database, clock: Clock) -> tuple[list[OpenRun], int, int]:
+    """Return the open runs, the next run's id and the next frame's.
+
+    Raises `msgspec.DecodeError` for a record that cannot be read.
+    """
     runs = {
         run_id: mirror_of(run_id, decode_record(blob), len(blob), clock)
         for run_id, blob in database.iterate(
@@ -120,7 +114,7 @@ def load_runs(database: Database, clock: Clock) -> Loaded:
     if orphans:
         log.error("spool holds messages of runs that it does not know, they stay there messages=%d", orphans)
     ((next_run_id,),) = database.query("SELECT coalesce(max(id), 0) + 1 FROM runs")
-    return Loaded(list(runs.values()), next_run_id, next_frame_id)
+    return list(runs.values()), next_run_id, next_frame_id
 
 
 def _timestamp_of(database: Database, frame_id: int) -> float:
