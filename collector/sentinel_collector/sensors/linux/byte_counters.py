@@ -14,8 +14,6 @@ class ByteCounters:
     A device that appears later has started at zero. A counter that fell was reset, and has started at zero again.
     """
 
-    __slots__ = ("_last",)
-
     def __init__(self) -> None:
         self._last: dict[bytes, tuple[int, int]] = {}
 
@@ -43,8 +41,6 @@ class CounterFile:
 
     The first growth is measured against `baseline`, and is zero where that is empty.
     """
-
-    __slots__ = ("_counters", "_file", "_has_base", "_last", "_parse")
 
     def __init__(
         self, path: str, *, baseline: bytes, parse: Callable[[bytes], Iterable[tuple[bytes, int, int]]]

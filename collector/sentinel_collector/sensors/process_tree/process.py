@@ -24,26 +24,6 @@ _STAT_FIELDS = 22
 class TrackedProcess:
     """A process by pid and start time. Reading a process that is gone raises nothing."""
 
-    __slots__ = (
-        "_budget",
-        "_children_files",
-        "_directory",
-        "_io_file",
-        "_last_io",
-        "_last_stat",
-        "_stat_file",
-        "account",
-        "faults",
-        "io_readable",
-        "is_zombie",
-        "parent_pid",
-        "pid",
-        "pss",
-        "rss_kib",
-        "start",
-        "threads",
-    )
-
     def __init__(self, pid: int, *, proc: str, budget: FdBudget, parent: ProcessAccount | None) -> None:
         self.pid = pid
         self.start = b""
