@@ -45,7 +45,8 @@ class SendQueue:
         disk_error_reported: bool = False,
     ) -> None:
         self._open_file = open_file
-        self._make_header = header
+        self.make_header = header
+        """Returns the file's current header; replaced when the rows become another run's."""
         self._warn = warn
         self._file: OverflowFile | None = None
         self._head_position = Position(0, 0)
@@ -239,7 +240,7 @@ class SendQueue:
         """Write the changed header for a later collector; a failure is ignored."""
         if self._file is not None and not self._reset_record_pending:
             with contextlib.suppress(OSError):
-                self._file.write_header(self._make_header())
+                self._file.write_header(self.make_header())
 
     def all_rows(self) -> Iterator[bytes]:
         """Yield all rows, oldest first."""
@@ -329,10 +330,10 @@ class SendQueue:
         if self._file is None:
             self._file = self._open_file()
         if self._reset_record_pending:
-            self._file.write_reset(self._make_header(), self._head_position if self._file_rows else self._file.end)
+            self._file.write_reset(self.make_header(), self._head_position if self._file_rows else self._file.end)
             self._reset_record_pending = False
         if self._file.header is None:
-            self._file.write_header(self._make_header())
+            self._file.write_header(self.make_header())
         return self._file
 
     def _unsent(self) -> Iterator[bytes]:
@@ -364,7 +365,7 @@ class SendQueue:
     def _truncate_file(self, file: OverflowFile) -> None:
         # On failure the rows stay on disk: the uploader's next `Welcome` tells that they are delivered.
         with contextlib.suppress(OSError):
-            file.truncate(self._make_header())
+            file.truncate(self.make_header())
             self._reset_record_pending = False
         self._cursor = None
 
