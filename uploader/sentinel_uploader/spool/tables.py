@@ -88,7 +88,7 @@ def load_runs(database: Database, clock: Clock) -> tuple[list[OpenRun], int, int
     """
     runs = {
         run_id: mirror_of(run_id, decode_record(blob), len(blob), clock)
-        for run_id, blob in database.iterate(
+        for run_id, blob in database.query(
             "SELECT id, record FROM runs WHERE state NOT IN ('finished', 'failed', 'discarded')"
         )
     }
