@@ -16,7 +16,7 @@ from locations import TESTS
 from rows import numbers, row, timestamps
 
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError, Position
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import OverflowFileError, OverflowHeader
 from sentinel_protocol.wire.messages import Finish
 
 HEAD = OverflowHeader(run_key="key", incarnation="one", uploader_url="ipc:///nowhere", hello=b"hello")
@@ -126,7 +126,7 @@ def test_clearing_keeps_an_end_that_is_not_delivered(path: Path) -> None:
 CLEARS_AND_DIES = """
 import os, signal, sys
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import OverflowHeader
 _, path, call, when, run_key = sys.argv
 overflow = OverflowFile.open(path)
 real = getattr(os, call)

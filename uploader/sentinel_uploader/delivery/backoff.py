@@ -3,13 +3,9 @@
 import random
 
 MAX_DELAY_S = 300.0
-
 BASE_DELAY_S = 1.0
-
 SLOW_BASE_DELAY_S = 10.0
-
 MIN_DELAY_S = 0.25
-
 EXPEDITED_DELAY_S = 1.0
 
 

@@ -12,7 +12,7 @@ from sentinel_uploader.doctor.findings import Finding, Severity, failed, ok
 from sentinel_uploader.doctor.machine_checks import OpenRun
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import object_uri
 from sentinel_uploader.runs.types import Credentials
 
 

@@ -23,13 +23,14 @@ from sentinel_collector.delivery.overflow_file.format import (
     RESET,
     ROWS,
     SEQ_BASE,
+    OverflowFileError,
+    OverflowHeader,
     Record,
     decode_rows,
     encode_record,
     read_payload,
     read_records,
 )
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
 
@@ -71,6 +72,7 @@ class OverflowFile:
         self._fd = fd
         self.path = path
         self.size_bytes = os.fstat(fd).st_size
+        """Bytes on disk."""
         self._shifts: list[_Shift] = []
         self.header: OverflowHeader | None = None
         self.finish: Finish | None = None
