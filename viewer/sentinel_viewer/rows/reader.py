@@ -1,4 +1,4 @@
-"""Reads a run's objects into `Rows`. What is damaged, or of another version, is read as far as it goes."""
+"""Reads a run's objects into `Rows`. Cut or foreign objects are read as far as possible."""
 
 import zlib
 from array import array
