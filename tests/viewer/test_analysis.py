@@ -124,7 +124,7 @@ def test_a_leak_is_told_with_the_time_that_is_left() -> None:
     pieces = advise(evidence(leaking, limits={"memory_mib": 1000}))
     first = pieces[0]
     assert (first.topic, first.urgency) == ("memory", PROBLEM)
-    assert first.text.startswith("memory was still growing at the end, by 1.76 GiB an hour")
+    assert first.text.startswith("memory was still growing at the end, by 30 MiB a minute")
     assert "the limit would be reached in 20 min" in first.text
     assert "unsure" in about("memory", pieces)[1].certainty
 

@@ -16,7 +16,7 @@ _MIN_MIB = 8.0
 class Growth(NamedTuple):
     """A straight line through the last rows: its slope, how well it fits (R², 0 to 1), and where it ends."""
 
-    mib_per_hour: float
+    mib_per_s: float
     fit: float
     duration_s: float
     last_mib: float
@@ -42,7 +42,7 @@ def memory_growth(rows: Rows, column: str) -> Growth | None:
     half = len(values) // 2
     if min(_line(times[:half], values[:half])[0], _line(times[half:], values[half:])[0]) < slope / 3:
         return None
-    return Growth(slope * 3600, fit, duration, values[-1])
+    return Growth(slope, fit, duration, values[-1])
 
 
 def _line(times: list[float], values: list[float]) -> tuple[float, float]:
