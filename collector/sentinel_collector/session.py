@@ -101,6 +101,7 @@ class Recorder:
             adopt_orphans=adopts_orphans,
             pss_share=settings["pss_budget"] / 100,
             host_root=settings["host_root"] or "",
+            warn=console.warn,
         )
         self._discovery = None if settings["no_cloud"] else self._start_discovery()
         self._description = self._describe_run(argv, container)

@@ -5,6 +5,7 @@ the baseline. Sums over a run's rows are exact: growth that a row may not show i
 """
 
 import os
+from collections.abc import Callable
 from resource import struct_rusage
 from typing import Any
 
@@ -41,6 +42,7 @@ class Sampler:
     * `container`: the system columns are this container's (Linux only).
     * `host_root`: where a container that records the whole machine has the machine's root directory; empty for `/`.
     * `pss_share`: the part of the time that reading PSS may take.
+    * `warn`: gets a line when a sensor hangs.
 
     Where `proc` is no Linux `/proc`, psutil reads.
     """
@@ -59,6 +61,7 @@ class Sampler:
         adopt_orphans: bool = False,
         pss_share: float = DEFAULT_SHARE,
         host_root: str = "",
+        warn: Callable[[str], None] = lambda _: None,
         proc: str = "/proc",
         sys: str = "/sys",
     ) -> None:
@@ -72,7 +75,15 @@ class Sampler:
             from sentinel_collector.sensors.linux.system import LinuxSystem
             from sentinel_collector.sensors.process_tree.tree import ProcessTree
 
-            self._system = LinuxSystem(baseline=baseline, container=container, host_root=host_root, proc=proc, sys=sys)
+            self._system = LinuxSystem(
+                baseline=baseline,
+                container=container,
+                host_root=host_root,
+                warn=warn,
+                on_started=self.exclude,
+                proc=proc,
+                sys=sys,
+            )
             if root_pid is not None:
                 self._tree = ProcessTree(
                     clock=clock,
@@ -220,21 +231,24 @@ class Sampler:
     def _tree_columns(
         self, tree: TreeReading, gpu: GpuReading, cpus: int, limit_us: int | None, elapsed_s: float
     ) -> dict[str, Any]:
-        grown_us = self._cpu_source.growth_us((tree.user_us, tree.system_us))
-        user_us, system_us = self._tree_cpu.for_row(grown_us, limit_us)
+        ledger_us = None if tree.user_us is None or tree.system_us is None else (tree.user_us, tree.system_us)
+        grown_us = self._cpu_source.growth_us(ledger_us)
+        user_us, system_us = (None, None) if grown_us is None else self._tree_cpu.for_row(grown_us, limit_us)
         memory_kib = tree.memory_kib
-        if memory_kib > 0:
+        if memory_kib:
             self._last_memory_kib = memory_kib
         elif limit_us is None and self._tree is not None:
-            memory_kib = self._last_memory_kib or self._tree.peak_kib
+            # A job that ended before the first look at it has left no figure of its own.
+            memory_kib = self._last_memory_kib or self._tree.peak_kib or None
         return {
             "process_pid": self._root_pid,
             "process_children": tree.children,
-            "process_utime": user_us / 1e6,
-            "process_stime": system_us / 1e6,
-            "process_cpu_usage": _cores(user_us + system_us, elapsed_s, cpus),
-            # A job that ended before the first look at it has left no figure of its own.
-            "process_memory_mib": _mib(int(memory_kib)) if memory_kib > 0 or limit_us is not None else None,
+            "process_utime": None if user_us is None else user_us / 1e6,
+            "process_stime": None if system_us is None else system_us / 1e6,
+            "process_cpu_usage": None
+            if user_us is None or system_us is None
+            else _cores(user_us + system_us, elapsed_s, cpus),
+            "process_memory_mib": None if memory_kib is None else _mib(int(memory_kib)),
             "process_disk_read_bytes": self._read_bytes.for_row(tree.read_bytes),
             "process_disk_write_bytes": self._written_bytes.for_row(tree.written_bytes),
             "process_gpu_usage": gpu.process_usage,

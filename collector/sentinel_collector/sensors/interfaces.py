@@ -47,16 +47,18 @@ class SystemReading(NamedTuple):
 
 
 class TreeReading(NamedTuple):
-    """The tracked tree: growth since the previous reading, and levels now.
+    """The tracked tree: growth since the previous reading, and levels now. `None`: a process cannot be seen.
+
+    Growth that a row does not show is part of the next one that shows it.
 
     `memory_kib` is PSS, moved by the change of RSS since it was read. `read_bytes` and `written_bytes` are `None` when
     the kernel shows them for no process.
     """
 
-    user_us: int
-    system_us: int
-    children: int
-    memory_kib: float
+    user_us: int | None
+    system_us: int | None
+    children: int | None
+    memory_kib: float | None
     read_bytes: int | None
     written_bytes: int | None
 

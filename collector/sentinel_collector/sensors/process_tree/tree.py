@@ -65,6 +65,8 @@ class ProcessTree:
         self._searches_left = _SEARCHES_AFTER_CHANGE
         self._until_search = _SEARCH_ANYWAY_EVERY
         self._io_readable = False
+        self._has_hidden = False
+        """Whether a process was ever alive and could not be seen."""
         self._processes: dict[int, TrackedProcess] = {}
         self._root_pid = root_pid
         self._root = self._add(root_pid, None)
@@ -89,6 +91,8 @@ class ProcessTree:
             self.reaped(self._root_pid, usage)
         processes = self._processes.values()
         memory_kib = self._pss.update(processes, elapsed_s)
+        if self._has_hidden and any(process.is_hidden for process in processes):
+            return self._reading_with_hidden()
         children = sum(not process.is_zombie for process in processes) - (
             self._root_pid in self._processes and not self._root.is_zombie
         )
@@ -101,6 +105,12 @@ class ProcessTree:
             memory_kib=memory_kib,
             read_bytes=counted[2] - reported[2] if self._io_readable else None,
             written_bytes=counted[3] - reported[3] if self._io_readable else None,
+        )
+
+    def _reading_with_hidden(self) -> TreeReading:
+        """Return a reading without the figures that the hidden processes would be part of."""
+        return TreeReading(
+            user_us=None, system_us=None, children=None, memory_kib=None, read_bytes=None, written_bytes=None
         )
 
     def reaped(self, pid: int, usage: struct_rusage) -> None:
@@ -204,6 +214,9 @@ class ProcessTree:
             if not process.read(ledger):
                 ledger.close(process.account)
                 gone.append(process)
+                continue
+            if process.is_hidden:
+                self._has_hidden = True
                 continue
             if process.parent_pid != old_parent:
                 new_parent = self._processes.get(process.parent_pid)
