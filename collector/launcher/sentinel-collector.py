@@ -25,16 +25,23 @@ for _entry in os.environ.get("PYTHONPATH", "").split(os.pathsep):
 
 try:
     from sentinel_collector.__main__ import run
-except ImportError as _error:
+except Exception as _error:  # noqa: BLE001 -- whatever is wrong with the installation, the job runs
     _job = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
-    _end = "; the job runs and is not recorded" if _job else ""
-    print(f"sentinel-collector: the installation is damaged: {_error}{_end}", file=sys.stderr, flush=True)
     if not _job:
-        sys.exit(1)
+        sys.exit(f"sentinel-collector: the installation is damaged: {_error}")
+    import signal
+
+    _ignored = str(sys._xoptions.get("sentinel-ignored", "")).split(",")  # noqa: SLF001 -- documented
+    for _signum in (signal.SIGPIPE, signal.SIGXFSZ):
+        # Python ignores both; the job finds them as we did.
+        if str(int(_signum)) not in _ignored:
+            signal.signal(_signum, signal.SIG_DFL)
+    _text = f"sentinel-collector: the installation is damaged: {_error}; the job runs and is not recorded\n"
+    os.write(2, _text.encode("utf-8", "replace"))
     try:
         os.execvp(_job[0], _job)  # noqa: S606 -- what the user asked for
     except OSError as _error:
-        print(f"sentinel-collector: {_job[0]}: {_error.strerror}", file=sys.stderr)
+        os.write(2, f"sentinel-collector: {_job[0]}: {_error.strerror}\n".encode("utf-8", "replace"))
         sys.exit(127 if isinstance(_error, FileNotFoundError) else 126)
 
 run()

@@ -59,7 +59,9 @@ def test_a_job_of_another_user_is_unknown_until_its_end_tells_its_cpu_time(hidep
     def action() -> None:
         job = subprocess.Popen(["sh", "-c", BURN], user=OTHER)
         become_somebody()
-        tree = ProcessTree(clock=SystemClock(), root_pid=job.pid, own_child=True, adopt_orphans=True, interval_s=1.0)
+        tree = ProcessTree(
+            clock=SystemClock(), root_pid=job.pid, own_child=True, adopter_pid=os.getpid(), interval_s=1.0
+        )
         for _ in range(3):
             assert tree.root_alive()
             assert tree.read(forks=0, elapsed_s=1.0) == UNKNOWN

@@ -334,7 +334,7 @@ def test_a_counter_that_stands_still_is_found_out(start: Callable[..., subproces
 def test_an_excluded_child_is_no_part_of_the_tree(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     job = start("print('ready', flush=True)\ntime.sleep(60)")
     other = start("print('ready', flush=True)\ntime.sleep(60)")
-    tree = ProcessTree(clock=SystemClock(), root_pid=job.pid, own_child=True, adopt_orphans=True, interval_s=1.0)
+    tree = ProcessTree(clock=SystemClock(), root_pid=job.pid, own_child=True, adopter_pid=os.getpid(), interval_s=1.0)
     tree.exclude(other.pid)
     tree.read(forks=0, elapsed_s=1)
     assert list(tree.pids) == [job.pid]
@@ -359,7 +359,7 @@ def _link(fd: str) -> str:
 def test_another_users_tree_is_read_as_far_as_allowed(start: Callable[..., subprocess.Popen[bytes]]) -> None:
     job = start("child(time.sleep, 60)\nprint('ready', flush=True)\ntime.sleep(60)")
     code = """
-import json, os, sys
+import json, os, resource, sys
 from sentinel_collector.sensors.interfaces import TreeReading
 from sentinel_collector.sensors.process_tree.tree import ProcessTree
 from sentinel_protocol.common.clock import SystemClock

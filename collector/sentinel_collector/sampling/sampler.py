@@ -6,7 +6,6 @@ the baseline. Sums over a run's rows are exact: growth that a row may not show i
 
 import os
 from collections.abc import Callable
-from resource import struct_rusage
 from typing import Any
 
 from sentinel_collector.procfs import peak_rss_kib
@@ -22,7 +21,9 @@ from sentinel_collector.sensors.interfaces import (
     GpuReading,
     GpuSensor,
     Reap,
+    RUsage,
     SystemSensors,
+    TakeReaped,
     TreeReading,
     TreeSensor,
 )
@@ -36,8 +37,8 @@ class Sampler:
 
     * `baseline`: captured before the job was started.
     * `root_pid`: the tracked process; `None` records the host alone.
-    * `own_child`: this process started the root after the baseline.
-    * `adopt_orphans`: this process is a sub-reaper (`set_subreaper`).
+    * `own_child`: the root was started after the baseline.
+    * `adopter_pid`, `take_reaped`: the sub-reaper that started the root, and the orphans that it has reaped.
     * `accounting`: a counter of the tree's CPU time that replaces the ledger.
     * `container`: the system columns are this container's (Linux only).
     * `host_root`: where a container that records the whole machine has the machine's root directory; empty for `/`.
@@ -58,7 +59,8 @@ class Sampler:
         gpu: GpuSensor | None = None,
         accounting: Accounting | None = None,
         container: ContainerView | None = None,
-        adopt_orphans: bool = False,
+        adopter_pid: int = 0,
+        take_reaped: TakeReaped = tuple,
         pss_share: float = DEFAULT_SHARE,
         host_root: str = "",
         warn: Callable[[str], None] = lambda _: None,
@@ -89,10 +91,11 @@ class Sampler:
                     clock=clock,
                     root_pid=root_pid,
                     own_child=own_child,
-                    adopt_orphans=adopt_orphans,
+                    adopter_pid=adopter_pid,
+                    take_reaped=take_reaped,
                     interval_s=interval_s,
                     pss_share=pss_share,
-                    inherited_kib=_own_peak_kib(baseline) if own_child else 0,
+                    inherited_kib=_own_peak_kib(baseline) if own_child or adopter_pid else 0,
                     proc=proc,
                 )
         else:
@@ -129,7 +132,7 @@ class Sampler:
         self._is_over = True
         return self._row(reap=reap, is_last=True)
 
-    def reaped(self, pid: int, usage: struct_rusage) -> None:
+    def reaped(self, pid: int, usage: RUsage) -> None:
         """Take the totals of a process of the tree that this process waited for outside `final`."""
         if self._tree is not None:
             self._tree.reaped(pid, usage)
@@ -146,6 +149,10 @@ class Sampler:
     def advance_past(self, timestamp: float) -> None:
         """Give the next rows time stamps after `timestamp` (UNIX seconds), that of the run's last row so far."""
         self._timestamps.advance_past(timestamp, monotonic=self._clock.monotonic())
+
+    def left_running(self) -> list[int]:
+        """Return the processes of the tree that were alive in the last reading, without the root."""
+        return [] if self._tree is None else [pid for pid in self._tree.pids if pid != self._root_pid]
 
     @property
     def living(self) -> int:
