@@ -73,6 +73,7 @@ class Sampler:
         self._root_pid = root_pid
         self._system: SystemSensors
         self._tree: TreeSensor | None = None
+        # long: the one place that knows both kinds of sensors and all that each is made from.
         if os.path.exists(f"{proc}/stat"):
             from sentinel_collector.sensors.linux.system import LinuxSystem
             from sentinel_collector.sensors.process_tree.tree import ProcessTree
