@@ -129,6 +129,15 @@ def test_a_leak_is_told_with_the_time_that_is_left() -> None:
     assert "unsure" in about("memory", pieces)[1].certainty
 
 
+def test_what_a_job_gives_back_at_its_end_does_not_hide_a_leak() -> None:
+    leaking = [sample(second, process_memory_mib=100.0 + second) for second in range(100)]
+    leaking += [sample(100, process_memory_mib=0.0), sample(101, process_memory_mib=199.0)]
+    growth = memory_growth(evidence(leaking).rows, "process_memory_mib")
+    assert growth is not None
+    assert growth.mib_per_s == pytest.approx(1)
+    assert growth.last_mib == 199
+
+
 @pytest.mark.parametrize(
     "memory",
     [
