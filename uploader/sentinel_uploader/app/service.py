@@ -164,7 +164,7 @@ class Service:
             spool=self._spool,
             directory=self._config.spool_dir,
             last_intake_loop_at=lambda: self._intake.last_loop_at,
-            spool_unavailable=lambda: self._intake.spool_unavailable,
+            spool_unavailable=lambda: self._intake.availability.unavailable,
             last_main_loop_at=lambda: self._last_loop_at,
             # Rows wait for the upload interval anyway.
             unhealthy_after_s=self._config.unhealthy_after_s + self._config.policy.upload_interval_s,

@@ -70,7 +70,7 @@ class Intake:
         self._counters = counters
         self._sessions = Sessions()
         self._responses = ResponseSender(server, counters)
-        self._availability = SpoolAvailability(clock, counters)
+        self.availability = SpoolAvailability(clock, counters)
         self._commit_window = CommitWindow(clock)
         quota = SpoolQuota(
             spool=spool, share=limits.client_spool_share, known_clients=known_clients, clock=clock, counters=counters
@@ -78,7 +78,7 @@ class Intake:
         self._write_batch = WriteBatch(
             spool=spool,
             responses=self._responses,
-            availability=self._availability,
+            availability=self.availability,
             clock=clock,
             counters=counters,
             policy=policy,
@@ -90,7 +90,7 @@ class Intake:
             spool=spool,
             sessions=self._sessions,
             responses=self._responses,
-            availability=self._availability,
+            availability=self.availability,
             clock=clock,
             counters=counters,
             limits=limits,
@@ -108,11 +108,6 @@ class Intake:
     def is_stalled(self, now: float) -> bool:
         """Whether the loop is late: collectors may have spoken without being heard."""
         return now - self.last_loop_at > STALL_THRESHOLD_S
-
-    @property
-    def spool_unavailable(self) -> tuple[float, str] | None:
-        """When the spool last refused rows (monotonic seconds) and why; `None` when it takes them."""
-        return self._availability.unavailable
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; `ZmqServer.wake` makes the loop check the event at once."""

@@ -52,7 +52,8 @@ class ContainerView:
     """The limits and the usage.
 
     `vcpus` is the quota, rounded up, or the number of processors in the cpuset where that is less. `memory_mib` is the
-    memory limit (`None`: no limit). `limited` says whether there is a quota or a memory limit.
+    memory limit (`None`: no limit). `limited` says whether there is a quota or a memory limit, `has_cpu` and
+    `has_memory` whether CPU time and memory are counted.
     """
 
     def __init__(self, *, proc: str = "/proc") -> None:
@@ -73,22 +74,14 @@ class ContainerView:
         self._memory_cgroup = memory_level or _own_cgroup(memory)
         if _integer(self._memory_file()) is None:
             self._memory_cgroup = ""
+        self.has_memory = bool(self._memory_cgroup)
         self._cpu = _cpu_counter(_mount_of(mounts, "cpuacct"), quota, quota_level)
+        self.has_cpu = self._cpu is not None
         self._last_us = self._cpu_times()
         self._count_cgroup = ""
         if link_target(f"{proc}/self/ns/pid") == INITIAL_PID_NAMESPACE:
             # In a name space of its own, /proc lists the container's processes and no others.
             self._count_cgroup = self._memory_cgroup or quota_level
-
-    @property
-    def has_cpu(self) -> bool:
-        """Whether the container's CPU time is counted."""
-        return self._cpu is not None
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether the container's memory is counted."""
-        return bool(self._memory_cgroup)
 
     def cpu_growth_us(self) -> tuple[int, int] | None:
         """Return user and system microseconds since the last call or since `__init__`; `None` when unreadable."""
