@@ -347,7 +347,6 @@ class SendQueue:
         return self._cursor
 
     def _drop(self, count: int) -> None:
-        """Remove the oldest `count` rows and advance the sequence number of the oldest."""
         from_file = min(count, self._file_rows)
         if from_file and self._file is not None:
             self._head_position = self._file.advance(self._head_position, from_file)

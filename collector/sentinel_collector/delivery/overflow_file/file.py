@@ -295,14 +295,11 @@ class OverflowFile:
                 break
             intact = record.end
         if intact < self.size_bytes:
-            self._truncate_tail(intact, is_damaged=is_damaged)
-
-    def _truncate_tail(self, intact: int, *, is_damaged: bool) -> None:
-        """Truncate the unreadable tail; copy it first unless it is just an incomplete record."""
-        if is_damaged or self.size_bytes - intact > _MAX_TORN_BYTES:
-            self.quarantined_path = self._quarantine_tail(intact)
-        os.ftruncate(self._fd, intact)
-        self.size_bytes = intact
+            if is_damaged or self.size_bytes - intact > _MAX_TORN_BYTES:
+                # More than an incomplete record.
+                self.quarantined_path = self._quarantine_tail(intact)
+            os.ftruncate(self._fd, intact)
+            self.size_bytes = intact
 
     def _quarantine_tail(self, offset: int) -> str:
         for number in range(1, _MAX_QUARANTINED):

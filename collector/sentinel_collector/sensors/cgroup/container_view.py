@@ -58,7 +58,7 @@ class ContainerView:
     def __init__(self, *, proc: str = "/proc") -> None:
         mounts = find_mounts(proc)
         memory, quota = _mount_of(mounts, "memory"), _mount_of(mounts, "cpu")
-        host_bytes = _host_memory_bytes(proc)
+        host_bytes = int(read_whole(f"{proc}/meminfo").split(None, 2)[1]) * 1024
         limit_bytes, memory_level = _strictest_limit(memory, _memory_limit)
         if limit_bytes >= host_bytes:
             # v1 writes "no limit" as a huge number.
@@ -266,11 +266,6 @@ def _count_processes(directory: str) -> int:
     except OSError:
         return count
     return count + sum(map(_count_processes, children))
-
-
-def _host_memory_bytes(proc: str) -> int:
-    words = read_whole(f"{proc}/meminfo").split(None, 2)
-    return int(words[1]) * 1024
 
 
 def _integer(path: str) -> int | None:
