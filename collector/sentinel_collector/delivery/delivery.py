@@ -267,7 +267,6 @@ class Delivery:
         )
 
     def _maybe_fail_over(self, now: float) -> None:
-        """Switch to another uploader when the current one has not answered for too long."""
         if self.client.is_complete or now < self._next_failover_at:
             return
         if self._finish is not None and not self._queue.never_sent_rows and (self._was_welcomed or self.is_resumed):

@@ -245,8 +245,7 @@ class SendQueue:
     def all_rows(self) -> Iterator[bytes]:
         """Yield all rows, oldest first."""
         if self._file is not None and self._file_rows:
-            rows = self._file.rows_from(self._head_position)
-            yield from islice((row for row, _ in rows), self._file_rows)
+            yield from islice(self._file.rows_from(self._head_position), self._file_rows)
         yield from self._memory
 
     def touch(self) -> None:
@@ -312,7 +311,7 @@ class SendQueue:
         if not last_timestamp or self.rows == self._assigned:
             return 0
         if self._file is not None and self._file_rows > self._assigned:
-            oldest, _ = next(self._file.rows_from(self._file.advance(self._head_position, self._assigned)))
+            oldest = next(self._file.rows_from(self._file.advance(self._head_position, self._assigned)))
         else:
             oldest = self._memory[0]
         return max(0, round(last_timestamp * 1000) + 1 - round(decode_sample(oldest).timestamp * 1000))
@@ -339,7 +338,7 @@ class SendQueue:
     def _unsent(self) -> Iterator[bytes]:
         if self.sent_rows < self._file_rows and self._file is not None:
             rows = self._file.rows_from(self._position_of_cursor(self._file))
-            yield from islice((row for row, _ in rows), self._file_rows - self.sent_rows)
+            yield from islice(rows, self._file_rows - self.sent_rows)
         yield from islice(self._memory, max(0, self.sent_rows - self._file_rows), None)
 
     def _position_of_cursor(self, file: OverflowFile) -> Position:
@@ -348,7 +347,6 @@ class SendQueue:
         return self._cursor
 
     def _drop(self, count: int) -> None:
-        """Remove the oldest `count` rows and advance the sequence number of the oldest."""
         from_file = min(count, self._file_rows)
         if from_file and self._file is not None:
             self._head_position = self._file.advance(self._head_position, from_file)

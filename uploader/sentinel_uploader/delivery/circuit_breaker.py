@@ -44,7 +44,7 @@ class CircuitBreaker:
         """Calls in flight."""
         self.waiting: OrderedDict[int, None] = OrderedDict()
         """Runs that wait for a success or a free slot, in the order of their arrival."""
-        self._max_concurrent = max_concurrent
+        self.max_concurrent = max_concurrent
         self._rng = rng
         self._failed_run: int | None = None
         self._failed_at = 0.0
@@ -65,7 +65,7 @@ class CircuitBreaker:
         """Whether the run's call may start now."""
         if self.is_failing:
             return self.in_flight == 0 and now >= self.next_try_at(run_id)
-        return self.in_flight < self._max_concurrent
+        return self.in_flight < self.max_concurrent
 
     def next_try_at(self, run_id: int) -> float:
         """When a run may call a failing destination (monotonic seconds).
@@ -82,11 +82,6 @@ class CircuitBreaker:
         return BreakerState(
             self.name, self._version, self.attempts, self.not_before, self.failing_since, self.error, began
         )
-
-    @property
-    def free_slots(self) -> int:
-        """How many more calls may start while it is not failing."""
-        return self._max_concurrent - self.in_flight
 
     def record_success(self, now: float) -> bool:
         """A call got a response; True when the destination was failing until now."""

@@ -6,7 +6,6 @@ a crash has the same effect.
 
 import hashlib
 import logging
-import threading
 from dataclasses import dataclass
 
 import msgspec
@@ -58,9 +57,8 @@ class StepExecutor:
     counters: Counters
 
     def __post_init__(self) -> None:
-        self._lock = threading.Lock()
         self._sessions: dict[int, _BackendSession] = {}
-        """By run; guarded by the lock. A session itself is changed by its run's step, of which there is one at most."""
+        """By run: single, atomic operations. A session is changed by its run's step, of which there is one at most."""
 
     def backoff_key(self, run: OpenRun, step: Step) -> str | None:
         """Return the destination of the step; `None` for a step that calls nothing.
@@ -94,8 +92,7 @@ class StepExecutor:
 
     def forget(self, run: OpenRun) -> None:
         """The run is closed."""
-        with self._lock:
-            self._sessions.pop(run.id, None)
+        self._sessions.pop(run.id, None)
 
     def execute(self, run: OpenRun, step: Step) -> None:
         """Execute one step; after `DeliveryError` or `SpoolError`, the same step is due again."""
@@ -115,8 +112,7 @@ class StepExecutor:
                 self._close_stale(run)
 
     def _session(self, run: OpenRun) -> "_BackendSession":
-        with self._lock:
-            return self._sessions.setdefault(run.id, _BackendSession())
+        return self._sessions.setdefault(run.id, _BackendSession())
 
     def _register(self, run: OpenRun) -> None:
         if run.record.run_id:

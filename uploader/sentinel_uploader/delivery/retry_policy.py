@@ -77,10 +77,6 @@ class OutcomeHandler:
         next_try_at = run.not_before if waits_for is None else waits_for.next_try_at(run.run.id)
         return Outcome(state, next_try_at=next_try_at)
 
-    def on_quarantine_failed(self, run: RunSchedule) -> None:
-        """The spool did not take the new state: the step is repeated, and fails again."""
-        run.not_before = self.clock.monotonic() + backoff(run.attempts, rng=self.rng)
-
     def _on_destination_ok(self, destination: CircuitBreaker) -> BreakerState | None:
         now = self.clock.monotonic()
         if not destination.record_success(now):

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S
+from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S, backoff
 from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
 from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
 from sentinel_uploader.delivery.failure_log import FailureReporter
@@ -329,8 +329,9 @@ class Scheduler:
                 quarantine_run(self.spool, run, error)
                 self.counters.quarantined.add(1, step, error_label(error))
             except SpoolError as failure:
+                # The spool did not take the new state: the step is repeated, and fails again.
                 with self._lock:
-                    self._outcomes.on_quarantine_failed(schedule)
+                    schedule.not_before = self.clock.monotonic() + backoff(schedule.attempts, rng=self.rng)
                 log.error(  # noqa: TRY400 -- no defect, no trace
                     "cannot park run=%s error=%s", run.record.run_id, failure, extra=run.record.log_fields
                 )

@@ -36,7 +36,6 @@ class WaitQueues:
         return self._waiting_for.get(run_id)
 
     def __len__(self) -> int:
-        """Return the number of waiting runs."""
         return len(self._waiting_for)
 
     def failing_count(self) -> int:
@@ -83,7 +82,7 @@ class WaitQueues:
             self._schedule_probe(destination)
             return
         # With no call in flight, nothing would wake the rest later.
-        most = destination.free_slots if destination.in_flight else len(destination.waiting)
+        most = destination.max_concurrent - destination.in_flight if destination.in_flight else len(destination.waiting)
         for run_id in list(itertools.islice(destination.waiting, most)):
             self.schedule(run_id, now)
 

@@ -141,7 +141,6 @@ class Database:
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Translate every SQLite error."""
         if self._closed:
             raise SpoolError(f"the spool {self.path} is closed")
         try:

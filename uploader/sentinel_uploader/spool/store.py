@@ -22,7 +22,7 @@ from sentinel_uploader.spool.database import Database
 from sentinel_uploader.spool.ended_runs import EndedRuns
 from sentinel_uploader.spool.epochs import check_epoch, continuation
 from sentinel_uploader.spool.errors import SpoolDamagedError, SpoolFullError
-from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.open_run import ClientUsage, OpenRun
 from sentinel_uploader.spool.run_record import RunRecord, new_record
 from sentinel_uploader.spool.schema import SCHEMA_VERSION
 from sentinel_uploader.spool.types import (
@@ -33,7 +33,6 @@ from sentinel_uploader.spool.types import (
     RunLimitError,
     UnbatchedFrames,
 )
-from sentinel_uploader.spool.usage import ClientUsage
 
 log = logging.getLogger(__name__)
 

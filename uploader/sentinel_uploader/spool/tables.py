@@ -118,6 +118,5 @@ def load_runs(database: Database, clock: Clock) -> tuple[list[OpenRun], int, int
 
 
 def _timestamp_of(database: Database, frame_id: int) -> float:
-    """Return the time of a stored frame's last row."""
     ((payload,),) = database.query("SELECT payload FROM frames WHERE id = ?", (frame_id,))
     return decode_frames([payload])[-1].timestamp

@@ -87,13 +87,12 @@ def read_payload(fd: int, record: Record) -> bytes:
     return os.pread(fd, record.size, record.offset + _RECORD_HEADER_BYTES)
 
 
-def decode_rows(record: Record, payload: bytes) -> list[bytes] | None:
-    """Return a record's rows, `None` when they do not match the header."""
-    try:
-        rows = [bytes(row) for row in _decode_rows(payload)]
-    except msgspec.DecodeError:
-        return None
-    return rows if rows and len(rows) == record.rows else None
+def decode_rows(record: Record, payload: bytes) -> list[bytes]:
+    """Return a record's rows, at least one; raises `msgspec.DecodeError` when they do not match the header."""
+    rows = [bytes(row) for row in _decode_rows(payload)]
+    if not rows or len(rows) != record.rows:
+        raise msgspec.DecodeError(f"{len(rows)} rows in a record of {record.rows}")
+    return rows
 
 
 def decode_hello(header: OverflowHeader) -> Hello:
