@@ -69,7 +69,7 @@ def make_backend(values: Mapping[str, Any], environ: Mapping[str, str], clock: C
     try:
         # urllib3 and botocore come with an extra: a local directory needs neither.
         from sentinel_uploader.backends.http.client import TOTAL_TIMEOUT_S, HttpClient
-        from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, S3Store
+        from sentinel_uploader.backends.objectstore.by_scheme import StoresByScheme
         from sentinel_uploader.backends.sentinel.backend import SentinelBackend
         from sentinel_uploader.backends.sentinel.client import DEFAULT_BASE_URL
         from sentinel_uploader.backends.sentinel.token import token_source
@@ -92,6 +92,6 @@ def make_backend(values: Mapping[str, Any], environ: Mapping[str, str], clock: C
     base_url = environ.get("SENTINEL_API_URL") or DEFAULT_BASE_URL
     return Backend(
         api=SentinelBackend(token, base_url, clock, environ, client=new_client()),
-        store=S3Store(environ=environ, clock=clock, client=new_client(authority_variables=AUTHORITY_VARIABLES)),
+        store=StoresByScheme(environ, clock, new_client),
         needs_credentials=True,
     )

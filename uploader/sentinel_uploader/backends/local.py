@@ -10,7 +10,9 @@ from sentinel_protocol.common.atomic_file import sync_directory, write_atomicall
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.time_text import utc_text
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.ports import StoreProbe
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
+from sentinel_uploader.util.writable import write_error
 
 RUN_FILE = "run.json"
 _SCHEME = "file://"
@@ -82,6 +84,13 @@ class DirectoryStore:
             write_atomically(path, body)
         except OSError as error:
             raise DeliveryError(f"cannot write {path}: {error.strerror}", retry_action=RetryAction.RETRY) from error
+
+    def probe(self, uri_prefix: str | None, region: str | None) -> list[StoreProbe]:  # noqa: ARG002 -- the port's
+        """Try to create a file in the directory; there is nothing to try without one."""
+        if uri_prefix is None:
+            return []
+        error = write_error(path_of_uri(uri_prefix))
+        return [StoreProbe(uri_prefix, is_certain=True, error=error, remedy="give it to the user who runs this")]
 
     def close(self) -> None:
         """Nothing is held open."""

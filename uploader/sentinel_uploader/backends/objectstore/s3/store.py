@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.backends.http.client import HttpClient, HttpResponse
+from sentinel_uploader.backends.http.client import HttpClient, HttpResponse, Origin
 from sentinel_uploader.backends.objectstore.s3.address import (
     ObjectAddress,
     bucket_location,
@@ -15,13 +15,21 @@ from sentinel_uploader.backends.objectstore.s3.address import (
     is_region,
     object_location,
     parse_uri,
+    region_origin,
 )
 from sentinel_uploader.backends.objectstore.s3.errors import S3ErrorBody, parse_error, to_exception
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.ports import StoreProbe, object_uri
 from sentinel_uploader.runs.types import Credentials
 
 FALLBACK_REGION = "us-east-1"
 AUTHORITY_VARIABLES = ("AWS_CA_BUNDLE", "SSL_CERT_FILE")
+_REMEDY = "check AWS_ENDPOINT_URL_S3, the network, HTTPS_PROXY and AWS_CA_BUNDLE"
+
+
+def open_store(environ: Mapping[str, str], clock: Clock, new_client: Callable[..., HttpClient]) -> "S3Store":
+    """Return the store with a client of its own."""
+    return S3Store(environ=environ, clock=clock, client=new_client(authority_variables=AUTHORITY_VARIABLES))
 
 
 class S3Store:
@@ -73,9 +81,32 @@ class S3Store:
                 secrets = (credentials.secret_key, credentials.session_token, credentials.access_key)
                 raise to_exception(call, answer, fault, secrets=secrets, now=self._clock.now())
 
+    def probe(self, uri_prefix: str | None, region: str | None) -> list[StoreProbe]:
+        """Send one HEAD request to the server of the objects: tries its name, port, certificate and the proxy."""
+        region = region or self._default_region
+        if region and not is_region(region):
+            return [StoreProbe("", is_certain=True, error=f"{region!r} is not a region", remedy=_REMEDY)]
+        is_certain = bool(uri_prefix or self._endpoint)
+        origin, path = self._probed_location(uri_prefix, region)
+        try:
+            answer = self._client.request("HEAD", "HEAD", origin, path, headers={})
+        except DeliveryError as error:
+            return [StoreProbe(origin.url, is_certain, error=str(error), remedy=_REMEDY)]
+        return [StoreProbe(origin.url, is_certain, server_time=answer.date())]
+
     def close(self) -> None:
         """Close the connections; calls in flight fail."""
         self._client.close()
+
+    def _probed_location(self, uri_prefix: str | None, region: str) -> tuple[Origin, str]:
+        if self._endpoint is not None:
+            return self._endpoint.origin, f"{self._endpoint.prefix}/"
+        if uri_prefix is None:
+            return region_origin(region or FALLBACK_REGION), "/"
+        address = parse_uri(object_uri(uri_prefix, 1))
+        if not region:
+            return bucket_location(address.bucket)
+        return object_location(address, region, None)[0], "/"
 
     def _attempt(
         self, call: str, address: ObjectAddress, region: str, body: bytes, credentials: Credentials
