@@ -93,24 +93,10 @@ class Recorder:
         self._is_remote = any(address.url.startswith("tcp:") for address in addresses)
         self._stopped = self._detached = self._undelivered_runs_reported = False
         self._check_job_at = 0.0
-        mirror = self._mirror = job if isinstance(job, JobMirror) else None
+        self._mirror = job if isinstance(job, JobMirror) else None
         # First, since the GPU's driver may answer slowly: what follows uses it if it is ready by then.
         self._gpu = open_gpu_sensor(clock=clock, warn=console.warn)
-        self._sampler = Sampler(
-            clock=clock,
-            baseline=baseline,
-            root_pid=root_pid,
-            own_child=job is not None and not is_continued,
-            interval_s=self._interval_s,
-            gpu=self._gpu,
-            accounting=accounting,
-            container=container,
-            adopter_pid=0 if mirror is None else mirror.adopter_pid,
-            take_reaped=tuple if mirror is None else mirror.take_reaped,
-            pss_share=settings["pss_budget"] / 100,
-            host_root=settings["host_root"] or "",
-            warn=console.warn,
-        )
+        self._sampler = self._open_sampler(baseline, accounting, container, is_continued=is_continued)
         for pid in excluded:
             self._sampler.exclude(pid)
         self._discovery = None if settings["no_cloud"] else self._start_discovery()
@@ -336,6 +322,26 @@ class Recorder:
             is_named=bool(self._settings["run_key"]),
             keys=keys,
             failover_after_s=self._settings["failover_after"],
+        )
+
+    def _open_sampler(
+        self, baseline: Baseline, accounting: Accounting | None, container: ContainerView | None, *, is_continued: bool
+    ) -> Sampler:
+        mirror = self._mirror
+        return Sampler(
+            clock=self._clock,
+            baseline=baseline,
+            root_pid=self._root_pid,
+            own_child=self._job is not None and not is_continued,
+            interval_s=self._interval_s,
+            gpu=self._gpu,
+            accounting=accounting,
+            container=container,
+            adopter_pid=0 if mirror is None else mirror.adopter_pid,
+            take_reaped=tuple if mirror is None else mirror.take_reaped,
+            pss_share=self._settings["pss_budget"] / 100,
+            host_root=self._settings["host_root"] or "",
+            warn=self._console.warn,
         )
 
     def _open_targets(self, started_at: float) -> OutputTargets:
