@@ -114,20 +114,28 @@ def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
 
 
 _WHOLE_RUN = """
-import sys
-before = set(sys.modules)
+import os, sys
+before, leave = set(sys.modules), os._exit
 from sentinel_collector.cli import main
-exit_code = main(sys.argv[1:])
-print(*sorted(set(sys.modules) - before))
+def tell(code):
+    print(*sorted(set(sys.modules) - before), file=open(sys.argv[1], "w"), flush=True)
+    leave(code)
+os._exit = tell  # the recorder's end
+exit_code = main(sys.argv[2:])
+print(*sorted(set(sys.modules) - before), file=sys.stderr)
 sys.exit(exit_code)
 """
 
 
 def test_a_whole_short_run_loads_nothing_that_it_can_do_without(home: Home) -> None:
     home.start_uploader()
-    done = home.run(sys.executable, "-c", _WHOLE_RUN, "--connect", home.address, "--", "true")
+    told = home.directory / "modules"
+    done = home.run(sys.executable, "-c", _WHOLE_RUN, str(told), "--connect", home.address, "--", "true")
     assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split())
+    of_waiter = set(done.stderr.splitlines()[-1].split())
+    assert "sentinel_collector.job.waiter" in of_waiter
+    assert not {"sentinel_collector.session", "msgspec", "zmq", "threading"} & of_waiter
+    loaded = set(told.read_text().split())
     assert {"sentinel_collector.session", "sentinel_collector.sensors.linux.system", "msgspec", "zmq"} <= loaded
     ours = existing(
         # for this user's own uploader, for the cloud's metadata service

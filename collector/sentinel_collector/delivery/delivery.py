@@ -8,10 +8,10 @@ from sentinel_collector.console import Console, pluralize
 from sentinel_collector.delivery.connection_log import kept_message, lost_message
 from sentinel_collector.delivery.failover import Failover, continuation_of, with_continuation_tag
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader, decode_hello
+from sentinel_collector.delivery.overflow_file.format import OverflowFileError, OverflowHeader, decode_hello
 from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, SendQueue
 from sentinel_collector.delivery.state_dir import (
-    RunFileClaim,
+    claim_run_file,
     create_run_file,
     save_undeliverable_rows,
     write_finished_part,
@@ -55,7 +55,7 @@ class Delivery:
         failover_after_s: float = 300.0,
     ) -> None:
         # Names the run's file also when the run continues under another key: a restarted collector looks there.
-        self._requested_key = self.run_key = run_key
+        self._requested_key = run_key
         self._incarnation = incarnation
         self._failover = Failover(addresses, keys or {}, after_s=failover_after_s)
         self._local_uploader = local_uploader
@@ -66,10 +66,7 @@ class Delivery:
         self._on_welcome = on_welcome
         self._is_named = is_named
         self._was_welcomed = False
-        claim = RunFileClaim(state_dir, run_key, clock=clock, console=console)
-        recovered = claim.take()
-        self.run_key = claim.run_key
-        self.is_resumed = claim.is_resumed
+        recovered, self.run_key, self.is_resumed = claim_run_file(state_dir, run_key, clock=clock, console=console)
         if recovered is not None:
             self._resume(recovered)
         self.last_row = None if recovered is None else recovered.last_row
@@ -271,7 +268,6 @@ class Delivery:
         )
 
     def _maybe_fail_over(self, now: float) -> None:
-        """Switch to another uploader when the current one has not answered for too long."""
         if self.client.is_complete or now < self._next_failover_at:
             return
         if self._finish is not None and not self._queue.never_sent_rows and (self._was_welcomed or self.is_resumed):

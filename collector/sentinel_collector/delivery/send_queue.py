@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, Position
-from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS, OverflowFileError, OverflowHeader
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
@@ -46,7 +45,8 @@ class SendQueue:
         disk_error_reported: bool = False,
     ) -> None:
         self._open_file = open_file
-        self._make_header = header
+        self.make_header = header
+        """Returns the file's current header; replaced when the rows become another run's."""
         self._warn = warn
         self._file: OverflowFile | None = None
         self._head_position = Position(0, 0)
@@ -56,7 +56,7 @@ class SendQueue:
         self._spill_not_before = 0.0
         self._spill_failed = disk_error_reported
         self.oldest_seq = 0
-        """Sequence number of the oldest row (of the next row if the queue is empty), 0 while no row has one."""
+        """Sequence number of the oldest row (of the next row if the queue is empty), 0 while unknown."""
         self._is_numbered = False
         """Whether rows that were never sent have numbers."""
         self._assigned = 0
@@ -240,13 +240,12 @@ class SendQueue:
         """Write the changed header for a later collector; a failure is ignored."""
         if self._file is not None and not self._reset_record_pending:
             with contextlib.suppress(OSError):
-                self._file.write_header(self._make_header())
+                self._file.write_header(self.make_header())
 
     def all_rows(self) -> Iterator[bytes]:
         """Yield all rows, oldest first."""
         if self._file is not None and self._file_rows:
-            rows = self._file.rows_from(self._head_position)
-            yield from islice((row for row, _ in rows), self._file_rows)
+            yield from islice(self._file.rows_from(self._head_position), self._file_rows)
         yield from self._memory
 
     def touch(self) -> None:
@@ -312,7 +311,7 @@ class SendQueue:
         if not last_timestamp or self.rows == self._assigned:
             return 0
         if self._file is not None and self._file_rows > self._assigned:
-            oldest, _ = next(self._file.rows_from(self._file.advance(self._head_position, self._assigned)))
+            oldest = next(self._file.rows_from(self._file.advance(self._head_position, self._assigned)))
         else:
             oldest = self._memory[0]
         return max(0, round(last_timestamp * 1000) + 1 - round(decode_sample(oldest).timestamp * 1000))
@@ -330,16 +329,16 @@ class SendQueue:
         if self._file is None:
             self._file = self._open_file()
         if self._reset_record_pending:
-            self._file.write_reset(self._make_header(), self._head_position if self._file_rows else self._file.end)
+            self._file.write_reset(self.make_header(), self._head_position if self._file_rows else self._file.end)
             self._reset_record_pending = False
         if self._file.header is None:
-            self._file.write_header(self._make_header())
+            self._file.write_header(self.make_header())
         return self._file
 
     def _unsent(self) -> Iterator[bytes]:
         if self.sent_rows < self._file_rows and self._file is not None:
             rows = self._file.rows_from(self._position_of_cursor(self._file))
-            yield from islice((row for row, _ in rows), self._file_rows - self.sent_rows)
+            yield from islice(rows, self._file_rows - self.sent_rows)
         yield from islice(self._memory, max(0, self.sent_rows - self._file_rows), None)
 
     def _position_of_cursor(self, file: OverflowFile) -> Position:
@@ -348,7 +347,6 @@ class SendQueue:
         return self._cursor
 
     def _drop(self, count: int) -> None:
-        """Remove the oldest `count` rows and advance the sequence number of the oldest."""
         from_file = min(count, self._file_rows)
         if from_file and self._file is not None:
             self._head_position = self._file.advance(self._head_position, from_file)
@@ -365,7 +363,7 @@ class SendQueue:
     def _truncate_file(self, file: OverflowFile) -> None:
         # On failure the rows stay on disk: the uploader's next `Welcome` tells that they are delivered.
         with contextlib.suppress(OSError):
-            file.truncate(self._make_header())
+            file.truncate(self.make_header())
             self._reset_record_pending = False
         self._cursor = None
 

@@ -11,7 +11,7 @@ from enum import Enum
 import msgspec
 
 from sentinel_collector.delivery.connection_log import ConnectionLog
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError
+from sentinel_collector.delivery.overflow_file.format import OverflowFileError
 from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, SendQueue
 from sentinel_collector.delivery.transport import HalfOpenTimer, Transport
 from sentinel_protocol.common.clock import Clock

@@ -20,6 +20,7 @@ PATH_VARIABLES = (TOKEN_VARIABLES[-1], "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", 
 _SOCKET_PATH_FILE = "socket"
 _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_INTERPRETER_VARIABLES = ("PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__")
 
 
 class LocalUploaderPaths(NamedTuple):
@@ -112,9 +113,10 @@ def local_uploader_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for a local uploader.
 
     Its paths are absolute, because the uploader does not run in the job's directory. The variables of sd_notify(3) are
-    removed, because the uploader is not the service.
+    removed, because the uploader is not the service, and those that change where Python finds its own modules.
     """
-    changed = {name: value for name, value in environ.items() if name not in _MANAGER_VARIABLES}
+    dropped = (*_MANAGER_VARIABLES, *_INTERPRETER_VARIABLES)
+    changed = {name: value for name, value in environ.items() if name not in dropped}
     for name in PATH_VARIABLES:
         if changed.get(name):
             changed[name] = os.path.abspath(changed[name])

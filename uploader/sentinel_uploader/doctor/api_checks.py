@@ -13,7 +13,7 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError, UsageError
 from sentinel_protocol.wire.sample import CSV_HEADER
 from sentinel_uploader.backends.http.client import HttpResponse
-from sentinel_uploader.backends.objectstore.s3.store import S3Store
+from sentinel_uploader.backends.objectstore.by_scheme import StoresByScheme
 from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.backends.sentinel.client import DEFAULT_BASE_URL, SentinelClient, run_path
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
@@ -23,7 +23,7 @@ from sentinel_uploader.doctor.machine_checks import OpenRun
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.doctor.storage_checks import ask_for_credentials, check_storage
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import ObjectStore, object_uri
 from sentinel_uploader.runs.types import FinishRequest, Registration, RunDescription
 
 JOB_NAME = "sentinel-uploader doctor"
@@ -88,7 +88,7 @@ def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
     """Ask for credentials of a run that does not exist: with a valid token, the API says that there is none."""
     remedy = "check SENTINEL_API_URL, the network, HTTPS_PROXY and SSL_CERT_FILE"
     try:
-        with context.client(("SSL_CERT_FILE",)) as client:
+        with closing(context.new_client(("SSL_CERT_FILE",))) as client:
             endpoint = SentinelClient(
                 _base_url(context.environ), clock=context.clock, environ=context.environ, client=client
             )
@@ -99,7 +99,7 @@ def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
         yield failed("api", str(error), remedy)
         return
     yield _api_answer(endpoint.base_url, answer)
-    yield context.clock_finding(endpoint.base_url, answer, sent_at)
+    yield context.clock_finding(endpoint.base_url, answer.date(), sent_at)
 
 
 def _api_answer(base_url: str, answer: HttpResponse) -> Finding:
@@ -114,7 +114,7 @@ def _api_answer(base_url: str, answer: HttpResponse) -> Finding:
 
 
 def _end_to_end_run(context: ProbeContext, api: SentinelBackend) -> Iterator[Finding]:
-    store = S3Store(environ=context.environ, clock=context.clock)
+    store = StoresByScheme(context.environ, context.clock, context.new_client)
     run = RunDescription(
         uid=uuid.uuid4().hex,
         run_key=JOB_NAME,
@@ -136,7 +136,7 @@ def _end_to_end_run(context: ProbeContext, api: SentinelBackend) -> Iterator[Fin
 
 
 def _put_and_finish(
-    context: ProbeContext, api: SentinelBackend, store: S3Store, run: RunDescription, registration: Registration
+    context: ProbeContext, api: SentinelBackend, store: ObjectStore, run: RunDescription, registration: Registration
 ) -> Iterator[Finding]:
     uri = object_uri(registration.uri_prefix, 1)
     body = gzip_csv(CSV_HEADER)
@@ -147,7 +147,9 @@ def _put_and_finish(
         yield ok("put", f"{uri}, {len(body)} bytes, sha256 {digest}…")
     except SentinelStreamError as error:
         is_stored = False
-        yield failed("put", str(error), "check AWS_ENDPOINT_URL_S3, and the rights that the API's credentials give")
+        yield failed(
+            "put", str(error), "check the storage server's address, and the rights that the API's credentials give"
+        )
     ending = FinishRequest(
         run=run,
         run_id=registration.run_id,

@@ -3,18 +3,19 @@
 import os
 import resource
 import stat
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from sentinel_protocol.common.errors import KeyFileError, UsageError
 from sentinel_uploader.admin.status_reader import NoSpoolError, read_status
+from sentinel_uploader.backends.local import DirectoryStore, uri_of_path
 from sentinel_uploader.doctor.findings import Finding, failed, ok, skipped, warning
 from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.spool.database import database_path
 from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.telemetry.health import MIN_FREE_BYTES, free_bytes
+from sentinel_uploader.util.writable import write_error
 
 MIN_RECOMMENDED_FDS = 1024
 _AT_THE_API = frozenset({RunState.REGISTERED, RunState.FINISHING})
@@ -25,7 +26,7 @@ _SECRET_SUFFIX = "_secret"  # noqa: S105 -- how such files are named
 
 
 class OpenRun(NamedTuple):
-    """A registered run that has not ended, and the `s3://` prefix of its objects."""
+    """A registered run that has not ended, and the URI prefix of its objects."""
 
     run_id: str
     uri_prefix: str
@@ -59,14 +60,14 @@ def check_spool(directory: str) -> Iterator[Finding]:
     yield from _delivery_findings(status)
 
 
-def open_run(directory: str) -> OpenRun | None:
-    """Return the newest open run in the spool that has an id and an address."""
+def open_run(directory: str, schemes: Collection[str]) -> OpenRun | None:
+    """Return the newest open run in the spool that has an id, and an address with one of the schemes."""
     try:
         runs = read_status(directory)["runs"]
     except UsageError:
         # `check_spool` reports it.
         return None
-    kept = [run for run in runs if run["state"] in _AT_THE_API and run["location"].startswith("s3://")]
+    kept = [run for run in runs if run["state"] in _AT_THE_API and run["location"].partition("://")[0] in schemes]
     newest = max(kept, key=lambda run: float(run["created_at"]), default=None)
     return None if newest is None else OpenRun(newest["run_id"], newest["location"])
 
@@ -132,18 +133,10 @@ def check_directory_target(directory: str) -> Finding:
     """Check the directory that runs are delivered to."""
     if not os.path.isdir(directory):
         return _will_be_created("target", directory)
-    if (fault := write_error(directory)) is not None:
-        return failed("target", f"{directory} cannot be written: {fault}", _GIVE)
+    for probe in DirectoryStore().probe(uri_of_path(directory), None):
+        if probe.error is not None:
+            return failed("target", f"{directory} cannot be written: {probe.error}", probe.remedy)
     return ok("target", f"runs are delivered to {directory}")
-
-
-def write_error(directory: str) -> str | None:
-    """Return why no file can be created there, `None` when one can. Creates a temporary file."""
-    try:
-        with tempfile.TemporaryFile(dir=directory):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
 
 
 def _delivery_findings(status: dict[str, Any]) -> Iterator[Finding]:

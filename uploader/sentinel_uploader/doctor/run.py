@@ -31,9 +31,10 @@ def run_checks(values: Mapping[str, Any], environ: Mapping[str, str], *, clock: 
         return
     try:
         # urllib3 and botocore come with the extra.
+        from sentinel_uploader.backends.objectstore.by_scheme import REMOTE_STORES
         from sentinel_uploader.doctor.api_checks import check_backend
     except ImportError as error:
         text = f"the Sentinel API needs more than the base package ({error.name} is missing)"
         yield failed("api", text, "pip install 'sentinel-stream[uploader]'")
         return
-    yield from check_backend(environ, clock=clock, put=put, run=machine_checks.open_run(directory))
+    yield from check_backend(environ, clock=clock, put=put, run=machine_checks.open_run(directory, REMOTE_STORES))

@@ -101,7 +101,7 @@ class Metrics:
         held = _gauge("client_spool_bytes", "About what a client's open runs take of the spool", labels=by_client)
         for client in self.counters.clients.all():
             owner = "" if client.name == UNNAMED else client.name
-            held.add_metric([client.name], self.spool.client_bytes(owner))
+            held.add_metric([client.name], self.spool.usage.spool_bytes(owner))
             seen.add_metric([client.name], client.seen_at)
             if client.clock_offset_s is not None:
                 offset.add_metric([client.name], client.clock_offset_s)

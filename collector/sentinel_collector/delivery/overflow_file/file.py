@@ -23,13 +23,14 @@ from sentinel_collector.delivery.overflow_file.format import (
     RESET,
     ROWS,
     SEQ_BASE,
+    OverflowFileError,
+    OverflowHeader,
     Record,
     decode_rows,
     encode_record,
     read_payload,
     read_records,
 )
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
 
@@ -71,6 +72,7 @@ class OverflowFile:
         self._fd = fd
         self.path = path
         self.size_bytes = os.fstat(fd).st_size
+        """Bytes on disk."""
         self._shifts: list[_Shift] = []
         self.header: OverflowHeader | None = None
         self.finish: Finish | None = None
@@ -153,22 +155,19 @@ class OverflowFile:
         self._append(FINISH, _encode(finish), is_synced=True)
         self.finish = finish
 
-    def rows_from(self, position: Position) -> Iterator[tuple[bytes, Position]]:
-        """Yield encoded samples from `position` on, each with the position after it.
-
-        Raises `OSError`, `OverflowFileError`.
-        """
+    def rows_from(self, position: Position) -> Iterator[bytes]:
+        """Yield encoded samples from `position` on; raises `OSError`, `OverflowFileError`."""
         for record in self._records(position.offset):
             if record.kind != ROWS:
                 continue
             skip = position.row_index if record.offset == position.offset else 0
-            rows = decode_rows(record, read_payload(self._fd, record))
-            if rows is None:
-                raise OverflowFileError(f"{self.path}: damaged at byte {record.offset}")
+            try:
+                rows = decode_rows(record, read_payload(self._fd, record))
+            except msgspec.DecodeError as error:
+                raise OverflowFileError(f"{self.path}: damaged at byte {record.offset}") from error
             shift_ms = sum(shift.shift_ms for shift in self._shifts if shift.start <= record.offset < shift.end)
-            for index in range(skip, len(rows)):
-                after = Position(record.end, 0) if index + 1 == len(rows) else Position(record.offset, index + 1)
-                yield shift_timestamp(rows[index], shift_ms) if shift_ms else rows[index], after
+            for row in rows[skip:]:
+                yield shift_timestamp(row, shift_ms) if shift_ms else row
 
     def advance(self, position: Position, count: int) -> Position:
         """Return the position `count` rows later; reads record headers only."""
@@ -296,14 +295,11 @@ class OverflowFile:
                 break
             intact = record.end
         if intact < self.size_bytes:
-            self._truncate_tail(intact, is_damaged=is_damaged)
-
-    def _truncate_tail(self, intact: int, *, is_damaged: bool) -> None:
-        """Truncate the unreadable tail; copy it first unless it is just an incomplete record."""
-        if is_damaged or self.size_bytes - intact > _MAX_TORN_BYTES:
-            self.quarantined_path = self._quarantine_tail(intact)
-        os.ftruncate(self._fd, intact)
-        self.size_bytes = intact
+            if is_damaged or self.size_bytes - intact > _MAX_TORN_BYTES:
+                # More than an incomplete record.
+                self.quarantined_path = self._quarantine_tail(intact)
+            os.ftruncate(self._fd, intact)
+            self.size_bytes = intact
 
     def _quarantine_tail(self, offset: int) -> str:
         for number in range(1, _MAX_QUARANTINED):
@@ -323,8 +319,8 @@ class OverflowFile:
         """Apply one record; False when it is damaged."""
         try:
             if record.kind == ROWS:
-                return self._replay_rows(record, payload)
-            if record.kind == HEADER:
+                self._replay_rows(record, payload)
+            elif record.kind == HEADER:
                 self.header = msgspec.msgpack.decode(payload, type=OverflowHeader)
             elif record.kind == SEQ_BASE:
                 self._replay_seq_base(record, *_SHIFT.unpack(payload))
@@ -338,12 +334,10 @@ class OverflowFile:
             return False
         return True
 
-    def _replay_rows(self, record: Record, payload: bytes) -> bool:
-        rows = decode_rows(record, payload)
-        if rows is None:
-            return False
-        decode_sample(rows[-1])
-        self.last_row = rows[-1]
+    def _replay_rows(self, record: Record, payload: bytes) -> None:
+        last_row = decode_rows(record, payload)[-1]
+        decode_sample(last_row)
+        self.last_row = last_row
         if not record.first_seq or self.unnumbered_rows:
             self.unnumbered_rows += record.rows
         elif self.numbered_rows and record.first_seq == self.first_seq + self.numbered_rows:
@@ -353,7 +347,6 @@ class OverflowFile:
             self.start = Position(record.offset, 0)
             self.first_seq = record.first_seq
             self.numbered_rows = record.rows
-        return True
 
     def _replay_seq_base(self, record: Record, shift_ms: int) -> None:
         unnumbered = self.advance(self.start, self.numbered_rows)

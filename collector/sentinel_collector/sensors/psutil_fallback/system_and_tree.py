@@ -6,11 +6,10 @@ are no bytes per process on macOS.
 
 import contextlib
 from collections.abc import Collection
-from resource import struct_rusage
 
 import psutil
 
-from sentinel_collector.sensors.interfaces import CpuReading, MemoryReading, Reap, SystemReading, TreeReading
+from sentinel_collector.sensors.interfaces import CpuReading, MemoryReading, Reap, RUsage, SystemReading, TreeReading
 from sentinel_collector.sensors.linux.byte_counters import ByteCounters
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger
 from sentinel_collector.sensors.psutil_fallback.process import PsutilProcess
@@ -98,7 +97,7 @@ class PsutilTree:
             written_bytes=counted[3] - reported[3] if self._io_readable else None,
         )
 
-    def reaped(self, pid: int, usage: struct_rusage) -> None:
+    def reaped(self, pid: int, usage: RUsage) -> None:
         """Take the exact total of a process that this process waited for."""
         unit = 1 if psutil.LINUX or psutil.BSD else 1024
         self.peak_kib = max(self.peak_kib, usage.ru_maxrss // unit)
