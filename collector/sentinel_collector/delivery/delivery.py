@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sentinel_collector.console import Console, pluralize
-from sentinel_collector.delivery.connection_log import kept_message, lost_message, undelivered_reason
+from sentinel_collector.delivery.connection_log import kept_message, lost_message
 from sentinel_collector.delivery.failover import Failover, continuation_of, with_continuation_tag
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
 from sentinel_collector.delivery.overflow_file.format import OverflowFileError, OverflowHeader, decode_hello
@@ -190,13 +190,14 @@ class Delivery:
         return "" if self._local_uploader is None else self._local_uploader.last_log_line()
 
     def _reason(self) -> str:
-        client, url = self.client, self._failover.current.url
-        return undelivered_reason(
-            url,
-            is_own=self._local_uploader is not None,
-            has_answer=client.has_answer,
-            rejection=client.rejection_reason,
-        )
+        """Return why the uploader has not acknowledged everything."""
+        is_own, url = self._local_uploader is not None, self._failover.current.url
+        peer = "this user's uploader" if is_own else f"the uploader at {url}"
+        if self.client.rejection_reason:
+            return f"{peer} {self.client.rejection_reason}"
+        if self.client.has_answer:
+            return f"{peer} has not confirmed everything"
+        return f"{peer} did not answer" if is_own else f"no uploader answered at {url}"
 
     def _resume(self, overflow: OverflowFile) -> None:
         """Continue the run that the file's header names, and write this collector's header."""
