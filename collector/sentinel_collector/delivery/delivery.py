@@ -191,11 +191,11 @@ class Delivery:
 
     def _reason(self) -> str:
         """Return why the uploader has not acknowledged everything."""
-        client, url, is_own = self.client, self._failover.current.url, self._local_uploader is not None
+        is_own, url = self._local_uploader is not None, self._failover.current.url
         peer = "this user's uploader" if is_own else f"the uploader at {url}"
-        if client.rejection_reason:
-            return f"{peer} {client.rejection_reason}"
-        if client.has_answer:
+        if self.client.rejection_reason:
+            return f"{peer} {self.client.rejection_reason}"
+        if self.client.has_answer:
             return f"{peer} has not confirmed everything"
         return f"{peer} did not answer" if is_own else f"no uploader answered at {url}"
 

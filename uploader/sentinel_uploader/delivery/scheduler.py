@@ -218,15 +218,14 @@ class Scheduler:
             # The run's address is malformed. A worker records that.
             self._begin(schedule, now)
             return partial(self._cpu_pool.submit, partial(self._conclude, schedule, step, None, error, now))
-        if key is None:
-            self._begin(schedule, now)
-            return partial(self._cpu_pool.submit, partial(self._execute, schedule, step, None, now))
-        breaker = self._queues.breaker(key)
-        if breaker.allows(run.id, now):
+        breaker = None if key is None else self._queues.breaker(key)
+        if breaker is not None:
+            if not breaker.allows(run.id, now):
+                return partial(self._notify_collector, run) if self._enqueue(run, breaker, now) else None
             breaker.in_flight += 1
-            self._begin(schedule, now)
-            return partial(self._io_pool.submit, partial(self._execute, schedule, step, breaker, now))
-        return partial(self._notify_collector, run) if self._enqueue(run, breaker, now) else None
+        self._begin(schedule, now)
+        pool = self._cpu_pool if breaker is None else self._io_pool
+        return partial(pool.submit, partial(self._execute, schedule, step, breaker, now))
 
     def _begin(self, schedule: RunSchedule, now: float) -> None:
         self._queues.dequeue(schedule.run.id, now)

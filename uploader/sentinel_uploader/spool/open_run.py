@@ -138,7 +138,7 @@ class OpenRun:
             has_ended=record.has_ended,
             unbatched_rows=self.unbatched_rows,
             unbatched_bytes=self.unbatched_bytes,
-            pending_batches=self.pending_batches,
+            pending_batches=len(self.batch_received_at),
             # One byte of msgpack may be four as text with its comma (-32), five are up to 21. A column that a row
             # leaves out still needs its comma.
             total_csv_bytes=record.csv_bytes

@@ -157,10 +157,11 @@ class Spool:
         with self._lock:
             return self._database.data_version()
 
-    def require_room(self) -> None:
-        """Raise `SpoolError` when the limit leaves no room for rows."""
+    def require_room(self, size: int = 0) -> None:
+        """Raise `SpoolFullError` when the limit leaves no room for rows of `size` bytes, or `SpoolError`."""
         with self._lock:
-            self._require_room(0)
+            if self._database.used_bytes() + size > self._database.rows_limit_bytes:
+                raise SpoolFullError(f"the spool has reached its limit of {self._database.max_bytes} bytes")
 
     def open_run(
         self,
@@ -201,7 +202,7 @@ class Spool:
             frames = [frame for frame in frames if self._accepts_rows(frame.run)]
             finishes = [(run, finish) for run, finish in finishes if self._accepts_rows(run)]
             if frames:
-                self._require_room(sum(len(frame.payload) for frame in frames))
+                self.require_room(sum(len(frame.payload) for frame in frames))
             first_id = self._next_frame_id
             ended = [(run, self._apply_events(run, Event.ENDED, finish=finish)) for run, finish in finishes]
             with self._database.transaction() as connection:
@@ -304,7 +305,7 @@ class Spool:
     def require_writable(self) -> None:
         """Raise `SpoolError` when rows cannot be made durable now; nothing changes, but it is a commit."""
         with self._lock:
-            self._require_room(0)
+            self.require_room()
             with self._database.transaction() as connection:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -321,10 +322,6 @@ class Spool:
     def _accepts_rows(self, run: OpenRun) -> bool:
         return run.id in self._runs and not run.record.has_ended
 
-    def _require_room(self, size: int) -> None:
-        if self._database.used_bytes() + size > self._database.rows_limit_bytes:
-            raise SpoolFullError(f"the spool has reached its limit of {self._database.max_bytes} bytes")
-
     def _create_run(self, hello: Hello, owner: str, max_runs: int, try_reserve: Callable[[str, int], bool]) -> OpenRun:
         name = _name(hello.run_key, owner)
         ended = self._ended.find(name)
@@ -337,7 +334,7 @@ class Spool:
         if not try_reserve(owner, len(blob)):
             raise QuotaExceededError
         # The reserve is for changes of the runs that are there.
-        self._require_room(len(blob))
+        self.require_room(len(blob))
         run_id = self._next_run_id
         with self._database.transaction() as connection:
             tables.insert_run(connection, run_id, name, record.state, blob)

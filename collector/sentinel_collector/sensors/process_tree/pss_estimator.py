@@ -303,15 +303,7 @@ class PssEstimator:
         self._read_now.append(process)
         begin = self._clock.thread_time()
         try:
-            reading = PssReading(
-                process.read_file("smaps_rollup"),
-                rss_kib=process.rss_kib,
-                # Taken before PSS: pages that came in between count as grown, and the sum bounds that by what is there.
-                anon_kib=state.anon_kib,
-                shared_kib=state.shared_kib,
-                faults=process.faults,
-                sharers=0 if state.fork_group is None else state.fork_group.living,
-            )
+            reading = PssReading(process.read_file("smaps_rollup"), state, faults=process.faults)
         except PermissionError:
             state.denied = True
         except (OSError, ValueError, IndexError) as error:

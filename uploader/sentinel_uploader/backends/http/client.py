@@ -147,7 +147,10 @@ class HttpClient:
         target = origin.url + path if is_forwarded else path
         total_s = self.total_timeout_s + len(body) / SLOWEST_UPLINK_BYTES_PER_S
         call = RequestDeadline(self.clock, target=target, total_s=total_s, read_timeout_s=self.read_timeout_s)
-        self._register(call, name)
+        with self._lock:
+            if self._is_closed:
+                raise DeliveryError(f"{name}: the HTTP client was closed", retry_action=RetryAction.RETRY)
+            self._calls.add(call)
         headers = {"User-Agent": _USER_AGENT, **headers, "Host": origin.netloc, "Content-Length": str(len(body))}
         try:
             with bound_to(call):
@@ -169,12 +172,6 @@ class HttpClient:
             call.abort()
         for manager in managers:
             manager.clear()
-
-    def _register(self, call: RequestDeadline, name: str) -> None:
-        with self._lock:
-            if self._is_closed:
-                raise DeliveryError(f"{name}: the HTTP client was closed", retry_action=RetryAction.RETRY)
-            self._calls.add(call)
 
     def _exchange(
         self,
