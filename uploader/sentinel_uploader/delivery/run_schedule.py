@@ -11,6 +11,7 @@ class RunSchedule:
 
     __slots__ = (
         "attempts",
+        "blocked_by",
         "failing_since",
         "in_flight",
         "is_expedited",
@@ -27,6 +28,8 @@ class RunSchedule:
         """A step of the run is being executed; there is never a second one."""
         self.is_expedited = False
         """The run's end has shortened its back-off already."""
+        self.blocked_by = ""
+        """The failing destination that the run waits for, where it has met no failure itself."""
         self.attempts = 0
         """Failures since the last success."""
         self.failing_since: float | None = None

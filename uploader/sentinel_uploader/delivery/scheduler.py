@@ -175,6 +175,12 @@ class Scheduler:
             schedule = self._schedules.get(run.id)
             return schedule is not None and schedule.in_flight
 
+    def blocked_by(self, run: OpenRun) -> str:
+        """Return the failing destination that the run waits for; empty when its own step has failed, or none."""
+        with self._lock:
+            schedule = self._schedules.get(run.id)
+            return "" if schedule is None else schedule.blocked_by
+
     def failing_destinations(self) -> int:
         """How many APIs and buckets are failing."""
         with self._lock:
@@ -219,22 +225,23 @@ class Scheduler:
             breaker.acquire()
             self._begin(schedule, now)
             return partial(self._io_pool.submit, partial(self._execute, schedule, step, breaker, now))
-        return partial(self._notify_collector, run) if self._enqueue(run, breaker, now) else None
+        return partial(self._notify_collector, run) if self._enqueue(schedule, breaker, now) else None
 
     def _begin(self, schedule: RunSchedule, now: float) -> None:
         self._queues.dequeue(schedule.run.id, now)
         schedule.in_flight = True
-        schedule.run.blocked_by = ""
+        schedule.blocked_by = ""
         self._steps_in_flight += 1
 
-    def _enqueue(self, run: OpenRun, breaker: CircuitBreaker, now: float) -> bool:
+    def _enqueue(self, schedule: RunSchedule, breaker: CircuitBreaker, now: float) -> bool:
         """Wait for the destination; True when it is failing and the run's collector does not know."""
-        is_new = self._queues.waiting_for(run.id) is not breaker
-        self._queues.enqueue(run.id, breaker, now)
+        run_id = schedule.run.id
+        is_new = self._queues.waiting_for(run_id) is not breaker
+        self._queues.enqueue(run_id, breaker, now)
         if not is_new or not breaker.is_failing:
             return False
         # Without the call's name: that names another run, whose collector may be another client's.
-        run.blocked_by = f"{breaker.name}: {breaker.error.partition(': ')[2]}"
+        schedule.blocked_by = f"{breaker.name}: {breaker.error.partition(': ')[2]}"
         return True
 
     def _next_step(self, schedule: RunSchedule, now: float) -> tuple[Step | None, float]:

@@ -2,13 +2,13 @@
 
 from array import array
 
-from sentinel_protocol.wire.sample import CSV_HEADER
+from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER
 from sentinel_uploader.runs.lifecycle import OPEN_STATES
 from sentinel_uploader.runs.schedule import SchedulingFacts
 from sentinel_uploader.spool.run_record import RunRecord
 
 _MAX_TEXT_PER_ENCODED_BYTE = 5
-_MAX_TEXT_PER_ROW_BYTES = 64
+_MAX_TEXT_PER_ROW_BYTES = 2 * len(COLUMNS)
 _FRAME_OVERHEAD_BYTES = 24
 _BATCH_OVERHEAD_BYTES = 64
 """What the database needs beside a frame's payload, and a batch's body: numbers, a hash, pointers."""
@@ -17,16 +17,14 @@ _BATCH_OVERHEAD_BYTES = 64
 class OpenRun:
     """A run's record as committed, and where its rows are. Guarded by the spool's lock; the spool alone changes it.
 
-    Three attributes have one writer each, are replaced whole, and may be read without the lock: `record` (the spool),
-    `last_seen_at` (the intake's thread) and `blocked_by` (the scheduler). The intake's thread alone appends rows, and
-    reads `durable_seq` without it. Times are monotonic seconds, those of rows UNIX seconds.
+    `record` and `last_seen_at` are replaced whole and may be read without the lock. The intake's thread alone appends
+    rows, and reads `durable_seq` without it. Times are monotonic seconds, those of rows UNIX seconds.
     """
 
     __slots__ = (
         "accounted_bytes",
         "batch_bytes",
         "batch_received_at",
-        "blocked_by",
         "cloud_pending",
         "created_at",
         "durable_seq",
@@ -68,8 +66,6 @@ class OpenRun:
         self.sealed_at = now
         self.last_seen_at = now
         self.cloud_pending = False
-        self.blocked_by = ""
-        """The failing destination that the run waits for, where it has met no failure itself."""
 
     def add_frame(self, frame_id: int, first_seq: int, rows: int, size: int, *, received_at: float) -> None:
         """Count a stored frame."""
