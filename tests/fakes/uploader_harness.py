@@ -97,6 +97,7 @@ class Delivery:
             spool=self.spool,
             clock=self.clock,
             wake_run=self._wake,
+            blocked_by=self._blocked_by,
             policy=self.policy,
             counters=self.counters,
         )
@@ -119,6 +120,9 @@ class Delivery:
 
     def _wake(self, run: OpenRun) -> None:
         self.scheduler.notify(run)
+
+    def _blocked_by(self, run: OpenRun) -> str:
+        return self.scheduler.blocked_by(run)
 
     def close(self) -> None:
         self.spool.close()

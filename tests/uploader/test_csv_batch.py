@@ -67,7 +67,10 @@ def _is_float(column: str) -> bool:
     return "float" in str(Sample.__annotations__[column])
 
 
-@given(st.lists(st.lists(numbers, min_size=31, max_size=31), min_size=1, max_size=5), st.booleans())
+values_of_a_row = st.lists(numbers, min_size=len(COLUMNS) - 1, max_size=len(COLUMNS) - 1)
+
+
+@given(st.lists(values_of_a_row, min_size=1, max_size=5), st.booleans())
 def test_estimate_of_a_runs_csv_is_never_too_low(rows: list[list[int | float | None]], short: bool) -> None:
     encoded = []
     for seq, row in enumerate(rows, 1):

@@ -79,6 +79,7 @@ class Service:
             spool=self._spool,
             clock=clock,
             wake_run=self._wake_run,
+            blocked_by=self._blocked_by,
             policy=policy,
             counters=self._counters,
             name_of=self._name_of,
@@ -210,6 +211,9 @@ class Service:
 
     def _wake_run(self, run: OpenRun) -> None:
         self._scheduler.notify(run)
+
+    def _blocked_by(self, run: OpenRun) -> str:
+        return self._scheduler.blocked_by(run)
 
     def _main_loop(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S

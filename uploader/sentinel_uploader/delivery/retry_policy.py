@@ -84,7 +84,7 @@ class OutcomeHandler:
         for run_id in self.queues.drain(destination):
             waiting = self.schedules.get(run_id)
             if waiting is not None:
-                waiting.run.blocked_by = ""
+                waiting.blocked_by = ""
                 # Another run's success does not shorten this one's `Retry-After`.
                 waiting.not_before = max(waiting.retry_after_until, now + self.rng.uniform(0.0, _WAKE_SPREAD_S))
                 self.queues.schedule(run_id, waiting.not_before)

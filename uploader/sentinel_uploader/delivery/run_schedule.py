@@ -20,6 +20,8 @@ class RunSchedule:
     """A step of the run is being executed; there is never a second one."""
     is_expedited: bool = False
     """The run's end has shortened its back-off already."""
+    blocked_by: str = ""
+    """The failing destination that the run waits for, where it has met no failure itself."""
     attempts: int = 0
     """Failures since the last success."""
     failing_since: float | None = None

@@ -182,6 +182,12 @@ class Scheduler:
             schedule = self._schedules.get(run.id)
             return schedule is not None and schedule.in_flight
 
+    def blocked_by(self, run: OpenRun) -> str:
+        """Return the failing destination that the run waits for; empty when its own step has failed, or none."""
+        with self._lock:
+            schedule = self._schedules.get(run.id)
+            return "" if schedule is None else schedule.blocked_by
+
     def failing_destinations(self) -> int:
         """How many APIs and buckets are failing."""
         with self._lock:
@@ -221,7 +227,7 @@ class Scheduler:
         breaker = None if key is None else self._queues.breaker(key)
         if breaker is not None:
             if not breaker.allows(run.id, now):
-                return partial(self._notify_collector, run) if self._enqueue(run, breaker, now) else None
+                return partial(self._notify_collector, run) if self._enqueue(schedule, breaker, now) else None
             breaker.in_flight += 1
         self._begin(schedule, now)
         pool = self._cpu_pool if breaker is None else self._io_pool
@@ -230,17 +236,18 @@ class Scheduler:
     def _begin(self, schedule: RunSchedule, now: float) -> None:
         self._queues.dequeue(schedule.run.id, now)
         schedule.in_flight = True
-        schedule.run.blocked_by = ""
+        schedule.blocked_by = ""
         self._steps_in_flight += 1
 
-    def _enqueue(self, run: OpenRun, breaker: CircuitBreaker, now: float) -> bool:
+    def _enqueue(self, schedule: RunSchedule, breaker: CircuitBreaker, now: float) -> bool:
         """Wait for the destination; True when it is failing and the run's collector does not know."""
-        is_new = self._queues.waiting_for(run.id) is not breaker
-        self._queues.enqueue(run.id, breaker, now)
+        run_id = schedule.run.id
+        is_new = self._queues.waiting_for(run_id) is not breaker
+        self._queues.enqueue(run_id, breaker, now)
         if not is_new or not breaker.is_failing:
             return False
         # Without the call's name: that names another run, whose collector may be another client's.
-        run.blocked_by = f"{breaker.name}: {breaker.error.partition(': ')[2]}"
+        schedule.blocked_by = f"{breaker.name}: {breaker.error.partition(': ')[2]}"
         return True
 
     def _next_step(self, schedule: RunSchedule, now: float) -> tuple[Step | None, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Finish, RejectCode, Samples, encode
 from sentinel_uploader.intake.backpressure import SpoolAvailability
-from sentinel_uploader.intake.responses import ResponseSender, build_ack
+from sentinel_uploader.intake.responses import ResponseSender
 from sentinel_uploader.intake.sessions import CollectorSession
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish
@@ -130,7 +130,7 @@ class WriteBatch:
             # The run ended between the message and this transaction, so the rows do not belong to it.
             self.responses.reject(session.identity, RejectCode.CLOSED, "this run has ended", seq=run.durable_seq)
             return
-        self.responses.send(session.identity, build_ack(run))
+        self.responses.acknowledge(session.identity, run)
         if run.record.has_ended or self._is_batch_full(run):
             self.wake_run(run)
 
@@ -160,6 +160,6 @@ class WriteBatch:
         except SpoolError as error:
             self.availability.record_failure(error)
             return False
-        self.responses.send(session.identity, build_ack(session.run))
+        self.responses.acknowledge(session.identity, session.run)
         self.wake_run(session.run)
         return True

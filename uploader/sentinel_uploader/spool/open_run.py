@@ -3,13 +3,13 @@
 from array import array
 from dataclasses import KW_ONLY, InitVar, dataclass, field
 
-from sentinel_protocol.wire.sample import CSV_HEADER
+from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER
 from sentinel_uploader.runs.lifecycle import OPEN_STATES
 from sentinel_uploader.runs.schedule import SchedulingFacts
 from sentinel_uploader.spool.run_record import RunRecord
 
 _MAX_TEXT_PER_ENCODED_BYTE = 5
-_MAX_TEXT_PER_ROW_BYTES = 64
+_MAX_TEXT_PER_ROW_BYTES = 2 * len(COLUMNS)
 _FRAME_OVERHEAD_BYTES = 24
 _BATCH_OVERHEAD_BYTES = 64
 """What the database needs beside a frame's payload, and a batch's body: numbers, a hash, pointers."""
@@ -19,9 +19,8 @@ _BATCH_OVERHEAD_BYTES = 64
 class OpenRun:
     """A run's record as committed, and where its rows are. Guarded by the spool's lock; the spool alone changes it.
 
-    Three attributes have one writer each, are replaced whole, and may be read without the lock: `record` (the spool),
-    `last_seen_at` (the intake's thread) and `blocked_by` (the scheduler). The intake's thread alone appends rows, and
-    reads `durable_seq` without it. Times are monotonic seconds, those of rows UNIX seconds.
+    `record` and `last_seen_at` are replaced whole and may be read without the lock. The intake's thread alone appends
+    rows, and reads `durable_seq` without it. Times are monotonic seconds, those of rows UNIX seconds.
     """
 
     id: int
@@ -47,8 +46,6 @@ class OpenRun:
     sealed_at: float = field(init=False)
     last_seen_at: float = field(init=False)
     cloud_pending: bool = False
-    blocked_by: str = ""
-    """The failing destination that the run waits for, where it has met no failure itself."""
 
     def __post_init__(self, now: float) -> None:
         record = self.record

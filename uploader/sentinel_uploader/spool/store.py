@@ -184,13 +184,17 @@ class Spool:
                 run = self._create_run(hello, owner, max_runs, try_reserve)
             check_epoch(run.record, run.durable_seq, hello)
             # Before anything is written: a full disk does not make a collector silent.
-            run.last_seen_at = self._clock.monotonic()
+            self.mark_seen(run)
             changes = continuation(run.record, run.durable_seq, hello)
             if changes:
                 self.update(run, **changes)
                 run.durable_seq = max(run.durable_seq, run.record.batched_seq)
             run.cloud_pending = hello.cloud_pending
             return run
+
+    def mark_seen(self, run: OpenRun) -> None:
+        """A message of the run's collector has arrived. Takes no lock: it is called for every message."""
+        run.last_seen_at = self._clock.monotonic()
 
     def append(self, frames: Sequence[PendingFrame], finishes: Sequence[tuple[OpenRun, Finish]]) -> int:
         """Make rows and ends durable in one transaction, and return the number of rows.
