@@ -190,7 +190,7 @@ const Charts = (() => {
     const options = {
       width: target.clientWidth,
       height: 220,
-      padding: [18, 12, 0, 0],
+      padding: [18, 28, 0, 0],
       cursor: {
         sync: {
           key: "runs",
