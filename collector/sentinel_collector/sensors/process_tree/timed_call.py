@@ -1,4 +1,4 @@
-"""Calls a function in a thread, because it may hang: a process' memory map is locked while it waits for a dead server."""
+"""Calls a function in a thread, because it may hang: a process that waits for a dead server locks its memory map."""
 
 import threading
 from collections.abc import Callable
