@@ -1,33 +1,40 @@
 # One entry point for everything; each target builds the environment that it needs and finds it again.
 #
-#   make demo     track a real job and deliver its samples to ./demo-data
-#   make test     build the wheel, install it, test what was installed
-#   make test-all   the tests with every Python that is found, 3.11 and later
-#   make test-docker   run docker-compose.yml on a real engine, kill everything, count rows
-#   make chaos    break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
-#   make faults   six everyday faults, the peer and ours in one harness: one table
+#   make demo      track a real job and deliver its samples to ./demo-data
+#   make test      build the wheel, install it, test what was installed
+#   make lint      ruff, mypy, and the direction of imports
+#   make ci        lint and test, as .ci/run does
+#   make settings  generate docs/settings.md and the shell completion
+#   make lock      write the lock files anew (needs uv)
+#   make clean     remove what was built
+#
+# These take long, or need more than Python (CONTRIBUTING.md):
+#
+#   make test-all      the tests with every Python that is found, 3.11 and later
+#   make test-docker   run docker-compose.yml on a real engine, kill every container, count rows
+#   make test-browser  the viewer's pages in a real Chromium (apt-get install chromium)
+#   make pictures the documents' pictures of reports, top and web, taken of real runs
+#   make test-network  two network namespaces (root): attack an uploader, then delay, loss, a cut of a minute
 #   make matrix   what a job may lack or meet, bare against wrapped: one table: make matrix GROUPS="memory signals"
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
-#   make test-network  two network namespaces: prodding, then delay, loss, a cut of a minute
-#   make fuzz     frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
-#   make machine  runs in whatever order things happen, for twenty minutes: make machine EXAMPLES=1000
-#   make lint     ruff and mypy
-#   make ci       lint and test, as .ci/run does
-#   make settings  write docs/settings.md and shell completion anew
-#   make bench    compare with the peer (benchmarks/README.md)
-#   make lock     write the lock files anew (needs uv)
-#   make clean    remove what was built
+#   make chaos     break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
+#   make faults    six everyday faults, the peer and ours in one harness: one table
+#   make fuzz      frames that no collector sends, for an hour or 10 million: make fuzz SECONDS=600
+#   make machine   a run's events in any order, for twenty minutes: make machine EXAMPLES=1000
+#   make bench     compare with the peer (benchmarks/README.md)
+#   make bench-load    one uploader under many collectors: make bench-load LOAD_ARGS='--collectors 10000'
 
 VENV := .venv
 BIN := $(VENV)/bin
 # The first interpreter that is there, works and is new enough.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
-SOURCES := $(shell find collector uploader protocol -name '*.py' -o -name '*.c') hatch_build.py pyproject.toml README.md LICENSE $(wildcard completions/*/*)
+SOURCES := $(shell find collector uploader protocol viewer -type f ! -name '*.pyc') hatch_build.py pyproject.toml README.md LICENSE $(wildcard completions/*/*)
 DEMO := $(CURDIR)/demo-data
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+LOAD_ARGS ?=
 DURATION ?= 60
 COLLECTORS ?= 4
 UPLOADERS ?= 2
@@ -36,7 +43,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-all test-docker test-crowd test-network chaos faults matrix fuzz machine lint ci settings bench lock clean environment
+.PHONY: demo test test-all test-docker test-browser pictures test-crowd test-network chaos faults matrix fuzz machine lint ci settings bench bench-load lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -72,6 +79,14 @@ test-all:
 test-docker: environment
 	@bash tests/deployment/on_engine.sh $(BIN)/pytest -m docker -s tests/deployment $(PYTEST_ARGS)
 
+test-browser: environment
+	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
+	$(BIN)/pytest -m browser tests/viewer $(PYTEST_ARGS)
+
+pictures: environment
+	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
+	PYTHONPATH=tests $(BIN)/python tests/viewer/pictures.py
+
 test-crowd: environment
 	PYTHONPATH=tests $(BIN)/python -m chaos.crowd
 
@@ -101,7 +116,7 @@ lint: environment
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PYTHONPATH=collector:uploader:protocol $(BIN)/lint-imports --no-cache
+	PYTHONPATH=collector:uploader:protocol:viewer $(BIN)/lint-imports --no-cache
 
 ci: lint test
 
@@ -111,9 +126,12 @@ settings: environment
 bench: environment $(PEER)/.installed
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+bench-load: environment
+	$(BIN)/python -m benchmarks.load $(LOAD_ARGS)
+
 lock:
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader pyproject.toml -o requirements.lock
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader --extra dev pyproject.toml -o requirements-dev.lock
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra uploader --extra view --extra dev pyproject.toml -o requirements-dev.lock
 	echo hatchling | uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -c requirements-dev.lock - -o requirements-build.lock
 
 clean:

@@ -112,6 +112,9 @@ def _move_time_by(virtual: VirtualTime) -> None:
         setattr(owner, name, function)
 
 
+_MODULES = {"collector": "sentinel_collector.cli", "uploader": "sentinel_uploader.cli.main"}
+
+
 def main() -> int:
     path, command, *words = sys.argv[1:]
     virtual = VirtualTime(path)
@@ -119,7 +122,7 @@ def main() -> int:
     clock.SystemClock = lambda: VirtualClock(virtual)
     if command == "collector":
         _move_time_by(virtual)
-    code: int = importlib.import_module(f"{command}.cli").main(words)
+    code: int = importlib.import_module(_MODULES[command]).main(words)
     return code
 
 

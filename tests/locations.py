@@ -5,6 +5,6 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-SOURCE_ROOTS = [ROOT / name for name in ("collector", "uploader", "protocol")]
+SOURCE_ROOTS = [ROOT / name for name in ("collector", "uploader", "protocol", "viewer")]
 SOURCE_PATH = os.pathsep.join(map(str, SOURCE_ROOTS))
 """A `PYTHONPATH`."""

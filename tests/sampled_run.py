@@ -79,7 +79,7 @@ def run(command: list[str], *, interval_s: float, adopt: bool, pss_share: float)
         raise SystemExit("cannot become a sub-reaper")
     group = Group()
     clock = SystemClock()
-    before = baseline.capture(clock)
+    before = baseline.Baseline(clock)
     job = subprocess.Popen(group.around(command))
     group.wait_until_inside(job)
     sampler = Sampler(

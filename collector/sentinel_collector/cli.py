@@ -89,7 +89,7 @@ def _record_command(command: list[str], given: dict[str, Any], file: SettingsFil
     check_local_uploader_config(given, file, os.environ)
     clock = SystemClock()
     host_root = early["host_root"] or ""
-    baseline = baseline_sensor.capture(clock, host_root=host_root)
+    baseline = baseline_sensor.Baseline(clock, host_root=host_root)
     container = detect_container(early["scope"], os.environ, records_host=bool(host_root))
 
     def record(start: RecorderStart) -> int:
@@ -180,7 +180,7 @@ def _record_running(given: dict[str, Any], file: SettingsFile | None) -> int:
             clock=clock,
             console=console,
             signals=signals,
-            baseline=baseline_sensor.capture(clock, host_root=host_root),
+            baseline=baseline_sensor.Baseline(clock, host_root=host_root),
             job=None,
             argv=[],
             root_pid=root_pid,

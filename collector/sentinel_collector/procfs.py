@@ -95,21 +95,11 @@ class ProcFile:
         return data
 
 
-def read_with_reopen(file: ProcFile, *, size: int = _SINGLE_BYTES) -> bytes:
+def read_with_reopen(file: ProcFile, *, size: int = _SINGLE_BYTES, is_list: bool = False) -> bytes:
     """Read a file of the whole machine; opens it once more when a read fails, empty when it is missing."""
     for _ in range(2):
         try:
-            return file.read(size)
-        except OSError:
-            file.close()
-    return b""
-
-
-def read_list_with_reopen(file: ProcFile) -> bytes:
-    """Like `read_with_reopen`, for a file that the kernel makes entry by entry."""
-    for _ in range(2):
-        try:
-            return file.read_list()
+            return file.read_list() if is_list else file.read(size)
         except OSError:
             file.close()
     return b""

@@ -84,11 +84,7 @@ def record_in_child(
     console = console_for(given)
     try:
         _disable_core_files()
-        mirror = JobMirror(start, clock=clock)
-        if not mirror.run_key:
-            mirror.announce_run_key(run_key_of_process(start.job_pid))
-        if start.pause_s:
-            mirror.pause(start.pause_s)
+        mirror = _open_mirror(start, clock)
         settings, addresses, errors = settings_for_started_job(given, file)
         console = console_for(settings)
         if start.restarts:
@@ -119,6 +115,15 @@ def record_in_child(
             _show_traceback(console)
         return 1
     return code
+
+
+def _open_mirror(start: RecorderStart, clock: Clock) -> JobMirror:
+    mirror = JobMirror(start, clock=clock)
+    if not mirror.run_key:
+        mirror.announce_run_key(run_key_of_process(start.job_pid))
+    if start.pause_s:
+        mirror.pause(start.pause_s)
+    return mirror
 
 
 def _show_traceback(console: Console) -> None:

@@ -21,6 +21,7 @@ from sentinel_collector.job.wait import wait_for_job
 from sentinel_collector.job.waiter import detached_message
 from sentinel_collector.procfs import names_of_running
 from sentinel_collector.reporting.csv_output import CsvOutput
+from sentinel_collector.reporting.output_target import OutputTargets
 from sentinel_collector.run_description import RunDescription, run_metadata
 from sentinel_collector.run_key import run_key_of_host, run_key_of_process
 from sentinel_collector.sampling.sampler import Sampler
@@ -76,6 +77,7 @@ class Recorder:
         excluded: Collection[int] = (),
     ) -> None:
         self._settings = settings
+        self._targets = self._open_targets(clock.now() - clock.monotonic() + baseline.monotonic)
         self._clock = clock
         self._console = console
         self._signals = signals
@@ -92,31 +94,16 @@ class Recorder:
         self._is_remote = any(address.url.startswith("tcp:") for address in addresses)
         self._stopped = self._detached = self._undelivered_runs_reported = False
         self._check_job_at = 0.0
-        mirror = self._mirror = job if isinstance(job, JobMirror) else None
+        self._mirror = job if isinstance(job, JobMirror) else None
         # First, since the GPU's driver may answer slowly: what follows uses it if it is ready by then.
         self._gpu = open_gpu_sensor(clock=clock, warn=console.warn)
-        self._sampler = Sampler(
-            clock=clock,
-            baseline=baseline,
-            root_pid=root_pid,
-            own_child=job is not None and not is_continued,
-            interval_s=self._interval_s,
-            gpu=self._gpu,
-            accounting=accounting,
-            container=container,
-            adopter_pid=0 if mirror is None else mirror.adopter_pid,
-            take_reaped=tuple if mirror is None else mirror.take_reaped,
-            pss_share=settings["pss_budget"] / 100,
-            host_root=settings["host_root"] or "",
-        )
+        self._sampler = self._open_sampler(baseline, accounting, container, is_continued=is_continued)
         for pid in excluded:
             self._sampler.exclude(pid)
         self._discovery = None if settings["no_cloud"] else self._start_discovery()
         self._description = self._describe_run(argv, container)
         keys = load_keys_without_core_dumps(settings)
-        self._orphans = OrphanRecovery(
-            state_dir=self._state_dir, clock=clock, console=console, insecure=settings["insecure"], keys=keys
-        )
+        self._orphans = self._prepare_orphan_recovery(keys)
         self._delivery = self._open_delivery(addresses, environ, keys)
         self._output = self._open_output()
         self._resume_timestamps()
@@ -156,6 +143,7 @@ class Recorder:
             self._statistics,
             console=self._console,
             complete_path="" if self._output is None else self._output.complete_path,
+            targets=self._targets,
             summary_path=self._settings["summary_json"],
             is_remote=self._is_remote,
         )
@@ -339,6 +327,41 @@ class Recorder:
             failover_after_s=self._settings["failover_after"],
         )
 
+    def _open_sampler(
+        self, baseline: Baseline, accounting: Accounting | None, container: ContainerView | None, *, is_continued: bool
+    ) -> Sampler:
+        mirror = self._mirror
+        return Sampler(
+            clock=self._clock,
+            baseline=baseline,
+            root_pid=self._root_pid,
+            own_child=self._job is not None and not is_continued,
+            interval_s=self._interval_s,
+            gpu=self._gpu,
+            accounting=accounting,
+            container=container,
+            adopter_pid=0 if mirror is None else mirror.adopter_pid,
+            take_reaped=tuple if mirror is None else mirror.take_reaped,
+            pss_share=self._settings["pss_budget"] / 100,
+            host_root=self._settings["host_root"] or "",
+            warn=self._console.warn,
+        )
+
+    def _open_targets(self, started_at: float) -> OutputTargets:
+        targets = OutputTargets([self._settings["output"], self._settings["summary_json"]], started_at=started_at)
+        # From here on, for private files. The job has its own, and `--output` keeps the user's.
+        os.umask(0o077)
+        return targets
+
+    def _prepare_orphan_recovery(self, keys: "Mapping[str, ClientCurveKeys]") -> OrphanRecovery:
+        return OrphanRecovery(
+            state_dir=self._state_dir,
+            clock=self._clock,
+            console=self._console,
+            insecure=self._settings["insecure"],
+            keys=keys,
+        )
+
     def _exclude(self, pid: int) -> None:
         self._sampler.exclude(pid)
         if self._mirror is not None:
@@ -346,7 +369,9 @@ class Recorder:
 
     def _open_output(self) -> CsvOutput | None:
         path = self._settings["output"]
-        return CsvOutput(path, continued=self._delivery.is_resumed, warn=self._console.error) if path else None
+        if not path:
+            return None
+        return CsvOutput(path, targets=self._targets, continued=self._delivery.is_resumed, warn=self._console.error)
 
     def _resume_timestamps(self) -> None:
         """Time stamps increase within a run, also in one that is resumed."""

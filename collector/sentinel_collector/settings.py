@@ -50,47 +50,45 @@ def host_root(value: Any) -> str:
 
 
 SETTINGS = (
-    setting("pid", text, "PID", "track the process tree of a running process until it ends", env=None),
+    setting("pid", text, "track the process tree of a running process until it ends", metavar="PID", env=None),
     setting(
         "connect",
         text,
-        "URL",
         "address of an uploader, `tcp://HOST:PORT` or `ipc:///PATH`; of several, each run picks one",
+        metavar="URL",
         repeatable=True,
         default_text="this user's own uploader, started when none runs",
     ),
     setting(
         "failover_after",
         seconds(minimum=1),
-        "SECONDS",
         "with several uploaders: a run moves to another when its own is away for so long",
         default=300.0,
     ),
     setting(
         "server_key",
         path,
-        "FILE-OR-KEY",
         "the uploader's public key, or the file that holds it; with several uploaders one for all or one each",
+        metavar="FILE-OR-KEY",
         repeatable=True,
     ),
     setting(
         "key",
         path,
-        "FILE",
         "this collector's secret key file, readable by its owner alone (`sentinel-uploader keys add`)",
+        metavar="FILE",
     ),
-    setting("interval", seconds(minimum=0.1, maximum=86_400), "SECONDS", "time between samples", default=1.0),
+    setting("interval", seconds(minimum=0.1, maximum=86_400), "time between samples", default=1.0),
     setting(
         "accounting",
         choice("auto", "proc", "cgroup"),
-        "HOW",
         "source of the job's CPU time: `cgroup` (exact), `proc`, or `auto`: a cgroup if one can be created",
+        metavar="HOW",
         default="auto",
     ),
     setting(
         "pss_budget",
         percent(),
-        "PERCENT",
         "share of the time for reading the job's memory with shared pages counted once (PSS); "
         "0: never, the RSS of all processes is added up",
         default=1.0,
@@ -98,68 +96,69 @@ SETTINGS = (
     setting(
         "scope",
         choice("auto", "host", "container"),
-        "WHOSE",
         "what the system columns describe: the `host`, the `container`, or `auto`: the container if it has limits",
+        metavar="WHOSE",
         default="auto",
     ),
     setting(
         "host_root",
         host_root,
-        "DIR",
         "where the machine's root directory is mounted, in a container that records the whole machine",
+        metavar="DIR",
     ),
     setting(
         "run_key",
         run_key,
-        "KEY",
         "identifies the run: a collector that is started again with it continues the run",
+        metavar="KEY",
         default_text="from host, process and start time",
     ),
     setting(
         "state_dir",
         path,
-        "DIR",
         "directory of undelivered samples",
+        metavar="DIR",
         default_text="`$XDG_STATE_HOME/sentinel-stream/collector`",
     ),
     setting(
         "output",
         path,
-        "FILE",
-        "also write the rows to a CSV file as they are taken; an existing file is replaced, directories are created",
+        "also write the rows to a CSV file as they are taken (- for stdout); an existing file is replaced, directories "
+        "are created",
+        metavar="FILE",
         env=None,
     ),
     setting(
         "wait",
         seconds(),
-        "SECONDS",
         "how long to wait at the end for the run to be delivered",
         default_text="30; 0 with `--connect`",
     ),
     setting(
         "summary_json",
         path,
-        "FILE",
-        "write the figures of the run to a file; an existing file is replaced, directories are created",
+        "write the figures of the run to a file (- for stdout); an existing file is replaced, directories are created",
+        metavar="FILE",
         env=None,
     ),
     *(
-        setting(name, text, "TEXT", f"metadata of the run: {meaning}", env=f"TRACKER_{name.upper()}")
+        setting(name, text, f"metadata of the run: {meaning}", metavar="TEXT", env=f"TRACKER_{name.upper()}")
         for name, meaning in _METADATA
     ),
-    setting("tag", key_value, "K=V", "metadata of the run: a tag; may be given several times", env="SENTINEL_TAGS"),
+    setting(
+        "tag", key_value, "metadata of the run: a tag; may be given several times", metavar="K=V", env="SENTINEL_TAGS"
+    ),
     setting(
         "command_line",
         boolean,
-        None,
         "put the job's command line into the run's metadata (`--no-command-line` leaves it out)",
         default=True,
     ),
-    setting("share_identity", boolean, None, "send host name, host id, address and cloud account", default=False),
-    setting("no_cloud", boolean, None, "do not ask the cloud provider's metadata service", default=False),
-    setting("insecure", boolean, None, "connect beyond this machine without keys", default=False),
-    setting("quiet", boolean, None, "print no summary, and only errors on stderr", default=False),
-    setting("verbose", boolean, None, "print more on stderr", env=None, short="-v", default=False),
+    setting("share_identity", boolean, "send host name, host id, address and cloud account", default=False),
+    setting("no_cloud", boolean, "do not ask the cloud provider's metadata service", default=False),
+    setting("insecure", boolean, "connect beyond this machine without keys", default=False),
+    setting("quiet", boolean, "print no summary, and only errors on stderr", default=False),
+    setting("verbose", boolean, "print more on stderr", env=None, short="-v", default=False),
 )
 
 

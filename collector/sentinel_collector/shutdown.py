@@ -8,8 +8,14 @@ from sentinel_collector.delivery.delivery import Delivery
 from sentinel_collector.delivery.orphan_recovery import OrphanRecovery
 from sentinel_collector.job.mirror import JobMirror
 from sentinel_collector.job.signals import STOP_SIGNALS, Signals
-from sentinel_collector.reporting.csv_output import make_parent
-from sentinel_collector.reporting.summary import parked_line, summary_figures, summary_json, summary_lines
+from sentinel_collector.reporting.output_target import OutputTargets, RegularFile
+from sentinel_collector.reporting.summary import (
+    SUMMARY_START,
+    parked_line,
+    summary_figures,
+    summary_json,
+    summary_lines,
+)
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.run_statistics import RunStatistics
@@ -57,11 +63,11 @@ def await_delivery(
         if waited_s >= (wait_s if delivery.is_acknowledged else acknowledge_wait_s):
             break
         delivery.wait(_DELIVERY_POLL_S)
-        if delivery.cannot_start_uploader or (delivery.is_acknowledged and delivery.is_parked):
+        if delivery.cannot_start_uploader or (delivery.is_acknowledged and delivery.client.is_parked):
             break
-        if not error_logged and waited_s >= _DELIVERY_ERROR_AFTER_S and delivery.delivery_error:
+        if not error_logged and waited_s >= _DELIVERY_ERROR_AFTER_S and delivery.client.delivery_error:
             error_logged = True
-            console.warn(f"not delivered yet, waiting for up to {wait_s:g} s: {delivery.delivery_error}")
+            console.warn(f"not delivered yet, waiting for up to {wait_s:g} s: {delivery.client.delivery_error}")
         if waited_s >= max(wait_s, UNREACHABLE_WAIT_S) and delivery.can_exit_early():
             break
         if any(received.signum in STOP_SIGNALS for received in signals.wait(0)):
@@ -78,6 +84,7 @@ def close_delivery(
     *,
     console: Console,
     complete_path: str,
+    targets: OutputTargets,
     summary_path: str | None,
     is_remote: bool,
 ) -> None:
@@ -87,7 +94,7 @@ def close_delivery(
     """
     figures = summary_figures(
         run_key=delivery.run_key,
-        run_id=delivery.run_id,
+        run_id=delivery.client.run_id,
         status=finish.status,
         exit_code=finish.exit_code,
         statistics=statistics,
@@ -95,9 +102,9 @@ def close_delivery(
         accounting=finish.accounting,
         is_acknowledged=delivery.is_acknowledged,
         undelivered_rows=delivery.undelivered_rows,
-        finished=delivery.finished,
-        delivery_error=delivery.delivery_error,
-        is_parked=delivery.is_parked,
+        finished=delivery.client.finished,
+        delivery_error=delivery.client.delivery_error,
+        is_parked=delivery.client.is_parked,
     )
     if not delivery.is_acknowledged and (line := delivery.last_uploader_log_line()):
         console.error(f"last log line of this user's uploader: {line}")
@@ -107,13 +114,17 @@ def close_delivery(
     if (parked := parked_line(figures, is_remote=is_remote)) is not None:
         console.error(parked)
     if summary_path:
-        _write_summary(summary_path, summary_json(figures), console)
+        _write_summary(summary_path, summary_json(figures), targets, console)
 
 
-def _write_summary(path: str, content: bytes, console: Console) -> None:
+def _write_summary(path: str, content: bytes, targets: OutputTargets, console: Console) -> None:
     try:
-        make_parent(path)
-        with open(path, "wb") as file:
-            file.write(content)
+        target = targets.open(path, replaces=SUMMARY_START)
+        try:
+            if isinstance(target, RegularFile):
+                target.truncate(0)
+            target.write(content)
+        finally:
+            target.close()
     except OSError as error:
         console.error(f"cannot write {path}: {error.strerror}")

@@ -57,6 +57,10 @@ class Relay(Threaded):
         """Let everything pass again, what was held back first."""
         self._call(self._open.set)
 
+    def forget(self) -> None:
+        """Be a black hole for the connections of now, for ever, as a NAT that has lost its table; new ones pass."""
+        self._call(self._forget)
+
     def delay(self, latency_s: float) -> None:
         """Add so many seconds to the way of each piece of data; 0 ends it."""
         self._call(lambda: setattr(self, "_latency_s", latency_s))
@@ -64,6 +68,11 @@ class Relay(Threaded):
     def _reset(self) -> None:
         self.cut += len(self._writers)
         self._abort_all()
+
+    def _forget(self) -> None:
+        self._open.clear()
+        self._open = asyncio.Event()
+        self._open.set()
 
     def _call(self, action: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(action)
@@ -95,7 +104,8 @@ class Relay(Threaded):
             self._drop(writer)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await self._open.wait()
+        gate = self._open
+        await gate.wait()
         far_reader, far_writer = await asyncio.open_connection(self._target_host, self._target_port)
         self._writers.add(far_writer)
         said, answered = _unheard, _unheard
@@ -103,8 +113,8 @@ class Relay(Threaded):
             conversation = Conversation(self._witness, self._target_port)
             said, answered = conversation.said, conversation.answered
         directions = [
-            asyncio.ensure_future(self._forward(reader, far_writer, said)),
-            asyncio.ensure_future(self._forward(far_reader, writer, answered)),
+            asyncio.ensure_future(self._forward(reader, far_writer, said, gate)),
+            asyncio.ensure_future(self._forward(far_reader, writer, answered, gate)),
         ]
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
@@ -115,15 +125,19 @@ class Relay(Threaded):
             self._drop(far_writer)
 
     async def _forward(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, overhear: Callable[[bytes], None]
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        overhear: Callable[[bytes], None],
+        gate: asyncio.Event,
     ) -> None:
         while piece := await reader.read(_CHUNK_BYTES):
             overhear(piece)
             if self._latency_s:
                 self.delayed += 1
                 await asyncio.sleep(self._latency_s)
-            self.held += not self._open.is_set()
-            await self._open.wait()
+            self.held += not gate.is_set()
+            await gate.wait()
             writer.write(piece)
             await writer.drain()
 

@@ -10,6 +10,7 @@ from locations import TESTS
 from rows import row
 
 from sentinel_collector.reporting.csv_output import CsvOutput
+from sentinel_collector.reporting.output_target import OutputTargets
 from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows, decode_sample
 
 
@@ -18,7 +19,9 @@ def line(number: int) -> bytes:
 
 
 def opened(path: Path, warnings: list[str], *, continued: bool = False) -> CsvOutput:
-    return CsvOutput(str(path), continued=continued, warn=warnings.append)
+    return CsvOutput(
+        str(path), targets=OutputTargets([str(path)], started_at=0), continued=continued, warn=warnings.append
+    )
 
 
 @pytest.fixture
@@ -72,10 +75,11 @@ def test_a_continued_file_whose_end_is_no_row_of_ours_says_nothing_about_the_tim
 def test_a_full_disk_is_told_once_and_leaves_whole_lines(path: Path) -> None:
     script = (
         "import resource, sys\nfrom sentinel_collector.reporting.csv_output import CsvOutput\n"
+        "from sentinel_collector.reporting.output_target import OutputTargets\n"
         "from sentinel_protocol.wire.sample import csv_rows, decode_sample\nfrom rows import row\n"
         # Not before: a limit on every file would cut the compiled modules that the imports write.
         "limit = int(sys.argv[2])\nresource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
-        "output = CsvOutput(sys.argv[1], continued=False, warn=print)\n"
+        "output = CsvOutput(sys.argv[1], targets=OutputTargets([], started_at=0), continued=False, warn=print)\n"
         "for number in range(100): output.write(csv_rows([decode_sample(row(number))]))\n"
         "output.close()\n"
     )
@@ -118,11 +122,14 @@ def test_a_file_that_another_run_writes_is_left_alone_until_that_has_ended(path:
 def test_a_file_that_a_standard_stream_goes_to_is_appended_to_with_it(path: Path, stream: str, mode: str) -> None:
     script = (
         "import sys\nfrom sentinel_collector.reporting.csv_output import CsvOutput\n"
+        "from sentinel_collector.reporting.output_target import OutputTargets\n"
         "from sentinel_protocol.wire.sample import csv_rows, decode_sample\n"
         "from rows import row\n"
         "stream = getattr(sys, sys.argv[1])\n"
         "print('before', file=stream, flush=True)\n"
-        "output = CsvOutput(f'/dev/{sys.argv[1]}', continued=False, warn=lambda text: sys.exit(text))\n"
+        "path = f'/dev/{sys.argv[1]}'\n"
+        "targets = OutputTargets([path], started_at=0)\n"
+        "output = CsvOutput(path, targets=targets, continued=False, warn=lambda text: sys.exit(text))\n"
         "for number in (1, 2):\n"
         "    output.write(csv_rows([decode_sample(row(number))]))\n"
         "    print('between', number, file=stream, flush=True)\n"

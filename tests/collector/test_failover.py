@@ -266,7 +266,7 @@ def test_another_is_taken_only_when_it_answers() -> None:
         answered, transport = answering(failover, router, silent_s=15.0)
         transport.close()
         assert (answered, failover.current) == (there, nowhere[0])
-        failover.switch_to(answered)
+        failover.current = answered
         assert failover.current == there
         failover.pin(nowhere[1].url)
         assert failover.current == nowhere[1]

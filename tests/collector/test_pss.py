@@ -43,7 +43,7 @@ def test_readings_keep_to_the_budget(made_up: FakeProc) -> None:
     clock = CostlyClock(0.01)
     meter = PssEstimator(clock=clock, share=0.01, interval_s=1.0)
     for _ in range(100):
-        meter.processes_changed()
+        meter.on_processes_changed()
         meter.update(members, 1.0)
     # A hundred seconds allow one second, and the budget saved up at the start is a few intervals' worth.
     assert clock.time_s <= 2 * (1.0 + 0.025 + 0.01)
@@ -147,7 +147,7 @@ def test_a_process_that_shares_is_read_again_when_others_come(made_up: FakeProc)
     assert meter.update([member], 1.0) == 20_000
     made_up.put(1, rss=40_000, pss=13_000)
     assert meter.update([member], 1.0) == 20_000
-    meter.processes_changed()
+    meter.on_processes_changed()
     assert meter.update([member], 1.0) == 13_000
 
 
@@ -159,11 +159,11 @@ def test_a_parent_is_read_again_after_a_fork_but_not_after_an_exec(made_up: Fake
     meter = PssEstimator(clock=CostlyClock(0.0), share=0.01, interval_s=1.0)
     meter.update([parent], 1.0)
     made_up.put(1, rss=400_000, pss=200_000)
-    meter.processes_changed()
-    meter.process_born(parent, program)
+    meter.on_processes_changed()
+    meter.on_process_born(parent, program)
     assert meter.update([parent, program], 1.0) == 400_500
-    meter.processes_changed()
-    meter.process_born(parent, worker)
+    meter.on_processes_changed()
+    meter.on_process_born(parent, worker)
     assert meter.update([parent, program, worker], 1.0) == 400_500
 
 
@@ -259,7 +259,7 @@ def test_shared_pages_of_a_process_that_was_read_later_are_the_others_unless_nob
     for pid in (1, 2):
         made_up.put(pid, rss=200_000, pss=share, shared=200_000, shared_pss=share, private=private)
     members.append(made_up.process(2))
-    meter.processes_changed()
+    meter.on_processes_changed()
     sums, read = [], set()
     for _ in range(12):
         sums.append(meter.update(members, 1.0))
@@ -282,7 +282,7 @@ def test_shared_memory_that_workers_are_getting_to_is_there_once_until_it_is_giv
     meter = PssEstimator(clock=CostlyClock(0.01), share=0.01, interval_s=1.0)
     assert meter.update(members, 1.0) == 304_000
     members += [made_up.process(pid) for pid in (2, 3)]
-    meter.processes_changed()
+    meter.on_processes_changed()
     sums = []
     for row in range(1, 21):
         put(min(300_000, 70_000 * row))
@@ -313,7 +313,7 @@ def test_what_was_touched_before_the_first_row_is_there_although_all_have_been_r
     put(100_000)
     members[0].read(made_up.ledger)
     members.append(made_up.process(2))
-    meter.processes_changed()
+    meter.on_processes_changed()
     read_file, order = TrackedProcess.read_file, []
 
     def touched_in_between(member: TrackedProcess, name: str) -> bytes:
@@ -336,7 +336,7 @@ def test_pages_touched_little_by_little_are_no_rush_after_one_that_did_not_end(m
     meter = PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0)
     meter.update(members, 1.0)
     members.append(made_up.process(2))
-    meter.processes_changed()
+    meter.on_processes_changed()
     rushes = []
     for row in range(200):
         shared = 200_000 + row * 4_000
@@ -358,9 +358,9 @@ def test_small_processes_that_come_and_go_leave_the_sum_of_a_pool_alone(made_up:
         shared = 10_000 if row % 2 else 0
         made_up.put(9, rss=4_000 + shared, pss=4_000 + shared, shared=shared, shared_pss=shared, private=4_000 + shared)
         small = made_up.process(9)
-        meter.processes_changed()
+        meter.on_processes_changed()
         assert meter.update([*members, small], 1.0) == pytest.approx(216_000 + 4_000 + shared, rel=0.05)
-        meter.process_gone(small)
+        meter.on_process_gone(small)
 
 
 def test_shared_pages_that_are_touched_between_two_readings_of_a_row_are_there_once(
@@ -449,7 +449,7 @@ def test_a_process_that_ends_while_it_is_read_does_not_count_its_shared_pages_ag
         made_up.put(pid, rss=60_000, pss=35_000, shared=50_000, shared_pss=25_000, faults=100_000)
     members, meter, clock = started(made_up, 1, 2)
     clock.cost_s = 0.0
-    meter.processes_changed()
+    meter.on_processes_changed()
     made_up.end(2)
     assert meter.update(members, 30.0) == 70_000
     assert not members[1].pss.denied

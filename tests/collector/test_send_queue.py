@@ -13,7 +13,7 @@ from rows import FIRST_TIMESTAMP, numbers, row, timestamps
 
 from sentinel_collector.delivery import send_queue
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import OverflowHeader
 from sentinel_collector.delivery.send_queue import SPILL_AFTER_S, SendQueue
 from sentinel_collector.delivery.state_dir import create_run_file, open_run_file
 from sentinel_protocol.wire.messages import Finish
@@ -103,10 +103,10 @@ def test_numbers_beyond_ours_are_left_to_whoever_used_them(place: Place, is_spil
     queue.next_chunk(max_rows=2, max_bytes=1 << 20)
     queue.mark_sent(2)
     if is_spilled:
-        assert queue.overflow(0.0)
+        assert queue.spill(0.0)
     queue.rewind(101)
     assert sent(queue) == [(101, 3), (102, 4), (103, 5), (104, 6)]
-    assert queue.overflow(0.0)
+    assert queue.spill(0.0)
     queue.close()
     again = place.open()
     assert again.oldest_seq == 101
@@ -142,7 +142,7 @@ def test_rows_without_numbers_survive_two_kills_before_the_first_welcome(place: 
     for first in (1, 4, 7):
         queue = place.open()
         filled(queue, first, first + 2)
-        assert queue.overflow(0.0)
+        assert queue.spill(0.0)
         queue.close()
     queue = place.open()
     assert queue.oldest_seq == 0
@@ -162,7 +162,7 @@ def test_numbers_that_were_used_are_not_used_again_though_the_uploader_asks_for_
     queue = place.open()
     filled(queue, 1, 3)
     queue.rewind(5)
-    assert queue.overflow(0.0)
+    assert queue.spill(0.0)
     queue.close()
     again = place.open()
     again.acknowledge(7)
@@ -193,7 +193,7 @@ def test_delivered_rows_leave_an_empty_file(place: Place) -> None:
     queue = place.open()
     filled(queue, 1, 200)
     queue.rewind(1)
-    assert queue.overflow(0.0)
+    assert queue.spill(0.0)
     assert queue.path is not None
     full = Path(queue.path).stat().st_size
     assert len(sent(queue, max_rows=7)) == 200
@@ -218,11 +218,11 @@ def test_rows_go_to_the_file_when_the_oldest_has_waited(place: Place) -> None:
 def test_a_new_file_never_takes_the_place_of_one_that_holds_rows(place: Place) -> None:
     earlier = place.open()
     filled(earlier, 1, 3)
-    assert earlier.overflow(0.0)
+    assert earlier.spill(0.0)
     earlier.close()
     queue = place.queue()
     filled(queue, 4, 5)
-    assert queue.overflow(0.0)
+    assert queue.spill(0.0)
     assert numbers(list(queue.all_rows())) == [4, 5]
     queue.close()
     assert len(list(Path(place.directory).glob("*.rows"))) == 2
@@ -238,7 +238,7 @@ def test_without_room_the_oldest_unsent_rows_give_way_and_are_counted(
     queue.rewind(1)
     queue.next_chunk(max_rows=4, max_bytes=1 << 20)
     queue.mark_sent(4)
-    assert not queue.overflow(5.0)
+    assert not queue.spill(5.0)
     queue.rewind(1)
     filled(queue, 9, 13)
     assert (queue.rows, queue.dropped_rows) == (10, 3)
@@ -253,10 +253,10 @@ def test_a_full_file_sends_what_follows_to_memory_and_takes_it_at_the_end(
 ) -> None:
     queue = place.open()
     filled(queue, 1, 20)
-    assert queue.overflow(0.0)
+    assert queue.spill(0.0)
     monkeypatch.setattr(send_queue, "MAX_FILE_BYTES", 100)
     filled(queue, 21, 22)
-    assert not queue.overflow(0.0)
+    assert not queue.spill(0.0)
     assert "has reached" in place.warnings[0]
     assert queue.memory_rows == 2
     assert queue.persist_all(Finish(0, 0, "finished", 1.0), 0.0)
@@ -271,7 +271,7 @@ def test_rows_older_than_the_newest_delivered_one_are_stamped_later_all_by_as_mu
     queue = place.open()
     for number in range(1, 4):
         queue.append(row(number), 0.0)
-    assert queue.overflow(0.0)
+    assert queue.spill(0.0)
     queue.close()
     again = place.open()
     filled(again, 4, 5)
@@ -307,12 +307,12 @@ def test_a_closed_run_s_rows_go_on_as_another_run_also_after_a_kill(place: Place
     filled(queue, 1, 6)
     queue.rewind(1)
     sent(queue)
-    assert queue.overflow(0.0)
+    assert queue.spill(0.0)
     queue.acknowledge(2)
     queue.start_new_run()
     assert (queue.oldest_seq, queue.last_seq) == (0, None)
     filled(queue, 7, 7)
-    assert queue.overflow(0.0)
+    assert queue.spill(0.0)
     queue.close()
     again = place.open()
     assert again.rewind(1) == 0
@@ -395,8 +395,8 @@ class Delivering(RuleBasedStateMachine):
             self.lost |= set(before) - set(self.held())
 
     @rule()
-    def overflow(self) -> None:
-        self.queue.overflow(0.0)
+    def spill(self) -> None:
+        self.queue.spill(0.0)
 
     @rule(is_full=st.booleans())
     def disk(self, is_full: bool) -> None:
@@ -456,7 +456,7 @@ class Delivering(RuleBasedStateMachine):
     @rule(count=st.integers(1, 5))
     def sample_and_spill(self, count: int) -> None:
         self.sample(count)
-        self.overflow()
+        self.spill()
 
     @rule(are_answers_lost=st.booleans())
     def lose_connection(self, are_answers_lost: bool) -> None:

@@ -1,11 +1,13 @@
 """The conversation's near end, against a scripted peer on a clock of the test's own, and against a real ROUTER."""
 
+import itertools
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos.relay import Relay
 from fakes.manual_clock import TurningClock
 from fakes.offset_clock import OffsetClock
 from hypothesis import given, settings
@@ -13,8 +15,9 @@ from hypothesis import strategies as st
 from rows import numbers, row
 
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import OverflowHeader
 from sentinel_collector.delivery.send_queue import MAX_MEMORY_ROWS, SendQueue
+from sentinel_collector.delivery.transport import HALF_OPEN_S
 from sentinel_collector.delivery.uploader_client import (
     CHUNK_ROWS,
     MAX_HELLO_WAIT_S,
@@ -58,6 +61,7 @@ class Peer:
         self.answers: list[bytes] = []
         self.is_connected = True
         self.refuses: str | None = None
+        self.reconnects = 0
 
     def send(self, frame: bytes) -> bool:
         if self.is_connected:
@@ -70,6 +74,9 @@ class Peer:
     def poll_handshake_error(self, now: float) -> str | None:  # noqa: ARG002 -- the link's word for its socket
         refused, self.refuses = self.refuses, None
         return refused
+
+    def reconnect(self) -> None:
+        self.reconnects += 1
 
     def says(self, *messages: UploaderMessage) -> None:
         self.answers += [encode(message) for message in messages]
@@ -426,6 +433,39 @@ def test_a_ping_goes_out_when_samples_are_far_apart(talk: Conversation) -> None:
     assert not talk.warnings
 
 
+def test_a_connection_without_answers_is_replaced_with_growing_pauses(talk: Conversation) -> None:
+    talk.welcomed()
+    talk.later(1000.0)
+    assert talk.peer.reconnects == 0, "nothing was to be answered"
+    talk.rows(1)
+    at = [talk.clock.monotonic()]
+    while len(at) < 4:
+        talk.peer.take()
+        talk.later(0.5)
+        if talk.peer.reconnects == len(at):
+            at.append(talk.clock.monotonic())
+            assert isinstance(talk.peer.take()[0], Hello)
+    for number, (earlier, later) in enumerate(itertools.pairwise(at)):
+        least_s = HALF_OPEN_S * 2**number
+        assert least_s <= later - earlier <= least_s + 1.25 * MAX_HELLO_WAIT_S + 1.0
+    talk.pump(Welcome(1))
+    talk.pump(Ack(1))
+    talk.rows(1)
+    talk.later(1.0)
+    reconnects = talk.peer.reconnects
+    for _ in range(100):
+        talk.later(1.0)
+    assert talk.peer.reconnects == reconnects + 1, "the pauses are short again"
+
+
+def test_zeromq_reconnects_by_itself_where_there_is_no_connection(talk: Conversation) -> None:
+    talk.peer.is_connected = False
+    talk.rows(1)
+    for _ in range(500):
+        talk.later(1.0)
+    assert talk.peer.reconnects == 0
+
+
 def test_repeated_answers_change_nothing(talk: Conversation) -> None:
     talk.rows(4)
     talk.welcomed()
@@ -598,6 +638,19 @@ def socket_dir() -> Iterator[Path]:
         yield Path(name)
 
 
+def client_of(transport: ZmqClient, talk: Conversation, clock: OffsetClock) -> UploaderClient:
+    return UploaderClient(
+        transport=transport,
+        queue=talk.queue,
+        hello=lambda oldest_seq: Hello(1, "key", "one", 1.0, first_available_seq=oldest_seq),
+        on_welcome=lambda _: None,
+        on_closed=lambda: False,
+        warn=talk.warnings.append,
+        clock=clock,
+        peer="the uploader",
+    )
+
+
 def test_rows_in_flight_when_a_router_is_killed_come_back(socket_dir: Path, tmp_path: Path) -> None:
     url = f"ipc://{socket_dir}/u"
     far = Echo(url)
@@ -605,16 +658,7 @@ def test_rows_in_flight_when_a_router_is_killed_come_back(socket_dir: Path, tmp_
     with ZmqClient(parse_address(url, bind=False)) as transport:
         talk = Conversation()
         clock = OffsetClock()
-        client = UploaderClient(
-            transport=transport,
-            queue=talk.queue,
-            hello=lambda oldest_seq: Hello(1, "key", "one", 1.0, first_available_seq=oldest_seq),
-            on_welcome=lambda _: None,
-            on_closed=lambda: False,
-            warn=talk.warnings.append,
-            clock=clock,
-            peer="the uploader",
-        )
+        client = client_of(transport, talk, clock)
         talk.rows(50)
         while len(far.stored) < 50:
             client.poll()
@@ -637,3 +681,30 @@ def test_rows_in_flight_when_a_router_is_killed_come_back(socket_dir: Path, tmp_
     assert list(far.stored.items()) == [(seq, seq) for seq in range(1, 101)]
     assert far.is_ended
     assert far.greetings >= 2
+
+
+def test_a_connection_that_a_nat_forgot_is_replaced_and_no_row_is_lost() -> None:
+    far = Echo("tcp://127.0.0.1:*")
+    far.start()
+    assert far.router is not None
+    port = int(far.router.urls[0].rpartition(":")[2])
+    talk, clock = Conversation(), OffsetClock()
+    with Relay(port, None) as relay, ZmqClient(parse_address(relay.url, bind=False)) as transport:
+        client = client_of(transport, talk, clock)
+        talk.rows(50)
+        while len(far.stored) < 50:
+            client.poll()
+            far.serve()
+        relay.forget()
+        talk.rows(50)
+        client.finish(FINISH)
+        deadline = SystemClock().monotonic() + 30
+        while not client.is_complete:
+            assert SystemClock().monotonic() < deadline
+            client.poll()
+            far.serve()
+            clock.monotonic_s += 1.0
+        assert relay.held, "something met the black hole"
+        assert relay.connections == 2
+    far.kill()
+    assert list(far.stored.items()) == [(seq, seq) for seq in range(1, 101)]

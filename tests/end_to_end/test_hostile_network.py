@@ -196,7 +196,7 @@ def converse(connection: socket.socket, *steps: tuple[bytes, int]) -> bytes:
 def answers_to_rubbish(published: Published, overheard: bytes) -> dict[str, bytes]:
     """Say all of it at once, and return what came back until the uploader had ended each connection."""
     steps = {name: [(prod, 0)] for name, prod in RUBBISH.items()}
-    # As far as a stranger gets: who says everything at once is cut off before an answer.
+    # The most that a stranger gets: one that sends everything at once is disconnected before an answer.
     for name, prod in RUBBISH.items():
         if prod[: len(_VERSION_3)] == _VERSION_3:
             steps[name + ", in steps"] = [(prod[: len(_VERSION_3)], 64), (prod[len(_VERSION_3) :], 0)]
@@ -259,7 +259,7 @@ def test_without_a_key_nothing_is_read_or_written_and_no_run_shows(published: Pu
     for name, answer in answers.items():
         words = " ".join(["greeting" if answer else "nothing", *(word.decode() for word in told[name])])
         print(f"{name:40} {len(answer):4} bytes: {words}")
-    # A key that nobody knows is told that it is not let in; all other words are those of a handshake.
+    # An unknown key is told that it is refused. All other bytes belong to a handshake.
     assert told.pop("an unknown key") == [b"WELCOME", b"ERROR"]
     assert answers["an unknown key"].endswith(b"\x05ERROR\x03400")
     assert told["a session, replayed"] == [b"WELCOME"]
@@ -347,7 +347,7 @@ def test_a_revoked_key_is_out_within_a_second(published: Published) -> None:
     assert not bob.has_events()
 
 
-def test_an_authenticator_that_cannot_look_lets_nobody_in_or_stay(published: Published) -> None:
+def test_an_authenticator_without_its_list_admits_and_keeps_no_client(published: Published) -> None:
     alice, bob = published.keys_of("alice"), published.keys_of("bob")
     inside = published.connect(alice)
     begin(inside)
@@ -362,7 +362,7 @@ def test_an_authenticator_that_cannot_look_lets_nobody_in_or_stay(published: Pub
 
 
 @pytest.mark.parametrize("fault", ["stop", "break"])
-def test_a_broken_authenticator_shuts_the_door(home: Home, machines: TwoMachines, fault: str) -> None:
+def test_a_broken_authenticator_admits_no_client(home: Home, machines: TwoMachines, fault: str) -> None:
     through = (sys.executable, "-m", "fakes.broken_zap_uploader")
     tests = str(TESTS)
     published = Published(home, machines, through=through, env={"PYTHONPATH": tests}, stdin=subprocess.PIPE)
@@ -380,7 +380,7 @@ def test_a_broken_authenticator_shuts_the_door(home: Home, machines: TwoMachines
         for late in knocking:
             assert not late.is_in()
             assert late.hear(0.0) is None
-        # Who was let in is not disturbed: its key is looked up without the door.
+        # A connected client is not disturbed: the intake looks its key up itself.
         inside.say(*rows(1, 2))
         assert inside.hear_until("ack")[1] == 2
         assert [run["client"] for run in published.status()] == ["alice"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fakes.backend import TOKEN, Backend
 from fakes.faults import Fault, Recorded
-from fakes.http_probe_client import Watcher
+from fakes.http_probe_client import HttpProbeClient
 from fakes.process_harness import COLLECTOR, UPLOADER, Home, busy, wait_until
 from fakes.raw_collector import collectors_of
 from fakes.secret_scanner import Secret, files_with, held, processes_with
@@ -91,7 +91,7 @@ def test_no_secret_is_written_anywhere_while_everything_goes_wrong(home: Home, b
     refused = [backend.api.faults.add(call, status=status, body=echo, times=1)
                for call, status in (("register", 500), ("finish", 503))]  # fmt: skip
     home.start_uploader("-v", "--http", "0", "--upload-interval", "0.2", env=environ)
-    watcher = Watcher(home.directory / "uploader.log")
+    probe = HttpProbeClient(home.directory / "uploader.log")
     spool = ("--spool", str(home.directory / "spool"))
     said: list[str] = []
     with collectors_of(home.address) as collectors:
@@ -106,7 +106,7 @@ def test_no_secret_is_written_anywhere_while_everything_goes_wrong(home: Home, b
         collector.hear_until(Ack)
         wait_until(lambda: all(fault.fired for fault in refused if fault.call != "finish"), "it goes wrong")
         collector.say(finish(20))
-        said += [page.text for page in map(watcher.ask, ("/metrics", "/healthz", "/readyz", "/livez"))]
+        said += [page.text for page in map(probe.ask, ("/metrics", "/healthz", "/readyz", "/livez"))]
         for words in (["status"], ["status", "--json"], ["show", "run"], ["show", "run", "--json"]):
             done = home.run(UPLOADER, *words, *spool, env=environ)
             said += [done.stdout, done.stderr]
@@ -170,7 +170,7 @@ def test_no_secret_key_leaves_its_file(home: Home) -> None:
         assert processes_with(mark, secrets, environ=True) == {}
         said += process.communicate(timeout=60)
         assert process.returncode == 0
-    said.append(Watcher(log).ask("/metrics").text)
+    said.append(HttpProbeClient(log).ask("/metrics").text)
     for words in (["status"], ["status", "--json"], ["keys", "list"], ["doctor"]):
         where = ["--keys", str(keys)] if words[0] in {"keys", "doctor"} else []
         spool = [] if words[0] == "keys" else ["--spool", str(home.directory / "spool")]

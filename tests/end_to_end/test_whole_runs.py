@@ -164,7 +164,7 @@ def test_runs_that_an_agent_cannot_deliver_are_told_at_the_next_run(home: Home, 
     told = "1 earlier run is not delivered yet; `sentinel-uploader status` says why"
     first = home.collector("--wait", "0", "--", "true", env=backend.environ)
     # The refusal may come before the collector has ended or after it.
-    assert "the uploader holds everything" in first.stderr or "the uploader keeps the run" in first.stderr
+    assert "the uploader has all samples" in first.stderr or "has set the run aside" in first.stderr
     wait_until(lambda: [run["state"] for run in _statuses(home)] == ["parked"], "the run is parked")
     assert refused.fired
     second = home.collector("--", "true", env=backend.environ)

@@ -1,4 +1,4 @@
-"""An uploader's doors with keys, and clients that hold some: real sockets, real key files, no process."""
+"""An uploader's sockets with keys, and keys of clients: real sockets, real key files, no process."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class Guarded(Listening):
         wait_until(lambda: self.allow_list.is_allowed(pair.public), "the list has it")
         return ClientCurveKeys(pair, self.store.server_pair().public)
 
-    def turned_away(self, reason: str) -> float:
+    def rejected(self, reason: str) -> float:
         return self.counters.rejected.value(reason)
 
     def runs(self) -> dict[tuple[str, str], OpenRun]:

@@ -19,7 +19,7 @@ class Answered(NamedTuple):
     text: str
 
 
-class Watcher:
+class HttpProbeClient:
     """Asks one uploader, whose address its log tells."""
 
     def __init__(self, log: Path) -> None:

@@ -127,7 +127,9 @@ class Home:
 
     def local_runs(self) -> list[dict[str, Any]]:
         """Return the `run.json` of every local run, oldest first."""
-        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.runs.glob("*/run.json"))]
+        runs = [json.loads(path.read_text(encoding="utf-8")) for path in self.runs.glob("*/run.json")]
+        # The ids of one second's runs are in no order.
+        return sorted(runs, key=lambda run: (run["started_at"], run["run_id"]))
 
     def local_rows(self, run: Mapping[str, Any]) -> list[str]:
         """Return the CSV lines of a local run's objects, headers checked and left out."""

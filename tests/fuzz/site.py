@@ -5,19 +5,18 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import msgspec
 from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import open_spool_at
 
 from fuzz.wire import Wire
-from sentinel_uploader.backends.sentinel.payload import registration, utc_text
+from sentinel_protocol.common.time_text import utc_text
+from sentinel_uploader.backends.sentinel.payload import registration
 from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.lifecycle import Event, RunState
-from sentinel_uploader.runs.object_names import object_uri
-from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.ports import Backend, StoreProbe, object_uri
 from sentinel_uploader.runs.schedule import Policy, Step, next_step
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 from sentinel_uploader.spool.open_run import OpenRun
@@ -78,6 +77,9 @@ class _Store:
 
     def backoff_key(self, uri: str) -> str:
         return "/".join(uri.split("/")[:3])
+
+    def probe(self, uri_prefix: str | None, region: str | None) -> list[StoreProbe]:
+        raise NotImplementedError
 
 
 class Site:
@@ -150,8 +152,7 @@ class Site:
             self.intake.notify(run)
 
     def _due(self, run: OpenRun) -> Step | None:
-        facts = run.scheduling_facts()
-        facts = msgspec.structs.replace(facts, silent_since=max(facts.silent_since, self.intake.receiving_since))
+        facts = run.scheduling_facts(receiving_since=self.intake.receiving_since)
         return next_step(facts, self._policy, self.clock.monotonic())[0]
 
     def discard(self, run: OpenRun) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import promql_parser
 import pytest
 import yaml
-from fakes.http_probe_client import Watcher
+from fakes.http_probe_client import HttpProbeClient
 from fakes.process_harness import Home, wait_until
 from fakes.raw_collector import collectors_of
 from fakes.uploader_harness import hello, samples
@@ -25,6 +25,7 @@ ALERTS = ROOT / "docs/deployment/prometheus/alerts.yml"
 ALERTS_TEST = ROOT / "docs/deployment/prometheus/alerts_test.yml"
 DASHBOARD = ROOT / "docs/deployment/grafana/uploader.json"
 OPERATION = ROOT / "docs/operation.md"
+RUNBOOK = ROOT / "docs/runbook.md"
 PREFIX = "sentinel_uploader_"
 OF_THE_SCRAPE = {"job", "instance"}
 _TYPES = {"counter", "gauge", "histogram"}
@@ -42,14 +43,14 @@ class Metric(NamedTuple):
 def exported(home: Home) -> Iterator[str]:
     """What `/metrics` of a running uploader says after a client has sent a row."""
     home.start_uploader("--http", "0")
-    watcher = Watcher(home.directory / "uploader.log")
+    probe = HttpProbeClient(home.directory / "uploader.log")
     with collectors_of(home.address) as collectors:
         collector = collectors.connect()
         collector.say(hello(), samples(1, 1))
         collector.hear(Welcome)
         collector.hear(Ack)
-        wait_until(lambda: "client_clock_offset_seconds{" in watcher.ask("/metrics").text, "the client is seen")
-        yield watcher.ask("/metrics").text
+        wait_until(lambda: "client_clock_offset_seconds{" in probe.ask("/metrics").text, "the client is seen")
+        yield probe.ask("/metrics").text
 
 
 def families(exposition: str) -> dict[str, Metric]:
@@ -182,7 +183,7 @@ def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in {"critical", "warning"}
         assert rule["annotations"]["summary"]
-    told = re.findall(r"^\| `(SentinelUploader\w+)` \|", OPERATION.read_text(encoding="utf-8"), re.MULTILINE)
+    told = re.findall(r"^\| `(SentinelUploader\w+)` \|", RUNBOOK.read_text(encoding="utf-8"), re.MULTILINE)
     assert told == names
 
 

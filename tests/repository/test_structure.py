@@ -17,14 +17,18 @@ from locations import ROOT
 import sentinel_collector
 import sentinel_protocol
 import sentinel_uploader
+import sentinel_viewer
 from sentinel_collector import settings as collector_config
 from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.common.local_uploader import LOCAL_UPLOADER_VARIABLES
 from sentinel_protocol.wire import messages
+from sentinel_uploader.app.settings import SETTINGS
 
 PACKAGES = {
     "sentinel_collector": sentinel_collector,
     "sentinel_protocol": sentinel_protocol,
     "sentinel_uploader": sentinel_uploader,
+    "sentinel_viewer": sentinel_viewer,
 }
 STANDARD = sys.stdlib_module_names | {"_sha256", "_sha2"}
 """Its digests changed their name with Python 3.12."""
@@ -32,11 +36,13 @@ FOREIGN = {
     "sentinel_protocol": {"msgspec", "zmq"},
     "sentinel_collector": {"msgspec", "zmq", "psutil", "pynvml"},
     "sentinel_uploader": {"msgspec", "zmq", "urllib3", "botocore", "prometheus_client"},
+    "sentinel_viewer": {"msgspec", "botocore", "pyarrow", "rich", "starlette", "textual", "uvicorn"},
 }
 OURS = {
     "sentinel_protocol": {"sentinel_protocol"},
     "sentinel_collector": {"sentinel_protocol", "sentinel_collector"},
     "sentinel_uploader": {"sentinel_protocol", "sentinel_uploader"},
+    "sentinel_viewer": {"sentinel_protocol", "sentinel_viewer"},
 }
 
 
@@ -184,6 +190,14 @@ def test_time_comes_from_the_clock(package: str) -> None:
     for name, path in modules(package):
         if name != "sentinel_protocol.common.clock":
             assert not called.search(path.read_text(encoding="utf-8")), name
+
+
+def test_a_local_uploader_gets_each_of_its_settings() -> None:
+    """It is started with the variables that the protocol names, and its address and spool as flags."""
+    named = {setting.env for setting in SETTINGS if setting.env is not None}
+    flags = {"SENTINEL_BIND", "SENTINEL_SPOOL", "SENTINEL_EXIT_WHEN_IDLE"}
+    assert named - flags <= LOCAL_UPLOADER_VARIABLES
+    assert not flags & LOCAL_UPLOADER_VARIABLES
 
 
 def test_run_keys_that_the_collector_takes_are_those_of_the_protocol() -> None:

@@ -1,4 +1,4 @@
-"""Who gets in, who stays, and what a stranger learns: hand-written clients at doors with keys."""
+"""Which clients connect, which stay connected, and what strangers learn: hand-written clients, sockets with keys."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.telemetry.counters import Counters
 
 UNHEARD_S = 0.7
-"""What is turned away has been turned away several times by then."""
+"""A client that is refused has been refused several times by then."""
 _KNOCKS = 60
 """With an answer that is given at once a third of them has another name on a single CPU."""
 GREETING_BYTES = 64
@@ -50,7 +50,7 @@ def collectors(guarded: Guarded) -> Iterator[Collectors]:
 
 
 def stranger_to(guarded: Guarded, directory: Path) -> ClientCurveKeys:
-    """Keys that are sound and on nobody's list, and the right server key."""
+    """Valid keys that are on no list, and the right server key."""
     other = KeyStore(str(directory / "stranger"))
     other.init()
     return ClientCurveKeys(other.server_pair(), guarded.store.server_pair().public)
@@ -85,7 +85,7 @@ def test_without_a_key_nothing_is_read_and_nothing_answered(
     ]
     for collector in prodding:
         collector.say(hello(), samples(1, 5), finish(5), Ping())
-    wait_until(lambda: guarded.turned_away("key"), "the stranger's key was looked at and refused")
+    wait_until(lambda: guarded.rejected("key"), "the stranger's key was looked at and refused")
     for collector in prodding:
         collector.hear_nothing_more(UNHEARD_S)
     nothing_was_read(guarded)
@@ -111,18 +111,18 @@ def test_a_port_scanner_learns_what_everybody_may_know(guarded: Guarded) -> None
             scanners[name].sendall(prod)
         for name, scanner in scanners.items():
             answer = b""
-            # A connection that does not get on is ended; whoever sent rubbish is told nothing but the greeting.
+            # A connection without progress is closed. A client that sent invalid data gets only ZMTP's greeting.
             with contextlib.suppress(ConnectionResetError):
                 while piece := scanner.recv(4096):
                     answer += piece
             assert len(answer) <= GREETING_BYTES, name
             assert b"run" not in answer
     nothing_was_read(guarded)
-    wait_until(lambda: guarded.turned_away("silent") == len(_PRODDING), "each of them is counted")
-    assert guarded.turned_away("key") == 0
+    wait_until(lambda: guarded.rejected("silent") == len(_PRODDING), "each of them is counted")
+    assert guarded.rejected("key") == 0
 
 
-def test_looking_whether_somebody_listens_at_a_unix_socket_is_nobody_turned_away(home: Home) -> None:
+def test_a_probe_of_a_unix_socket_is_not_counted_as_rejected(home: Home) -> None:
     counters = Counters()
     addresses = [parse_address(url, bind=True) for url in (home.address, "tcp://127.0.0.1:*")]
     with (
@@ -140,7 +140,7 @@ def test_looking_whether_somebody_listens_at_a_unix_socket_is_nobody_turned_away
         assert counters.rejected.value("silent") == 1
 
 
-def test_a_door_whose_keeper_is_gone_lets_nobody_in(guarded: Guarded, collectors: Collectors) -> None:
+def test_without_its_authenticator_a_socket_admits_no_client(guarded: Guarded, collectors: Collectors) -> None:
     alice, bob = guarded.key_of("alice"), guarded.key_of("bob")
     inside = collectors.connect(keys=alice)
     is_talking(inside)
@@ -154,10 +154,13 @@ def test_a_door_whose_keeper_is_gone_lets_nobody_in(guarded: Guarded, collectors
 
 
 class Credulous:
-    """A guard that admits everybody."""
+    """An allow list that allows every key."""
 
     def __init__(self) -> None:
         self.pair = KeyPair(*(bytes.fromhex(half) for half in _PAIR))
+
+    def revision(self) -> int:
+        return 0
 
     def is_allowed(self, key: bytes) -> bool:
         return len(key) == KEY_BYTES
@@ -165,7 +168,7 @@ class Credulous:
 
 @contextlib.contextmanager
 def on_one_cpu() -> Iterator[None]:
-    """Threads that are made meanwhile share a CPU: whoever is woken often runs before the one that woke him."""
+    """Threads created meanwhile share a CPU: a thread that is woken often runs before the one that woke it."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -174,8 +177,8 @@ def on_one_cpu() -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def test_nobody_chooses_what_zeromq_calls_a_connection_with_keys() -> None:
-    """Whoever takes a name that ZeroMQ is about to give makes it abort; here it gives none, and takes none."""
+def test_no_peer_chooses_the_routing_id_of_a_connection_with_keys() -> None:
+    """A peer that takes the id which ZeroMQ gives next makes it abort. Here ZeroMQ gives none, and takes none."""
     guard = Credulous()
     keys = ClientCurveKeys(guard.pair, guard.pair.public)
     called = set()
@@ -196,11 +199,14 @@ def test_nobody_chooses_what_zeromq_calls_a_connection_with_keys() -> None:
 
 
 class Broken:
-    """A guard that cannot tell."""
+    """An allow list that always fails."""
 
     def __init__(self) -> None:
         self.asked = 0
         self.pair = KeyPair(*(bytes.fromhex(half) for half in _PAIR))
+
+    def revision(self) -> int:
+        return 0
 
     def is_allowed(self, key: bytes) -> bool:
         assert len(key) == KEY_BYTES
@@ -216,7 +222,7 @@ def _new_pair() -> tuple[str, str]:
 _PAIR = _new_pair()
 
 
-def test_a_keeper_that_breaks_lets_nobody_in(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_authenticator_that_fails_admits_no_client(caplog: pytest.LogCaptureFixture) -> None:
     guard = Broken()
     report = RejectionLog(Counters(), SystemClock())
     with (
@@ -230,16 +236,16 @@ def test_a_keeper_that_breaks_lets_nobody_in(caplog: pytest.LogCaptureFixture) -
     assert "connection guard failed unexpectedly" in caplog.text
 
 
-def test_a_key_that_is_revoked_is_cut_off_at_once_and_nobody_else(guarded: Guarded, collectors: Collectors) -> None:
+def test_a_revoked_key_is_disconnected_at_once_and_no_other(guarded: Guarded, collectors: Collectors) -> None:
     alice = collectors.connect(keys=guarded.key_of("alice"))
     bob = collectors.connect(keys=guarded.key_of("bob"))
     for collector in (alice, bob):
         is_talking(collector)
     guarded.store.revoke("alice")
     # Without a word from her: an open connection is not waited for.
-    wait_until(lambda: guarded.turned_away("revoked") and guarded.server.connections == 1, "she is cut off")
+    wait_until(lambda: guarded.rejected("revoked") and guarded.server.connections == 1, "she is disconnected")
     alice.say(samples(3, 9), finish(9))
-    wait_until(lambda: guarded.turned_away("key"), "she knocked again")
+    wait_until(lambda: guarded.rejected("key"), "she knocked again")
     alice.hear_nothing_more(UNHEARD_S)
     bob.say(samples(3, 4))
     assert bob.hear(Ack) == Ack(4)
@@ -247,30 +253,30 @@ def test_a_key_that_is_revoked_is_cut_off_at_once_and_nobody_else(guarded: Guard
     assert not guarded.runs()["alice", "run"].record.has_ended
 
 
-def test_a_connection_of_a_revoked_key_is_cut_before_its_first_word(guarded: Guarded, collectors: Collectors) -> None:
+def test_a_pending_connection_of_a_revoked_key_is_closed(guarded: Guarded, collectors: Collectors) -> None:
     port = guarded.url.rpartition(":")[2]
     with collectors_of(f"tcp://127.0.0.2:0;127.0.0.1:{port}") as elsewhere:
         for place, name in ((collectors, "alice"), (elsewhere, "bob")):
             place.connect(keys=guarded.key_of(name)).wait_until_it_is_in()
         wait_until(lambda: guarded.server.connections == 2, "both are there")
         guarded.store.revoke("alice")
-        wait_until(lambda: guarded.server.connections == 1, "she is cut off")
-        assert guarded.turned_away("revoked") == 1
-        assert guarded.turned_away("silent") == 0
+        wait_until(lambda: guarded.server.connections == 1, "she is disconnected")
+        assert guarded.rejected("revoked") == 1
+        assert guarded.rejected("silent") == 0
         nothing_was_read(guarded)
 
 
 def test_each_message_is_looked_at_though_its_connection_is_open(guarded: Guarded, collectors: Collectors) -> None:
     alice = collectors.connect(keys=guarded.key_of("alice"))
     is_talking(alice)
-    # The keeper does nothing any more: what is left is the look at each message.
+    # The guard has stopped. What is left is the check of each message's key.
     guarded.server._guard.stop()
     guarded.store.revoke("alice")
     wait_until(
         lambda: not guarded.allow_list.is_allowed(b"") and not guarded.allow_list.names(), "the list has changed"
     )
     alice.say(samples(3, 9), finish(9))
-    wait_until(lambda: guarded.turned_away("key"), "her messages are refused")
+    wait_until(lambda: guarded.rejected("key"), "her messages are refused")
     alice.hear_nothing_more()
     assert guarded.runs()["alice", "run"].durable_seq == 2
 
@@ -300,7 +306,7 @@ def test_a_new_key_under_an_old_name_goes_on_with_its_runs(guarded: Guarded, col
     old = collectors.connect(keys=guarded.key_of("alice"))
     is_talking(old)
     new = collectors.connect(keys=guarded.key_of("alice", replace=True))
-    wait_until(lambda: guarded.turned_away("revoked"), "the old key is out")
+    wait_until(lambda: guarded.rejected("revoked"), "the old key is out")
     new.say(hello(epoch="second"))
     assert new.hear(Welcome).next_seq == 3
 
@@ -342,11 +348,11 @@ def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> Non
         with ZmqClient(address, keys=keys) as dealer:
             wait_until(lambda dealer=dealer, words=words: words in refusal_of(dealer), "it says so")  # type: ignore[misc]  # mypy cannot infer a lambda with defaults
     with (
-        ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as open_door,
-        ZmqClient(parse_address(open_door.urls[0], bind=False), keys=alice) as dealer,
+        ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as plain_server,
+        ZmqClient(parse_address(plain_server.urls[0], bind=False), keys=alice) as dealer,
     ):
         found = refusal_of(dealer)
-        assert "no keys" in found or "breaks off" in found
+        assert "does not use keys" in found or "closes the connection" in found
 
 
 def test_a_reason_that_is_known_does_not_become_a_vaguer_one() -> None:
@@ -391,7 +397,7 @@ def test_an_uploader_that_ends_amid_handshakes_is_not_said_to_refuse() -> None:
             )
 
 
-def test_a_surplus_connection_is_turned_away_and_comes_in_when_there_is_room(tmp_path: Path) -> None:
+def test_a_surplus_connection_is_refused_and_admitted_when_there_is_room(tmp_path: Path) -> None:
     guarded = Guarded(tmp_path, limits=ConnectionLimits(max_connections=2, max_per_key=2))
     try:
         with collectors_of(guarded.url) as collectors:
@@ -401,7 +407,7 @@ def test_a_surplus_connection_is_turned_away_and_comes_in_when_there_is_room(tmp
                 is_talking(collector)
             outside = collectors.connect(keys=keys["carol"])
             outside.say(hello(), samples(1, 2))
-            wait_until(lambda: guarded.turned_away("connections"), "there is no room")
+            wait_until(lambda: guarded.rejected("connections"), "there is no room")
             for number, collector in enumerate(inside):
                 collector.say(samples(3, 4 + number))
                 assert collector.hear(Ack).seq == 4 + number
@@ -419,7 +425,7 @@ def test_one_client_does_not_take_all_the_room(tmp_path: Path) -> None:
             keys = guarded.key_of("alice")
             for number in range(3):
                 collectors.connect(keys=keys).say(hello(f"run-{number}"))
-            wait_until(lambda: guarded.turned_away("connections-of-client"), "her third one is cut")
+            wait_until(lambda: guarded.rejected("connections-of-client"), "her third one is cut")
             wait_until(lambda: len(guarded.runs()) >= 2, "two are in")
             is_talking(collectors.connect(keys=guarded.key_of("bob")))
     finally:
@@ -447,15 +453,15 @@ def test_the_silent_make_room() -> None:
                 wait_until(lambda: router.receive(limit=1, timeout_s=0.05)[0], "it was heard")
                 assert counters.rejected.value("connections") == 1
                 clock.advance(PENDING_TIMEOUT_S)
-                wait_until(lambda: router.connections == 1, "those that never spoke are cut, the other is not")
+                wait_until(lambda: router.connections == 1, "pending ones are closed, the other is not")
 
 
-_NUMBER_OF_A_CONNECTION = """
+_ROUTING_ID_OF_A_CONNECTION = """
 from sentinel_protocol.common.endpoints import parse_address
-from sentinel_collector.delivery.zmq_client import Dealer
+from sentinel_collector.delivery.zmq_client import ZmqClient
 from sentinel_uploader.server.zmq_server import ZmqServer
 with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
-    with Dealer(parse_address(router.urls[0], bind=False)) as dealer:
+    with ZmqClient(parse_address(router.urls[0], bind=False)) as dealer:
         while not dealer.send(b"x"):
             dealer.poll(0.01)
         (arrival,), _ = router.receive(limit=1, timeout_s=20)
@@ -463,8 +469,8 @@ print(arrival.identity.hex())
 """
 
 
-def test_nobody_can_guess_what_the_next_connection_is_called(home: Home) -> None:
-    """Whoever takes a name that ZeroMQ is about to give makes it abort."""
-    numbers = {home.run(*python(_NUMBER_OF_A_CONNECTION)).stdout for _ in range(2)}
+def test_the_next_routing_id_cannot_be_guessed(home: Home) -> None:
+    """A peer that takes the id which ZeroMQ gives next makes it abort."""
+    numbers = {home.run(*python(_ROUTING_ID_OF_A_CONNECTION)).stdout for _ in range(2)}
     assert len(numbers) == 2
     assert "" not in numbers

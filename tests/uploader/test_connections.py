@@ -1,4 +1,4 @@
-"""The door's tables: descriptors that are used again, and by another listening socket's connections."""
+"""The table of connections: descriptors that are used again, also by another listening socket's connections."""
 
 import contextlib
 import os
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sentinel_uploader.server.connections import ConnectionId, ConnectionLimits, ConnectionTable
+from sentinel_uploader.server.connections import SILENT_TIMEOUT_S, ConnectionId, ConnectionLimits, ConnectionTable
 
 NEAR, OTHER = 0, 1
 
@@ -74,7 +74,7 @@ def test_a_descriptor_that_another_socket_s_connection_has_now_is_that_one_s(lis
     assert not is_open(far)
 
 
-def test_a_descriptor_that_a_later_connection_has_is_not_cut_for_the_earlier_one(listeners: Listeners) -> None:
+def test_a_descriptor_of_a_later_connection_is_not_shut_down_for_the_earlier_one(listeners: Listeners) -> None:
     known = listeners.connections
     _, near = listeners.accept(NEAR)
     descriptor = near.fileno()
@@ -99,3 +99,18 @@ def test_a_file_that_is_no_connection_any_more_is_left_alone(listeners: Listener
         listeners.connections.drop_newest_pending()
         assert is_open(other)
     assert not is_open(far)
+
+
+def test_a_connection_that_has_gone_silent_is_closed(listeners: Listeners) -> None:
+    known = listeners.connections
+    ends = {}
+    for identity in (b"silent", b"talking"):
+        far, near = listeners.accept(NEAR)
+        known.on_accepted(ConnectionId(NEAR, near.fileno()), 0.0)
+        known.register(identity, ConnectionId(NEAR, near.fileno()), b"")
+        ends[identity] = far
+    assert known.inspect_some(SILENT_TIMEOUT_S, 64) == (0, 0)
+    known.note_message(b"talking")
+    assert known.inspect_some(SILENT_TIMEOUT_S + 1.0, 64) == (0, 1)
+    assert not is_open(ends[b"silent"])
+    assert is_open(ends[b"talking"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fakes.backend import Backend
-from fakes.http_probe_client import Watcher
+from fakes.http_probe_client import HttpProbeClient
 from fakes.process_harness import UPLOADER, Home, wait_until
 from fakes.raw_collector import RawCollector
 from fakes.uploader_harness import finish, hello, samples
@@ -28,9 +28,9 @@ def backend() -> Iterator[Backend]:
         yield made
 
 
-def serve(home: Home, *words: str, backend: Backend | None = None) -> Watcher:
+def serve(home: Home, *words: str, backend: Backend | None = None) -> HttpProbeClient:
     home.start_uploader("--http", "0", *words, env={} if backend is None else backend.environ)
-    return Watcher(home.directory / "uploader.log")
+    return HttpProbeClient(home.directory / "uploader.log")
 
 
 def send(collector: RawCollector, first: int, last: int) -> None:
@@ -63,17 +63,17 @@ def test_address_that_is_none_is_refused(written: object) -> None:
 
 def test_whole_run_is_seen_in_the_metrics(home: Home, backend: Backend, collector: RawCollector) -> None:
     refused = backend.s3.faults.add("put", status=503, times=1)
-    watcher = serve(home, "--upload-interval", "0.2", backend=backend)
+    probe = serve(home, "--upload-interval", "0.2", backend=backend)
     collector.say(hello())
     collector.hear(Welcome)
     send(collector, 1, 20)
-    wait_until(lambda: watcher.samples()["rows_delivered_total"] == 20, "rows are delivered")
-    assert watcher.samples()["connections"] == 1
+    wait_until(lambda: probe.samples()["rows_delivered_total"] == 20, "rows are delivered")
+    assert probe.samples()["connections"] == 1
     collector.send_frames(b"rubbish")
     collector.say(samples(21, 22), samples(21, 22), finish(22))
     collector.hear_until(Finished)
     assert refused.fired == 1
-    found = wait_until(lambda: (s := watcher.samples())["rows_delivered_total"] == 22 and s, "all rows are delivered")
+    found = wait_until(lambda: (s := probe.samples())["rows_delivered_total"] == 22 and s, "all rows are delivered")
     assert found["rows_received_total"] == 24
     assert found["rows_duplicate_total"] == 2
     assert found["rows_acknowledged_total"] == 22
@@ -95,27 +95,27 @@ def test_whole_run_is_seen_in_the_metrics(home: Home, backend: Backend, collecto
 
 def test_health_follows_the_data(home: Home, backend: Backend, collector: RawCollector) -> None:
     away = backend.s3.faults.add("put", status=503)
-    watcher = serve(home, "--upload-interval", "0.2", "--unhealthy-after", "1", backend=backend)
-    assert [watcher.status(path) for path in ("/livez", "/readyz", "/healthz")] == [200, 200, 200]
+    probe = serve(home, "--upload-interval", "0.2", "--unhealthy-after", "1", backend=backend)
+    assert [probe.status(path) for path in ("/livez", "/readyz", "/healthz")] == [200, 200, 200]
     collector.say(hello())
     collector.hear(Welcome)
     send(collector, 1, 20)
-    wait_until(lambda: watcher.status("/healthz") == 503, "nothing moves")
+    wait_until(lambda: probe.status("/healthz") == 503, "nothing moves")
     assert away.fired
-    assert "has waited for" in watcher.ask("/healthz").text
-    assert [watcher.status(path) for path in ("/livez", "/readyz")] == [200, 200]
-    assert watcher.samples()["oldest_waiting_seconds"] > 1
+    assert "has waited for" in probe.ask("/healthz").text
+    assert [probe.status(path) for path in ("/livez", "/readyz")] == [200, 200]
+    assert probe.samples()["oldest_waiting_seconds"] > 1
     away.lift()
     collector.say(finish(20))
     collector.hear_until(Finished)
-    wait_until(lambda: watcher.status("/healthz") == 200, "all is delivered")
+    wait_until(lambda: probe.status("/healthz") == 200, "all is delivered")
 
 
 def test_full_spool_is_not_ready_and_ready_again_with_room(
     home: Home, backend: Backend, collector: RawCollector
 ) -> None:
     away = backend.s3.faults.add("put", status=503)
-    watcher = serve(home, "--spool-max", "128KiB", "--upload-interval", "0.2", backend=backend)
+    probe = serve(home, "--spool-max", "128KiB", "--upload-interval", "0.2", backend=backend)
     collector.say(hello())
     collector.hear(Welcome)
     for last in range(50, 10_000, 50):
@@ -123,41 +123,41 @@ def test_full_spool_is_not_ready_and_ready_again_with_room(
         answer = collector.hear_until(Ack | Reject)  # type: ignore[arg-type]  # isinstance takes unions
         if isinstance(answer, Reject):
             break
-    page = watcher.ask("/readyz")
+    page = probe.ask("/readyz")
     assert (page.status, page.text) == (503, "the spool has reached its limit of 131072 bytes\n")
-    assert watcher.samples()['spool_failures_total{reason="full"}'] >= 1
-    assert watcher.status("/livez") == 200
+    assert probe.samples()['spool_failures_total{reason="full"}'] >= 1
+    assert probe.status("/livez") == 200
     discard = (UPLOADER, "discard", "run", "--spool", str(home.directory / "spool"))
     wait_until(lambda: home.run(*discard).returncode == 0, "the run is discarded")
     assert away.fired
-    wait_until(lambda: watcher.status("/readyz") == 200, "there is room")
+    wait_until(lambda: probe.status("/readyz") == 200, "there is room")
 
 
 def test_uploader_that_stops_is_alive_and_not_ready(home: Home, backend: Backend, collector: RawCollector) -> None:
     hang = backend.s3.faults.add("put", hang=True)
-    watcher = serve(home, "--upload-interval", "0.2", backend=backend)
+    probe = serve(home, "--upload-interval", "0.2", backend=backend)
     collector.say(hello())
     collector.hear(Welcome)
     send(collector, 1, 5)
     wait_until(lambda: hang.fired, "storage hangs")
     (process,) = home._processes
     process.send_signal(signal.SIGTERM)
-    page = wait_until(lambda: (p := watcher.ask("/readyz")).status == 503 and p, "it stops")
+    page = wait_until(lambda: (p := probe.ask("/readyz")).status == 503 and p, "it stops")
     assert page.text == "the uploader is stopping\n"
-    assert watcher.status("/livez") == 200
+    assert probe.status("/livez") == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
 
 
 def test_only_short_requests_for_known_pages_are_answered(home: Home) -> None:
-    watcher = serve(home)
-    head = watcher.say(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    probe = serve(home)
+    head = probe.say(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert head.endswith(b"Content-Length: 3\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
                          b"Connection: close\r\n\r\n")  # fmt: skip
-    assert watcher.ask("/livez?verbose=1").status == 200
-    assert watcher.ask("/").status == watcher.ask("/livez/").status == 404
-    post = watcher.say(b"POST /livez HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+    assert probe.ask("/livez?verbose=1").status == 200
+    assert probe.ask("/").status == probe.ask("/livez/").status == 404
+    post = probe.say(b"POST /livez HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
     assert post.startswith(b"HTTP/1.1 405 Method Not Allowed\r\n")
     assert b"Allow: GET, HEAD\r\n" in post
     for rubbish in (
@@ -167,14 +167,14 @@ def test_only_short_requests_for_known_pages_are_answered(home: Home) -> None:
         b"GET livez HTTP/1.1\r\n\r\n",
         b"\x16\x03\x01\r\n\r\n",
     ):
-        assert watcher.say(rubbish).startswith(b"HTTP/1.1 400 "), rubbish
+        assert probe.say(rubbish).startswith(b"HTTP/1.1 400 "), rubbish
     big = b"GET /livez HTTP/1.1\r\nX: " + b"x" * (4 * MAX_HEAD_BYTES)
-    assert watcher.say(big)[:12] in {b"HTTP/1.1 431", b""}
-    assert watcher.status("/livez") == 200
+    assert probe.say(big)[:12] in {b"HTTP/1.1 431", b""}
+    assert probe.status("/livez") == 200
 
 
 def test_hostile_clients_hold_nothing_up(home: Home, backend: Backend, collector: RawCollector) -> None:
-    watcher = serve(home, "--upload-interval", "0.2", backend=backend)
+    probe = serve(home, "--upload-interval", "0.2", backend=backend)
     (process,) = home._processes
     before = descriptors(process.pid)
     collector.say(hello())
@@ -182,24 +182,24 @@ def test_hostile_clients_hold_nothing_up(home: Home, backend: Backend, collector
     with ExitStack() as opened:
         held: list[socket.socket] = []
         for number in range(6 * MAX_CONNECTIONS):
-            connection = opened.enter_context(watcher.connect())
+            connection = opened.enter_context(probe.connect())
             # Some say nothing, some a little, some ask and do not read.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             connection.sendall((b"", b"GET /livez HTT", b"GET /metrics HTTP/1.1\r\n\r\n")[number % 3] or b"G")
             held.append(connection)
             if number % 20 == 0:
                 send(collector, number // 20 + 1, number // 20 + 1)
-        assert watcher.status("/livez") == 200
-        wait_until(lambda: watcher.samples()["rows_acknowledged_total"] == 10, "every row is acknowledged")
+        assert probe.status("/livez") == 200
+        wait_until(lambda: probe.samples()["rows_acknowledged_total"] == 10, "every row is acknowledged")
         assert descriptors(process.pid) <= before + MAX_CONNECTIONS + 10
         # Those that came first have made room for those that came last.
         assert wait_until(lambda: hung_up(held[0]), "the oldest connection is closed")
     assert len(threads(process.pid)) < 50
-    assert watcher.status("/readyz") == 200
+    assert probe.status("/readyz") == 200
 
 
 def test_without_descriptors_there_is_still_an_answer(home: Home) -> None:
-    watcher = serve(home)
+    probe = serve(home)
     (process,) = home._processes
     used = [int(name) for name in os.listdir(f"/proc/{process.pid}/fd")]
     hard = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[1]
@@ -207,18 +207,18 @@ def test_without_descriptors_there_is_still_an_answer(home: Home) -> None:
     with ExitStack() as opened:
         # Whatever numbers are free below that are used up.
         for _ in range(4):
-            opened.enter_context(watcher.connect())
+            opened.enter_context(probe.connect())
         log = home.directory / "uploader.log"
         wait_until(lambda: "cannot accept an HTTP connection" in log.read_text(), "no descriptor is left")
     for path in ("/livez", "/readyz", "/metrics", "/livez"):
-        assert watcher.status(path) == 200
-    assert watcher.samples()["process_max_fds"] == max(used) + 1
+        assert probe.status(path) == 200
+    assert probe.samples()["process_max_fds"] == max(used) + 1
 
 
 def test_slow_request_is_not_waited_for(home: Home) -> None:
-    watcher = serve(home)
+    probe = serve(home)
     assert ANSWER_S < 10
-    with watcher.connect() as connection:
+    with probe.connect() as connection:
         connection.sendall(b"GET /livez HTTP/1.1\r\n")
         assert connection.recv(100) == b""
 
@@ -250,7 +250,7 @@ def test_without_the_library_the_option_says_what_to_install_and_nothing_else_ne
 def test_host_beyond_this_machine_is_served_when_it_is_named_and_said_so(home: Home) -> None:
     home.start_uploader("--http", "0.0.0.0:0")
     log = home.directory / "uploader.log"
-    assert Watcher(log).status("/livez") == 200
+    assert HttpProbeClient(log).status("/livez") == 200
     assert "health and metrics can be read beyond this machine" in log.read_text()
 
 

@@ -199,7 +199,7 @@ def test_one_connection_may_begin_another_run(there: Watched, collector: RawColl
         ({"metadata": {"command": ["x" * 17_000]}}, RejectCode.TOO_BIG),
     ],
 )
-def test_greeting_that_cannot_be_taken_is_refused_with_a_reason(
+def test_hello_that_is_invalid_is_rejected_with_a_reason(
     there: Watched, collector: RawCollector, changes: dict[str, Any], code: RejectCode
 ) -> None:
     collector.say(replace(hello(), **changes))

@@ -1,4 +1,4 @@
-"""What a client that asks for too much gets, and that nobody else notices: real sockets, hand-written clients."""
+"""A client that exceeds a limit is told so, and no other client notices: real sockets, hand-written clients."""
 
 import random
 import resource
@@ -48,7 +48,7 @@ def test_a_message_that_is_too_big_is_answered_and_counted(tmp_path: Path) -> No
     with two_clients(tmp_path, max_message_bytes=20_000) as (guarded, bad, good, _):
         bad.say(samples(1, 2000))
         assert bad.hear(Reject).code == RejectCode.TOO_BIG
-        assert guarded.turned_away("message-size") == 1
+        assert guarded.rejected("message-size") == 1
         go_on(guarded, good)
         bad.say(samples(1, 10))
         assert bad.hear(Ack) == Ack(10)
@@ -58,19 +58,19 @@ def test_a_message_of_too_many_rows_is_answered_and_counted(tmp_path: Path) -> N
     with two_clients(tmp_path, max_message_rows=100) as (guarded, bad, good, _):
         bad.say(samples(1, 101))
         assert bad.hear(Reject).code == RejectCode.TOO_BIG
-        assert guarded.turned_away("message-rows") == 1
+        assert guarded.rejected("message-rows") == 1
         go_on(guarded, good)
         bad.say(samples(1, 100))
         assert bad.hear(Ack) == Ack(100)
 
 
 def test_so_many_seconds_worth_of_rows_come_at_once(tmp_path: Path) -> None:
-    with two_clients(tmp_path, max_client_rows_per_s=100, burst_s=2.0) as (guarded, bad, good, _):
+    with two_clients(tmp_path, max_client_rows_per_s=100, client_burst_s=2.0) as (guarded, bad, good, _):
         bad.say(samples(1, 250))
         assert bad.hear(Ack) == Ack(250)
         bad.say(samples(251, 260))
         assert bad.hear(Reject).code == RejectCode.BUSY
-        assert guarded.turned_away("rate") == 1
+        assert guarded.rejected("rate") == 1
         go_on(guarded, good)
 
 
@@ -78,7 +78,7 @@ def test_frames_beyond_one_a_message_cost_their_sender_the_connection(tmp_path: 
     with two_clients(tmp_path, max_extra_frames=200) as (guarded, bad, good, _):
         for _ in range(3):
             bad.send_frames(*[b""] * 100)
-        wait_until(lambda: guarded.turned_away("frames") == 1, "it is cut")
+        wait_until(lambda: guarded.rejected("frames") == 1, "it is cut")
         go_on(guarded, good)
 
 
@@ -87,14 +87,14 @@ def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
         for first in range(1, 3001, 500):
             bad.say(samples(first, first + 499))
         bad.hear_until(Reject)
-        wait_until(lambda: guarded.turned_away("rate") >= 3, "what is beyond is counted")
+        wait_until(lambda: guarded.rejected("rate") >= 3, "what is beyond is counted")
         taken = guarded.runs()["bad", "run"].durable_seq
         assert 1000 <= taken < 2000
         go_on(guarded, good)
         # The stepped clock stands: nothing is taken until time has passed.
         guarded.clock.advance(0.1)
         bad.say(samples(taken + 1, taken + 10))
-        wait_until(lambda: guarded.turned_away("rate") >= 4, "it is too early")
+        wait_until(lambda: guarded.rejected("rate") >= 4, "it is too early")
         # Whoever is turned down is not silent: its run is not closed as stale.
         wait_until(lambda: guarded.runs()["bad", "run"].last_seen_at == guarded.clock.monotonic(), "it is heard")
         guarded.clock.advance(30.0)
@@ -102,15 +102,15 @@ def test_rows_beyond_the_rate_wait_and_are_taken_later(tmp_path: Path) -> None:
         wait_until(lambda: guarded.runs()["bad", "run"].durable_seq == taken + 10, "there is room again")
 
 
-def test_a_flood_costs_its_sender_the_connection_and_nobody_else(tmp_path: Path) -> None:
+def test_a_flood_costs_only_its_sender_the_connection(tmp_path: Path) -> None:
     with two_clients(tmp_path, max_client_rows_per_s=100, max_rejected_messages=500) as (guarded, bad, good, _):
         flood = [encode(Ping()), b"rubbish", encode(samples(7, 7))]
         for number in range(4000):
             bad.send_frames(flood[number % 3])
             if number % 500 == 0:
                 go_on(guarded, good)
-        wait_until(lambda: guarded.turned_away("flood"), "it is cut")
-        assert guarded.turned_away("bad") > 0
+        wait_until(lambda: guarded.rejected("flood"), "it is cut")
+        assert guarded.rejected("bad") > 0
         assert guarded.runs()["bad", "run"].durable_seq == 0
 
 
@@ -119,7 +119,7 @@ def test_a_client_has_only_so_many_open_runs(tmp_path: Path) -> None:
         for number in range(5):
             bad.say(hello(f"run-{number}"))
         assert bad.hear_until(Reject).code == RejectCode.BUSY
-        wait_until(lambda: guarded.turned_away("runs-of-client") == 3, "the others are refused")
+        wait_until(lambda: guarded.rejected("runs-of-client") == 3, "the others are refused")
         assert sum(owner == "bad" for owner, _ in guarded.runs()) == 3
         # One that is there is continued all the same.
         bad.say(hello("run-0", "second"))
@@ -130,7 +130,7 @@ def test_a_client_has_only_so_many_open_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("greeting", "reason", "code"),
+    ("said", "reason", "code"),
     [
         (hello("x" * 101), "run-key", RejectCode.NOT_ALLOWED),
         (hello("line\nbreak"), "run-key", RejectCode.NOT_ALLOWED),
@@ -146,13 +146,11 @@ def test_a_client_has_only_so_many_open_runs(tmp_path: Path) -> None:
         (Hello(99, "run", "first", 1.0), "version", RejectCode.UNKNOWN_VERSION),
     ],
 )
-def test_a_greeting_is_measured_and_each_reason_counted(
-    tmp_path: Path, greeting: Hello, reason: str, code: RejectCode
-) -> None:
+def test_a_hello_is_checked_and_each_reason_counted(tmp_path: Path, said: Hello, reason: str, code: RejectCode) -> None:
     with two_clients(tmp_path, max_run_key_chars=100, max_metadata_bytes=2000) as (guarded, bad, _, _):
-        bad.say(greeting)
+        bad.say(said)
         assert bad.hear(Reject).code == code
-        assert guarded.turned_away(reason) == 1
+        assert guarded.rejected(reason) == 1
         assert len(guarded.runs()) == 2
 
 
@@ -163,7 +161,7 @@ def test_rubbish_of_every_kind_is_counted_and_dropped(tmp_path: Path) -> None:
             bad.send_frames(*(rng.randbytes(rng.randrange(200)) for _ in range(rng.randrange(1, 5))))
         bad.send_frames(*[b""] * 10_000)
         bad.send_frames(encode(["s", 1, [[]] * 1000]))
-        wait_until(lambda: guarded.turned_away("malformed") > 100 and guarded.turned_away("bad") > 50, "it is counted")
+        wait_until(lambda: guarded.rejected("malformed") > 100 and guarded.rejected("bad") > 50, "it is counted")
         go_on(guarded, good)
         bad.say(hello(), samples(1, 2))
         assert bad.hear_until(Ack).seq == 2
@@ -176,7 +174,7 @@ def test_one_that_stalls_keeps_nobody_waiting(tmp_path: Path) -> None:
         deaf.say(hello("deaf"))
         for number in range(3000):
             deaf.say(samples(1 + number, 1 + number))
-        wait_until(lambda: ("deaf", "deaf") in guarded.runs(), "it is greeted")
+        wait_until(lambda: ("deaf", "deaf") in guarded.runs(), "it is welcomed")
         wait_until(lambda: guarded.runs()["deaf", "deaf"].durable_seq == 3000, "it is heard")
         go_on(guarded, good)
         bad.say(samples(1, 2))
@@ -190,7 +188,7 @@ def test_a_wrong_clock_is_its_own_client_s_affair(tmp_path: Path, seconds: float
         if 0 < seconds < float("inf"):
             assert bad.hear(Ack) == Ack(1)
         else:
-            wait_until(lambda: guarded.turned_away("bad") == 1, "that is no time")
+            wait_until(lambda: guarded.rejected("bad") == 1, "that is no time")
         assert struct.pack("d", guarded.runs()["good", "run"].last_timestamp) == bytes(8)
 
 

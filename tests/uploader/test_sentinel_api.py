@@ -18,20 +18,20 @@ from fakes.tls import make_authority, server_context
 from sentinel_protocol.common.api_url import api_url_error, redact_url
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.backends.sentinel.api import (
+from sentinel_uploader.backends.sentinel.backend import SentinelBackend
+from sentinel_uploader.backends.sentinel.payload import command_text, registration, tags_object
+from sentinel_uploader.backends.sentinel.responses import processing_error
+from sentinel_uploader.backends.sentinel.token import TokenError, token_source
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.types import FinishRequest, FinishResult, RunDescription
+from sentinel_uploader.sentinel_api import (
     DataSource,
     RunStatus,
     SentinelAPIError,
     finish_run,
-    processing_error,
     refresh_credentials,
     register_run,
 )
-from sentinel_uploader.backends.sentinel.backend import SentinelBackend
-from sentinel_uploader.backends.sentinel.payload import command_text, registration, tags_object
-from sentinel_uploader.backends.sentinel.token import TokenError, token_source
-from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.types import FinishRequest, FinishResult, RunDescription
 
 TOKEN = "planted-token"
 CSV = f"{COLUMNS}\n1.5{',' * 31}\n2.5{',' * 31}\n"
@@ -153,7 +153,7 @@ def test_the_error_can_be_made_from_status_and_body() -> None:
     error = SentinelAPIError(500, "text")
     assert (error.status_code, error.body, str(error)) == (500, "text", "HTTP 500: text")
     assert isinstance(error, DeliveryError)
-    assert (error.retry_action, error.retry_after_s) == (RetryAction.RETRY, None)
+    assert (error.retry_action, error.remedy, error.retry_after_s) == (RetryAction.RETRY, RetryAction.RETRY, None)
     assert len(SentinelAPIError(500, "x" * 100_000).body) == 4096
 
 

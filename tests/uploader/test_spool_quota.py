@@ -42,7 +42,7 @@ def flood(collector: RawCollector, key: str = "run") -> int:
 
 
 def held(guarded: Guarded, name: str) -> int:
-    return guarded.spool._usage.spool_bytes(name)
+    return guarded.spool.usage.spool_bytes(name)
 
 
 def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
             keys = {name: guarded.key_of(name) for name in ("bad", "worse", "good")}
             bad, worse, good = (collectors.connect(keys=key, receives=100_000) for key in keys.values())
             flood(bad)
-            assert guarded.turned_away("spool-share") == 1
+            assert guarded.rejected("spool-share") == 1
             assert guarded.counters.client_rejected.value("bad", "spool-share") == 1
             limit = guarded.spool._database.rows_limit_bytes
             assert limit * 0.4 < held(guarded, "bad") <= limit * 0.5
@@ -84,7 +84,7 @@ def test_a_client_that_is_alone_may_use_all(tmp_path: Path) -> None:
             only = collectors.connect(keys=guarded.key_of("only"), receives=100_000)
             flood(only)
             assert guarded.counters.spool_failures.value("full") == 1
-            assert guarded.turned_away("spool-share") == 0
+            assert guarded.rejected("spool-share") == 0
             assert held(guarded, "only") > guarded.spool._database.rows_limit_bytes * 0.85
     finally:
         guarded.close()
@@ -96,12 +96,12 @@ def test_what_clients_hold_is_known_after_a_restart(tmp_path: Path) -> None:
     for owner, rows in (("alice", 400), ("bob", 40)):
         run = spool.open_run(hello(metadata={"job_name": owner * 100}), owner=owner)
         spool.append([frame(run, 1, rows)], [])
-    before = {owner: spool._usage.spool_bytes(owner) for owner in ("alice", "bob", "carol")}
+    before = {owner: spool.usage.spool_bytes(owner) for owner in ("alice", "bob", "carol")}
     assert before["alice"] > before["bob"] > before["carol"] == 0
     spool.close()
     spool = open_spool_at(tmp_path / "spool", clock)
-    assert {owner: spool._usage.spool_bytes(owner) for owner in before} == before
-    assert spool._usage.clients == 2
+    assert {owner: spool.usage.spool_bytes(owner) for owner in before} == before
+    assert spool.usage.clients == 2
     spool.close()
 
 
@@ -196,7 +196,7 @@ def test_two_clients_while_storage_is_down_one_floods_and_the_other_is_acknowled
         assert spool["turned_away"]["reasons"]["spool-share"] >= 3
         assert sum(run["spool_bytes"] for run in spool["runs"] if run["client"] == "bad") > 100_000
         said = home.run(UPLOADER, "status", "--spool", str(home.directory / "spool")).stdout
-        assert re.search(r"client bad has \d+ bytes of the spool; turned away: .*spool-share", said)
+        assert re.search(r"client bad has \d+ bytes of the spool; rejected: .*spool-share", said)
         down.lift()
         wait_until(bad.turn, "all that it had is taken")
         bad.end()

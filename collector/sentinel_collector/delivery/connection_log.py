@@ -66,27 +66,17 @@ class ConnectionLog:
             self._logged.discard(_UNREACHABLE)
             self.log(f"is back after {silent_s:.0f} s")
 
-    def _clear(self, refusals: set[str]) -> None:
-        for topic in refusals:
+    def _clear(self, topics: set[str]) -> None:
+        for topic in topics:
             del self._rejections[topic]
-        self._logged -= refusals
-        if refusals and not self._rejections:
+        self._logged -= topics
+        if topics and not self._rejections:
             self.log("accepts samples again")
 
     def _is_first(self, topic: str) -> bool:
         is_new = topic not in self._logged
         self._logged.add(topic)
         return is_new
-
-
-def undelivered_reason(url: str, *, is_own: bool, has_answer: bool, refusal: str) -> str:
-    """Return why the uploader at `url` has not acknowledged everything; `is_own`: this user's own uploader."""
-    peer = "this user's uploader" if is_own else f"the uploader at {url}"
-    if refusal:
-        return f"{peer} {refusal}"
-    if has_answer:
-        return f"{peer} has not confirmed everything"
-    return f"{peer} did not answer" if is_own else f"no uploader answered at {url}"
 
 
 def kept_message(why: str, rows: int, path: str | None) -> str:

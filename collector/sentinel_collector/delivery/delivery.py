@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sentinel_collector.console import Console, pluralize
-from sentinel_collector.delivery.connection_log import kept_message, lost_message, undelivered_reason
+from sentinel_collector.delivery.connection_log import kept_message, lost_message
 from sentinel_collector.delivery.failover import Failover, continuation_of, with_continuation_tag
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader, decode_hello
+from sentinel_collector.delivery.overflow_file.format import OverflowFileError, OverflowHeader, decode_hello
 from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, SendQueue
 from sentinel_collector.delivery.state_dir import (
-    RunFileClaim,
+    claim_run_file,
     create_run_file,
     save_undeliverable_rows,
     write_finished_part,
@@ -22,7 +22,7 @@ from sentinel_collector.run_key import successor_run_key
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.errors import SentinelStreamError
-from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Finish, Finished, Hello, Welcome, encode
+from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Finish, Hello, Welcome, encode
 
 if TYPE_CHECKING:
     from sentinel_collector.delivery.local_uploader import LocalUploaderSupervisor
@@ -55,7 +55,7 @@ class Delivery:
         failover_after_s: float = 300.0,
     ) -> None:
         # Names the run's file also when the run continues under another key: a restarted collector looks there.
-        self._requested_key = self.run_key = run_key
+        self._requested_key = run_key
         self._incarnation = incarnation
         self._failover = Failover(addresses, keys or {}, after_s=failover_after_s)
         self._local_uploader = local_uploader
@@ -66,10 +66,7 @@ class Delivery:
         self._on_welcome = on_welcome
         self._is_named = is_named
         self._was_welcomed = False
-        claim = RunFileClaim(state_dir, run_key, clock=clock, console=console)
-        recovered = claim.take()
-        self.run_key = claim.run_key
-        self.is_resumed = claim.is_resumed
+        recovered, self.run_key, self.is_resumed = claim_run_file(state_dir, run_key, clock=clock, console=console)
         if recovered is not None:
             self._resume(recovered)
         self.last_row = None if recovered is None else recovered.last_row
@@ -84,42 +81,23 @@ class Delivery:
         self._finish: Finish | None = None
         self._next_failover_at = 0.0
         self._transport = self._failover.connect()
-        self._client = self._make_client()
-
-    @property
-    def run_id(self) -> str:
-        """The run's id at the backend, empty while unknown."""
-        return self._client.run_id
-
-    @property
-    def finished(self) -> Finished | None:
-        """The backend's result, once the run is delivered."""
-        return self._client.finished
+        self.client = self._make_client()
+        """The client of the current uploader; a failover replaces it."""
 
     @property
     def is_acknowledged(self) -> bool:
         """Whether the uploader has acknowledged everything, the end included."""
-        return self._client.is_complete and self._client.end_reason is None
-
-    @property
-    def delivery_error(self) -> str:
-        """Why the uploader cannot deliver the run at the moment, empty when it can."""
-        return self._client.delivery_error
-
-    @property
-    def is_parked(self) -> bool:
-        """Whether the uploader has set the run aside for an operator."""
-        return self._client.is_parked
+        return self.client.is_complete and self.client.end_reason is None
 
     @property
     def is_superseded(self) -> bool:
         """Whether a newer collector has taken over the run."""
-        return self._client.end_reason is EndReason.SUPERSEDED
+        return self.client.end_reason is EndReason.SUPERSEDED
 
     @property
     def is_over(self) -> bool:
         """Whether no further message can change the outcome."""
-        return self._client.end_reason is not None or self._client.finished is not None
+        return self.client.end_reason is not None or self.client.finished is not None
 
     @property
     def path(self) -> str | None:
@@ -139,9 +117,9 @@ class Delivery:
     def poll(self) -> None:
         """Handle messages, send what is due, and write rows that have waited too long to disk."""
         now = self._clock.monotonic()
-        self._client.poll()
+        self.client.poll()
         self._maybe_fail_over(now)
-        if not self._client.welcomed and self._local_uploader is not None:
+        if not self.client.welcomed and self._local_uploader is not None:
             self._local_uploader.ensure_running(now)
         self._queue.maybe_spill(now)
         if now - self._touched_at >= TOUCH_INTERVAL_S:
@@ -150,7 +128,7 @@ class Delivery:
 
     def next_poll_in(self) -> float:
         """Seconds until `poll` has to be called again."""
-        return self._client.next_poll_in()
+        return self.client.next_poll_in()
 
     def wait(self, timeout_s: float) -> None:
         """Wait for a message for at most `timeout_s` seconds, then `poll`."""
@@ -159,13 +137,13 @@ class Delivery:
 
     def description_changed(self) -> None:
         """Send the changed description to the uploader."""
-        self._client.resend_hello()
+        self.client.resend_hello()
         self._queue.rewrite_header()
 
     def finish(self, finish: Finish) -> None:
         """End the run; `finish` is sent after the last row."""
         self._finish = finish
-        self._client.finish(finish)
+        self.client.finish(finish)
         self.poll()
 
     def close(self, finish: Finish | None, also_in: str = "") -> None:
@@ -177,7 +155,7 @@ class Delivery:
         try:
             if self.is_acknowledged:
                 queue.discard_file()
-            elif self._client.end_reason is not None:
+            elif self.client.end_reason is not None:
                 self._save_undeliverable()
             elif queue.persist_all(finish, self._clock.monotonic()):
                 self._console.error(kept_message(self._reason(), queue.rows, queue.path))
@@ -196,26 +174,30 @@ class Delivery:
     @property
     def cannot_start_uploader(self) -> bool:
         """Whether this user's own uploader cannot start, so that no answer will come."""
-        return self._local_uploader is not None and not self._client.welcomed and self._local_uploader.cannot_start
+        return self._local_uploader is not None and not self.client.welcomed and self._local_uploader.cannot_start
 
     def can_exit_early(self) -> bool:
         """Whether waiting is useless: nothing listens at the address, none has answered, and the file has all rows.
 
         An uploader that has answered before is likely to return soon. This user's own uploader is starting.
         """
-        if self._local_uploader is not None or self._client.has_answer or not self._transport.is_unreachable:
+        if self._local_uploader is not None or self.client.has_answer or not self._transport.is_unreachable:
             return False
-        return self._queue.overflow(self._clock.monotonic())
+        return self._queue.spill(self._clock.monotonic())
 
     def last_uploader_log_line(self) -> str:
         """Return the last log line of this user's own uploader, empty for another uploader."""
         return "" if self._local_uploader is None else self._local_uploader.last_log_line()
 
     def _reason(self) -> str:
-        client, url = self._client, self._failover.current.url
-        return undelivered_reason(
-            url, is_own=self._local_uploader is not None, has_answer=client.has_answer, refusal=client.rejection_reason
-        )
+        """Return why the uploader has not acknowledged everything."""
+        is_own, url = self._local_uploader is not None, self._failover.current.url
+        peer = "this user's uploader" if is_own else f"the uploader at {url}"
+        if self.client.rejection_reason:
+            return f"{peer} {self.client.rejection_reason}"
+        if self.client.has_answer:
+            return f"{peer} has not confirmed everything"
+        return f"{peer} did not answer" if is_own else f"no uploader answered at {url}"
 
     def _resume(self, overflow: OverflowFile) -> None:
         """Continue the run that the file's header names, and write this collector's header."""
@@ -286,13 +268,12 @@ class Delivery:
         )
 
     def _maybe_fail_over(self, now: float) -> None:
-        """Switch to another uploader when the current one has not answered for too long."""
-        if self._client.is_complete or now < self._next_failover_at:
+        if self.client.is_complete or now < self._next_failover_at:
             return
         if self._finish is not None and not self._queue.never_sent_rows and (self._was_welcomed or self.is_resumed):
             # The current uploader may have everything: another one would get an empty run.
             return
-        found = self._failover.poll_alternative(now, self._client.unanswered_s(now))
+        found = self._failover.poll_alternative(now, self.client.unanswered_s(now))
         if found is None:
             return
         previous = self._failover.current
@@ -301,7 +282,7 @@ class Delivery:
             split_note = self._split_run(alternative)
         except (OSError, SentinelStreamError) as error:
             # Without that file, rows that the old uploader may have could be delivered twice.
-            self._failover.switch_to(previous)
+            self._failover.current = previous
             transport.close()
             self._next_failover_at = now + RETRY_SPILL_S
             self._console.warn(f"cannot switch to {alternative.url}, staying with {previous.url}: {error}")
@@ -309,10 +290,10 @@ class Delivery:
         self._transport.close()
         self._transport = transport
         self._console.warn(f"the uploader at {previous.url} is unreachable; switching to {alternative.url}{split_note}")
-        self._client = self._make_client()
+        self.client = self._make_client()
         if self._finish is not None:
-            self._client.finish(self._finish)
-        self._client.poll()
+            self.client.finish(self._finish)
+        self.client.poll()
 
     def _split_run(self, alternative: Address) -> str:
         """Leave rows that the current uploader may have to it, make the rest a new run, and return a note for the log.
@@ -324,18 +305,18 @@ class Delivery:
         first_seq, rows = self._queue.ambiguous_rows()
         if not (self._was_welcomed or self.is_resumed or rows):
             # The current uploader does not know the run.
-            self._failover.switch_to(alternative)
+            self._failover.current = alternative
             self._queue.rewrite_header()
             return ""
         end = Finish(last_seq=0, exit_code=None, status="finished", time=self._clock.now())
         path = write_finished_part(self._state_dir, self._requested_key, self._make_header(), (first_seq, rows), end)
         # The run's id at the backend if the uploader has told it.
         self._description.metadata = with_continuation_tag(
-            self._description.metadata, self._client.run_id or self.run_key
+            self._description.metadata, self.client.run_id or self.run_key
         )
         self.run_key = successor_run_key(self.run_key)
         self._was_welcomed = self.is_resumed = False
-        self._failover.switch_to(alternative)
+        self._failover.current = alternative
         self._queue.drop_ambiguous()
         note = f" as a new run with {pluralize(self._queue.rows, 'sample')}"
         if rows:

@@ -7,13 +7,13 @@ import random
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Protocol
 
 import msgspec
 
 from sentinel_collector.delivery.connection_log import ConnectionLog
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError
+from sentinel_collector.delivery.overflow_file.format import OverflowFileError
 from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, SendQueue
+from sentinel_collector.delivery.transport import HalfOpenTimer, Transport
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import (
@@ -47,19 +47,6 @@ _MAX_MESSAGES_PER_POLL = 256
 _PING_INTERVAL_S = 30.0
 _MAX_TIMESTAMP = 1e11
 """UNIX seconds, later than any run."""
-
-
-class Transport(Protocol):
-    """The socket of the client."""
-
-    def send(self, frame: bytes) -> bool:
-        """Queue a frame; False when there is no connection or no room."""
-
-    def receive(self) -> bytes | None:
-        """Return the next message, or `None` when there is none."""
-
-    def poll_handshake_error(self, now: float) -> str | None:
-        """Return why a handshake has failed since the last call, and reconnect when due; `now`: monotonic seconds."""
 
 
 class EndReason(Enum):
@@ -103,6 +90,7 @@ class UploaderClient:
         self._hello_due_at = 0.0
         self._hello_attempts = 0
         self._in_flight: deque[tuple[int, float]] = deque()
+        self._half_open = HalfOpenTimer()
         self._blocked_since: float | None = None
         """Since when `send` fails, `None` while it succeeds."""
         self._finish: Finish | None = None
@@ -120,11 +108,13 @@ class UploaderClient:
         self.end_reason: EndReason | None = None
         self.finish_durable = False
         self.finished: Finished | None = None
+        """The backend's result, once the run is delivered."""
         self.delivery_error = ""
         """The uploader's text on why it cannot deliver the run at the moment."""
         self.is_parked = False
         """The uploader has set the run aside for an operator."""
         self.run_id = ""
+        """The run's id at the backend, empty while unknown."""
 
     @property
     def is_complete(self) -> bool:
@@ -179,11 +169,11 @@ class UploaderClient:
         return min(_IDLE_POLL_S, max(0.0, self._sent_at + _PING_INTERVAL_S - now))
 
     def _check_handshake(self, now: float) -> None:
-        refusal = self._transport.poll_handshake_error(now)
-        if refusal is not None:
+        error = self._transport.poll_handshake_error(now)
+        if error is not None:
             self.is_rejected = True
             # Each reason is a topic of its own: one that becomes known later is logged as well.
-            self._log.on_rejected(refusal, refusal)
+            self._log.on_rejected(error, error)
 
     def _receive(self, now: float) -> bool:
         """Handle received messages, up to the last awaited answer; False when there was none."""
@@ -205,7 +195,9 @@ class UploaderClient:
         except InvalidMessageError as error:
             self._log.log_once("bad-message", f"sent an invalid message ({error}); is it a sentinel-uploader?")
             return None
-        self._note_message(now)
+        self._log.on_recovered(now - self._last_message_at)
+        self._last_message_at = now
+        self.has_answer = True
         match message:
             case Welcome():
                 self._handle_welcome(message, now)
@@ -216,11 +208,6 @@ class UploaderClient:
             case Reject():
                 self._handle_reject(message, now)
         return message
-
-    def _note_message(self, now: float) -> None:
-        self._log.on_recovered(now - self._last_message_at)
-        self._last_message_at = now
-        self.has_answer = True
 
     def _handle_welcome(self, welcome: Welcome, now: float) -> None:
         if not 1 <= welcome.next_seq <= MAX_SEQUENCE or not 0 <= welcome.last_timestamp <= _MAX_TIMESTAMP:
@@ -328,6 +315,9 @@ class UploaderClient:
     def _send_hello(self, now: float) -> None:
         if now < self._hello_due_at:
             return
+        # Without a connection, ZeroMQ reconnects by itself.
+        if self._blocked_since is None and self._half_open.is_due(now, self._last_message_at):
+            self._transport.reconnect()
         hello = self._hello(self._queue.oldest_seq)
         if self._without_metadata:
             hello = msgspec.structs.replace(hello, metadata={}, host={}, cloud={})

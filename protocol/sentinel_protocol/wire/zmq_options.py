@@ -1,6 +1,6 @@
 """Options of the sockets of both ends.
 
-`docs/architecture.md`, "Sockets", gives the reason for each value. A socket is used only by the thread that made it.
+`docs/design/sockets.md` gives the reason for each value. A socket is used only by the thread that made it.
 """
 
 from typing import Self
@@ -10,9 +10,6 @@ import zmq
 from sentinel_protocol.wire.messages import MAX_UPLOADER_FRAME_BYTES
 
 _COMMON: dict[zmq.SocketOption, int] = {
-    zmq.HEARTBEAT_IVL: 10_000,
-    zmq.HEARTBEAT_TIMEOUT: 30_000,
-    zmq.HEARTBEAT_TTL: 60_000,
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 60,
     zmq.TCP_KEEPALIVE_INTVL: 15,

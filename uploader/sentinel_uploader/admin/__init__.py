@@ -1,1 +1,1 @@
-"""What operators ask of the uploader: status, retry, discard, drain."""
+"""Requests of operators: status, retry, discard, drain."""

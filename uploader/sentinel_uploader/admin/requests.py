@@ -72,6 +72,7 @@ def _apply(spool: Spool, scheduler: RunScheduler, request: ControlRequest) -> st
         return answer
     if request.kind == RETRY:
         answer = retry_run(spool, run)
-        scheduler.requeue(run)
+        if answer == DONE:
+            scheduler.requeue(run)
         return answer
     return f"unknown request {request.kind!r}"

@@ -1,9 +1,9 @@
 """Shows what `read_status` returns to people: a table of runs, or everything about one run."""
 
-from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from sentinel_protocol.common.time_text import utc_text
 from sentinel_uploader.telemetry.counters import UNNAMED
 
 _COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
@@ -34,12 +34,15 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
         if len(rows) == 1:
             lines.append("  no runs")
             continue
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines.extend(
-            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        lines.extend(f"  {line}" for line in align(rows))
     return "".join(f"{line}\n" for line in lines)
+
+
+def align(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yield the rows as lines with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _rejection_lines(status: dict[str, Any]) -> Iterator[str]:
@@ -47,10 +50,10 @@ def _rejection_lines(status: dict[str, Any]) -> Iterator[str]:
     noted = status["turned_away"]
     if noted is None:
         return
-    yield f"  turned away since {_utc_text(noted['since'])}: {_counts(noted['reasons'])}"
+    yield f"  rejected since {_utc_text(noted['since'])}: {_counts(noted['reasons'])}"
     for client, reasons in noted["clients"].items():
         held = sum(run["spool_bytes"] for run in status["runs"] if (run["client"] or UNNAMED) == client)
-        yield f"  client {client} has {held} bytes of the spool; turned away: {_counts(reasons)}"
+        yield f"  client {client} has {held} bytes of the spool; rejected: {_counts(reasons)}"
 
 
 def _counts(reasons: dict[str, int]) -> str:
@@ -106,7 +109,7 @@ def _relative_time(at: float, now: float) -> str:
 
 
 def _utc_text(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") if at else "-"
+    return utc_text(at, "seconds") if at else "-"
 
 
 def _shortened(text: str) -> str:

@@ -60,18 +60,17 @@ class Service:
         self._active_at = clock.monotonic()
         self._allow_list = None if config.keys is None else AllowList(config.keys, clock=clock)
         self._lock = SpoolLock(config.spool_dir, clock=clock)
-        self._http: HttpServer | None = None
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._lock.release_and_clean_up)
             raise_descriptor_limit()
             # The spool is opened last: an uploader that cannot listen creates no empty one.
             self._http = self._bind_http()
-            self._server = self._listen()
-            self._spool = self._open_spool()
-        except BaseException:
             if self._http is not None:
-                self._http.close()
-            self._lock.release_and_clean_up()
-            raise
+                undo.callback(self._http.close)
+            self._server = self._listen()
+            undo.callback(self._server.close)
+            self._spool = Spool.open(config.spool_dir, max_bytes=config.spool_max_bytes, clock=clock)
+            undo.pop_all()
         self._publish_socket_path()
         self._rejections_file = RejectionsFile(config.spool_dir, self._counters, clock)
         policy = config.policy
@@ -80,6 +79,7 @@ class Service:
             spool=self._spool,
             clock=clock,
             wake_run=self._wake_run,
+            blocked_by=self._blocked_by,
             policy=policy,
             counters=self._counters,
             name_of=self._name_of,
@@ -132,7 +132,7 @@ class Service:
         )
         try:
             self._main_loop()
-            self._notifier.stopping("delivering what is there")
+            self._notifier.stopping("delivering what is in the spool")
             if self._stops:
                 self._drain_at_stop()
         finally:
@@ -160,20 +160,12 @@ class Service:
                     write_socket_path(self._config.spool_dir, url.removeprefix("ipc://"))
                 return
 
-    def _open_spool(self) -> Spool:
-        config = self._config
-        try:
-            return Spool.open(config.spool_dir, max_bytes=config.spool_max_bytes, clock=self._clock)
-        except BaseException:
-            self._server.close()
-            raise
-
     def _make_health(self) -> Health:
         return Health(
             spool=self._spool,
             directory=self._config.spool_dir,
             last_intake_loop_at=lambda: self._intake.last_loop_at,
-            spool_unavailable=lambda: self._intake.spool_unavailable,
+            spool_unavailable=lambda: self._intake.availability.unavailable,
             last_main_loop_at=lambda: self._last_loop_at,
             # Rows wait for the upload interval anyway.
             unhealthy_after_s=self._config.unhealthy_after_s + self._config.policy.upload_interval_s,
@@ -196,16 +188,17 @@ class Service:
     def _start_http(self) -> None:
         if self._http is None or self._config.http is None:
             return
+        from sentinel_uploader.telemetry.prometheus import Metrics
         from sentinel_uploader.telemetry.routes import build_routes
 
-        routes = build_routes(
-            health=self._health,
-            spool=self._spool,
+        metrics = Metrics(
             counters=self._counters,
+            spool=self._spool,
+            backlog=self._health.backlog,
             failing_destinations=self._scheduler.failing_destinations,
             connections=lambda: self._server.connections,
         )
-        self._http.start(routes)
+        self._http.start(build_routes(self._health, metrics))
         log.info("health and metrics ready url=%s", self._http.url)
         if not self._config.http.is_loopback:
             log.warning("health and metrics can be read beyond this machine url=%s", self._http.url)
@@ -219,9 +212,12 @@ class Service:
     def _wake_run(self, run: OpenRun) -> None:
         self._scheduler.notify(run)
 
+    def _blocked_by(self, run: OpenRun) -> str:
+        return self._scheduler.blocked_by(run)
+
     def _main_loop(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S
-        next_note = self._clock.monotonic()
+        next_write = self._clock.monotonic()
         seen = -1
         while not self._stops:
             due = self._scheduler.run_due()
@@ -230,8 +226,8 @@ class Service:
             if self._target.api.credentials_changed():
                 log.info("the token was changed, trying again")
                 self._scheduler.reset_backoff_of(self._target.api.backoff_key)
-            if now >= next_note:
-                next_note = now + WRITE_INTERVAL_S
+            if now >= next_write:
+                next_write = now + WRITE_INTERVAL_S
                 self._rejections_file.write()
             if now >= next_maintenance:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)

@@ -1,24 +1,23 @@
 """The uploader's settings."""
 
-from sentinel_protocol.common.settings.model import boolean, choice, path, seconds, setting, size, text
+from sentinel_protocol.common.settings.model import boolean, choice, directory, path, seconds, setting, size, text
 from sentinel_uploader.limits import LIMIT_SETTINGS
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
 from sentinel_uploader.telemetry.listen_address import http_address
 
-SPOOL = setting("spool", path, "DIR", "directory of the spool", default_text="this user's own")
-SPOOL_FOR_INSPECTION = setting("spool", path, "DIR", SPOOL.help, default_text="all of this user's")
+SPOOL = setting("spool", directory, "directory of the spool", default_text="this user's own")
+SPOOL_FOR_INSPECTION = setting("spool", directory, SPOOL.help, default_text="all of this user's")
 """`SPOOL` of the commands that read existing spools."""
 TARGET = setting(
     "target",
     path,
-    "URL-OR-DIR",
     "`sentinel:` for the HTTP API, or a directory",
+    metavar="URL-OR-DIR",
     default_text="`sentinel:` with a token, else this user's directory of runs",
 )
 KEYS = setting(
     "keys",
-    path,
-    "DIR",
+    directory,
     "directory of keys: with it, `tcp://` addresses accept only the clients on its list",
     default_text="this user's own, if `keys init` has made it",
 )
@@ -26,8 +25,8 @@ SETTINGS = (
     setting(
         "bind",
         text,
-        "URL",
         "address to listen at, `tcp://HOST:PORT` or `ipc:///PATH`; may be given several times",
+        metavar="URL",
         repeatable=True,
         default_text="this user's own socket",
     ),
@@ -35,14 +34,12 @@ SETTINGS = (
     setting(
         "spool_max",
         size(minimum=MIN_SPOOL_BYTES),
-        "SIZE",
         "largest size of undelivered data in the spool; when it is reached, collectors keep their samples",
         default="2GiB",
     ),
     setting(
         "upload_interval",
         seconds(minimum=0.1, maximum=86_400),
-        "SECONDS",
         "how often a run's rows are uploaded",
         env="TRACKER_UPLOAD_INTERVAL",
         default=60.0,
@@ -51,34 +48,28 @@ SETTINGS = (
     setting(
         "stale_after",
         seconds(minimum=1),
-        "SECONDS",
         "a run is closed as failed when its collector is silent for so long",
         default=900.0,
     ),
-    setting(
-        "exit_when_idle",
-        seconds(minimum=0.1),
-        "SECONDS",
-        "end when all is delivered and no collector was heard for so long",
-    ),
+    setting("exit_when_idle", seconds(minimum=0.1), "end when all is delivered and no collector was heard for so long"),
     KEYS,
     *LIMIT_SETTINGS,
     setting(
         "call_timeout",
         seconds(minimum=0.1, maximum=3600),
-        "SECONDS",
         "a call to the API or the storage is repeated when nothing is received for so long",
         default=30.0,
     ),
-    setting("insecure", boolean, None, "listen beyond this machine without keys", default=False),
-    setting("http", http_address, "ADDRESS", "serve health and metrics at `PORT` (of 127.0.0.1) or `HOST:PORT`"),
+    setting("insecure", boolean, "listen beyond this machine without keys", default=False),
+    setting(
+        "http", http_address, "serve health and metrics at `PORT` (of 127.0.0.1) or `HOST:PORT`", metavar="ADDRESS"
+    ),
     setting(
         "unhealthy_after",
         seconds(minimum=1),
-        "SECONDS",
         "`/healthz` fails when a row waits for so long past the upload interval",
         default=600.0,
     ),
-    setting("log_format", choice("text", "json"), "text|json", "format of log lines", default="text"),
-    setting("verbose", boolean, None, "log more", env=None, short="-v", default=False),
+    setting("log_format", choice("text", "json"), "format of log lines", metavar="text|json", default="text"),
+    setting("verbose", boolean, "log more", env=None, short="-v", default=False),
 )

@@ -4,9 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 from sentinel_protocol.common.settings.sources import add_arguments, resolve
+from sentinel_protocol.common.time_text import utc_text
+from sentinel_uploader.admin.status_table import align
 from sentinel_uploader.app.factory import key_store
 from sentinel_uploader.app.settings import KEYS as KEYS_DIR
 from sentinel_uploader.cli.command import Command
@@ -66,17 +67,18 @@ def _list(entries: list[ClientEntry], *, as_json: bool) -> None:
         write_json([_described(entry) for entry in entries])
         return
     rows = [("client", "state", "since", "public key")]
-    rows += [(entry.name, _state(entry), _utc(entry.changed_at), entry.error or entry.key.hex()) for entry in entries]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    write_output("\n".join(lines) + "\n")
+    rows += [
+        (entry.name, _state(entry), utc_text(entry.changed_at, "seconds"), entry.error or entry.key.hex())
+        for entry in entries
+    ]
+    write_output("\n".join(align(rows)) + "\n")
 
 
 def _described(entry: ClientEntry) -> dict[str, str]:
     return {
         "client": entry.name,
         "state": _state(entry),
-        "since": _utc(entry.changed_at),
+        "since": utc_text(entry.changed_at, "seconds"),
         "public_key": entry.key.hex(),
         "trouble": entry.error,
     }
@@ -86,10 +88,6 @@ def _state(entry: ClientEntry) -> str:
     if entry.is_revoked:
         return "revoked"
     return "unusable" if entry.error else "active"
-
-
-def _utc(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 KEYS = Command("init, add NAME, list, revoke NAME: clients that may connect over a network", _run, "…", _make_parser)

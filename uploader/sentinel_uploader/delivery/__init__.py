@@ -1,1 +1,1 @@
-"""What is due for each run, when it may be tried, and doing it."""
+"""Scheduling and executing the steps that deliver a run."""

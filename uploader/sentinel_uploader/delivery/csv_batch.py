@@ -1,4 +1,4 @@
-"""Rows to `csv.gz`: the body of an object is a pure function of its rows."""
+"""Encodes rows as `csv.gz`. An object's body is a pure function of its rows."""
 
 import gzip
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ _LEVEL = 6
 
 
 def to_csv(samples: Sequence[Sample]) -> bytes:
-    """Header and rows."""
+    """Return the header and the rows."""
     return CSV_HEADER + csv_rows(samples)
 
 
 def gzip_csv(csv: bytes) -> bytes:
-    """One gzip member without a time stamp in its header."""
+    """Return one gzip member without a timestamp in its header: equal rows give equal bytes."""
     return gzip.compress(csv, compresslevel=_LEVEL, mtime=0)
 
 
 def decompress_rows(body: bytes) -> bytes:
-    """Return the rows of a body that `gzip_csv` made, without the header."""
+    """Return the rows, without the header, of a body that `gzip_csv` made."""
     return gzip.decompress(body)[len(CSV_HEADER) :]

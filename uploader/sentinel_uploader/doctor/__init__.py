@@ -1,1 +1,1 @@
-"""What `sentinel-uploader doctor` finds: one line a finding, with what to do."""
+"""`sentinel-uploader doctor`: checks, one line for each finding, with what to do."""

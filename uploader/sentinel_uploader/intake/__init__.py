@@ -1,1 +1,1 @@
-"""What collectors send: validated, written to the spool and acknowledged."""
+"""Messages of collectors: validated, written to the spool and acknowledged."""

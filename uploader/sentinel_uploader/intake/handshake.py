@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.wire.messages import Ack, Hello, Reject, RejectCode, Welcome
+from sentinel_protocol.wire.messages import Ack, Hello, RejectCode, Welcome
 from sentinel_uploader.intake.backpressure import SpoolAvailability
-from sentinel_uploader.intake.responses import ResponseSender, build_ack, build_late_finished
+from sentinel_uploader.intake.responses import ResponseSender, build_late_finished
 from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import sanitize_hello, validate_hello
@@ -25,89 +26,81 @@ _RECOUNT_INTERVAL_S = 0.1
 """Thousands of collectors may say `Hello` at once."""
 
 
+@dataclass(kw_only=True)
 class HandshakeHandler:
     """Opens sessions; belongs to the intake's thread. `wake_run` is called for runs that may have a step due now."""
 
-    def __init__(
-        self,
-        *,
-        spool: Spool,
-        sessions: Sessions,
-        responses: ResponseSender,
-        availability: SpoolAvailability,
-        clock: Clock,
-        counters: Counters,
-        limits: ClientLimits,
-        quota: SpoolQuota,
-        wake_run: Callable[[OpenRun], None],
-    ) -> None:
-        self._spool = spool
-        self._sessions = sessions
-        self._responses = responses
-        self._availability = availability
-        self._undelivered_runs = UndeliveredRunCounter(spool, clock)
-        self._counters = counters
-        self._limits = limits
-        self._quota = quota
-        self._wake_run = wake_run
+    spool: Spool
+    sessions: Sessions
+    responses: ResponseSender
+    availability: SpoolAvailability
+    clock: Clock
+    counters: Counters
+    limits: ClientLimits
+    quota: SpoolQuota
+    wake_run: Callable[[OpenRun], None]
+
+    def __post_init__(self) -> None:
+        self._undelivered_runs = UndeliveredRunCounter(self.spool, self.clock)
 
     def handle_hello(self, identity: bytes, hello: Hello, owner: str) -> None:
         """Answer a `Hello`. Messages before it must be durable already."""
-        invalid = validate_hello(hello, self._limits)
+        invalid = validate_hello(hello, self.limits)
         if invalid is not None:
-            self._counters.count_rejection(owner, invalid.reason)
-            self._responses.send(identity, invalid.reject)
+            self.counters.count_rejection(owner, invalid.reason)
+            self.responses.send(identity, invalid.reject)
             return
-        limits, quota = self._limits, self._quota
         try:
-            run = self._spool.open_run(
-                sanitize_hello(hello), owner=owner, max_runs=limits.max_client_runs, try_reserve=quota.try_reserve
+            run = self.spool.open_run(
+                sanitize_hello(hello),
+                owner=owner,
+                max_runs=self.limits.max_client_runs,
+                try_reserve=self.quota.try_reserve,
             )
         except SupersededError as error:
-            self._responses.send(identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
+            self.responses.reject(identity, RejectCode.SUPERSEDED, str(error), seq=error.seq)
         except RunLimitError as error:
-            self._counters.count_rejection(owner, "runs-of-client")
-            self._responses.send(identity, Reject(RejectCode.BUSY, str(error), retry=True))
+            self.counters.count_rejection(owner, "runs-of-client")
+            self.responses.reject(identity, RejectCode.BUSY, str(error), retry=True)
         except QuotaExceededError as error:
-            self._responses.send(identity, Reject(RejectCode.BUSY, str(error), retry=True))
+            self.responses.reject(identity, RejectCode.BUSY, str(error), retry=True)
         except RunClosedError as error:
             self._handle_hello_after_end(identity, hello, error)
         except SpoolError as error:
-            self._availability.record_failure(error)
-            self._responses.send(identity, Reject(RejectCode.BUSY, str(error), retry=True))
+            self.availability.record_failure(error)
+            self.responses.reject(identity, RejectCode.BUSY, str(error), retry=True)
         else:
             self._open_session(identity, run)
 
     def _open_session(self, identity: bytes, run: OpenRun) -> None:
-        earlier = self._sessions.by_run(run.id)
-        self._sessions.remove(earlier)
-        self._sessions.remove(self._sessions.by_connection(identity))
+        earlier = self.sessions.by_run(run.id)
+        self.sessions.remove(earlier)
+        self.sessions.remove(self.sessions.by_connection(identity))
         record = run.record
         # The same collector on a new connection replaces itself, and must not be told to stop.
         if earlier is not None and earlier.identity != identity and earlier.epoch != record.epoch:
             error = SupersededError(record.fenced_seq.get(earlier.epoch, 0))
-            self._responses.send(earlier.identity, Reject(RejectCode.SUPERSEDED, str(error), seq=error.seq))
+            self.responses.reject(earlier.identity, RejectCode.SUPERSEDED, str(error), seq=error.seq)
         if record.has_ended and record.closed_as_stale:
-            text = "this run was closed as stale"
-            self._responses.send(identity, Reject(RejectCode.CLOSED, text, seq=run.durable_seq))
+            self.responses.reject(identity, RejectCode.CLOSED, "this run was closed as stale", seq=run.durable_seq)
             return
         session = CollectorSession(identity, run)
-        self._sessions.add(session)
+        self.sessions.add(session)
         undelivered = self._undelivered_runs.count(record.owner)
-        self._responses.send(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp, undelivered))
+        self.responses.send(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp, undelivered))
         if record.has_ended:
-            self._responses.send(identity, build_ack(run))
-        self._wake_run(run)
+            self.responses.acknowledge(identity, run)
+        self.wake_run(run)
 
     def _handle_hello_after_end(self, identity: bytes, hello: Hello, closed: RunClosedError) -> None:
         """Tell the collector that ended the run how it ended. Any other collector needs a new run."""
         finished = build_late_finished(closed.ended, hello.epoch)
         if finished is None:
-            self._responses.send(identity, Reject(RejectCode.CLOSED, str(closed), seq=closed.seq))
+            self.responses.reject(identity, RejectCode.CLOSED, str(closed), seq=closed.seq)
             return
-        self._responses.send(identity, Welcome(closed.seq + 1, finished.run_id))
-        self._responses.send(identity, Ack(closed.seq, finish=True))
-        self._responses.send(identity, finished)
+        self.responses.send(identity, Welcome(closed.seq + 1, finished.run_id))
+        self.responses.send(identity, Ack(closed.seq, finish=True))
+        self.responses.send(identity, finished)
 
 
 class UndeliveredRunCounter:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
-from sentinel_protocol.wire.messages import Finish, Hello, Ping, Reject, RejectCode, Samples, decode_from_collector
-from sentinel_uploader.intake.backpressure import SpoolAvailability, SpoolUnavailable
+from sentinel_protocol.wire.messages import Finish, Hello, Ping, RejectCode, Samples, decode_from_collector
+from sentinel_uploader.intake.backpressure import SpoolAvailability
+from sentinel_uploader.intake.commit_window import CommitWindow
 from sentinel_uploader.intake.handshake import HandshakeHandler
 from sentinel_uploader.intake.rate_limiter import AdmissionDecision, RateLimiter
-from sentinel_uploader.intake.responses import ResponseSender, build_ack, build_finished
+from sentinel_uploader.intake.responses import ResponseSender, build_finished
 from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.write_batch import WriteBatch
@@ -43,7 +44,8 @@ _ERROR_PAUSE_S = 1.0
 
 
 class Intake:
-    """The socket's loop. `wake_run` is called for runs that may have a step due now.
+    """The socket's loop. `wake_run` is called for runs that may have a step due now. `blocked_by` returns the failing
+    destination that a run waits for, or an empty string.
 
     `name_of` returns the client that a public key belongs to, `None` for a key that is not allowed (any more). It is
     called for each message. `known_clients` returns the number of clients on the allow list.
@@ -56,6 +58,7 @@ class Intake:
         spool: Spool,
         clock: Clock,
         wake_run: Callable[[OpenRun], None],
+        blocked_by: Callable[[OpenRun], str] = lambda _: "",
         policy: Policy,
         counters: Counters,
         name_of: Callable[[bytes], str | None] = lambda _: None,
@@ -65,18 +68,20 @@ class Intake:
         limits = limits or ClientLimits()
         self._rate_limiter = RateLimiter(name_of=name_of, limits=limits, counters=counters)
         self._server = server
+        self._spool = spool
         self._clock = clock
         self._counters = counters
         self._sessions = Sessions()
-        self._responses = ResponseSender(server, counters)
-        self._availability = SpoolAvailability(clock, counters)
+        self._responses = ResponseSender(server, counters, blocked_by)
+        self.availability = SpoolAvailability(clock, counters)
+        self._commit_window = CommitWindow(clock)
         quota = SpoolQuota(
-            spool=spool, share=limits.spool_share, known_clients=known_clients, clock=clock, counters=counters
+            spool=spool, share=limits.client_spool_share, known_clients=known_clients, clock=clock, counters=counters
         )
         self._write_batch = WriteBatch(
             spool=spool,
             responses=self._responses,
-            availability=self._availability,
+            availability=self.availability,
             clock=clock,
             counters=counters,
             policy=policy,
@@ -88,7 +93,7 @@ class Intake:
             spool=spool,
             sessions=self._sessions,
             responses=self._responses,
-            availability=self._availability,
+            availability=self.availability,
             clock=clock,
             counters=counters,
             limits=limits,
@@ -106,11 +111,6 @@ class Intake:
     def is_stalled(self, now: float) -> bool:
         """Whether the loop is late: collectors may have spoken without being heard."""
         return now - self.last_loop_at > STALL_THRESHOLD_S
-
-    @property
-    def spool_unavailable(self) -> SpoolUnavailable | None:
-        """Why the spool takes no rows; `None` when it does."""
-        return self._availability.unavailable
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; `ZmqServer.wake` makes the loop check the event at once."""
@@ -130,18 +130,28 @@ class Intake:
         began_at = self._clock.monotonic()
         if began_at - self.last_loop_at > STALL_THRESHOLD_S + timeout_s:
             self.receiving_since = began_at
-        if received:
-            self.last_message_at = began_at
-            self._counters.messages.add(len(received))
-        for arrival in received:
-            self._handle_message(arrival)
-        self._write_batch.commit()
+        self._commit_window.open(began_at)
+        self._handle_messages(received)
+        while self._commit_window.wait(self._write_batch.rows):
+            received = self._receive(0.0)
+            if not received:
+                break
+            self._handle_messages(received)
+        if self._write_batch.commit():
+            self._commit_window.on_committed()
         self._send_notifications()
         now = self._clock.monotonic()
         if now - began_at > STALL_THRESHOLD_S:
             self.receiving_since = now
         # Set last: who reads it knows that everything received before is stored.
         self.last_loop_at = now
+
+    def _handle_messages(self, received: list[ReceivedMessage]) -> None:
+        if received:
+            self.last_message_at = self._clock.monotonic()
+            self._counters.messages.add(len(received))
+        for arrival in received:
+            self._handle_message(arrival)
 
     def _receive(self, timeout_s: float) -> list[ReceivedMessage]:
         """Wait for messages and return those that are there, up to the size of one batch."""
@@ -200,7 +210,7 @@ class Intake:
             return
         session = self._active_session(identity, owner)
         if session is None:
-            self._responses.send(identity, Reject(RejectCode.HELLO_FIRST, "say hello first", retry=True))
+            self._responses.reject(identity, RejectCode.HELLO_FIRST, "say hello first", retry=True)
             return
         row_time = message.samples[-1].timestamp if isinstance(message, Samples) and message.samples else None
         self._counters.clients.record(session.run.record.owner, self._clock.now(), row_time)
@@ -217,7 +227,7 @@ class Intake:
         session = self._sessions.by_connection(identity)
         if session is None or session.run.record.owner != owner:
             return None
-        session.run.last_seen_at = self._clock.monotonic()
+        self._spool.mark_seen(session.run)
         return session
 
     def _reject(self, identity: bytes, owner: str, decision: AdmissionDecision) -> None:
@@ -238,11 +248,11 @@ class Intake:
             if session is None:
                 continue
             if not record.is_over:
-                self._responses.send(session.identity, build_ack(session.run))
+                self._responses.acknowledge(session.identity, session.run)
                 continue
             self._sessions.remove(session)
             if record.state is RunState.FINISHED:
                 self._responses.send(session.identity, build_finished(record))
             else:
                 text = f"this run is {record.state}"
-                self._responses.send(session.identity, Reject(RejectCode.CLOSED, text, seq=session.run.durable_seq))
+                self._responses.reject(session.identity, RejectCode.CLOSED, text, seq=session.run.durable_seq)

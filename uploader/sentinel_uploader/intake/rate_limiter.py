@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sentinel_protocol.wire.messages import Hello, Reject, RejectCode, Samples
@@ -28,17 +29,15 @@ _DROPPED = AdmissionDecision(is_accepted=False)
 _DISCONNECTED = AdmissionDecision(is_accepted=False, disconnect=True)
 
 
+@dataclass(slots=True)
 class _TokenBucket:
     """A token is one row. Times are monotonic seconds."""
 
-    __slots__ = ("notified_at", "rejected", "tokens", "updated_at")
-
-    def __init__(self, tokens: float, updated_at: float) -> None:
-        self.tokens = tokens
-        self.updated_at = updated_at
-        self.rejected = 0
-        """Messages rejected in a row."""
-        self.notified_at: float | None = None
+    tokens: float
+    updated_at: float
+    rejected: int = 0
+    """Messages rejected in a row."""
+    notified_at: float | None = None
 
 
 class RateLimiter:
@@ -91,7 +90,7 @@ class RateLimiter:
 
     def _bucket(self, client: str | bytes, now: float) -> _TokenBucket:
         """Return a client's bucket, refilled until `now`."""
-        capacity = self._limits.max_client_rows_per_s * self._limits.burst_s
+        capacity = self._limits.max_client_rows_per_s * self._limits.client_burst_s
         bucket = self._buckets.get(client)
         if bucket is None:
             bucket = self._buckets[client] = _TokenBucket(capacity, now)

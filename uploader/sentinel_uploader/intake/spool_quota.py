@@ -9,6 +9,7 @@ share one buffer (A. K. Choudhury, E. L. Hahne, "Dynamic queue length thresholds
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.spool.errors import SpoolError
@@ -22,21 +23,21 @@ _MIN_GUARANTEED_BYTES = 64 << 10
 """A client that holds less is stopped by a full spool only: in a small spool, a share is less than one message."""
 
 
+@dataclass(kw_only=True)
 class SpoolQuota:
     """Reads the spool's free space once for each write batch; belongs to the intake's thread.
 
     `known_clients` returns the number of clients on the allow list. Clients with runs in the spool count too.
     """
 
-    def __init__(
-        self, *, spool: Spool, share: float, known_clients: Callable[[], int], clock: Clock, counters: Counters
-    ) -> None:
-        self._spool = spool
-        self._share = share
-        self._known_clients = known_clients
-        self._clock = clock
-        self._counters = counters
-        self._throttle = LogThrottle(clock)
+    spool: Spool
+    share: float
+    known_clients: Callable[[], int]
+    clock: Clock
+    counters: Counters
+
+    def __post_init__(self) -> None:
+        self._throttle = LogThrottle(self.clock)
         self._free_bytes: float | None = None
         self._reserved: Counter[str] = Counter()
         self._throttled: dict[str, float] = {}
@@ -51,9 +52,9 @@ class SpoolQuota:
         """Reserve `size` bytes for a client; False, counted and logged, when its quota does not allow that."""
         if self._free_bytes is None:
             self._free_bytes = self._read_free_bytes()
-        held = self._spool.client_bytes(owner) + self._reserved[owner]
+        held = self.spool.usage.spool_bytes(owner) + self._reserved[owner]
         free = self._free_bytes - self._reserved.total()
-        over = (held + size) * (1.0 - self._share) > free * self._share or size > free
+        over = (held + size) * (1.0 - self.share) > free * self.share or size > free
         if over and held + size > _MIN_GUARANTEED_BYTES:
             self._log_throttled(owner, held)
             return False
@@ -63,18 +64,18 @@ class SpoolQuota:
         return True
 
     def _read_free_bytes(self) -> float:
-        if self._share >= 1.0 or max(self._spool.client_count(), self._known_clients()) <= 1:
+        if self.share >= 1.0 or max(self.spool.usage.clients, self.known_clients()) <= 1:
             return float("inf")
         try:
-            used, limit, _ = self._spool.size()
+            used, limit, _ = self.spool.size()
         except SpoolError:
             # The next write reports it.
             return float("inf")
         return max(0, limit - used)
 
     def _log_throttled(self, owner: str, held: int) -> None:
-        self._counters.count_rejection(owner, "spool-share")
-        self._throttled[owner] = self._clock.monotonic()
+        self.counters.count_rejection(owner, "spool-share")
+        self._throttled[owner] = self.clock.monotonic()
         if self._throttle.is_due(owner):
             log.warning(
                 "client has reached its share of the spool, its samples are not acknowledged until some are delivered "
@@ -86,7 +87,7 @@ class SpoolQuota:
     def _log_released(self, owner: str) -> None:
         throttled_at = self._throttled.get(owner)
         # Deliveries free space bit by bit: a client is stopped and released many times before it has room.
-        if throttled_at is not None and self._clock.monotonic() - throttled_at >= LOG_INTERVAL_S:
+        if throttled_at is not None and self.clock.monotonic() - throttled_at >= LOG_INTERVAL_S:
             del self._throttled[owner]
             self._throttle.reset(owner)
             log.info("client is below its share of the spool again client=%s", owner or UNNAMED)

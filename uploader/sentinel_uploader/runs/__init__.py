@@ -1,1 +1,1 @@
-"""A run: its states, what it needs next, and what its destination must offer."""
+"""A run's states, its upload schedule, and the ports of a backend."""

@@ -1,6 +1,6 @@
-"""Why a call to the API or to storage did not succeed, classified once, where the answer is read.
+"""Why a call to the API or to storage failed. The client that reads the response classifies it, once.
 
-Loops look at `DeliveryError.retry_action` alone: never at a status code, never at a text.
+Retry loops look at `DeliveryError.retry_action` alone, never at a status code or a text.
 """
 
 from enum import Enum
@@ -9,23 +9,23 @@ from sentinel_protocol.common.errors import SentinelStreamError
 
 
 class RetryAction(Enum):
-    """What makes sense after a failed call."""
+    """What to do after a failed call."""
 
     RETRY = "retry"
-    """The destination as a whole is away or overloaded (connection, timeout, 408, 425, 429, 5xx)."""
+    """The destination is unreachable or overloaded (connection, timeout, 408, 425, 429, 5xx)."""
     RETRY_SLOW = "retry-slowly"
-    """The destination refuses us until somebody changes something there (API token, missing bucket)."""
+    """The destination rejects the call until a person changes something (API token, missing bucket)."""
     REFRESH_CREDENTIALS = "refresh"
-    """The temporary credentials are not good any more: ask for new ones, then try again."""
+    """The temporary credentials are no longer valid: request new ones, then try again."""
     FAIL = "give-up"
-    """The answer is final for this request: a person must look at the run."""
+    """No repetition will succeed: a person must look at the run."""
 
 
 class DeliveryError(SentinelStreamError):
-    """A call to the Sentinel API or to storage did not succeed.
+    """A call to the Sentinel API or to storage failed.
 
-    `retry_after_s` is the server's own wish, when it had one; `status_code` is `None` without an HTTP answer.
-    The text is for people: it names the call, the status and the beginning of the answer, never a secret.
+    `retry_after_s` is the server's `Retry-After`, if any. `status_code` is `None` without an HTTP response.
+    The text names the call, the status and the beginning of the response. It never contains a secret.
     """
 
     def __init__(

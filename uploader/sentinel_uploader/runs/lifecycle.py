@@ -6,21 +6,21 @@ from sentinel_protocol.common.errors import SentinelStreamError
 
 
 class RunState(StrEnum):
-    """Where a run is in its life."""
+    """A run's state. The values are stored in the spool and shown to users."""
 
     NEW = "new"
-    """Known here, not yet at the API."""
+    """Not registered at the API yet."""
     REGISTERED = "registered"
-    """Has its run id; objects are uploaded."""
+    """The API has assigned a run id; objects are uploaded."""
     FINISHING = "finishing"
-    """Nothing more will come; the rest is delivered and `finish` said until it is accepted."""
+    """No more rows will come. The rest is delivered, and `finish` is sent until it is accepted."""
     FINISHED = "finished"
     STALE_CLOSED = "failed"
-    """Closed because its collector had gone silent."""
+    """Closed because its collector was silent."""
     QUARANTINED = "parked"
-    """A person must look at it; its data is kept."""
+    """A person must look at it. Its data is kept."""
     DISCARDED = "discarded"
-    """A person gave it up; its data is gone."""
+    """A person gave it up. Its data is deleted."""
 
 
 class Event(StrEnum):
@@ -30,13 +30,13 @@ class Event(StrEnum):
     ENDED = "ended"
     """Its `Finish` is durable, or it was closed as stale."""
     ACCEPTED = "accepted"
-    """The API took `finish`."""
+    """The API accepted `finish`."""
     CLOSED_STALE = "closed-stale"
-    """The API took the `finish` of a run whose collector is gone."""
+    """The API accepted the `finish` of a run that was closed as stale."""
     PERMANENT_FAILURE = "refused"
-    """An answer that no repetition changes."""
+    """A response that no repetition will change."""
     REQUEUED = "retried"
-    """A person wants it tried again."""
+    """A person has requested another attempt."""
     DISCARDED = "discarded"
 
 
@@ -48,27 +48,23 @@ OPEN_STATES = frozenset({RunState.NEW, RunState.REGISTERED, RunState.FINISHING})
 ENDED_STATES = frozenset({RunState.FINISHED, RunState.STALE_CLOSED, RunState.DISCARDED})
 
 _TRANSITIONS: dict[tuple[RunState, Event], RunState] = {
-    # A run may end before the API has ever answered: it stays new, and knows that it has ended.
+    # A run may end before it is registered: it stays new, and the record has its end.
     (RunState.NEW, Event.ENDED): RunState.NEW,
     (RunState.NEW, Event.REGISTERED): RunState.REGISTERED,
     (RunState.REGISTERED, Event.ENDED): RunState.FINISHING,
     (RunState.FINISHING, Event.ACCEPTED): RunState.FINISHED,
     (RunState.FINISHING, Event.CLOSED_STALE): RunState.STALE_CLOSED,
-    (RunState.NEW, Event.PERMANENT_FAILURE): RunState.QUARANTINED,
-    (RunState.REGISTERED, Event.PERMANENT_FAILURE): RunState.QUARANTINED,
-    (RunState.FINISHING, Event.PERMANENT_FAILURE): RunState.QUARANTINED,
-    # A parked run may still hear that it ended, and goes through its states anew when it is tried again.
+    # A quarantined run may still end. Another attempt starts from the first state.
     (RunState.QUARANTINED, Event.ENDED): RunState.QUARANTINED,
     (RunState.QUARANTINED, Event.REQUEUED): RunState.NEW,
-    (RunState.NEW, Event.DISCARDED): RunState.DISCARDED,
-    (RunState.REGISTERED, Event.DISCARDED): RunState.DISCARDED,
-    (RunState.FINISHING, Event.DISCARDED): RunState.DISCARDED,
     (RunState.QUARANTINED, Event.DISCARDED): RunState.DISCARDED,
+    **{(state, Event.PERMANENT_FAILURE): RunState.QUARANTINED for state in OPEN_STATES},
+    **{(state, Event.DISCARDED): RunState.DISCARDED for state in OPEN_STATES},
 }
 
 
 def transition(state: RunState, event: Event) -> RunState:
-    """Return the state after the event; raises `TransitionError` when it is not allowed."""
+    """Return the state after the event; raises `TransitionError` for a transition that is not allowed."""
     try:
         return _TRANSITIONS[state, event]
     except KeyError:

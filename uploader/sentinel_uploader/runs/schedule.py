@@ -8,11 +8,11 @@ from sentinel_uploader.runs.lifecycle import ENDED_STATES, RunState
 
 
 class Step(StrEnum):
-    """One effect on the outside, or one decision, that a run needs."""
+    """The next thing to do for a run. The values are metric labels and appear in log lines."""
 
     REGISTER = "register"
     SEAL_BATCH = "cut"
-    """Freeze the open rows into a batch."""
+    """Turn unbatched rows into a batch, whose range and bytes are fixed from then on."""
     PUT = "put"
     REFRESH = "refresh"
     FINISH = "finish"
@@ -20,7 +20,7 @@ class Step(StrEnum):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers behind what is due."""
+    """Intervals and limits that decide what is due."""
 
     upload_interval_s: float = 60.0
     stale_after_s: float = 900.0
@@ -30,39 +30,43 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     inline_limit_bytes: int = 0
     cloud_wait_s: float = 3.0
 
+    def stale_deadline(self, *, silent_since: float, interval_s: float) -> float:
+        """Return when (monotonic seconds) a collector that is silent since then counts as gone."""
+        return silent_since + max(self.stale_after_s, 3 * interval_s)
+
 
 class SchedulingFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a run, all times monotonic seconds."""
+    """The inputs of `next_step`. Times are monotonic seconds."""
 
     state: RunState
     has_ended: bool
     unbatched_rows: int
     unbatched_bytes: int
     pending_batches: int
-    """Frozen, not confirmed."""
+    """Sealed, not confirmed."""
     total_csv_bytes: int
     """Upper estimate of the whole run as CSV."""
     upload_attempted: bool
-    """A PUT was tried: the run stays with storage."""
+    """An upload was attempted: the run is not delivered inline any more."""
     created_at: float
     sealed_at: float
-    """When rows were last frozen (or the run began)."""
+    """When the last batch was sealed (or the run began)."""
     silent_since: float
     interval_s: float
     cloud_pending: bool
     flush: bool = False
-    """The uploader is told to deliver what is there."""
+    """Deliver the stored rows without waiting for the upload interval."""
     needs_credentials: bool = False
-    """Storage wants credentials and none are at hand."""
+    """Storage needs credentials, and there are no valid ones."""
     wants_refresh: bool = False
-    """The credentials at hand are good for a little while only."""
+    """The credentials will expire soon."""
 
 
 def next_step(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
     """Return the step that is due, or `None` and the time at which to look again."""
     if facts.state in ENDED_STATES:
         return None, float("inf")
-    # A parked run's as well: nothing of it is delivered, but it goes on taking rows.
+    # Also for a quarantined run: it is not delivered, but still accepts rows, and its memory must stay bounded.
     if _batch_is_full(facts, policy):
         return Step.SEAL_BATCH, now
     if facts.state is RunState.QUARANTINED:
@@ -83,7 +87,7 @@ def next_step(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step 
 
 
 def should_inline(facts: SchedulingFacts, policy: Policy) -> bool:
-    """Whether the run's rows are delivered with `finish` itself."""
+    """Whether the rows are sent with `finish` itself, not as objects."""
     return not facts.upload_attempted and facts.total_csv_bytes <= policy.inline_limit_bytes
 
 
@@ -91,17 +95,9 @@ def _batch_is_full(facts: SchedulingFacts, policy: Policy) -> bool:
     return facts.unbatched_rows >= policy.max_batch_rows or facts.unbatched_bytes >= policy.max_batch_bytes
 
 
-def stale_deadline(policy: Policy, *, silent_since: float, interval_s: float) -> float:
-    """Return when (monotonic) a collector that has been silent since then is taken for gone."""
-    return silent_since + max(policy.stale_after_s, 3 * interval_s)
-
-
-def _stale_deadline(facts: SchedulingFacts, policy: Policy) -> float:
-    return stale_deadline(policy, silent_since=facts.silent_since, interval_s=facts.interval_s)
-
-
 def _next_for_new(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
-    if not facts.has_ended and now >= _stale_deadline(facts, policy):
+    stale_at = policy.stale_deadline(silent_since=facts.silent_since, interval_s=facts.interval_s)
+    if not facts.has_ended and now >= stale_at:
         return Step.CLOSE_STALE, now
     wait_until = facts.created_at + policy.cloud_wait_s
     if facts.cloud_pending and not facts.has_ended and now < wait_until:
@@ -110,12 +106,13 @@ def _next_for_new(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[S
 
 
 def _next_for_registered(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
-    if now >= _stale_deadline(facts, policy):
+    stale_at = policy.stale_deadline(silent_since=facts.silent_since, interval_s=facts.interval_s)
+    if now >= stale_at:
         return Step.CLOSE_STALE, now
     if not facts.unbatched_rows:
-        # Rows that come later are looked at when they could be due at the earliest.
-        return None, min(max(facts.sealed_at, now) + policy.upload_interval_s, _stale_deadline(facts, policy))
+        # Rows that come now are due one interval later at the earliest.
+        return None, min(max(facts.sealed_at, now) + policy.upload_interval_s, stale_at)
     due = facts.sealed_at + policy.upload_interval_s
     if now >= due:
         return Step.SEAL_BATCH, now
-    return None, min(due, _stale_deadline(facts, policy))
+    return None, min(due, stale_at)

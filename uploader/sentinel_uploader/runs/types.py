@@ -12,9 +12,9 @@ _MIN_AGE_S = 1.0
 
 
 class Credentials(msgspec.Struct, frozen=True, kw_only=True):
-    """Temporary storage credentials; held in memory only, and never shown.
+    """Temporary storage credentials; kept in memory only, and never shown. Times are UNIX seconds.
 
-    `expires_at` is UNIX seconds or `None` (used until storage refuses them); `obtained_at` is when they came.
+    Without `expires_at`, they are used until storage rejects them.
     """
 
     access_key: str
@@ -57,7 +57,7 @@ class Credentials(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer to `register`: where the run's objects go, and what with (`None`: no credentials needed)."""
+    """The response to `register`. `credentials` is `None` where storage needs none."""
 
     run_id: str
     uri_prefix: str
@@ -65,9 +65,9 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What `register` tells: the contract's fields, flat keys of each group, `None` values left out by the API.
+    """What `register` sends. The groups have the contract's flat keys; the client leaves out `None` values.
 
-    `uid` is the spool's own random name of the run (hex), `created_at` UNIX seconds.
+    `uid` is the spool's random id of the run (hex), `created_at` UNIX seconds.
     """
 
     uid: str
@@ -80,7 +80,7 @@ class RunDescription(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FinishRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What `finish` tells. Exactly one of `data_uris` (in order) and `data_csv` (header and all rows) is set."""
+    """What `finish` sends. Exactly one of `data_uris` (in order) and `data_csv` (header and all rows) is set."""
 
     run: RunDescription
     run_id: str
@@ -93,7 +93,7 @@ class FinishRequest(msgspec.Struct, frozen=True, kw_only=True):
     data_csv: bytes | None
     rows: int
     summary: dict[str, Any]
-    """What the local target also writes down: statistics, rows, missing rows, why the run was closed."""
+    """For a local run's `run.json`: statistics, rows, missing rows, why the run was closed."""
 
 
 class FinishResult(NamedTuple):

@@ -1,1 +1,1 @@
-"""The sockets that collectors connect to: who may, how many, and what they send."""
+"""The sockets that collectors connect to: authentication, limits of connections, and receiving."""

@@ -9,9 +9,7 @@ import os
 import threading
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.errors import KeyFileError
-from sentinel_protocol.wire.curve_keys import KeyPair, read_public
-from sentinel_uploader.server.key_store import KeyStore, client_name_from_file
+from sentinel_uploader.server.key_store import KeyStore, read_client_keys
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +26,12 @@ class AllowList:
 
     def __init__(self, store: KeyStore, *, clock: Clock) -> None:
         """Read the server's pair and the list; raises `KeyFileError` when the pair cannot be used."""
-        self.pair: KeyPair = store.server_pair()
+        self.pair = store.server_pair()
         self._directory = store.clients_dir
         self._clock = clock
         self._lock = threading.Lock()
         self._names: dict[bytes, str] = {}
+        self._revision = 0
         self._seen: tuple[int, int] | None = None
         self._read_at = 0.0
         self._checked_at: float | None = None
@@ -53,6 +52,11 @@ class AllowList:
             name = self._names.get(key)
         return name
 
+    def revision(self) -> int:
+        """Return a number that changes with the list."""
+        self._refresh(REFRESH_S)
+        return self._revision
+
     def __len__(self) -> int:
         return len(self._names)
 
@@ -71,7 +75,7 @@ class AllowList:
                 seen = (facts.st_mtime_ns, facts.st_ino)
                 is_racy = abs(self._clock.now() - facts.st_mtime) < _MTIME_GRANULARITY_S
                 if is_racy or seen != self._seen or now - self._read_at >= _FULL_RESCAN_S:
-                    self._names = self._read()
+                    self._set_names(self._read())
                     self._seen, self._read_at = seen, now
                 self._log_once(self._directory, "")
             except OSError as error:
@@ -79,25 +83,23 @@ class AllowList:
                     # No descriptor is left to read the directory, but it has not changed.
                     self._checked_at = now
                     return
-                self._names = {}
+                self._set_names({})
                 self._seen = None
                 self._log_once(self._directory, f"no client can connect, the list cannot be read: {error.strerror}")
             self._checked_at = now
 
+    def _set_names(self, names: dict[bytes, str]) -> None:
+        if names != self._names:
+            self._names = names
+            self._revision += 1
+
     def _read(self) -> dict[bytes, str]:
         names: dict[bytes, str] = {}
-        for file in sorted(os.listdir(self._directory)):
-            name = client_name_from_file(file)
-            if name is None:
-                continue
-            path = os.path.join(self._directory, file)
-            try:
-                key = read_public(path)
-                complaint = f"the same key as that of {names[key]}" if key in names else ""
-                names.setdefault(key, name)
-            except KeyFileError as error:
-                complaint = str(error)
-            self._log_once(path, complaint and f"client {name} cannot connect: {complaint}")
+        for name, path, key, unusable in read_client_keys(self._directory):
+            error = unusable or (f"the same key as that of {names[key]}" if key in names else "")
+            if not error:
+                names[key] = name
+            self._log_once(path, error and f"client {name} cannot connect: {error}")
         return names
 
     def _log_once(self, path: str, text: str) -> None:

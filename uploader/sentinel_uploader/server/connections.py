@@ -6,18 +6,23 @@ A connection is *pending* from accept until its first message, then *registered*
 import contextlib
 import os
 import socket
-import struct
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from sentinel_protocol.common.unix_peer import foreign_peer_uid
+from sentinel_uploader.server.fd_sockets import socket_from_fd, tcp_bytes_received
 
 PENDING_TIMEOUT_S = 90.0
 """A connection without a message is closed after this time. A collector sends its `Hello` at once."""
 _EVICT_PENDING_AFTER_S = 5.0
 """A pending connection of this age makes room for a new one. A handshake may take as long."""
-_BYTES_RECEIVED = struct.Struct("=128xQ")
-"""`tcpi_bytes_received` of `struct tcp_info` (linux/tcp.h), Linux 4.1 and newer."""
+SILENT_TIMEOUT_S = 180.0
+"""A TCP connection that says nothing for this time is closed: a collector says something every 30 s."""
+_SUSPECT_BYTES = 64 << 10
+"""A connection with so many bytes beyond its last message is inspected at every sweep."""
+_MAX_SUSPECTS = 256
 
 
 class ConnectionLimits(NamedTuple):
@@ -71,11 +76,14 @@ class ConnectionTable:
         """Pending ones that were shut down and whose close is not reported yet."""
         self._registered: dict[ConnectionId, _Registered] = {}
         self._id_by_identity: dict[bytes, ConnectionId] = {}
-        self._count_by_key: Counter[bytes] = Counter()
+        self._ids_by_key: dict[bytes, set[ConnectionId]] = {}
         self._auth_hosts: dict[tuple[bytes, str], float] = {}
-        """When each key was last authenticated from each host. A pending connection may belong to any of them."""
-        self._stalled_reads = StalledReadTracker(limits.max_unread_bytes)
-        self._read_since_sweep: set[bytes] = set()
+        """When each key was last authenticated from each host, oldest first. A pending connection may belong to any."""
+        self._now = 0.0
+        """When the last sweep began or connection came: exact enough for silence, and cheaper than the clock."""
+        self._heard_at: dict[bytes, float] = {}
+        """When a message of each registered connection was last read."""
+        self._inspections = Inspections()
 
     def set_listen_endpoints(self, endpoints: Sequence[Sequence[str]]) -> None:
         """Set the endpoints of each listening socket. A descriptor with another local name is not closed."""
@@ -91,17 +99,20 @@ class ConnectionTable:
 
     def note_message(self, identity: bytes) -> None:
         """Record that a whole message of this connection was read."""
-        self._read_since_sweep.add(identity)
+        if identity in self._heard_at:
+            self._heard_at[identity] = self._now
 
     def has_reached_limit(self, key: bytes) -> bool:
         """Whether this key has as many registered connections as one key may have."""
-        return self._count_by_key[key] >= self.limits.max_per_key
+        return len(self._ids_by_key.get(key, ())) >= self.limits.max_per_key
 
     def on_accepted(self, connection_id: ConnectionId, now: float) -> bool:
         """Add a connection. If there are more than `max_connections` then, close a pending one and return False."""
         with self._lock:
             self._remove(connection_id)
+            self._now = max(self._now, now)
             self._pending[connection_id] = _inspect_fd(connection_id.descriptor, now)
+            self._inspections.add(connection_id)
             has_room = self._total() <= self.limits.max_connections
             if not has_room:
                 oldest, info = next(iter(self._pending.items()))
@@ -120,6 +131,7 @@ class ConnectionTable:
     def on_authenticated(self, key: bytes, host: str, now: float) -> None:
         """A connection from this host has proved that it holds this key."""
         with self._lock:
+            self._auth_hosts.pop((key, host), None)
             self._auth_hosts[key, host] = now
 
     def register(self, identity: bytes, connection_id: ConnectionId, key: bytes) -> bool:
@@ -133,8 +145,22 @@ class ConnectionTable:
                 return False
             self._registered[connection_id] = _Registered(self._pending.pop(connection_id), identity, key)
             self._id_by_identity[identity] = connection_id
-            self._count_by_key[key] += 1
+            self._ids_by_key.setdefault(key, set()).add(connection_id)
+            self._heard_at[identity] = self._now
             return True
+
+    def drop_foreign(self, connection_id: ConnectionId) -> bool:
+        """Close a connection at a Unix socket whose peer is neither this user nor root; True if it was."""
+        try:
+            if foreign_peer_uid(connection_id.descriptor) is None:
+                return False
+        except OSError:
+            # It is closed already: what it has sent is of unknown origin.
+            return True
+        with self._lock:
+            if connection_id in self._pending:
+                self._drop_pending(connection_id)
+        return True
 
     def disconnect(self, identity: bytes) -> bool:
         """Close a registered connection; False when there is none with this identity."""
@@ -155,14 +181,16 @@ class ConnectionTable:
         """Close connections whose key is not allowed any more, and return their number.
 
         The key of a pending connection is unknown. When a key is revoked, all pending connections from the hosts that
-        used it are closed. A collector sends its `Hello` at once, and connects again.
+        used it are closed. A collector sends its `Hello` at once, and connects again. Looks at all keys: to be called
+        when the list has changed.
         """
         dropped = 0
         with self._lock:
-            for connection_id, registered in self._registered.items():
-                if registered.key and not is_allowed(registered.key):
-                    self._shut_down(connection_id, registered.info)
-                    dropped += 1
+            for key, connection_ids in self._ids_by_key.items():
+                if key and not is_allowed(key):
+                    for connection_id in connection_ids:
+                        self._shut_down(connection_id, self._registered[connection_id].info)
+                    dropped += len(connection_ids)
             hosts = set()
             for key, host in list(self._auth_hosts):
                 if not is_allowed(key):
@@ -181,28 +209,45 @@ class ConnectionTable:
                 if now - info.accepted_at < PENDING_TIMEOUT_S:
                     break
                 self._drop_pending(connection_id)
-            for entry, at in list(self._auth_hosts.items()):
-                # Longer than any connection stays pending.
-                if now - at > 2 * PENDING_TIMEOUT_S:
-                    del self._auth_hosts[entry]
+            # Longer than any connection stays pending.
+            while self._auth_hosts and now - next(iter(self._auth_hosts.values())) > 2 * PENDING_TIMEOUT_S:
+                del self._auth_hosts[next(iter(self._auth_hosts))]
 
-    def drop_stalled(self) -> int:
-        """Close connections that send more than the limit without completing a message, and return their number."""
-        dropped = 0
+    def inspect_some(self, now: float, count: int) -> tuple[int, int]:
+        """Inspect the suspects and the next `count` connections; close those that stall or have gone silent.
+
+        A connection stalls when it has sent more than the limit without the end of a message. Returns how many
+        stalled and how many were silent. `now` is monotonic seconds.
+        """
+        stalled = silent = 0
         with self._lock:
-            read, self._read_since_sweep = self._read_since_sweep, set()
-            for connection_id in [*self._pending, *self._registered]:
-                registered = self._registered.get(connection_id)
-                was_read = registered is not None and registered.identity in read
-                if not self._stalled_reads.exceeds_limit(connection_id, was_read):
+            for connection_id in self._inspections.take(count):
+                info, heard_at = self._info_of(connection_id)
+                if info is None:
                     continue
-                self._stalled_reads.forget(connection_id)
-                if registered is None:
+                if self._inspections.unread_bytes(connection_id, heard_at) > self.limits.max_unread_bytes:
+                    stalled += 1
+                elif heard_at is not None and info.host and now - heard_at > SILENT_TIMEOUT_S:
+                    silent += 1
+                else:
+                    self._inspections.add(connection_id)
+                    continue
+                self._inspections.forget(connection_id)
+                if connection_id in self._pending:
                     self._drop_pending(connection_id)
                 else:
-                    self._shut_down(connection_id, registered.info)
-                dropped += 1
-        return dropped
+                    self._inspections.add(connection_id)
+                    self._shut_down(connection_id, info)
+            # Last: a message that is read from now on is later than these inspections.
+            self._now = now
+        return stalled, silent
+
+    def _info_of(self, connection_id: ConnectionId) -> tuple[_ConnectionInfo | None, float | None]:
+        """Return what is known of an open connection, and when a message of it was read (`None`: never)."""
+        registered = self._registered.get(connection_id)
+        if registered is None:
+            return self._pending.get(connection_id), None
+        return registered.info, self._heard_at[registered.identity]
 
     def _total(self) -> int:
         return len(self._pending) + len(self._closing) + len(self._registered)
@@ -210,13 +255,15 @@ class ConnectionTable:
     def _remove(self, connection_id: ConnectionId) -> None:
         self._pending.pop(connection_id, None)
         self._closing.discard(connection_id)
-        self._stalled_reads.forget(connection_id)
+        self._inspections.forget(connection_id)
         registered = self._registered.pop(connection_id, None)
         if registered is not None:
             self._id_by_identity.pop(registered.identity, None)
-            self._count_by_key[registered.key] -= 1
-            if not self._count_by_key[registered.key]:
-                del self._count_by_key[registered.key]
+            self._heard_at.pop(registered.identity, None)
+            of_key = self._ids_by_key[registered.key]
+            of_key.discard(connection_id)
+            if not of_key:
+                del self._ids_by_key[registered.key]
 
     def _drop_pending(self, connection_id: ConnectionId) -> None:
         info = self._pending.pop(connection_id)
@@ -228,52 +275,65 @@ class ConnectionTable:
 
         The descriptor may belong to another file by now, so its inode and its local endpoint are checked first.
         """
-        with contextlib.suppress(OSError), _socket_from_fd(connection_id.descriptor) as open_socket:
+        with contextlib.suppress(OSError), socket_from_fd(connection_id.descriptor) as open_socket:
             is_same = os.fstat(connection_id.descriptor).st_ino == info.inode
             if is_same and _local_endpoint_of(open_socket) in self._listen_ids[connection_id.socket]:
                 open_socket.shutdown(socket.SHUT_RDWR)
 
 
-class StalledReadTracker:
-    """Bytes that each TCP connection has sent since a message of it was last read.
+class Inspections:
+    """Whose turn it is to be inspected, and how many bytes each TCP connection had received when it was.
 
     ZeroMQ keeps a multipart message in memory until its last frame has arrived. No socket option limits that, and no
     event reports such a message. But the kernel counts the bytes that a connection has received: when the count grows
     and no message can be read, the peer only fills our memory. Unix sockets have no such count.
     """
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._bytes_at_last_read: dict[ConnectionId, int] = {}
-        """Missing where a message was read since the last check."""
+    def __init__(self) -> None:
+        self._turns: deque[ConnectionId] = deque()
+        self._queued: set[ConnectionId] = set()
+        self._suspects: set[ConnectionId] = set()
+        self._received: dict[ConnectionId, tuple[float | None, int]] = {}
+        """When its last message had been read at the last inspection, and the count then."""
 
-    def exceeds_limit(self, connection_id: ConnectionId, was_read: bool) -> bool:
-        """Check one connection; `was_read` says whether a message of it was read since the last check."""
-        if was_read:
-            # Its messages end. The next check starts a new count.
-            self.forget(connection_id)
-            return False
-        received = _tcp_bytes_received(connection_id.descriptor)
+    def add(self, connection_id: ConnectionId) -> None:
+        """Give the connection a turn, behind all others."""
+        if connection_id not in self._queued:
+            self._queued.add(connection_id)
+            self._turns.append(connection_id)
+
+    def take(self, count: int) -> list[ConnectionId]:
+        """Return the suspects and the next `count` others. Those that stay are to be added again."""
+        taken = list(self._suspects)
+        for _ in range(min(count, len(self._turns))):
+            connection_id = self._turns.popleft()
+            self._queued.discard(connection_id)
+            if connection_id not in self._suspects:
+                taken.append(connection_id)
+        return taken
+
+    def unread_bytes(self, connection_id: ConnectionId, heard_at: float | None) -> int:
+        """Return how many bytes have come since the first inspection after the last message was read."""
+        received = None
+        before = self._received.get(connection_id)
+        if before is None or before[0] == heard_at:
+            received = tcp_bytes_received(connection_id.descriptor)
         if received is None:
-            return False
-        return received - self._bytes_at_last_read.setdefault(connection_id, received) > self._limit_bytes
+            # Its messages end, or it is closed, or it is no TCP connection.
+            self.forget(connection_id)
+            return 0
+        if before is None:
+            # Of a connection that was never heard all bytes are unread.
+            before = self._received[connection_id] = (heard_at, 0 if heard_at is None else received)
+        unread = received - before[1]
+        if unread > _SUSPECT_BYTES and len(self._suspects) < _MAX_SUSPECTS:
+            self._suspects.add(connection_id)
+        return unread
 
     def forget(self, connection_id: ConnectionId) -> None:
-        """Start anew with the next check."""
-        self._bytes_at_last_read.pop(connection_id, None)
-
-
-def _tcp_bytes_received(descriptor: int) -> int | None:
-    """Return the bytes that a TCP connection has received in all; `None` when it is closed or the kernel is too old."""
-    try:
-        # The socket's type is given, not asked for: one system call for each of thousands of connections.
-        with _socket_from_fd(descriptor, socket.AF_INET, socket.SOCK_STREAM, 0) as connection:
-            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED.size)
-    except OSError:
-        return None
-    count: int
-    (count,) = _BYTES_RECEIVED.unpack(info) if len(info) == _BYTES_RECEIVED.size else (0,)
-    return count
+        """Start anew with the next inspection."""
+        self._suspects.discard(connection_id)
+        self._received.pop(connection_id, None)
 
 
 def _endpoint_id(endpoint: str) -> object:
@@ -289,26 +349,12 @@ def _local_endpoint_of(connection: socket.socket) -> object:
 
 
 def _inspect_fd(descriptor: int, now: float) -> _ConnectionInfo:
-    with contextlib.suppress(OSError), _socket_from_fd(descriptor) as connection:
+    with contextlib.suppress(OSError), socket_from_fd(descriptor) as connection:
         peer = connection.getpeername()
         host = normalize_host(peer[0]) if isinstance(peer, tuple) else ""
         return _ConnectionInfo(now, os.fstat(descriptor).st_ino, host)
     # It is closed already. That event follows.
     return _ConnectionInfo(now, 0, "")
-
-
-@contextlib.contextmanager
-def _socket_from_fd(descriptor: int, family: int = -1, kind: int = -1, protocol: int = -1) -> Iterator[socket.socket]:
-    """Use ZeroMQ's descriptor as a socket without owning it; raises `OSError` when it is not a socket (any more).
-
-    It is not duplicated: when descriptors have run out, connections must still be closed. The kernel is asked for the
-    type of the socket unless all three parts are given.
-    """
-    connection = socket.socket(family, kind, protocol, fileno=descriptor)
-    try:
-        yield connection
-    finally:
-        connection.detach()
 
 
 def normalize_host(host: str) -> str:

@@ -1,4 +1,4 @@
-"""What an uploader and the other commands tell each other through the spool."""
+"""Rows of the spool through which the uploader and other commands talk to each other."""
 
 import threading
 from typing import NamedTuple
@@ -6,16 +6,14 @@ from typing import NamedTuple
 from sentinel_uploader.spool.database import Database
 
 DISCARD = "discard"
-
 RETRY = "retry"
-
 DRAIN = "drain"
-
 DONE = "done"
+"""The kinds of requests, and the answer to one that was carried out."""
 
 
 class ControlRequest(NamedTuple):
-    """What a person asked for through another process."""
+    """A person's request through another process."""
 
     id: int
     kind: str
@@ -32,18 +30,18 @@ class ControlChannel:
         self._lock = lock
 
     def requests(self) -> list[ControlRequest]:
-        """Return what other processes ask for and nobody has answered."""
+        """Return the requests without an answer."""
         with self._lock:
             found = self._database.query("SELECT id, kind, run, timeout_s FROM requests WHERE answer IS NULL")
         return [ControlRequest(*row) for row in found]
 
     def answer(self, request: ControlRequest, text: str) -> None:
-        """Answer a request; whoever asked removes it."""
+        """Answer a request. The requesting process removes it."""
         with self._lock, self._database.transaction() as connection:
             connection.execute("UPDATE requests SET answer = ? WHERE id = ?", (text, request.id))
 
     def publish_backoff(self, name: str, *, attempts: int, next_try_at: float, error: str, since: float) -> None:
-        """Show to other processes that a destination is being waited for (`attempts` 0: not any more)."""
+        """Show a failing destination to other processes (`attempts` 0: it works again). Times are UNIX seconds."""
         with self._lock, self._database.transaction() as connection:
             if not attempts:
                 connection.execute("DELETE FROM destinations WHERE name = ?", (name,))

@@ -19,7 +19,7 @@ MIN_SPOOL_BYTES = 128 << 10
 _WAL_LIMIT_BYTES = 4 << 20
 _CHECKPOINT_PAGES = 1000
 _COMPACT_PAGES = 2048
-"""Free pages that are given back at a time: everybody else waits meanwhile."""
+"""Free pages that are released at a time: all other threads wait meanwhile."""
 _RESERVE_BYTES = 64 << 10
 _BUSY_MS = 10_000
 _FILE_NAME = "spool.db"
@@ -32,39 +32,40 @@ class Database:
     def __init__(self, directory: str, *, max_bytes: int) -> None:
         """Open (or create) the spool in `directory`, which must be locked already.
 
-        Raises `SpoolError` for a file of a newer version. A file that is not a sound database is set aside and named
-        in `quarantined_path`; it is never deleted.
+        Raises `SpoolError` for a file of a newer version. A damaged file is renamed to `quarantined_path`, never
+        deleted.
         """
         if max_bytes < MIN_SPOOL_BYTES:
             raise UsageError(f"the spool's size limit is {max_bytes} bytes; the smallest is {MIN_SPOOL_BYTES}")
         self.path = os.path.join(directory, _FILE_NAME)
         self.quarantined_path: str | None = None
         self.migrated_from: int | None = None
-        """Version of the file that was found, where it was an older one."""
-        self._max_bytes = max_bytes
+        """Version of the file, where it was an older one."""
+        self.max_bytes = max_bytes
+        """The size limit."""
         self._extra_bytes = 0
         self._page_limit = max_bytes // PAGE_BYTES
         self.uncounted_pages = 0
-        """Pages in use that do not count against the limit."""
+        """Pages that do not count against the limit."""
         self._closed = False
         try:
-            self.connection = self._open()
+            self._open()
         except SpoolDamagedError:
             self.quarantined_path = self._quarantine()
-            self.connection = self._open()
+            self._open()
 
     def recreate(self) -> None:
-        """Set the file aside, because what it holds cannot be read, and go on with an empty one."""
+        """Rename the file, because its content cannot be read, and create an empty one."""
         self.connection.close()
         self.quarantined_path = self._quarantine()
-        self.connection = self._open()
+        self._open()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run a block as one durable transaction; it is on disk when the block has ended without an exception.
+        """Run a block as one transaction, which is on disk when the block ends without an exception.
 
-        Raises `SpoolFullError` when the disk or the limit leaves no room, `SpoolError` for other trouble with the file
-        or the disk: nothing of the block has happened then.
+        Raises `SpoolFullError` when the disk or the limit leaves no room, `SpoolError` for other errors of the file or
+        the disk. Nothing of the block is stored then.
         """
         with self._translate_errors():
             connection = self.connection
@@ -73,7 +74,7 @@ class Database:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                # After some errors SQLite has rolled back by itself.
+                # After some errors, SQLite has rolled back already.
                 if connection.in_transaction:
                     with contextlib.suppress(sqlite3.Error):
                         connection.execute("ROLLBACK")
@@ -94,27 +95,22 @@ class Database:
         return (self.pages_in_use() - self.uncounted_pages) * PAGE_BYTES
 
     def pages_in_use(self) -> int:
-        """Pages of the file without the free ones; raises `SpoolError`."""
+        """Pages of the file, without free pages; raises `SpoolError`."""
         return self._pragma("page_count") - self._pragma("freelist_count")
 
-    @property
-    def max_bytes(self) -> int:
-        """The limit of all that counts against it."""
-        return self._max_bytes
-
     def reserve_extra_bytes(self, beside_bytes: int) -> None:
-        """Let the file grow by so much beyond the limit, for what does not count against it; raises `SpoolError`."""
+        """Let the file grow beyond the limit by this much, for tombstones; raises `SpoolError`."""
         self._extra_bytes = beside_bytes
         with self._translate_errors():
-            self._limit_pages(self.connection, at_least=self._pages_needed(self.connection))
+            self._limit_pages(at_least=self._pages_needed())
 
     @property
     def rows_limit_bytes(self) -> int:
-        """Where rows stop being taken, so that changes of state always have room."""
-        return self._max_bytes - max(_RESERVE_BYTES, min(self._max_bytes // 20, 8 << 20))
+        """Rows are accepted up to here, so that changes of state always have room."""
+        return self.max_bytes - max(_RESERVE_BYTES, min(self.max_bytes // 20, 8 << 20))
 
     def compact(self) -> bool:
-        """Give free pages and the WAL back to the file system; True when more could be given back.
+        """Release free pages and the WAL to the file system; True when there are more.
 
         One call moves a few MiB at most. Raises `SpoolError`.
         """
@@ -124,14 +120,14 @@ class Database:
             if worthwhile:
                 # `execute` would free one page only: it stops at the first row.
                 self.connection.executescript(f"PRAGMA incremental_vacuum({_COMPACT_PAGES})")
-            # A reader that keeps the WAL in use is not waited for: there is a next time.
+            # Do not wait for a reader that uses the WAL: the next call tries again.
             self.connection.execute("PRAGMA busy_timeout = 0")
             try:
                 self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:
                 self.connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-            still_needed = min(self._page_limit, self._pages_needed(self.connection))
-            self._limit_pages(self.connection, at_least=still_needed)
+            still_needed = min(self._page_limit, self._pages_needed())
+            self._limit_pages(at_least=still_needed)
         return worthwhile and free > _COMPACT_PAGES
 
     def data_version(self) -> int:
@@ -139,13 +135,12 @@ class Database:
         return self._pragma("data_version")
 
     def close(self) -> None:
-        """Close; the WAL is folded into the file."""
+        """Close the file; the WAL is merged into it."""
         self._closed = True
         self.connection.close()
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """No error of SQLite's leaves this module, whatever its kind."""
         if self._closed:
             raise SpoolError(f"the spool {self.path} is closed")
         try:
@@ -157,26 +152,23 @@ class Database:
         ((value,),) = self.query(f"PRAGMA {name}")
         return int(value)
 
-    def _open(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = None
+    def _open(self) -> None:
         try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            connection = connect(self.path)
-            self._prepare(connection)
-        except BaseException as error:
-            if connection is not None:
-                connection.close()
-            if isinstance(error, sqlite3.Error):
-                raise _translate(error, self.path) from error
-            if isinstance(error, OSError):
-                raise SpoolError(f"cannot open the spool {self.path}: {error.strerror}") from error
-            raise
-        return connection
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        except OSError as error:
+            raise SpoolError(f"cannot open the spool {self.path}: {error.strerror}") from error
+        with self._translate_errors():
+            self.connection = connect(self.path)
+            try:
+                self._prepare(self.connection)
+            except BaseException:
+                self.connection.close()
+                raise
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        version = self._pragma("user_version")
         if version > SCHEMA_VERSION:
-            # Before anything is written to it.
+            # Checked before anything is written.
             raise SpoolError(
                 f"the spool {self.path} was written by a newer sentinel-uploader (schema {version}, this one knows "
                 f"{SCHEMA_VERSION}); upgrade, or name another --spool"
@@ -187,23 +179,21 @@ class Database:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
         # The WAL of a small spool must not be many times the spool.
-        pages = max(16, min(_CHECKPOINT_PAGES, self._max_bytes // PAGE_BYTES // 4))
+        pages = max(16, min(_CHECKPOINT_PAGES, self.max_bytes // PAGE_BYTES // 4))
         connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
-        # A file that is larger than its limit was lowered to keeps room for changes of state beside its rows.
-        self._limit_pages(connection, at_least=self._pages_needed(connection))
+        # The limit may have been lowered below the file's size: changes of state still need room.
+        self._limit_pages(at_least=self._pages_needed())
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise SpoolDamagedError(f"the spool {self.path} is damaged: {verdict}")
         self._migrate(connection, version)
 
-    def _limit_pages(self, connection: sqlite3.Connection, *, at_least: int) -> None:
-        self._page_limit = max((self._max_bytes + self._extra_bytes) // PAGE_BYTES, at_least)
-        connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
+    def _limit_pages(self, *, at_least: int) -> None:
+        self._page_limit = max((self.max_bytes + self._extra_bytes) // PAGE_BYTES, at_least)
+        self.connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
 
-    def _pages_needed(self, connection: sqlite3.Connection) -> int:
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-        return int(pages - free + _RESERVE_BYTES // PAGE_BYTES)
+    def _pages_needed(self) -> int:
+        return self.pages_in_use() + _RESERVE_BYTES // PAGE_BYTES
 
     def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
         if version == 0:
@@ -226,7 +216,7 @@ class Database:
 
 
 def _is_disk_full(path: str) -> bool:
-    """Whether an I/O error is one of a full disk: SQLite calls so what it meets there beside writing to its file."""
+    """Whether an I/O error comes from a full disk: SQLite reports it so outside of writes to its file."""
     try:
         room = os.statvfs(os.path.dirname(path))
     except OSError:
@@ -235,17 +225,17 @@ def _is_disk_full(path: str) -> bool:
 
 
 def connect(path: str) -> sqlite3.Connection:
-    """Open a connection that may be used from several threads, one at a time, without implicit transactions."""
+    """Open a connection without implicit transactions. Several threads may use it, one at a time."""
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
 
 
 def database_path(directory: str) -> str:
-    """Path of the database file in a spool directory."""
+    """Return the path of the database file."""
     return os.path.join(directory, _FILE_NAME)
 
 
 def quarantined_files(directory: str) -> list[str]:
-    """Return the paths of the spools in a directory that could not be read."""
+    """Return the paths of the renamed, damaged spools in a directory."""
     beginning = f"{_FILE_NAME}{_QUARANTINE_SUFFIX}"
     names = [name for name in os.listdir(directory) if name.startswith(beginning)]
     numbers = sorted(int(number) for name in names if (number := name.removeprefix(beginning)).isdecimal())

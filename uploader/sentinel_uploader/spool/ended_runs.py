@@ -1,6 +1,6 @@
-"""The runs that are over: remembered for `status` and for collectors that have not heard, in a bounded space.
+"""Runs in a final state, kept for `status` and for collectors that missed their run's end, in a bounded space.
 
-Of the newest everything is kept; of many more what it takes to recognise them (`tombstones.py`).
+The newest runs keep their record. Many more keep a tombstone (`tombstones.py`).
 """
 
 import logging
@@ -21,7 +21,7 @@ _SHARE = 16
 
 
 class RetentionState(NamedTuple):
-    """How many runs, the bytes of their records, and the pages of the tombstones of those before."""
+    """The number of records, their bytes, and the pages of the tombstones."""
 
     runs: int
     total_bytes: int
@@ -29,7 +29,7 @@ class RetentionState(NamedTuple):
 
 
 class EndedRuns:
-    """Keeps count of them; guarded by the spool's lock."""
+    """Guarded by the spool's lock."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -42,19 +42,19 @@ class EndedRuns:
         self.apply(RetentionState(count, total, self._tombstones.pages))
 
     def apply(self, now: RetentionState) -> None:
-        """What `evict_oldest` has returned is on disk."""
+        """Adopt what `evict_oldest` returned, once it is committed."""
         self._now = now
         self._database.uncounted_pages = now.tombstone_pages
 
     def find(self, name: str) -> RunRecord | Tombstone | None:
-        """Return what is known of a run that has ended: all about it, as long as that is kept; raises `SpoolError`."""
+        """Return the record of a run that has ended, else its tombstone, else `None`; raises `SpoolError`."""
         found = self._database.query(
             "SELECT record FROM runs WHERE key = ? AND state IN ('finished', 'failed', 'discarded')", (name,)
         )
         return _read(name, found[0][0]) if found else self._tombstones.find(name)
 
     def evict_oldest(self, connection: sqlite3.Connection, record_bytes: int) -> RetentionState:
-        """Forget the oldest records, within the transaction, so that one more fits; `apply` has to follow it."""
+        """Replace the oldest records by tombstones, so that one more fits. Call `apply` after the commit."""
         count, total = self._now.runs + 1, self._now.total_bytes + record_bytes
         pages = self._now.tombstone_pages
         while count > 1 and (count > MAX_ENDED_RUNS or total > self._max_bytes):
@@ -66,7 +66,9 @@ class EndedRuns:
                 break
             number, name, blob = oldest
             connection.execute("DELETE FROM runs WHERE id = ?", (number,))
-            pages = self._tombstones.put(connection, name, _tombstone_of(name, blob), pages=pages)
+            ended = _read(name, blob)
+            tombstone = ended if isinstance(ended, Tombstone) else Tombstone.of(ended)
+            pages = self._tombstones.put(connection, name, tombstone, pages=pages)
             count, total = count - 1, total - len(blob)
         return RetentionState(count, total, pages)
 
@@ -75,11 +77,6 @@ def _read(name: str, blob: bytes) -> RunRecord | Tombstone:
     try:
         return decode_record(blob)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        # No row of it is known: whatever is sent for it is kept aside, neither lost nor doubled.
+        # Rows that are sent for it are rejected as those of a closed run: neither lost nor delivered twice.
         log.error("record of an ended run cannot be read key=%s error=%s", name, error)  # noqa: TRY400 -- no defect
         return Tombstone(0, 0, None, "")
-
-
-def _tombstone_of(name: str, blob: bytes) -> Tombstone:
-    ended = _read(name, blob)
-    return ended if isinstance(ended, Tombstone) else Tombstone.of(ended)

@@ -1,4 +1,4 @@
-"""Who owns a spool directory: a lock that lasts as long as the process, and a look at it from outside."""
+"""The lock of a spool directory, held as long as the process lives."""
 
 import contextlib
 import fcntl
@@ -27,17 +27,17 @@ class SpoolLock:
             self._fd = self._take(clock)
         except OSError as error:
             raise UsageError(f"cannot write in the spool directory {directory}: {error.strerror}") from error
-        # The number is for people: a full disk must not keep an uploader from delivering what is there.
+        # The process id is for people. On a full disk, the uploader must still deliver what is there.
         with contextlib.suppress(OSError):
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         os.close(self._fd)
 
     def release_and_clean_up(self) -> None:
-        """Give the lock back and leave nothing behind where nothing was and nothing has come since."""
+        """Release the lock, and remove the directory if this lock has made it and nothing else is in it."""
         with contextlib.suppress(OSError):
             if self._is_new and os.listdir(self._directory) == [_LOCK_NAME]:
                 os.unlink(self._path)
@@ -49,14 +49,14 @@ class SpoolLock:
         owner = ""
         for _ in range(_LOCK_TRIES):
             make_private_dir(self._directory)
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Whoever held it may have removed it between our open and our lock.
+                # The previous owner may have removed the file between our open and our lock.
                 if os.fstat(descriptor).st_nlink:
                     return descriptor
             except BlockingIOError:
-                # A command that looks whether anybody owns the spool holds the lock for a moment, too.
+                # A command that checks for an owner holds the lock for a moment, too.
                 owner = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             except BaseException:
                 os.close(descriptor)
@@ -69,7 +69,7 @@ class SpoolLock:
 
 
 def lock_owner_pid(directory: str) -> int | None:
-    """Return the process that owns the spool, `None` when nobody does (0: it has not told its number yet)."""
+    """Return the id of the process that owns the spool; `None`: there is none; 0: it has not written its id yet."""
     try:
         descriptor = os.open(os.path.join(directory, _LOCK_NAME), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

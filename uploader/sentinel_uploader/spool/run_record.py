@@ -1,4 +1,4 @@
-"""What is known of a run: its durable record, and what this process knows beside."""
+"""The durable record of a run."""
 
 from typing import Any
 
@@ -22,17 +22,17 @@ _STORED_NAMES = {
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename=_STORED_NAMES):
-    """Everything about a run that survives this process; one row of the spool. Times are UNIX seconds."""
+    """The durable state of a run: one row of the spool. Times are UNIX seconds."""
 
     uid: str
     key: str
     owner: str = ""
-    """Name of the client whose key opened the run; empty on links without keys."""
+    """Name of the client whose key opened the run; empty on connections without keys."""
     epoch: str
     fenced_epochs: list[str] = []
-    """Earlier collectors of this run, newest last: none of them gets in again."""
+    """Earlier collectors of this run, newest last. They are rejected."""
     fenced_seq: dict[str, int] = {}
-    """The run's last row when each of them was superseded."""
+    """The run's last row when each of them was replaced."""
     state: RunState = RunState.NEW
     created_at: float
     interval_s: float
@@ -42,14 +42,14 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename=_STORED_NAMES)
     run_id: str = ""
     uri_prefix: str = ""
     batched_seq: int = 0
-    """Every row up to this number is in a frozen batch, or is missing."""
+    """Every row up to this number is in a batch, or is missing."""
     missing_rows: int = 0
-    """Rows that the run's collector could not send again after a spool was lost."""
+    """Rows that the collector could not send again after a spool was lost."""
     batches: int = 0
-    """Batches frozen so far; the next one has the number after."""
+    """Batches sealed so far. The next one has the next number."""
     delivered_batches: int = 0
     rows: int = 0
-    """Rows in frozen batches."""
+    """Rows in sealed batches."""
     delivered_rows: int = 0
     csv_bytes: int = 0
     object_bytes: int = 0
@@ -61,14 +61,14 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename=_STORED_NAMES)
     statistics: RunStatistics = msgspec.field(default_factory=RunStatistics)
     sealed_at: float = 0.0
     waiting_since: float = 0.0
-    """When the oldest row of the batches that are not confirmed was received; 0: there are none."""
+    """When the oldest row in unconfirmed batches was received; 0: there is none."""
     ended_at: float = 0.0
     last_error: str = ""
     last_error_at: float = 0.0
     next_try_at: float = 0.0
 
     def describe(self) -> RunDescription:
-        """What the API is told at registration."""
+        """Return what `register` sends."""
         return RunDescription(
             uid=self.uid,
             run_key=self.key,
@@ -81,22 +81,22 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename=_STORED_NAMES)
 
     @property
     def log_fields(self) -> dict[str, str]:
-        """What a log line about the run says beside its text."""
+        """Extra fields of log lines about the run."""
         return {"client": self.owner}
 
     @property
     def has_ended(self) -> bool:
-        """Whether the run's end is known."""
+        """Whether the run's `Finish` is durable, or it was closed as stale. The rest is still to be delivered."""
         return self.finish is not None
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing will happen to the run any more."""
+        """Whether the run is in a final state."""
         return self.state in ENDED_STATES
 
 
 def new_record(hello: Hello, *, uid: str, owner: str, now: float) -> RunRecord:
-    """Make the record of a run that says `Hello` for the first time (`now` in UNIX seconds)."""
+    """Return the record of a new run (`now` in UNIX seconds)."""
     return RunRecord(
         uid=uid,
         key=hello.run_key,

@@ -1,7 +1,7 @@
-"""What is left of a run when all else of it is forgotten: enough to refuse its rows, or to say that they are there.
+"""Tombstones: enough of an ended run to reject its rows, or to confirm that they are delivered.
 
-A collector that was killed, or cut off, before it heard of its run's end leaves a file with rows that are delivered. It
-may be days until somebody sends that file again; a run that was unknown by then would begin anew, with the same rows.
+A collector that was killed before it heard of its run's end leaves a file with rows that are delivered already. The
+file may be sent days later. Without a tombstone, a new run with the same rows would begin.
 """
 
 import hashlib
@@ -14,46 +14,46 @@ from sentinel_uploader.spool.run_record import RunRecord
 
 MIN_COUNT = 16_384
 MAX_COUNT = 131_072
-"""A start looks through the whole file: so many are 14 MiB, and take it about 50 ms."""
+"""A start checks the whole file: these are 14 MiB, which takes about 50 ms."""
 BYTES_PER_TOMBSTONE = 176
-"""More than one takes, its place in the index included: some 110 bytes, 140 with a run id of the greatest length."""
+"""An upper estimate with the index entry: about 110 bytes, 140 with the longest run id."""
 _SHARE = 16
-"""Above the least, at most this fraction of the spool's limit."""
+"""Above `MIN_COUNT`, at most this fraction of the spool's limit."""
 _MAX_RUN_ID_CHARS = 64
 _EVICT_LIMIT = 64
-"""A time: the limit may have been lowered by a lot."""
+"""In one transaction: the limit may have been lowered by a lot."""
 _EMPTY_PAGES = 2
-"""Of the table and its index."""
+"""Pages of the empty table and its index."""
 
 
 class Tombstone(NamedTuple):
-    """A run that has ended; nothing about it will ever change."""
+    """What is kept of an ended run."""
 
     batched_seq: int
     """Its last row."""
     rows: int
     """Rows delivered."""
     ended_by: bytes | None
-    """Digest of the collector whose `Finish` was accepted; `None` for a run that was closed or given up."""
+    """Hash of the epoch whose `Finish` was accepted; `None` for a run that was closed as stale or discarded."""
     run_id: str
 
     @classmethod
     def of(cls, record: RunRecord) -> "Tombstone":
-        """Make that of a run that is over."""
+        """Return the tombstone of a run in a final state."""
         ended_by = _digest(record.epoch, 8) if record.state is RunState.FINISHED else None
         run_id = record.run_id if len(record.run_id) <= _MAX_RUN_ID_CHARS else ""
         return cls(record.batched_seq, record.delivered_rows, ended_by, run_id)
 
     def was_ended_by(self, epoch: str) -> bool:
-        """Whether it was this collector's `Finish` that has ended the run."""
+        """Whether the `Finish` of this collector ended the run."""
         return self.ended_by == _digest(epoch, 8)
 
 
 class Tombstones:
-    """The newest of them, found by the run's name; guarded by the spool's lock.
+    """The newest tombstones, by the run's name. Guarded by the spool's lock.
 
-    They lie beside the spool's limit: a spool that is small, or full, protects its rows as well as any other. What they
-    take is counted in pages as they come and go, and kept with the newest.
+    They do not count against `--spool-max`: a small or full spool protects its rows as well as any other. Their pages
+    are counted as they come and go; the count is stored with the newest one.
     """
 
     def __init__(self, database: Database) -> None:
@@ -61,20 +61,20 @@ class Tombstones:
         self.capacity = max(MIN_COUNT, min(MAX_COUNT, database.max_bytes // _SHARE // BYTES_PER_TOMBSTONE))
         newest = database.query("SELECT pages FROM tombstones ORDER BY id DESC LIMIT 1")
         self.pages: int = newest[0][0] if newest else _EMPTY_PAGES
-        """In use when it was opened."""
+        """Pages in use when the spool was opened."""
         database.reserve_extra_bytes(self.capacity * BYTES_PER_TOMBSTONE)
 
     def find(self, name: str) -> Tombstone | None:
-        """Return what is left of a run; raises `SpoolError`."""
+        """Return the tombstone of a run; raises `SpoolError`."""
         found = self._database.query(
             "SELECT settled_seq, rows, ended_by, run_id FROM tombstones WHERE name = ?", (_digest(name, 16),)
         )
         return Tombstone(*found[0]) if found else None
 
     def put(self, connection: sqlite3.Connection, name: str, tombstone: Tombstone, *, pages: int) -> int:
-        """Add one within the transaction and forget the oldest that are too many.
+        """Add a tombstone within the transaction, and delete the oldest above the capacity.
 
-        Returns how many pages are in use then, where they were `pages`. Costs the same however many there are.
+        Returns the pages in use afterwards, given `pages` before. The cost does not depend on their number.
         """
         before = self._database.pages_in_use()
         newest = connection.execute(

@@ -1,15 +1,18 @@
-"""What goes into the spool and comes out of it, and why it may not."""
+"""Values that go into the spool and come out of it, and why it rejects some."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.common.errors import InvalidMessageError, SentinelStreamError
+from sentinel_protocol.wire.messages import Samples, decode_from_collector
+from sentinel_protocol.wire.sample import Sample
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.tombstones import Tombstone
 
 
 class RunClosedError(SentinelStreamError):
-    """The run has ended; `seq` is its last row here, `ended` what is known of it once it is over."""
+    """The run has ended. `seq` is its last row here; `ended` is what is kept of a run in a final state."""
 
     def __init__(self, seq: int, ended: RunRecord | Tombstone | None = None) -> None:
         super().__init__("this run has ended")
@@ -18,7 +21,7 @@ class RunClosedError(SentinelStreamError):
 
 
 class SupersededError(SentinelStreamError):
-    """A newer collector has taken the run over; `seq` is the last row before that (0: not known)."""
+    """A newer collector has replaced this one. `seq` is the last row before that (0: unknown)."""
 
     def __init__(self, seq: int) -> None:
         super().__init__("a newer collector has taken this run over")
@@ -26,18 +29,18 @@ class SupersededError(SentinelStreamError):
 
 
 class RunLimitError(SentinelStreamError):
-    """The client has as many open runs as it may."""
+    """The client has reached its limit of open runs."""
 
 
 class QuotaExceededError(SentinelStreamError):
-    """The client has as much of the spool as it may while others use it too."""
+    """The client has used up its part of the spool, which others use too."""
 
     def __init__(self) -> None:
         super().__init__("this client has its share of the uploader's spool; more is taken when some is delivered")
 
 
 class PendingFrame(NamedTuple):
-    """A validated frame as it goes to disk."""
+    """A validated frame to be stored."""
 
     run: OpenRun
     first_seq: int
@@ -47,7 +50,7 @@ class PendingFrame(NamedTuple):
 
 
 class UnbatchedFrames(NamedTuple):
-    """Rows that are not in a batch yet: the range they cover and their frames' payloads."""
+    """Rows that are not in a batch yet: their range and their frames' payloads."""
 
     first_seq: int
     last_seq: int
@@ -55,7 +58,7 @@ class UnbatchedFrames(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A frozen batch: its range and its bytes will never change."""
+    """A sealed batch: its range and its bytes never change."""
 
     number: int
     first_seq: int
@@ -63,3 +66,17 @@ class Batch(NamedTuple):
     rows: int
     body: bytes
     sha256: bytes
+
+
+def decode_frames(payloads: Iterable[bytes]) -> list[Sample]:
+    """Return the samples of stored frames, in order.
+
+    They were validated when received. Raises `InvalidMessageError` for one that was damaged since.
+    """
+    samples: list[Sample] = []
+    for payload in payloads:
+        message = decode_from_collector(payload)
+        if not isinstance(message, Samples):
+            raise InvalidMessageError(f"a {type(message).__name__} where samples were stored")
+        samples.extend(message.samples)
+    return samples

@@ -9,9 +9,11 @@ import threading
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sentinel_protocol.wire.messages import RejectCode
+from sentinel_uploader.limits import LIMIT_REASONS
 
 MAX_SERIES = 256
 """Label values may come from a server or a client. Beyond so many combinations, all others count as `OTHER`."""
@@ -23,35 +25,13 @@ COMMIT_BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0
 PUT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 _OFFSET_WINDOW_S = 60.0
 REJECT_REASONS = (
-    "bad",
-    "malformed",
-    "gap",
-    # Connections (`server/connection_guard.py`, `server/zap_authenticator.py`).
-    "silent",
-    "key",
-    "revoked",
-    "connections",
-    "connections-of-client",
-    "descriptors",
-    "unread",
-    "frames",
-    # Messages (`intake/rate_limiter.py`, `intake/write_batch.py`, `intake/spool_quota.py`) and each `Hello`
-    # (`intake/handshake.py`, `intake/validation.py`).
-    "message-size",
-    "message-rows",
-    "rate",
-    "flood",
-    "runs-of-client",
-    "spool-share",
-    "version",
-    "run-key",
-    "incarnation",
-    "interval",
-    "sequence",
-    "metadata-size",
-    "metadata-names",
+    # Connections (`server/connection_guard.py`, `server/zap_authenticator.py`) and messages.
+    *("silent", "key", "revoked", "descriptors", "malformed", "bad", "gap", "user"),
+    # Hellos (`intake/validation.py`).
+    *("version", "incarnation", "interval", "sequence"),
+    *LIMIT_REASONS,
 )
-"""Why a connection or a message is rejected, beside the `RejectCode` that its sender gets."""
+"""Why a connection or a message is rejected, beside the codes that its sender gets."""
 
 
 class Counter:
@@ -120,14 +100,12 @@ class Client(NamedTuple):
     clock_offset_s: float | None
 
 
+@dataclass(slots=True)
 class _ClientState:
-    __slots__ = ("best_s", "earlier_s", "seen_at", "window_at")
-
-    def __init__(self) -> None:
-        self.seen_at = 0.0
-        self.window_at = 0.0
-        self.best_s: float | None = None
-        self.earlier_s: float | None = None
+    seen_at: float = 0.0
+    window_at: float = 0.0
+    best_s: float | None = None
+    earlier_s: float | None = None
 
     @property
     def offset_s(self) -> float | None:
@@ -148,25 +126,25 @@ class ClientActivity:
         of the last one to two minutes.
         """
         with self._lock:
-            heard = self._clients.get(name or UNNAMED)
-            if heard is None:
-                heard = self._clients[name or UNNAMED] = _ClientState()
+            state = self._clients.get(name or UNNAMED)
+            if state is None:
+                state = self._clients[name or UNNAMED] = _ClientState()
                 if len(self._clients) > MAX_CLIENTS:
                     self._clients.popitem(last=False)
             self._clients.move_to_end(name or UNNAMED)
-            heard.seen_at = now
+            state.seen_at = now
             if row_time is None:
                 return
             # Negative when our own clock was set back.
-            if not 0 <= now - heard.window_at < _OFFSET_WINDOW_S:
-                heard.window_at, heard.earlier_s, heard.best_s = now, heard.best_s, None
+            if not 0 <= now - state.window_at < _OFFSET_WINDOW_S:
+                state.window_at, state.earlier_s, state.best_s = now, state.best_s, None
             offset_s = row_time - now
-            heard.best_s = offset_s if heard.best_s is None else max(heard.best_s, offset_s)
+            state.best_s = offset_s if state.best_s is None else max(state.best_s, offset_s)
 
     def all(self) -> list[Client]:
         """Return all clients that are remembered."""
         with self._lock:
-            return [Client(name, heard.seen_at, heard.offset_s) for name, heard in self._clients.items()]
+            return [Client(name, state.seen_at, state.offset_s) for name, state in self._clients.items()]
 
 
 class Counters:

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
@@ -31,34 +32,26 @@ class BacklogStats(NamedTuple):
     """Age of the oldest row, without those of parked runs; 0: there is none."""
 
 
+@dataclass(kw_only=True)
 class Health:
     """Checks a running uploader. Each check returns an error text, empty when all is well. Thread-safe."""
 
-    def __init__(
-        self,
-        *,
-        spool: Spool,
-        directory: str,
-        last_intake_loop_at: Callable[[], float],
-        spool_unavailable: Callable[[], tuple[float, str] | None],
-        last_main_loop_at: Callable[[], float],
-        unhealthy_after_s: float,
-        clock: Clock,
-    ) -> None:
-        self._spool = spool
-        self._directory = directory
-        self._last_intake_loop_at = last_intake_loop_at
-        self._spool_unavailable = spool_unavailable
-        self._last_main_loop_at = last_main_loop_at
-        self._unhealthy_after_s = unhealthy_after_s
-        self._clock = clock
-        self._written_at = clock.monotonic()
+    spool: Spool
+    directory: str
+    last_intake_loop_at: Callable[[], float]
+    spool_unavailable: Callable[[], tuple[float, str] | None]
+    last_main_loop_at: Callable[[], float]
+    unhealthy_after_s: float
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self._written_at = self.clock.monotonic()
         self.is_stopping = False
 
     def liveness_error(self) -> str:
         """Return why the process should be restarted. Takes no lock."""
-        now = self._clock.monotonic()
-        loops = (("intake", self._last_intake_loop_at()), ("dispatcher", self._last_main_loop_at()))
+        now = self.clock.monotonic()
+        loops = (("intake", self.last_intake_loop_at()), ("dispatcher", self.last_main_loop_at()))
         return "; ".join(
             f"the {name} has hung for {now - at:.0f} s" for name, at in loops if now - at > HANG_THRESHOLD_S
         )
@@ -68,30 +61,30 @@ class Health:
         if self.is_stopping:
             return "the uploader is stopping"
         try:
-            free = free_bytes(self._directory)
+            free = free_bytes(self.directory)
             if free < MIN_FREE_BYTES:
-                return f"the disk of the spool {self._directory} has {free} bytes left"
+                return f"the disk of the spool {self.directory} has {free} bytes left"
             self._require_writable()
         except SpoolError as error:
             return str(error)
         except OSError as error:
-            return f"the spool {self._directory} cannot be checked: {error.strerror}"
+            return f"the spool {self.directory} cannot be checked: {error.strerror}"
         return ""
 
     def health_error(self) -> str:
         """Return why rows do not reach their destination."""
         oldest_s = self.backlog().oldest_s
-        if oldest_s <= self._unhealthy_after_s:
+        if oldest_s <= self.unhealthy_after_s:
             return ""
         return f"the oldest row that is not delivered has waited for {oldest_s:.0f} s; see `sentinel-uploader status`"
 
     def backlog(self) -> BacklogStats:
         """Count what waits in the spool."""
-        now = self._clock.now()
+        now = self.clock.now()
         states: Counter[RunState] = Counter()
         stale = rows = parked_rows = objects = 0
         oldest_at = now
-        for record, undelivered, batches, since in self._spool.view(
+        for record, undelivered, batches, since in self.spool.view(
             lambda run: (run.record, run.undelivered_rows, run.pending_batches, run.waiting_since)
         ):
             states[record.state] += 1
@@ -105,17 +98,17 @@ class Health:
         return BacklogStats(states, stale, rows, parked_rows, objects, now - oldest_at)
 
     def _require_writable(self) -> None:
-        now = self._clock.monotonic()
-        unavailable = self._spool_unavailable()
+        now = self.clock.monotonic()
+        unavailable = self.spool_unavailable()
         if unavailable is not None:
             failed_at, text = unavailable
             if now - failed_at < WRITE_PROBE_INTERVAL_S:
                 raise SpoolError(text)
         if now - self._written_at < WRITE_PROBE_INTERVAL_S:
-            self._spool.require_room()
+            self.spool.require_room()
             return
-        self._spool.require_writable()
-        self._written_at = self._clock.monotonic()
+        self.spool.require_writable()
+        self._written_at = self.clock.monotonic()
 
 
 def free_bytes(directory: str) -> int:

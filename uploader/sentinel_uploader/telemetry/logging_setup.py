@@ -4,8 +4,9 @@ import json
 import logging
 import re
 import sys
-from datetime import UTC, datetime
 from typing import Any
+
+from sentinel_protocol.common.time_text import utc_text
 
 _PLACEHOLDER = re.compile(r"(?: ?(?P<key>[a-z_]+)=)?%[-#0 +]*[0-9]*(?:\.[0-9]+)?[a-zA-Z]")
 """A conversion in a message's template, with the key before it."""
@@ -16,7 +17,7 @@ class _TextFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.000Z warning event key=value`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{_utc(record)} {record.levelname.lower()} {record.getMessage()}"
+        line = f"{utc_text(record.created)} {record.levelname.lower()} {record.getMessage()}"
         client = getattr(record, _CLIENT, "")
         if client:
             line += f" {_CLIENT}={client}"
@@ -32,7 +33,7 @@ class _JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
-            "time": _utc(record),
+            "time": utc_text(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -67,10 +68,6 @@ def _event_and_fields(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     fields = {key: value if isinstance(value, int | float) else str(value) for key, value in named if key}
     event = _PLACEHOLDER.sub(lambda place: "" if place["key"] else place[0], template)
     return (event % tuple(value for key, value in named if not key)).strip(), fields
-
-
-def _utc(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _one_line(text: str) -> str:

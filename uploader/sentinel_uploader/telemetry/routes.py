@@ -1,30 +1,12 @@
 """The paths of the HTTP server: health checks and metrics."""
 
-from collections.abc import Callable
-
-from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.telemetry.health import Health
 from sentinel_uploader.telemetry.http_server import Response, Routes
 from sentinel_uploader.telemetry.prometheus import CONTENT_TYPE, Metrics
 
 
-def build_routes(
-    *,
-    health: Health,
-    spool: Spool,
-    counters: Counters,
-    failing_destinations: Callable[[], int],
-    connections: Callable[[], int],
-) -> Routes:
+def build_routes(health: Health, metrics: Metrics) -> Routes:
     """Return the routes of one uploader."""
-    metrics = Metrics(
-        counters=counters,
-        spool=spool,
-        backlog=health.backlog,
-        failing_destinations=failing_destinations,
-        connections=connections,
-    )
     return {
         "/livez": lambda: _health_response(health.liveness_error()),
         "/readyz": lambda: _health_response(health.readiness_error()),

@@ -1,6 +1,6 @@
-"""Threads for calls that may hang: started when needed, never waited for at the end of the process.
+"""Daemon threads for calls that may hang.
 
-`concurrent.futures` joins its threads when the interpreter ends, so one hung PUT would hold up a stop.
+`concurrent.futures` joins its threads when the interpreter ends: one hung upload would block a stop.
 """
 
 import logging
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class DaemonThreadPool:
-    """At most `size` daemon threads that run tasks in the order in which they were submitted."""
+    """Runs tasks on at most `size` threads, in the order of submission."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -33,7 +33,7 @@ class DaemonThreadPool:
         self._tasks.put(task)
 
     def _work(self) -> None:
-        # Signals are for those who wait for them: one that a worker took would end the process.
+        # The main thread waits for signals. One that a worker received would end the process.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         while True:
             task = self._tasks.get()

@@ -1,4 +1,4 @@
-"""What clients send as metadata, made fit for JSON, whoever reads it."""
+"""Makes what clients send as metadata safe for JSON."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ _MAX_DEPTH = 8
 
 
 def to_json_safe(value: Any, *, depth: int = _MAX_DEPTH) -> Any:
-    """Return the value with only what JSON knows in it: numbers that are not finite, bytes and the like become null.
+    """Return the value with JSON types only. Numbers that are not finite, bytes and other types become `None`.
 
     So does what is nested deeper than eight levels. Keys become text.
     """

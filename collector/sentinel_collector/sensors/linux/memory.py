@@ -13,9 +13,9 @@ _WANTED = (
     b"MemAvailable:",
     b"Buffers:",
     b"Cached:",
+    b"SReclaimable:",
     b"Active:",
     b"Inactive:",
-    b"SReclaimable:",
 )
 _NEEDED = {b"MemTotal:", b"MemFree:"}
 _Getter = Callable[[list[bytes]], Any]
@@ -27,6 +27,7 @@ class MemorySensor:
     def __init__(self, *, proc: str) -> None:
         self._file = ProcFile(f"{proc}/meminfo")
         self._names: tuple[bytes, ...] = ()
+        self._missing: set[bytes] = set()
         self._words = -1
         self._names_of: _Getter = itemgetter(0)
         self._values_of: _Getter = itemgetter(0)
@@ -35,27 +36,35 @@ class MemorySensor:
         """Read `/proc/meminfo` once; all `None` when it cannot be read."""
         data = read_with_reopen(self._file)
         words = data.split(None, self._words)
-        if not (self._names and self._fits(words)):
+        if not self._names or len(words) < self._words or self._names_of(words) != self._names:
             words = data.split()
             if not self._learn(words):
                 return MemoryReading()
+        words.append(b"0")
         try:
-            kib = dict(zip(self._names, map(int, self._values_of(words)), strict=True))
+            total, free, available, buffers, cached, slab, active, inactive = map(int, self._values_of(words))
         except ValueError:
             return MemoryReading()
-        free, buffers = kib[b"MemFree:"], kib.get(b"Buffers:", 0)
-        cached = kib.get(b"Cached:", 0) + kib.get(b"SReclaimable:", 0)
-        # Kernels before 3.14 have no MemAvailable; free(1) estimated it like this.
-        available = kib[b"MemAvailable:"] if b"MemAvailable:" in kib else free + buffers + cached
-        used = max(0, kib[b"MemTotal:"] - available)
-        return MemoryReading(free, used, buffers, cached, kib.get(b"Active:", 0), kib.get(b"Inactive:", 0))
+        cached += slab
+        missing = self._missing
+        if not missing:
+            return MemoryReading(free, max(0, total - available), buffers, cached, active, inactive)
+        used: int | None = max(0, total - available)
+        if b"MemAvailable:" in missing:
+            # Kernels before 3.14 do not have it; free(1) estimated it like this.
+            used = None if missing & {b"Buffers:", b"Cached:"} else max(0, total - free - buffers - cached)
+        return MemoryReading(
+            free,
+            used,
+            None if b"Buffers:" in missing else buffers,
+            None if b"Cached:" in missing else cached,
+            None if b"Active:" in missing else active,
+            None if b"Inactive:" in missing else inactive,
+        )
 
     def close(self) -> None:
         """Give the descriptor back."""
         self._file.close()
-
-    def _fits(self, words: list[bytes]) -> bool:
-        return len(words) >= self._words and self._names_of(words) == self._names
 
     def _learn(self, words: list[bytes]) -> bool:
         where = {word: index for index, word in enumerate(words[:-1]) if word.endswith(b":")}
@@ -63,8 +72,9 @@ class MemorySensor:
         if not where.keys() >= _NEEDED:
             return False
         self._names = tuple(name for name in _WANTED if name in where)
-        positions = [where[name] for name in self._names]
-        self._words = max(positions) + 2
-        self._names_of = itemgetter(*positions)
-        self._values_of = itemgetter(*(position + 1 for position in positions))
+        self._missing = set(_WANTED) - where.keys()
+        self._words = max(where[name] for name in self._names) + 2
+        self._names_of = itemgetter(*(where[name] for name in self._names))
+        # The value of a missing name is the zero that `read` appends.
+        self._values_of = itemgetter(*(where.get(name, -2) + 1 for name in _WANTED))
         return True

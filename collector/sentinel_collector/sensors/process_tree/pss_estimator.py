@@ -1,23 +1,9 @@
 """Memory of the tree: PSS is read as often as a budget allows, and moved by the change of resident pages in between.
 
-`smaps_rollup` costs 47 µs and more, 12 µs for each resident MiB of small pages, and holds the job's memory-map lock
-meanwhile. RSS comes for nothing with `/proc/PID/stat`. When it has changed by more than noise, `/proc/PID/statm` tells
-for 10 µs how much of it is anonymous and how much is shared (files and shared memory).
-
-Between two readings:
-
-* A change of the anonymous pages is a change of PSS: they are the process' own, and add up.
-* Shared pages that were touched may be those of the others, and processes that work on the same memory touch the same.
-  So the tree's shared memory is the sum of the shares that were read, or, where that is more, the pages of the process
-  whose shared pages grew most (`pss_sum`).
-* Sharing itself changes unseen: when processes come and go, when pages that a fork left to both are written, and when
-  processes touch different shared pages. After such an event, a process that has or may have shared pages is read
-  again, within `share` of the elapsed time. So it is when another one's reading shows that it shares more. All others
-  are read now and then, within a thirtieth of that.
-
-When many shared pages are touched at once (a pool of workers begins), shares that were read one after the other belong
-to different moments, and their sum is too high. During such a burst the sum is a lower bound, until all processes have
-been read while hardly a shared page was touched.
+Costs, and what changes between two readings: `docs/design/pss.md`. `smaps_rollup` takes 12 µs for each resident MiB of
+small pages, `statm` 10 µs; RSS comes for nothing with `/proc/PID/stat`. After an event that may change who shares pages
+(an *epoch*), a process that has or may have shared pages is read again. Shares of one *generation* add up. During a
+burst of touched shared pages, the sum is a lower bound.
 """
 
 import contextlib
@@ -85,13 +71,13 @@ class PssEstimator:
         self._idle_until_s = 0.0
         """No reading is due until then while resident sets and faults stay as in `_last_seen`."""
 
-    def processes_changed(self) -> None:
+    def on_processes_changed(self) -> None:
         """Processes came or went: the others may share pages differently now."""
         self._epoch += 1
         # A new process may look like the one that went.
         self._last_seen = []
 
-    def process_born(self, parent: TrackedProcess | None, child: TrackedProcess) -> None:
+    def on_process_born(self, parent: TrackedProcess | None, child: TrackedProcess) -> None:
         """A child was read for the first time: until it begins a program of its own, it shares its parent's pages.
 
         An orphan, whose parent is gone, may share the pages of any process.
@@ -103,13 +89,13 @@ class PssEstimator:
             add_child(parent, child, is_closed=self._is_closed)
             parent.pss.has_forked = True
 
-    def process_gone(self, process: TrackedProcess) -> None:
+    def on_process_gone(self, process: TrackedProcess) -> None:
         """A process has no memory any more: what it shared is the others'."""
         state = process.pss
         if state.rss_kib > 0:
             self._released_kib += state.shared_share_kib()
         state.rss_kib = 0
-        self.processes_changed()
+        self.on_processes_changed()
         if state.fork_group is not None:
             # The kernel takes the pages away from it one by one, and may not have finished.
             state.fork_group.has_released = True
@@ -131,7 +117,7 @@ class PssEstimator:
                 living.append(process)
             elif process.pss.rss_kib > 0:
                 # It gives its memory up before it is gone: from now on shared pages are the others'.
-                self.process_gone(process)
+                self.on_process_gone(process)
         groups = Counter(process.pss.fork_group for process in living if process.pss.fork_group is not None)
         for group, number in groups.items():
             group.living = number
@@ -317,15 +303,7 @@ class PssEstimator:
         self._read_now.append(process)
         begin = self._clock.thread_time()
         try:
-            reading = PssReading(
-                process.read_file("smaps_rollup"),
-                rss_kib=process.rss_kib,
-                # Taken before PSS: pages that came in between count as grown, and the sum bounds that by what is there.
-                anon_kib=state.anon_kib,
-                shared_kib=state.shared_kib,
-                faults=process.faults,
-                sharers=0 if state.fork_group is None else state.fork_group.living,
-            )
+            reading = PssReading(process.read_file("smaps_rollup"), state, faults=process.faults)
         except PermissionError:
             state.denied = True
         except (OSError, ValueError, IndexError) as error:

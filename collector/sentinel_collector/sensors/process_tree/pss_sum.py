@@ -24,11 +24,11 @@ def tree_sum_kib(living: list[TrackedProcess], epoch: int, *, held_kib: int | No
             anon_kib += state.anon_share_kib(process.faults)
         else:
             fork_groups.setdefault(state.fork_group, ForkGroupSum(state.fork_group)).add(process, epoch)
-        if state.reading is not None:
+        reading = state.reading
+        if reading is not None:
             share = state.shared_share_kib()
-            shares, exclusive = generations.get(state.reading.generation, (0, 0))
-            exclusive += min(share, state.reading.exclusive_shared_kib)
-            generations[state.reading.generation] = shares + share, exclusive
+            shares, exclusive = generations.get(reading.generation, (0, 0))
+            generations[reading.generation] = shares + share, exclusive + min(share, reading.exclusive_shared_kib)
     anon_kib += sum(group.total_kib(is_closed=is_closed) for group in fork_groups.values())
     shares = sum(shares for shares, _ in generations.values())
     if held_kib is not None:
@@ -46,7 +46,8 @@ def grown_kib(living: list[TrackedProcess], shares_kib: int) -> int:
     for process in living:
         state = process.pss
         if not state.denied:
-            grown = state.shared_kib if state.reading is None else state.shared_kib - state.reading.shared_kib
+            reading = state.reading
+            grown = state.shared_kib if reading is None else state.shared_kib - reading.shared_kib
             most = max(most, min(state.shared_kib, shares_kib + grown))
     return most
 

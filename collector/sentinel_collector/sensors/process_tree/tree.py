@@ -67,6 +67,8 @@ class ProcessTree:
         self._searches_left = _SEARCHES_AFTER_CHANGE
         self._until_search = _SEARCH_ANYWAY_EVERY
         self._io_readable = False
+        self._has_hidden = False
+        """Whether a process was ever alive and could not be seen."""
         self._processes: dict[int, TrackedProcess] = {}
         self._root_pid = root_pid
         self._root = self._add(root_pid, None)
@@ -91,6 +93,8 @@ class ProcessTree:
             self.reaped(self._root_pid, usage)
         processes = self._processes.values()
         memory_kib = self._pss.update(processes, elapsed_s)
+        if self._has_hidden and any(process.is_hidden for process in processes):
+            return self._reading_with_hidden()
         children = sum(not process.is_zombie for process in processes) - (
             self._root_pid in self._processes and not self._root.is_zombie
         )
@@ -103,6 +107,12 @@ class ProcessTree:
             memory_kib=memory_kib,
             read_bytes=counted[2] - reported[2] if self._io_readable else None,
             written_bytes=counted[3] - reported[3] if self._io_readable else None,
+        )
+
+    def _reading_with_hidden(self) -> TreeReading:
+        """Return a reading without the figures that the hidden processes would be part of."""
+        return TreeReading(
+            user_us=None, system_us=None, children=None, memory_kib=None, read_bytes=None, written_bytes=None
         )
 
     def reaped(self, pid: int, usage: RUsage) -> None:
@@ -121,7 +131,7 @@ class ProcessTree:
             return
         self._ledger.close_with_rusage(process.account, user_us, system_us, was_final=process.is_zombie)
         process.close()
-        self._pss.process_gone(process)
+        self._pss.on_process_gone(process)
 
     def exclude(self, pid: int) -> None:
         """Leave this child of ours, and its descendants, out of the tree; call it before the next reading."""
@@ -189,11 +199,11 @@ class ProcessTree:
             self._gone[process.pid] = process.account
             self._processes.pop(process.pid, None)
             process.close()
-            self._pss.process_gone(process)
+            self._pss.on_process_gone(process)
         self._ledger.end_reading()
         found = len(queue) > known
         if found:
-            self._pss.processes_changed()
+            self._pss.on_processes_changed()
         if gone:
             self._searches_left = _SEARCHES_AFTER_CHANGE
         return found
@@ -215,12 +225,15 @@ class ProcessTree:
             if not process.read(ledger):
                 gone.append(process)
                 continue
+            if process.is_hidden:
+                self._has_hidden = True
+                continue
             if process.parent_pid != old_parent:
                 new_parent = self._processes.get(process.parent_pid)
                 process.account.parent = new_parent.account if new_parent is not None else None
                 self._searches_left = _SEARCHES_AFTER_CHANGE
             if is_new and process is not self._root:
-                self._pss.process_born(self._processes.get(process.parent_pid), process)
+                self._pss.on_process_born(self._processes.get(process.parent_pid), process)
             if process.io_readable:
                 self._io_readable = True
             if search:

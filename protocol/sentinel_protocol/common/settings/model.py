@@ -16,7 +16,7 @@ from sentinel_protocol.common.errors import UsageError
 
 TYPE_CHECKING = False  # `typing` itself would delay the job's start by milliseconds
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
     Parse = Callable[[Any], Any]
@@ -38,12 +38,10 @@ class Setting:
     `name` is the TOML key, and the key of the value in the result. `parse` converts the text of a flag or variable, or
     a TOML value; it raises `ValueError` or `UsageError` that says what the value must be. With `boolean` the flag is a
     switch, with `key_value` the setting is a map (a table in the file). A `repeatable` setting is a list: one item for
-    each flag, separated by commas in the environment, a list in the file. `metavar` also tells shell completion what
-    to offer: files for `FILE`, directories for `DIR`. `default` is a value or its text (`"2GiB"`); `default_text`
-    describes a default that is computed later.
+    each flag, separated by commas in the environment, a list in the file. `metavar`, by default that of the `Parser`,
+    also tells shell completion what to offer: files for `FILE`, directories for `DIR`. `default` is a value or its text
+    (`"2GiB"`); `default_text` describes a default that is computed later.
     """
-
-    __slots__ = ("default", "default_text", "env", "flag", "help", "metavar", "name", "parse", "repeatable", "short")
 
     def __init__(
         self,
@@ -65,15 +63,11 @@ class Setting:
         self.help = help
         self.default = default
         self.env = env
-        self.metavar = metavar
-        self.repeatable = repeatable
+        self.metavar = metavar or getattr(parse, "metavar", None)
+        self.is_multi_valued = repeatable or parse is key_value
+        """Whether several values are collected, into a list or a map."""
         self.default_text = default_text
         self.short = short
-
-    @property
-    def is_multi_valued(self) -> bool:
-        """Whether several values are collected, into a list or a map."""
-        return self.repeatable or self.parse is key_value
 
     def default_value(self) -> Any:
         """Return a new copy of the default, parsed if it is text."""
@@ -110,7 +104,6 @@ class Setting:
 def setting(
     name: str,
     parse: Parse,
-    metavar: str | None,
     help: str,  # noqa: A002 - argparse's word for it
     *,
     env: str | None = "",
@@ -122,20 +115,34 @@ def setting(
     """
     flag = "--" + name.replace("_", "-")
     env = f"SENTINEL_{name.upper()}" if env == "" else env
-    return Setting(name=name, flag=flag, parse=parse, metavar=metavar, help=help, env=env, **facts)
+    return Setting(name=name, flag=flag, parse=parse, help=help, env=env, **facts)
 
 
-def seconds(*, minimum: float = 0.0, maximum: float = INFINITY) -> Parse:
+class Parser:
+    """A function that parses a value, with the word for the value in help texts."""
+
+    __slots__ = ("_parse", "metavar")
+
+    def __init__(self, metavar: str, parse: Parse) -> None:
+        self.metavar = metavar
+        self._parse = parse
+
+    def __call__(self, value: Any) -> Any:
+        """Return the parsed value; raises `ValueError` that says what the value must be."""
+        return self._parse(value)
+
+
+def seconds(*, minimum: float = 0.0, maximum: float = INFINITY) -> Parser:
     """A finite number of seconds, fractions allowed."""
-    return _float_parser("a number of seconds", minimum, maximum)
+    return _float_parser("SECONDS", "a number of seconds", minimum, maximum)
 
 
-def percent(*, minimum: float = 0.0, maximum: float = 100.0) -> Parse:
+def percent(*, minimum: float = 0.0, maximum: float = 100.0) -> Parser:
     """A percentage without its sign, fractions allowed."""
-    return _float_parser("a percentage", minimum, maximum)
+    return _float_parser("PERCENT", "a percentage", minimum, maximum)
 
 
-def integer(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
+def integer(*, minimum: int = 0, maximum: float = INFINITY) -> Parser:
     """A whole number."""
     expected = f"a whole number{_format_bounds(minimum, maximum)}"
 
@@ -143,10 +150,10 @@ def integer(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
         number = _number("" if isinstance(value, float) else value, int, expected)
         return int(_check_range(number, minimum, maximum, expected))
 
-    return parse
+    return Parser("N", parse)
 
 
-def size(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
+def size(*, minimum: int = 0, maximum: float = INFINITY) -> Parser:
     """A number of bytes: `2GiB`, `128KiB`, `500MB`, `1.5 GB` or plain bytes.
 
     `K`, `M` and `G` alone are refused: some programs count them by 1000, others by 1024.
@@ -162,7 +169,7 @@ def size(*, minimum: int = 0, maximum: float = INFINITY) -> Parse:
         number = _number(digits, int if digits.strip().isdecimal() else float, expected)
         return int(_check_range(number * unit_bytes, minimum, maximum, expected))
 
-    return parse
+    return Parser("SIZE", parse)
 
 
 class choice:  # noqa: N801 - stands in tables beside `seconds` and `size`
@@ -192,6 +199,9 @@ def path(value: Any) -> str:
     return os.path.expanduser(text(value))
 
 
+directory = Parser("DIR", path)
+
+
 def boolean(value: Any) -> bool:
     """A switch: true or false in the file, also 1/0, yes/no, on/off in text."""
     lowered = value.strip().lower() if isinstance(value, str) else value
@@ -208,17 +218,6 @@ def key_value(value: Any) -> tuple[str, str]:
     if not key.strip() or not separator:
         raise ValueError("must be KEY=VALUE")
     return key.strip(), rest
-
-
-def markdown_table(settings: Sequence[Setting]) -> str:
-    """Return the table for the documentation, one line a setting, `\\n` after each."""
-    lines = ["| key | flag | environment | default | meaning |", "| --- | --- | --- | --- | --- |"]
-    for each in settings:
-        flag = each.flag and " ".join(filter(None, (each.flag, each.metavar)))
-        code = [f"`{word}`" if word else "" for word in (each.name, flag, each.env)]
-        cells = (*code, each.format_default() or "", each.help)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def abbreviate(value: Any) -> str:
@@ -249,9 +248,9 @@ def _map_value(value: Any) -> str:
     raise ValueError("must be text, a number, true or false")
 
 
-def _float_parser(kind: str, minimum: float, maximum: float) -> Parse:
+def _float_parser(metavar: str, kind: str, minimum: float, maximum: float) -> Parser:
     expected = f"{kind}{_format_bounds(minimum, maximum)}"
-    return lambda value: float(_check_range(_number(value, float, expected), minimum, maximum, expected))
+    return Parser(metavar, lambda value: _check_range(_number(value, float, expected), minimum, maximum, expected))
 
 
 def _number(value: Any, kind: type[int] | type[float], expected: str) -> float:

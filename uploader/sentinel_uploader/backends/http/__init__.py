@@ -1,1 +1,1 @@
-"""HTTP calls with a deadline, through the proxies and certificates of the environment."""
+"""HTTP requests with a deadline, through the environment's proxies and certificate authorities."""

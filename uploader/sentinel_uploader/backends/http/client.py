@@ -1,7 +1,7 @@
-"""HTTP as the API and storage both need it: one bounded attempt at a time, over pooled connections.
+"""The HTTP client of the API and of storage: one bounded attempt at a time, over pooled connections.
 
-Bounded means: our own timeouts, a deadline for the whole exchange, a limit on the answer's size. No retries and no
-redirects: what to do next is decided elsewhere, from `DeliveryError.retry_action`.
+Bounded means timeouts, a deadline for the whole exchange, and a limit on the response's size. There are no retries and
+no redirects: the caller decides by `DeliveryError.retry_action`.
 """
 
 import email.utils
@@ -9,7 +9,8 @@ import math
 import ssl
 import threading
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import InitVar, dataclass
+from typing import NamedTuple
 
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError
@@ -28,7 +29,7 @@ TOTAL_TIMEOUT_S = 120.0
 MAX_RESPONSE_BYTES = 1 << 20
 MAX_RETRY_AFTER_S = 3600.0
 SLOWEST_UPLINK_BYTES_PER_S = 16 << 10
-"""What a body may need on top of `TOTAL_TIMEOUT_S`: a big object on a slow line must be able to arrive."""
+"""Sets the time for a body on top of `TOTAL_TIMEOUT_S`: a big object on a slow uplink must arrive."""
 
 _USER_AGENT = f"sentinel-stream/{__version__}"
 _READ_CHUNK_BYTES = 64 << 10
@@ -44,7 +45,7 @@ class Origin(NamedTuple):
 
     @property
     def netloc(self) -> str:
-        """`host`, with the port where it is not the scheme's own: what a `Host` header says."""
+        """The value of a `Host` header: the port is left out when it is the scheme's default."""
         return self.host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{self.host}:{self.port}"
 
     @property
@@ -53,18 +54,12 @@ class Origin(NamedTuple):
         return f"{self.scheme}://{self.netloc}"
 
 
-class Headers(Protocol):
-    """Header fields; names are matched without regard to case."""
-
-    def get(self, name: str, /) -> str | None:
-        """Return the field's value or `None`."""
-
-
 class HttpResponse(NamedTuple):
-    """A complete HTTP answer; of an error answer beyond the size limit only the beginning."""
+    """A complete HTTP response. An error response above the size limit is cut off."""
 
     status: int
-    headers: Headers
+    headers: Mapping[str, str]
+    """Names are matched without regard to case."""
     body: bytes
 
     @property
@@ -73,19 +68,19 @@ class HttpResponse(NamedTuple):
         return 200 <= self.status < 300
 
     def date(self) -> float | None:
-        """UNIX seconds of the `Date` header, `None` where there is no readable one."""
+        """Return UNIX seconds of the `Date` header, `None` without a valid one."""
         return _parse_http_date(self.headers.get("Date") or "")
 
     def retry_after_s(self, now: float) -> float | None:
-        """Seconds that the server asks to wait; a date is measured by the server's own clock where it gives it."""
+        """Return the seconds of `Retry-After`. A date is compared with the response's own `Date`, if any."""
         server_now = self.date()
         return parse_retry_after(self.headers.get("Retry-After"), now if server_now is None else server_now)
 
 
 def parse_origin(url: str) -> tuple[Origin, str]:
-    """Split `http[s]://HOST[:PORT][/PREFIX]` into origin and prefix (`""` or `/…` without a slash at the end).
+    """Split `http[s]://HOST[:PORT][/PREFIX]` into origin and prefix (`""`, or `/…` without a trailing slash).
 
-    Raises `UsageError` for anything else (user information, query and fragment included).
+    Raises `UsageError` for anything else, also for a user name, a query or a fragment.
     """
     try:
         parts = parse_url(url)
@@ -100,7 +95,7 @@ def parse_origin(url: str) -> tuple[Origin, str]:
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
-    """Return the seconds of a `Retry-After` header (RFC 9110, 10.2.3), at most an hour; `None` for rubbish."""
+    """Return the seconds of a `Retry-After` header (RFC 9110, 10.2.3), at most an hour; `None` for an invalid one."""
     if not value:
         return None
     try:
@@ -114,31 +109,25 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     return min(seconds, MAX_RETRY_AFTER_S) if seconds >= 0 and math.isfinite(seconds) else None
 
 
+@dataclass(kw_only=True, eq=False)
 class HttpClient:
     """Pooled connections to any number of servers; may be used from several threads at once.
 
-    `authority_variables` are the environment variables that may name a file of certificate authorities, the first
-    that is set wins. Raises `UsageError` for a proxy or an authority file that cannot be used.
+    `authority_variables` are environment variables that may name a file of certificate authorities; the first one that
+    is set wins. Raises `UsageError` for an unusable proxy or authority file.
     """
 
-    def __init__(
-        self,
-        *,
-        environ: Mapping[str, str],
-        clock: Clock,
-        authority_variables: Sequence[str] = ("SSL_CERT_FILE",),
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        read_timeout_s: float = READ_TIMEOUT_S,
-        total_timeout_s: float = TOTAL_TIMEOUT_S,
-        max_response_bytes: int = MAX_RESPONSE_BYTES,
-    ) -> None:
-        self._clock = clock
+    environ: InitVar[Mapping[str, str]]
+    clock: Clock
+    authority_variables: InitVar[Sequence[str]] = ("SSL_CERT_FILE",)
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    read_timeout_s: float = READ_TIMEOUT_S
+    total_timeout_s: float = TOTAL_TIMEOUT_S
+    max_response_bytes: int = MAX_RESPONSE_BYTES
+
+    def __post_init__(self, environ: Mapping[str, str], authority_variables: Sequence[str]) -> None:
         self._proxies = Proxies(environ)
         self._authorities = certificate_authorities(environ, authority_variables)
-        self._connect_timeout_s = connect_timeout_s
-        self._read_timeout_s = read_timeout_s
-        self._total_timeout_s = total_timeout_s
-        self._max_response_bytes = max_response_bytes
         self._lock = threading.Lock()
         self._managers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
         self._calls: set[RequestDeadline] = set()
@@ -147,18 +136,21 @@ class HttpClient:
     def request(
         self, name: str, method: str, origin: Origin, path: str, *, headers: Mapping[str, str], body: bytes = b""
     ) -> HttpResponse:
-        """Make one attempt and return the complete answer, whatever its status.
+        """Make one attempt and return the complete response of any status.
 
-        `path` (with a leading slash, already escaped) goes out byte for byte. Raises `DeliveryError` with
-        `RetryAction.RETRY` when there is no complete answer, or when a successful one is beyond the size limit; its
+        `path` (with a leading slash, already escaped) is sent byte for byte. Raises `DeliveryError` with
+        `RetryAction.RETRY` when there is no complete response, or when a successful one is above the size limit. Its
         text begins with `name`.
         """
         proxy = self._proxies.choose(origin.scheme, origin.host, origin.port)
         is_forwarded = proxy is not None and origin.scheme == "http"
         target = origin.url + path if is_forwarded else path
-        total_s = self._total_timeout_s + len(body) / SLOWEST_UPLINK_BYTES_PER_S
-        call = RequestDeadline(self._clock, target=target, total_s=total_s, read_timeout_s=self._read_timeout_s)
-        self._register(call, name)
+        total_s = self.total_timeout_s + len(body) / SLOWEST_UPLINK_BYTES_PER_S
+        call = RequestDeadline(self.clock, target=target, total_s=total_s, read_timeout_s=self.read_timeout_s)
+        with self._lock:
+            if self._is_closed:
+                raise DeliveryError(f"{name}: the HTTP client was closed", retry_action=RetryAction.RETRY)
+            self._calls.add(call)
         headers = {"User-Agent": _USER_AGENT, **headers, "Host": origin.netloc, "Content-Length": str(len(body))}
         try:
             with bound_to(call):
@@ -172,7 +164,7 @@ class HttpClient:
                 self._calls.discard(call)
 
     def close(self) -> None:
-        """Close all connections; requests under way fail at once."""
+        """Close all connections; requests in flight fail at once."""
         with self._lock:
             self._is_closed = True
             calls, managers = list(self._calls), list(self._managers.values())
@@ -180,12 +172,6 @@ class HttpClient:
             call.abort()
         for manager in managers:
             manager.clear()
-
-    def _register(self, call: RequestDeadline, name: str) -> None:
-        with self._lock:
-            if self._is_closed:
-                raise DeliveryError(f"{name}: the HTTP client was closed", retry_action=RetryAction.RETRY)
-            self._calls.add(call)
 
     def _exchange(
         self,
@@ -204,30 +190,30 @@ class HttpClient:
             retries=False,
             redirect=False,
             assert_same_host=False,
-            timeout=urllib3.Timeout(connect=self._connect_timeout_s, read=self._read_timeout_s),
+            timeout=urllib3.Timeout(connect=self.connect_timeout_s, read=self.read_timeout_s),
             preload_content=False,
             decode_content=False,
         )
         try:
             received = self._read(response)
         except BaseException:
-            # Not released: what is left of the answer must not become the beginning of the next one.
+            # Not released to the pool: the rest of this response must not become the beginning of the next one.
             response.close()
             raise
-        if len(received) > self._max_response_bytes:
+        if len(received) > self.max_response_bytes:
             response.close()
             if response.status < 400:
                 raise DeliveryError(
-                    f"{name}: HTTP {response.status} with an answer of more than {self._max_response_bytes} bytes",
+                    f"{name}: HTTP {response.status} with an answer of more than {self.max_response_bytes} bytes",
                     retry_action=RetryAction.RETRY,
                     status_code=response.status,
                 )
         response.release_conn()
-        return HttpResponse(response.status, response.headers, received[: self._max_response_bytes])
+        return HttpResponse(response.status, response.headers, received[: self.max_response_bytes])
 
     def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
-        """Return the answer's body, or its beginning and one byte more than the limit."""
-        limit = self._max_response_bytes + 1
+        """Return the response's body, or its beginning: one byte more than the limit."""
+        limit = self.max_response_bytes + 1
         received = bytearray()
         while len(received) < limit:
             chunk = response.read(min(_READ_CHUNK_BYTES, limit - len(received)), decode_content=False)
@@ -265,9 +251,9 @@ class HttpClient:
 
 
 def describe_error(error: BaseException) -> str:
-    """Say in a few words why there was no answer.
+    """Say in a few words why there was no response.
 
-    Never the text of a `ValueError`: `http.client` quotes the header that it refuses, and that may be the token.
+    Never the text of a `ValueError`: `http.client` quotes the header that it rejects, which may be the token.
     """
     seen: BaseException | None = error
     while seen is not None:

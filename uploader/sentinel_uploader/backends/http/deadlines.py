@@ -1,8 +1,7 @@
-"""Connections that know the deadline of the request they carry, and that can be cut off from another thread.
+"""Connections with a deadline for a whole request, which another thread can abort.
 
-urllib3's read timeout starts anew with every byte that arrives: a server that sends one byte every 29 seconds holds
-a thread for ever. Here each read of a request's answer, status line and headers included, is bounded by what is left
-of the request's own time.
+urllib3's `Timeout(total=…)` limits each read, not their sum: a server that sends one byte every 29 seconds would hold a
+thread for ever. Here every read of a response, status line and headers included, is limited by the time that is left.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ _SEND_CHUNK_BYTES = 64 << 10
 
 
 class RequestDeadline:
-    """One request under way: what its request line says, until when it may take, and its socket."""
+    """One request in flight: the target of its request line, its deadline, and its socket."""
 
     def __init__(self, clock: Clock, *, target: str, total_s: float, read_timeout_s: float) -> None:
         self.target = target
@@ -35,20 +34,20 @@ class RequestDeadline:
         self._lock = threading.Lock()
 
     def remaining_s(self) -> float:
-        """Return how long the next read or send may take; raises `TimeoutError` when the time is over."""
+        """Return how long the next read or send may take; raises `TimeoutError` after the deadline."""
         left_s = self._deadline_s - self._clock.monotonic()
         if left_s <= 0:
             raise TimeoutError(self.timeout_message(left_s))
         return min(left_s, self._read_timeout_s)
 
     def timeout_message(self, waited_s: float) -> str:
-        """Say which limit was met by a wait of what `remaining_s` allowed."""
+        """Say which limit ended a wait of `waited_s`, which `remaining_s` returned."""
         if waited_s < self._read_timeout_s:
             return f"timed out: not complete after {self._total_s:g} s"
         return f"timed out: silent for {self._read_timeout_s:g} s"
 
     def attach(self, sock: socket.socket) -> None:
-        """Say which socket carries the request; raises `ConnectionAbortedError` after `abort`."""
+        """Set the socket that carries the request; raises `ConnectionAbortedError` after `abort`."""
         with self._lock:
             if self._is_aborted:
                 raise ConnectionAbortedError("the client was closed")
@@ -56,7 +55,7 @@ class RequestDeadline:
         sock.settimeout(self.remaining_s())
 
     def abort(self) -> None:
-        """Make the request fail at once, whatever it waits for; may be called from any thread."""
+        """Make the request fail at once; may be called from any thread."""
         with self._lock:
             self._is_aborted = True
             if self._socket is not None:
@@ -65,50 +64,49 @@ class RequestDeadline:
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def body_chunks(self, body: bytes) -> Iterator[bytes]:
-        """Yield the body in pieces, so that a slow uplink is measured by piece and by the total, not as one send."""
+        """Yield the body in pieces: each has a timeout of its own, as a slow uplink needs."""
         for start in range(0, len(body), _SEND_CHUNK_BYTES):
             self.remaining_s()
             yield body[start : start + _SEND_CHUNK_BYTES]
 
 
 class _Current(threading.local):
-    # urllib3 hands no argument of ours down to a connection; a request begins and ends on one thread.
-    call: RequestDeadline | None = None
+    # urllib3 passes no argument of ours to a connection. A request begins and ends on one thread.
+    deadline: RequestDeadline | None = None
 
 
 _current = _Current()
 
 
 @contextlib.contextmanager
-def bound_to(call: RequestDeadline) -> Iterator[None]:
-    """Connections used by this thread inside the block work for `call`."""
-    _current.call = call
+def bound_to(deadline: RequestDeadline) -> Iterator[None]:
+    """Connections used by this thread inside the block work under `deadline`."""
+    _current.deadline = deadline
     try:
         yield
     finally:
-        _current.call = None
+        _current.deadline = None
 
 
 class _DeadlineReader(io.RawIOBase):
-    """The bytes of an answer, each read bounded by the call's deadline."""
+    """The bytes of a response, each read limited by the request's deadline."""
 
-    def __init__(self, sock: socket.socket, call: RequestDeadline) -> None:
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket, deadline: RequestDeadline) -> None:
         super().__init__()
+        self._raw = raw
         self._socket = sock
-        self._call = call
-        # The socket's own raw stream: it keeps the socket open until the answer is read.
-        self._raw = cast("io.RawIOBase", sock.makefile("rb", buffering=0))
+        self._deadline = deadline
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left_s = self._call.remaining_s()
-        self._socket.settimeout(left_s)
+        remaining_s = self._deadline.remaining_s()
+        self._socket.settimeout(remaining_s)
         try:
             return self._raw.readinto(buffer)
         except TimeoutError:
-            raise TimeoutError(self._call.timeout_message(left_s)) from None
+            raise TimeoutError(self._deadline.timeout_message(remaining_s)) from None
 
     def close(self) -> None:
         if not self.closed:
@@ -116,28 +114,16 @@ class _DeadlineReader(io.RawIOBase):
         super().close()
 
 
-class _DeadlineFile:
-    """What `http.client.HTTPResponse` needs of a socket: `makefile`."""
-
-    def __init__(self, sock: socket.socket, call: RequestDeadline) -> None:
-        self._socket = sock
-        self._call = call
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        assert mode == "rb"
-        return io.BufferedReader(_DeadlineReader(self._socket, self._call))
-
-
 class _DeadlineResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, debuglevel: int = 0, method: str | None = None) -> None:
-        call = _current.call
-        assert call is not None
-        call.attach(sock)
-        super().__init__(cast("socket.socket", _DeadlineFile(sock, call)), debuglevel, method)
+        assert _current.deadline is not None
+        _current.deadline.attach(sock)
+        super().__init__(sock, debuglevel, method)
+        self.fp = io.BufferedReader(_DeadlineReader(self.fp.detach(), sock, _current.deadline))
 
 
 class _DeadlineConnection(HTTPConnection):
-    """Sends exactly the call's target, and works under its deadline."""
+    """Sends exactly the request's target, under its deadline."""
 
     response_class = _DeadlineResponse
 
@@ -152,15 +138,15 @@ class _DeadlineConnection(HTTPConnection):
         skip_host: bool = False,
         skip_accept_encoding: bool = False,
     ) -> None:
-        call = _current.call
-        assert call is not None
+        deadline = _current.deadline
+        assert deadline is not None
         self._attach()
-        super().putrequest(method, call.target, skip_host=skip_host, skip_accept_encoding=skip_accept_encoding)
+        super().putrequest(method, deadline.target, skip_host=skip_host, skip_accept_encoding=skip_accept_encoding)
 
     def _attach(self) -> None:
-        call, sock = _current.call, cast("socket.socket | None", self.sock)
-        if call is not None and sock is not None:
-            call.attach(sock)
+        deadline, sock = _current.deadline, cast("socket.socket | None", self.sock)
+        if deadline is not None and sock is not None:
+            deadline.attach(sock)
 
 
 class _DeadlineTlsConnection(_DeadlineConnection, HTTPSConnection):

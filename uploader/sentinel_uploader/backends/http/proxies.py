@@ -1,7 +1,7 @@
-"""What the environment says about HTTP: which proxy to use, which certificate authorities to trust.
+"""Proxies and certificate authorities from environment variables, none of which urllib3 reads.
 
-urllib3 reads none of these variables by itself. The rules are those of `urllib.request.getproxies_environment` and
-`proxy_bypass_environment`, applied to a given mapping instead of the process's own environment.
+The rules are those of `urllib.request.getproxies_environment` and `proxy_bypass_environment`, applied to a given
+mapping, and networks such as `10.0.0.0/8` in `no_proxy`.
 """
 
 import functools
@@ -19,7 +19,7 @@ from sentinel_protocol.common.errors import UsageError
 
 
 class Proxy(NamedTuple):
-    """A proxy's address without its password, and the header that carries the password."""
+    """A proxy's address without the password, and the header with the password."""
 
     url: str
     headers: Mapping[str, str]
@@ -29,7 +29,7 @@ class Proxy(NamedTuple):
 
 
 class Proxies:
-    """Chooses the proxy for a destination; raises `UsageError` for a proxy that cannot be used."""
+    """Chooses the proxy of a destination; raises `UsageError` for an unusable proxy."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         variables = _proxy_variables(environ)
@@ -49,9 +49,9 @@ class Proxies:
 
 
 def certificate_authorities(environ: Mapping[str, str], variables: Sequence[str]) -> str | None:
-    """Return the file or directory named by the first of `variables` that is set, `None` for the system's own.
+    """Return the file or directory that the first set variable names, `None` for the system's authorities.
 
-    Raises `UsageError` when it cannot be read or holds no certificate.
+    Raises `UsageError` when it cannot be read or contains no certificate.
     """
     for variable in variables:
         path = environ.get(variable, "")
@@ -70,7 +70,7 @@ def certificate_authorities(environ: Mapping[str, str], variables: Sequence[str]
 def tls_context(authorities: str | None) -> ssl.SSLContext:
     """Return a verifying client context that trusts a file's or directory's authorities, or the system's.
 
-    Shared: loading the system's authorities takes 20 ms and a few MiB.
+    Cached: loading the system's authorities takes 20 ms and a few MiB.
     """
     if authorities is None:
         return ssl.create_default_context()
@@ -80,26 +80,24 @@ def tls_context(authorities: str | None) -> ssl.SSLContext:
 
 
 def _proxy_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    found = {name.lower()[: -len("_proxy")]: value for name, value in environ.items() if _is_proxy_name(name) and value}
-    if "REQUEST_METHOD" in environ:
-        # In a CGI program HTTP_PROXY is the client's `Proxy:` header (CVE-2016-5385, "httpoxy").
-        found.pop("http", None)
-    for name, value in environ.items():
-        if not name.endswith("_proxy"):
+    found: dict[str, str] = {}
+    # Names in lower case come last: they win, and an empty one removes the proxy.
+    for name, value in sorted(environ.items(), key=lambda variable: variable[0].endswith("_proxy")):
+        scheme, _, suffix = name.lower().rpartition("_")
+        if suffix != "proxy":
             continue
-        if value:
-            found[name[: -len("_proxy")].lower()] = value
-        else:
-            found.pop(name[: -len("_proxy")].lower(), None)
+        is_lower_case = name.endswith("_proxy")
+        # In a CGI program HTTP_PROXY is the client's `Proxy:` header (CVE-2016-5385, "httpoxy").
+        is_header = scheme == "http" and not is_lower_case and "REQUEST_METHOD" in environ
+        if value and not is_header:
+            found[scheme] = value
+        elif is_lower_case:
+            found.pop(scheme, None)
     return found
 
 
-def _is_proxy_name(name: str) -> bool:
-    return name.lower().endswith("_proxy")
-
-
 def _parse_proxy(value: str, variable: str) -> Proxy:
-    # The value may hold a password: no text below repeats it.
+    # The value may contain a password: no message quotes it.
     try:
         url = parse_url(value if "://" in value else f"http://{value}")
     except LocationParseError:
@@ -128,7 +126,7 @@ def _is_bypassed(host: str, port: int, no_proxy: str) -> bool:
 
 
 def _in_network(host: str, entry: str) -> bool:
-    # curl and requests read 10.0.0.0/8 this way too; urllib does not.
+    # As curl and requests do; urllib does not.
     try:
         return "/" in entry and ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False)
     except ValueError:

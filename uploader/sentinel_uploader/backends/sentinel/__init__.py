@@ -1,1 +1,1 @@
-"""The conversation with the Sentinel API about runs: register, refresh credentials, finish."""
+"""The Sentinel API over HTTP: register, refresh credentials, finish."""

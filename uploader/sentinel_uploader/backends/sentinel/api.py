@@ -1,8 +1,7 @@
-"""The three calls of the Sentinel API as a library: one attempt each, answers as the server sent them.
+"""The three calls of the Sentinel API: one attempt each, which returns the server's response.
 
-Whatever is not success raises `SentinelAPIError`, also when there is no connection (`status_code` is `None` then);
-nothing is retried here. Without an `endpoint` the environment says where the API is (`SENTINEL_API_URL`,
-proxies, `SSL_CERT_FILE`).
+Everything else raises `SentinelAPIError`, also a missing connection (`status_code` is `None` then). Nothing is retried.
+Without a `client`, the environment configures it (`SENTINEL_API_URL`, proxies, `SSL_CERT_FILE`).
 """
 
 import gzip
@@ -13,28 +12,15 @@ from typing import Any
 
 import msgspec
 
+from sentinel_protocol.common.time_text import utc_text
 from sentinel_uploader.backends.http.client import HttpResponse
-from sentinel_uploader.backends.sentinel.endpoint import DEFAULT_BASE_URL, SentinelClient, default_client, run_path
-from sentinel_uploader.backends.sentinel.payload import registration, utc_text
+from sentinel_uploader.backends.sentinel.client import SentinelClient, default_client, run_path
+from sentinel_uploader.backends.sentinel.payload import registration
 from sentinel_uploader.backends.sentinel.responses import (
-    SentinelAPIError,
     parse_object,
-    processing_error,
     require_credentials,
     require_text,
 )
-
-__all__ = [
-    "DEFAULT_BASE_URL",
-    "DataSource",
-    "RunStatus",
-    "SentinelAPIError",
-    "SentinelClient",
-    "finish_run",
-    "processing_error",
-    "refresh_credentials",
-    "register_run",
-]
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +36,7 @@ class RunStatus(StrEnum):
 
 
 class DataSource(StrEnum):
-    """Where `finish` says the run's rows are."""
+    """How the run's rows are delivered."""
 
     s3 = "s3"
     inline = "inline"
@@ -64,15 +50,15 @@ def register_run(
     cloud_info: Mapping[str, Any] | None = None,
     client: SentinelClient | None = None,
 ) -> dict[str, Any]:
-    """Register a run and return the answer: `run_id`, `upload_uri_prefix`, `upload_credentials` are in it.
+    """Register a run and return the response, which has `run_id`, `upload_uri_prefix` and `upload_credentials`.
 
-    A field that the server refuses (422) is left out with a warning, tags after a try as a list; what was refused is
+    A field that the server rejects (422) is left out with a warning; tags are sent as a list first. Rejected fields are
     remembered for an hour.
     """
     client = client or default_client()
     body = client.unsupported_fields.strip(registration(metadata, host_info, cloud_info))
     for _ in range(_MAX_TRIES_IN_A_CALL):
-        answer = client.post("register", "/runs", token, _encode(body))
+        answer = client.post("register", "/runs", token, msgspec.json.encode(body))
         adapted = client.unsupported_fields.record_422(body, answer.body) if answer.status == 422 else None
         if adapted is None:
             break
@@ -84,7 +70,7 @@ def register_run(
 
 
 def refresh_credentials(token: str, run_id: str, *, client: SentinelClient | None = None) -> dict[str, Any]:
-    """Ask for new storage credentials and return the answer: `upload_credentials` is in it."""
+    """Request new storage credentials and return the response, which has `upload_credentials`."""
     client = client or default_client()
     answer = client.post("refresh", run_path("refresh", run_id, "refresh-credentials"), token, b"")
     response = _read("refresh", answer, token, client)
@@ -104,11 +90,11 @@ def finish_run(
     finished_at: float | None = None,
     client: SentinelClient | None = None,
 ) -> dict[str, Any]:
-    """Close a run and return the answer, `{}` when it is empty.
+    """Close a run and return the response, `{}` when it is empty.
 
-    `data_uris` are all objects in order, for `s3`; `data_csv` is header and all rows, for `inline`. An `exit_code` of
-    `None` is unknown and left out. `finished_at` is UNIX seconds. Raises `ValueError`, before anything is sent, when
-    the data is missing or of the wrong kind.
+    `data_uris` are all objects in order, for `s3`; `data_csv` is the header and all rows, for `inline`. An `exit_code`
+    of `None` is unknown and left out. `finished_at` is UNIX seconds. Raises `ValueError`, before anything is sent, for
+    missing data or data of the wrong kind.
     """
     body: dict[str, Any] = {"exit_code": exit_code, "run_status": RunStatus(run_status).value}
     body["finished_at"] = None if finished_at is None else utc_text(finished_at)
@@ -135,7 +121,7 @@ def _data_fields(source: DataSource, data_uris: Sequence[str] | None, data_csv: 
 
 
 def _post_finish(client: SentinelClient, path: str, token: str, body: dict[str, Any]) -> HttpResponse:
-    """Send the body, inline gzipped first; plain once, and without optional fields, where the server wants that."""
+    """Send the body: inline data gzipped first, then plain, and without optional fields that are rejected."""
     unsupported = client.unsupported_fields
     body = {
         key: value
@@ -145,9 +131,9 @@ def _post_finish(client: SentinelClient, path: str, token: str, body: dict[str, 
     gzipped = "data_csv" in body and not unsupported.is_unsupported("Content-Encoding", "gzip")
     plain_is_trial = False
     while True:
-        encoded = _encode(body)
+        encoded = msgspec.json.encode(body)
         if gzipped:
-            # Level 1 and no time stamp: a run's last words need not be small, and repeat byte for byte.
+            # Level 1: the body need not be small. No timestamp: a repetition is equal byte for byte.
             answer = client.post("finish", path, token, gzip.compress(encoded, 1, mtime=0), encoding="gzip")
         else:
             answer = client.post("finish", path, token, encoded)
@@ -169,7 +155,3 @@ def _post_finish(client: SentinelClient, path: str, token: str, body: dict[str, 
 
 def _read(call: str, answer: HttpResponse, token: str, client: SentinelClient) -> dict[str, Any]:
     return parse_object(call, answer, token=token, now=client.clock.now())
-
-
-def _encode(body: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode(body)

@@ -1,4 +1,4 @@
-"""The Sentinel API over HTTP, as the uploader's run lifecycle needs it."""
+"""The Sentinel API as delivery needs it."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,14 +9,12 @@ from sentinel_uploader.backends.http.client import HttpClient
 from sentinel_uploader.backends.sentinel.api import (
     DataSource,
     RunStatus,
-    SentinelAPIError,
-    SentinelClient,
     finish_run,
-    processing_error,
     refresh_credentials,
     register_run,
 )
-from sentinel_uploader.backends.sentinel.credentials import parse_credentials
+from sentinel_uploader.backends.sentinel.client import SentinelClient
+from sentinel_uploader.backends.sentinel.responses import SentinelAPIError, parse_credentials, processing_error
 from sentinel_uploader.backends.sentinel.token import TokenError
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 
@@ -24,10 +22,9 @@ INLINE_LIMIT_BYTES = 5 << 20
 
 
 class SentinelBackend:
-    """Implements `runs.ports.SentinelAPI`; `token` is called on every use, so that a rotated one is picked up.
+    """A `SentinelAPI` over HTTP. `token` is called for every request: a rotated token is used at once.
 
-    `base_url` may have a path prefix. Raises `UsageError` for an address, a proxy or a file of certificate
-    authorities that cannot be used.
+    `base_url` may have a path prefix. Raises `UsageError` for an unusable address, proxy or authority file.
     """
 
     inline_limit_bytes = INLINE_LIMIT_BYTES
@@ -43,18 +40,18 @@ class SentinelBackend:
     ) -> None:
         self._read_token = token
         self._rejected_token: str | None = None
-        """The token that the API did not take; empty when there was none that could be sent."""
+        """The token that the API rejected; empty when there was no usable one."""
         self._clock = clock
         self._client = SentinelClient(base_url, clock=clock, environ=environ, client=client)
         self.backoff_key = self._client.base_url
 
     def register(self, run: RunDescription) -> Registration:
-        """Make the run known; raises `DeliveryError`."""
+        """Register the run; raises `DeliveryError`."""
         with self._token() as token:
             response = register_run(token, run.metadata, host_info=run.host, cloud_info=run.cloud, client=self._client)
         return Registration(
             run_id=response["run_id"],
-            # Keys are made by adding "/0001.csv.gz": two slashes would be another object.
+            # "/0001.csv.gz" is appended: two slashes would name another object.
             uri_prefix=response["upload_uri_prefix"].rstrip("/"),
             credentials=self._credentials(response),
         )
@@ -86,7 +83,7 @@ class SentinelBackend:
         return FinishResult(response, processing_error(response, request.rows))
 
     def credentials_changed(self) -> bool:
-        """Say once whether the token is another than the one that was refused."""
+        """Return True once when the rejected token has been replaced."""
         refused = self._rejected_token
         if refused is None:
             return False
@@ -100,12 +97,12 @@ class SentinelBackend:
         return True
 
     def close(self) -> None:
-        """Close the connections; calls under way fail."""
+        """Close the connections; calls in flight fail."""
         self._client.close()
 
     @contextmanager
     def _token(self) -> Iterator[str]:
-        """Give the token to one call, and note when it is not taken."""
+        """Provide the token for one request, and remember it when it is rejected."""
         token = ""
         try:
             token = self._read_token()

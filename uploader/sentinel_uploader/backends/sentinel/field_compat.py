@@ -1,4 +1,4 @@
-"""What a server refused with 422, remembered for an hour, so that a thousand runs do not each try twice."""
+"""Remembers for an hour what a server rejected with 422, so that not every run tries twice."""
 
 import logging
 import threading
@@ -18,10 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 class UnsupportedFields:
-    """The fields that one base URL does not take; safe for several threads.
+    """The fields that one server does not accept; safe for several threads.
 
-    A field that the server does not know, or wants in another form, is refused for every run. A field whose value it
-    does not like is refused with that value only: another run's may be fine.
+    A field that the server does not know, or wants in another form, is left out for every run. A field whose value is
+    rejected is left out with that value only: another run's value may be fine.
     """
 
     def __init__(self, base_url: str, clock: Clock) -> None:
@@ -31,7 +31,7 @@ class UnsupportedFields:
         self._until_s: dict[tuple[str, str], float] = {}
 
     def remember(self, field: str, form: str = "") -> None:
-        """Remember that the field is refused, in this form only when one is given."""
+        """Remember that the field is rejected, in this form only when one is given."""
         now_s = self._clock.monotonic()
         with self._lock:
             if len(self._until_s) >= MAX_REMEMBERED:
@@ -41,13 +41,13 @@ class UnsupportedFields:
             self._until_s[field, form] = now_s + REMEMBERED_S
 
     def is_unsupported(self, field: str, form: str = "") -> bool:
-        """Say whether the field was refused within the last hour, altogether or in this form."""
+        """Whether the field was rejected within the last hour, in every form or in this one."""
         now_s = self._clock.monotonic()
         with self._lock:
             return any(self._until_s.get((field, one), now_s) > now_s for one in ("", form))
 
     def strip(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the body without what was refused; tags become a list before they are left out."""
+        """Return the body without rejected fields. Tags become a list before they are left out."""
         adapted = {}
         for field, value in body.items():
             for form in _variants(field, value):
@@ -57,7 +57,7 @@ class UnsupportedFields:
         return adapted
 
     def record_422(self, body: Mapping[str, Any], answer_body: bytes) -> dict[str, Any] | None:
-        """Remember what a 422 names and return the body adapted to it, `None` when that changes nothing."""
+        """Remember the fields that a 422 names. Return the body without them, `None` when it does not change."""
         offences = {field: (kind, message) for field, kind, message in _parse_422(answer_body) if field in body}
         for field, (kind, message) in offences.items():
             value = body[field]
@@ -81,12 +81,12 @@ def _variants(field: str, value: Any) -> list[Any]:
 
 
 def _variant_key(field: str, value: Any) -> str:
-    # For tags the form is the kind of container: which of the two a server wants does not depend on the run.
+    # For tags, the form is the type of container: which one a server wants does not depend on the run.
     return type(value).__name__ if field == "tags" else msgspec.json.encode(value).decode()
 
 
 def _parse_422(answer_body: bytes) -> list[tuple[str, str, str]]:
-    """Return (field, kind, message) of each entry of a FastAPI-style 422 body; nothing for another text."""
+    """Return (field, kind, message) of each entry of a FastAPI-style 422 body; nothing for another body."""
     try:
         detail = msgspec.json.decode(answer_body).get("detail")
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AttributeError):

@@ -1,16 +1,15 @@
-"""The bodies of `register` and `finish` as the Sentinel contract has them. Pure functions."""
+"""Builds the bodies of `register` and `finish` by the Sentinel contract. Pure functions."""
 
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 
 def registration(
     metadata: Mapping[str, Any] | None, host: Mapping[str, Any] | None, cloud: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the flat object of `register`: the groups side by side, without the keys whose value is `None`."""
+    """Return the flat body of `register`: all groups, without `None` values."""
     body: dict[str, Any] = {}
     for group in (metadata, host, cloud):
         body.update((key, value) for key, value in (group or {}).items() if value is not None)
@@ -22,9 +21,9 @@ def registration(
 
 
 def command_text(command: str | Iterable[str]) -> str:
-    """Return the command as a string that holds a JSON array of words.
+    """Return the command as a JSON array of words, in a string.
 
-    A shell string is split the way a shell splits words; one that cannot be split (an open quote) stays one word.
+    A string is split as a shell would. One that cannot be split (an open quote) stays one word.
     """
     if isinstance(command, str):
         try:
@@ -37,21 +36,16 @@ def command_text(command: str | Iterable[str]) -> str:
 
 
 def tags_object(tags: Mapping[str, Any] | Iterable[str]) -> dict[str, str]:
-    """Return tags, given as a mapping or as `key=value` strings, as an object of strings."""
+    """Return tags (a mapping, or `key=value` strings) as a mapping of strings."""
     pairs = tags.items() if isinstance(tags, Mapping) else (tag.partition("=")[::2] for tag in tags)
     return {_clean(str(key)): _clean(str(value)) for key, value in pairs if value is not None}
 
 
 def tags_list(tags: Mapping[str, str]) -> list[str]:
-    """Return tags as the list of `key=value` strings that some servers want."""
+    """Return tags as a list of `key=value` strings, as some servers want."""
     return [f"{key}={value}" for key, value in tags.items()]
 
 
-def utc_text(unix_s: float) -> str:
-    """Return UNIX seconds as ISO-8601 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _clean(value: Any) -> Any:
-    # Arguments and names that are not UTF-8 reach us with lone surrogates, which JSON cannot carry.
+    # Arguments that are not UTF-8 have lone surrogates, which JSON cannot encode.
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -1,28 +1,30 @@
-"""Reading the Sentinel API's answers: errors classified once, objects checked."""
+"""Reads the Sentinel API's responses: classifies errors, checks objects, reads credentials."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sentinel_uploader.backends.sentinel.credentials import REQUIRED_KEYS
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.types import Credentials
 from sentinel_uploader.util.untrusted_text import printable, redact
 
 if TYPE_CHECKING:
-    # Not at run time: the local target has no use for urllib3, which it would bring along.
+    # Not at run time: it imports urllib3, which the local target does not need.
     from sentinel_uploader.backends.http.client import HttpResponse
 
+REQUIRED_KEYS = ("access_key", "secret_key", "session_token")
 MAX_BODY_CHARS = 4096
 _SHOWN_CHARS = 200
 
 
 class SentinelAPIError(DeliveryError):
-    """A call to the Sentinel API did not succeed.
+    """A call to the Sentinel API failed.
 
-    `status_code` is `None` when there was no complete answer, or nothing could be sent. `body` is the beginning of the
-    answer's text, without our token. `reason` takes the body's place in the error's text: an answer that should have
-    held credentials is not quoted.
+    `status_code` is `None` when there was no complete response, or nothing could be sent. `body` is the beginning of
+    the response, without the token. `reason` replaces the body in the error's text: a response that should contain
+    credentials is not quoted.
     """
 
     def __init__(
@@ -45,19 +47,24 @@ class SentinelAPIError(DeliveryError):
             retry_after_s=retry_after_s,
         )
 
+    @property
+    def remedy(self) -> RetryAction:
+        """An alias of `retry_action`: its name in version 0.1.0."""
+        return self.retry_action
+
 
 def classify_status(status: int) -> RetryAction:
-    """Classify a status that is not success, by the contract."""
+    """Classify an error status by the contract."""
     if status in {408, 425, 429} or status >= 500 or status < 300:
         return RetryAction.RETRY
     if status in {401, 403} or status < 400:
-        # A redirect is not followed: the token is for the address that was configured, which somebody has to correct.
+        # Redirects are not followed: the token is for the configured address, which a person must correct.
         return RetryAction.RETRY_SLOW
     return RetryAction.FAIL
 
 
 def parse_object(call: str, answer: "HttpResponse", *, token: str, now: float) -> dict[str, Any]:
-    """Return the answer's JSON object, `{}` for an empty body; raises `SentinelAPIError` for anything else."""
+    """Return the response's JSON object, `{}` for an empty body; raises `SentinelAPIError` for anything else."""
     if not answer.is_success:
         raise to_exception(call, answer, token=token, now=now)
     if not answer.body.strip():
@@ -74,7 +81,7 @@ def parse_object(call: str, answer: "HttpResponse", *, token: str, now: float) -
 
 
 def to_exception(call: str, answer: "HttpResponse", *, token: str, now: float) -> SentinelAPIError:
-    """Return the error for an answer that is not success."""
+    """Return the error of an error response."""
     text = answer.body[: 4 * MAX_BODY_CHARS].decode("utf-8", "replace")
     reason = ""
     if 300 <= answer.status < 400:
@@ -85,12 +92,12 @@ def to_exception(call: str, answer: "HttpResponse", *, token: str, now: float) -
     )
 
 
-def require_text(call: str, status: int, fields: Mapping[str, Any], *keys: str) -> None:
-    """Raise `SentinelAPIError` naming the first of the keys that does not hold a string."""
+def require_text(call: str, status: int, fields: Mapping[str, Any], *keys: str, within: str = "") -> None:
+    """Raise `SentinelAPIError` that names the first key without a string, after the path `within` of its object."""
     for key in keys:
         value = fields.get(key)
         if not isinstance(value, str) or not value:
-            raise _missing_field(call, status, key, value)
+            raise _missing_field(call, status, f"{within}{key}", value)
 
 
 def require_credentials(call: str, status: int, fields: Mapping[str, Any]) -> None:
@@ -98,14 +105,46 @@ def require_credentials(call: str, status: int, fields: Mapping[str, Any]) -> No
     credentials = fields.get("upload_credentials")
     if not isinstance(credentials, dict):
         raise _missing_field(call, status, "upload_credentials", credentials)
-    for key in REQUIRED_KEYS:
-        value = credentials.get(key)
-        if not isinstance(value, str) or not value:
-            raise _missing_field(call, status, f"upload_credentials.{key}", value)
+    require_text(call, status, credentials, *REQUIRED_KEYS, within="upload_credentials.")
+
+
+def parse_credentials(fields: Mapping[str, Any], *, obtained_at: float, clock_offset_s: float = 0.0) -> Credentials:
+    """Read the contract's `upload_credentials`, whose `REQUIRED_KEYS` were checked before.
+
+    The server's clock is ahead of ours by `clock_offset_s`. The expiry in the response is by the server's clock; the
+    result and `obtained_at` are UNIX seconds by ours.
+    """
+    region = fields.get("region")
+    expires_at = parse_expiry(fields)
+    return Credentials(
+        access_key=fields["access_key"],
+        secret_key=fields["secret_key"],
+        session_token=fields["session_token"],
+        region=region if isinstance(region, str) and region else None,
+        expires_at=None if expires_at is None else expires_at - clock_offset_s,
+        obtained_at=obtained_at,
+    )
+
+
+def parse_expiry(fields: Mapping[str, Any]) -> float | None:
+    """Return UNIX seconds of `expires_at` or `expiration` (ISO-8601), `None` without a valid one.
+
+    With or without a fraction, `Z` or an offset; a time without a zone is UTC.
+    """
+    for key in ("expires_at", "expiration"):
+        value = fields.get(key)
+        if not isinstance(value, str):
+            continue
+        try:
+            moment = datetime.fromisoformat(value.strip().upper())
+        except ValueError:
+            continue
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return None
 
 
 def processing_error(response: Mapping[str, Any], rows_sent: int) -> str | None:
-    """Return what the server says went wrong with the data it was sent at `finish`, `None` when all is well."""
+    """Return the server's complaint about the data of `finish`, `None` when there is none."""
     processing = response.get("processing")
     if not isinstance(processing, dict):
         return None
@@ -119,7 +158,7 @@ def processing_error(response: Mapping[str, Any], rows_sent: int) -> str | None:
 
 def _missing_field(call: str, status: int, key: str, value: Any) -> SentinelAPIError:
     fault = "lacks the key" if value is None else "holds no usable value for"
-    # Repeating at once would leave a run behind at the server with every try; somebody has to correct the server.
+    # Each repetition would leave another run at the server. A person must correct the server.
     return SentinelAPIError(
         status, call=call, reason=f"the answer {fault} {key!r}", retry_action=RetryAction.RETRY_SLOW
     )

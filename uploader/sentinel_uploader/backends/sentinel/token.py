@@ -1,4 +1,4 @@
-"""Where the bearer token comes from, and what a usable one looks like."""
+"""Reads and checks the bearer token."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,17 +10,17 @@ _USABLE = re.compile(r"[\x21-\x7e]+")
 
 
 class TokenError(SentinelAPIError):
-    """There is no usable token; the text never holds the token itself."""
+    """There is no usable token. The text never contains the token."""
 
     def __init__(self, text: str) -> None:
         super().__init__(None, reason=text, retry_action=RetryAction.RETRY_SLOW)
 
 
 def token_source(environ: Mapping[str, str]) -> Callable[[], str] | None:
-    """Return what gives the token on every use, `None` when nothing is configured (then nothing is ever sent).
+    """Return a function that returns the token, or raises `TokenError`; `None` when no token is configured.
 
-    `SENTINEL_API_TOKEN` wins over `SENTINEL_API_KEY`, and both over `SENTINEL_API_TOKEN_FILE`, which is read again on
-    every call, so that a rotated secret is picked up. The returned function raises `TokenError`.
+    `SENTINEL_API_TOKEN` wins over `SENTINEL_API_KEY`, and both over `SENTINEL_API_TOKEN_FILE`. The file is read on
+    every call, so that a rotated token is used at once.
     """
     for variable in ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY"):
         token = environ.get(variable, "").strip()
@@ -33,7 +33,7 @@ def token_source(environ: Mapping[str, str]) -> Callable[[], str] | None:
 
 
 def check_token(token: str, where: str) -> str:
-    """Return the token; raises `TokenError` naming `where` when it is empty or cannot stand in a header."""
+    """Return the token; raises `TokenError` that names `where` when it is empty or not valid in a header."""
     if not token:
         raise TokenError(f"{where}: the token is empty")
     if not _USABLE.fullmatch(token):

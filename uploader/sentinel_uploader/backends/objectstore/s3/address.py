@@ -1,4 +1,4 @@
-"""From an `s3://` address to the host and path of the request. Pure functions."""
+"""Maps an `s3://` URI to the host and path of a request. Pure functions."""
 
 import re
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ _REGION = re.compile(r"[a-z0-9-]{1,40}")
 
 
 class ObjectAddress(NamedTuple):
-    """Bucket and key of an object; the key is plain text, not escaped."""
+    """Bucket and key of an object. The key is not escaped."""
 
     bucket: str
     key: str
 
 
 class S3Endpoint(NamedTuple):
-    """A configured S3 server (MinIO, Ceph, R2, …): always addressed by path."""
+    """A configured S3 server (MinIO, Ceph, R2, …), which is addressed by path."""
 
     origin: Origin
     prefix: str
@@ -32,14 +32,14 @@ def parse_uri(uri: str) -> ObjectAddress:
     """Split `s3://BUCKET/KEY`; raises `DeliveryError` for anything else."""
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
-    # The bucket becomes part of a host name: an address made up by a server must not lead elsewhere.
+    # The bucket becomes part of a host name: a URI from a server must not lead to another host.
     if scheme != "s3" or not _BUCKET.fullmatch(bucket) or not key:
         raise DeliveryError(f"PUT {uri!r}: not an s3://BUCKET/KEY address", retry_action=RetryAction.RETRY_SLOW)
     return ObjectAddress(bucket, key)
 
 
 def configured_endpoint(environ: Mapping[str, str]) -> S3Endpoint | None:
-    """Return what `AWS_ENDPOINT_URL_S3`, else `AWS_ENDPOINT_URL`, names; raises `UsageError` for a bad address."""
+    """Return the server in `AWS_ENDPOINT_URL_S3`, else `AWS_ENDPOINT_URL`; raises `UsageError` for an invalid URL."""
     for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         url = environ.get(variable, "")
         if url:
@@ -51,34 +51,30 @@ def configured_endpoint(environ: Mapping[str, str]) -> S3Endpoint | None:
 
 
 def is_region(name: str) -> bool:
-    """Say whether the name can be a region (it becomes part of a host name)."""
+    """Whether the name can be a region: it becomes part of a host name."""
     return _REGION.fullmatch(name) is not None
 
 
 def object_location(address: ObjectAddress, region: str, endpoint: S3Endpoint | None) -> tuple[Origin, str]:
-    """Return where to send a request for the object, and the escaped path that is signed and sent."""
-    key = escape_key(address.key)
+    """Return the server of the object, and the escaped path, which is signed and sent."""
+    # As SigV4 requires: all but unreserved characters and `/`, in upper-case hexadecimal UTF-8.
+    key = quote(address.key, safe="/~")
     if endpoint is not None:
         return endpoint.origin, f"{endpoint.prefix}/{address.bucket}/{key}"
     server = region_origin(region)
-    # A dot in the bucket's name does not match the certificate's wildcard; other names cannot be a host's.
+    # A bucket with a dot does not match the certificate's wildcard. Other names are no valid host names.
     if not _HOST_LABEL_BUCKET.fullmatch(address.bucket):
         return server, f"/{address.bucket}/{key}"
     return server._replace(host=f"{address.bucket}.{server.host}"), f"/{key}"
 
 
 def region_origin(region: str) -> Origin:
-    """Return AWS's own server of a region."""
+    """Return the AWS server of a region."""
     return Origin("https", f"s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else ""), 443)
 
 
 def bucket_location(bucket: str) -> tuple[Origin, str]:
-    """Return where an unsigned HEAD tells a bucket's region, whatever that is."""
+    """Return where an unsigned HEAD returns the bucket's region."""
     if not _HOST_LABEL_BUCKET.fullmatch(bucket):
         return Origin("https", "s3.amazonaws.com", 443), f"/{bucket}"
     return Origin("https", f"{bucket}.s3.amazonaws.com", 443), "/"
-
-
-def escape_key(key: str) -> str:
-    """Escape a key as SigV4 demands: all but unreserved characters and `/`, in upper case hexadecimal UTF-8."""
-    return quote(key, safe="/~")

@@ -1,4 +1,4 @@
-"""Reading S3's answers: the code in the XML, and what it means for us."""
+"""Reads S3's error responses and classifies them."""
 
 import html
 import re
@@ -15,14 +15,8 @@ _RETRYABLE_CODES = frozenset(
 )
 
 
-class S3Error(DeliveryError):
-    """Storage answered with something else than success; `code` is S3's own name of the fault, or empty."""
-
-    code: str = ""
-
-
 class S3ErrorBody(NamedTuple):
-    """What an error answer says. Empty strings where it says nothing."""
+    """The content of an error response; empty strings for missing elements."""
 
     status: int
     code: str
@@ -31,9 +25,9 @@ class S3ErrorBody(NamedTuple):
 
 
 def parse_error(answer: HttpResponse) -> S3ErrorBody:
-    """Read an error answer's XML.
+    """Read the XML of an error response.
 
-    By regular expressions on the first 64 KiB: the parts wanted are flat, and a parser would have entities to expand.
+    Regular expressions on the first 64 KiB suffice for flat elements. An XML parser would expand entities.
     """
     text = answer.body[:_MAX_XML_BYTES].decode("utf-8", "replace")
     region = answer.headers.get("x-amz-bucket-region") or _element(text, "Region")
@@ -41,7 +35,7 @@ def parse_error(answer: HttpResponse) -> S3ErrorBody:
 
 
 def classify_error(fault: S3ErrorBody) -> RetryAction:
-    """Classify: never final, since data must not be dropped because of an answer."""
+    """Classify an error. None is final: data must not be lost because of a response."""
     if fault.code in _RETRYABLE_CODES or fault.status in {307, 408, 409, 425, 429} or fault.status >= 500:
         return RetryAction.RETRY
     if fault.code in _CREDENTIAL_CODES or fault.status in {401, 403}:
@@ -51,20 +45,18 @@ def classify_error(fault: S3ErrorBody) -> RetryAction:
 
 def to_exception(
     call: str, answer: HttpResponse, fault: S3ErrorBody, *, secrets: tuple[str, ...], now: float
-) -> S3Error:
-    """Return the error of an answer; its text holds none of the secrets."""
+) -> DeliveryError:
+    """Return the error of a response; its text contains none of the secrets."""
     text = f"{fault.code}: {fault.message}" if fault.message else fault.code
     if not text and answer.body:
         text = answer.body[:200].decode("utf-8", "replace")
     text = printable(redact(text, *secrets), 300)
-    error = S3Error(
+    return DeliveryError(
         f"{call}: HTTP {answer.status} {text}".rstrip(),
         retry_action=classify_error(fault),
         status_code=answer.status,
         retry_after_s=answer.retry_after_s(now),
     )
-    error.code = fault.code
-    return error
 
 
 def _element(text: str, name: str) -> str:

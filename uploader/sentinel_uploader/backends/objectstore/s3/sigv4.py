@@ -1,6 +1,6 @@
-"""AWS Signature Version 4 with a time of our own choosing.
+"""AWS Signature Version 4 at a given time.
 
-Imports botocore, which takes 50 ms and 6 MiB: import this module when the first object is stored.
+Imports botocore, which takes 50 ms and 6 MiB: import this module when S3 is used.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from sentinel_uploader.runs.types import Credentials
 
 
 class _SignerAt(S3SigV4Auth):
-    """botocore's signer reads the clock itself; a clock that is wrong has to be corrected by what storage says."""
+    """botocore's signer reads the clock itself. A wrong clock must be corrected by the server's time."""
 
     def __init__(self, credentials: ReadOnlyCredentials, region: str, now: float) -> None:
         super().__init__(credentials, "s3", region)
@@ -22,7 +22,7 @@ class _SignerAt(S3SigV4Auth):
 
     def add_auth(self, request: AWSRequest) -> None:
         request.context["timestamp"] = datetime.fromtimestamp(self._now, UTC).strftime("%Y%m%dT%H%M%SZ")
-        # The two methods are botocore's own steps of `add_auth`.
+        # The private methods are the steps of botocore's `add_auth`.
         self._modify_request_before_signing(request)  # type: ignore[attr-defined]  # missing in the stubs
         text = self.string_to_sign(request, self.canonical_request(request))
         self._inject_signature_to_request(  # type: ignore[attr-defined]  # missing in the stubs
@@ -40,10 +40,10 @@ def signed_headers(
     region: str,
     now: float,
 ) -> dict[str, str]:
-    """Return the headers to send: the given ones (all signed, `Host` must be there) and the signature's own.
+    """Return the given headers (all signed; `Host` is required) with those of the signature.
 
-    The payload's SHA-256 is signed, over TLS too: then nothing on the way needs a checksum trailer. `now` is UNIX
-    seconds by storage's clock.
+    The payload's SHA-256 is signed, also over TLS, so that no checksum trailer is needed. `now` is UNIX seconds by the
+    server's clock.
     """
     request = AWSRequest(method=method, url=url, headers=dict(headers), data=body)
     keys = ReadOnlyCredentials(credentials.access_key, credentials.secret_key, credentials.session_token)

@@ -1,0 +1,1 @@
+"""What the rows mean: the result in words, figures, advice, comparison."""

@@ -1,0 +1,1 @@
+"""Runs that are being recorded now, as far as their uploader tells."""

@@ -1,0 +1,1 @@
+"""A run's rows: reading them, statistics, downsampling."""

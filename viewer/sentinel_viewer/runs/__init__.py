@@ -1,0 +1,1 @@
+"""Where runs are, what they are called, and what their descriptions say."""

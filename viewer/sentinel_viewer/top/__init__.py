@@ -1,0 +1,1 @@
+"""All live runs in a terminal."""
