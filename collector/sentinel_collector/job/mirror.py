@@ -4,6 +4,8 @@ import contextlib
 import os
 import select
 import signal
+import threading
+from collections.abc import Iterator
 from math import ceil
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from sentinel_protocol.common.clock import Clock
 _PIPE_BYTES = 1 << 16
 _POLL_S = 0.1
 """Between two looks at a job or a waiter that no line of the waiter tells about."""
+_ANSWERING_POLL_S = 0.005
 _MAX_WAIT_S = 10.0
 _REAP_S = 5.0
 _SIGNAL_GRACE_S = 0.015
@@ -86,6 +89,23 @@ class JobMirror:
         deadline = self._clock.monotonic() + seconds
         while not self._has_ended and (left_s := deadline - self._clock.monotonic()) > 0:
             self.wait(left_s)
+
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answer the waiter's questions in a thread while this one imports, which can take long."""
+        is_over = False
+
+        def answer() -> None:
+            while not is_over:
+                self._read_events(_ANSWERING_POLL_S)
+
+        thread = threading.Thread(target=answer, name="answering", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over = True
+            thread.join()
 
     def contains(self, pid: int) -> bool:
         """Whether `pid` is the job or a descendant."""
