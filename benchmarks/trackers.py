@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cgroup import Cgroup
@@ -75,8 +76,11 @@ class Collector:
 
     @property
     def pids(self) -> list[int]:
-        """The processes that do the tracking."""
-        return [self.process.pid]
+        """The processes that do the tracking: the waiter, and the recorder, which has the same command line."""
+        own = self.process.pid
+        words = Path(f"/proc/{own}/cmdline").read_bytes()
+        children = map(int, Path(f"/proc/{own}/task/{own}/children").read_text().split())
+        return [own, *(pid for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == words)]
 
     def job_pid(self) -> int:
         """Wait until the job has been started and return its pid."""

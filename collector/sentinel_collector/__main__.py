@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False
@@ -18,11 +17,14 @@ def run() -> None:
     for entry in (root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)):
         if entry and entry not in sys.path:
             sys.path.append(entry)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    mask: Iterable[int] = ()
     try:
         from sentinel_protocol.common.interpreter import isolate
 
         isolate(__file__)
+        import signal  # not before: the job may have a module of that name
+
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         from sentinel_collector.cli import main
 
         sys.exit(main())
@@ -31,7 +33,9 @@ def run() -> None:
 
 
 def run_unrecorded(error: Exception, mask: Iterable[int]) -> None:
-    """Become the job, or wait for it when it runs already; never returns. Imports and opens nothing."""
+    """Become the job, or wait for it when it runs already; never returns. Opens nothing."""
+    import signal
+
     process = sys.modules.get("sentinel_collector.job.process")
     pid = process.Job.started_pid if process is not None else 0
     command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []

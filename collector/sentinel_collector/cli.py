@@ -12,7 +12,7 @@ import sys
 from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.job.process import Job, JobStartError
 from sentinel_collector.job.signals import Signals
-from sentinel_collector.job.waiter import wait_for
+from sentinel_collector.job.waiter import wait_for, would_not_block
 from sentinel_collector.sensors import baseline as baseline_sensor
 from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
 from sentinel_collector.sensors.cgroup.container_view import detect_container
@@ -115,7 +115,9 @@ def _record_command(command: list[str], given: dict[str, Any], file: SettingsFil
                 record=record,
                 written_paths=(early["output"], early["summary_json"]),
                 clock=clock,
-                console=console,
+                console=Console(
+                    Verbosity.QUIET if given.get("quiet") else Verbosity.NORMAL, is_writable=would_not_block
+                ),
             )
         except JobStartError as error:
             if error.lacks_process:

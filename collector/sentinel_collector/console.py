@@ -1,7 +1,13 @@
 """Messages for people on stderr."""
 
+from __future__ import annotations
+
 import os
 from enum import IntEnum
+
+TYPE_CHECKING = False  # `typing` itself would cost milliseconds of the job's start
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PREFIX = "sentinel-collector: "
 
@@ -21,11 +27,15 @@ class Verbosity(IntEnum):
 
 
 class Console:
-    """Writes whole lines to a descriptor, unbuffered. A closed or full descriptor raises nothing."""
+    """Writes whole lines to a descriptor, unbuffered. A closed or full descriptor raises nothing.
 
-    def __init__(self, level: Verbosity, *, fd: int = 2) -> None:
+    `is_writable` is asked before each line: a line is lost where writing it would block.
+    """
+
+    def __init__(self, level: Verbosity, *, fd: int = 2, is_writable: Callable[[int], bool] | None = None) -> None:
         self._verbosity = level
         self._fd = fd
+        self._is_writable = is_writable
 
     def error(self, text: str) -> None:
         """Write at every verbosity."""
@@ -42,6 +52,8 @@ class Console:
             self._write(text)
 
     def _write(self, text: str) -> None:
+        if self._is_writable is not None and not self._is_writable(self._fd):
+            return
         line = "".join(char if char.isprintable() else " " for char in text)
         try:
             os.write(self._fd, f"{PREFIX}{line}\n".encode("utf-8", "replace"))

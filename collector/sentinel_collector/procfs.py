@@ -162,13 +162,18 @@ def read_stat(pid: int | str, count: int, *, proc: str = "/proc") -> list[bytes]
     return stat_fields(read_file(f"{proc}/{pid}/stat"), count)
 
 
+def has_ended(fields: list[bytes]) -> bool:
+    """Whether a process has ended, by its first `STAT_THREADS + 1` fields. An ended main thread alone shows Z too."""
+    return fields[STAT_STATE] in ENDED_STATES and fields[STAT_THREADS] in {b"0", b"1"}
+
+
 def names_of_running(pids: list[int], *, limit: int = 5) -> str:
     """Return the names and pids of processes that run, as text; empty when none does."""
     names = []
     for pid in sorted(pids):
         try:
             data = read_file(f"/proc/{pid}/stat")
-            if stat_fields(data, STAT_STATE + 1)[STAT_STATE] not in ENDED_STATES:
+            if not has_ended(stat_fields(data, STAT_THREADS + 1)):
                 name = data[data.index(b"(") + 1 : data.rindex(b")")].decode("utf-8", "replace")
                 names.append(f"{name} ({pid})")
         except (OSError, ValueError):

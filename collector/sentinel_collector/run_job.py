@@ -96,22 +96,13 @@ def record_in_child(
             for error in errors:
                 console.error(f"{error}; continuing without it")
             accounting.report(console)
-        session = import_session()(
-            settings=settings,
-            addresses=addresses,
-            environ=os.environ,
-            clock=clock,
-            console=console,
-            signals=mirror,
-            baseline=baseline,
-            job=mirror,
-            is_continued=start.restarts > 0,
-            argv=argv,
-            root_pid=start.job_pid,
-            accounting=accounting.counter,
-            container=container,
-            excluded=start.excluded,
-        )
+        with mirror.answering():
+            recorder = import_session()
+        session = recorder(
+            settings=settings, addresses=addresses, environ=os.environ, clock=clock, console=console, signals=mirror,
+            baseline=baseline, job=mirror, is_continued=start.restarts > 0, argv=argv, root_pid=start.job_pid,
+            accounting=accounting.counter, container=container, excluded=start.excluded,
+        )  # fmt: skip
         mirror.announce_ready()
         code = session.run()
         mirror.announce_done()

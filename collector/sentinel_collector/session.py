@@ -83,6 +83,7 @@ class Recorder:
         self._signals = signals
         self._job = job
         self._root_pid = root_pid
+        self._is_continued = is_continued
         self._scope = "host" if container is None else "container"
         if settings["scope"] not in {"auto", self._scope}:
             console.warn("no cgroup accounts for this container: the system columns show the host")
@@ -146,6 +147,8 @@ class Recorder:
             summary_path=self._settings["summary_json"],
             is_remote=self._is_remote,
         )
+        if self._is_continued:
+            self._console.warn("the recorder was started again; these figures count from its last start")
         self._close_sensors()
         return self._exit_code()
 

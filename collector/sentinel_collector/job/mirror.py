@@ -4,18 +4,21 @@ import contextlib
 import os
 import select
 import signal
+import threading
+from collections.abc import Iterator
 from math import ceil
+from typing import NamedTuple
 
 from sentinel_collector.job.process import ancestors_include
 from sentinel_collector.job.recorder_process import RecorderStart
 from sentinel_collector.job.signals import CATCHABLE, Action, ReceivedSignal
-from sentinel_collector.procfs import ENDED_STATES, STAT_START, STAT_STATE, read_stat
-from sentinel_collector.sensors.interfaces import Usage
+from sentinel_collector.procfs import STAT_START, STAT_STATE, has_ended, read_stat
 from sentinel_protocol.common.clock import Clock
 
 _PIPE_BYTES = 1 << 16
 _POLL_S = 0.1
 """Between two looks at a job or a waiter that no line of the waiter tells about."""
+_ANSWERING_POLL_S = 0.005
 _MAX_WAIT_S = 10.0
 _REAP_S = 5.0
 _SIGNAL_GRACE_S = 0.015
@@ -23,6 +26,14 @@ _SIGNAL_GRACE_S = 0.015
 _GRACE_STEP_S = 0.001
 _SEEN_S = 2.0
 _STOPPED = frozenset({b"T", b"t"})
+
+
+class Usage(NamedTuple):
+    """The part of `struct_rusage` that is used: CPU seconds with those of reaped children, and the peak in KiB."""
+
+    ru_utime: float
+    ru_stime: float
+    ru_maxrss: int
 
 
 class JobMirror:
@@ -79,6 +90,23 @@ class JobMirror:
         while not self._has_ended and (left_s := deadline - self._clock.monotonic()) > 0:
             self.wait(left_s)
 
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[None]:
+        """Answer the waiter's questions in a thread while this one imports, which can take long."""
+        is_over = False
+
+        def answer() -> None:
+            while not is_over:
+                self._read_events(_ANSWERING_POLL_S)
+
+        thread = threading.Thread(target=answer, name="answering", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over = True
+            thread.join()
+
     def contains(self, pid: int) -> bool:
         """Whether `pid` is the job or a descendant."""
         return ancestors_include(pid, self.pid, self.adopter_pid)
@@ -88,7 +116,9 @@ class JobMirror:
         return Action.DETACH if self._is_detached and received.signum == signal.SIGINT else Action.IGNORE
 
     def has_ended(self) -> bool:
-        """Whether the job has ended."""
+        """Whether the job has ended; looks for itself, because the waiter may be stopped."""
+        if not self._has_ended and not self._job_runs():
+            self._has_ended = True
         return self._has_ended
 
     def reap(self) -> Usage | None:
@@ -209,4 +239,4 @@ def _start_ticks(pid: int) -> bytes:
         fields = read_stat(pid, STAT_START + 1)
     except (OSError, ValueError):
         return b""
-    return b"" if fields[STAT_STATE] in ENDED_STATES else fields[STAT_START]
+    return b"" if has_ended(fields) else fields[STAT_START]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 GIVE_UP = 3
 """Exit code of a recorder that must not be started again."""
-_ANSWER_S = 0.1
-_ANSWER_WHILE_IMPORTING_S = 0.3
+_ANSWER_S = 0.25
+_ANSWER_WHILE_IMPORTING_S = 1.0
 _LAST_READING_S = 1.0
 """The ended job stays a zombie no longer than this for the recorder's last reading."""
 _ANNOUNCEMENT_S = 10.0

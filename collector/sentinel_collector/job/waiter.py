@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import sys
 
@@ -247,6 +248,13 @@ class Waiter:
         # A detached job is not reaped: whoever becomes its parent does that.
         if not self._is_detached:
             self._children_changed()
+
+
+def would_not_block(fd: int) -> bool:
+    """Whether a line can be written without a wait for a reader."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))
 
 
 def detached_message(job_pid: int) -> str:

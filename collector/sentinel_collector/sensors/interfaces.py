@@ -20,14 +20,6 @@ class RUsage(Protocol):
         """Highest resident set in KiB."""
 
 
-class Usage(NamedTuple):
-    """`RUsage` of a process that another process has waited for."""
-
-    ru_utime: float
-    ru_stime: float
-    ru_maxrss: int
-
-
 Reap = Callable[[], RUsage | None]
 """Waits for the root (`wait4`) and returns its totals; `None` when another process has waited for it."""
 TakeReaped = Callable[[], Iterable[tuple[int, RUsage]]]
