@@ -70,17 +70,10 @@ class Recorder:
         container: ContainerView | None,
     ) -> None:
         self._settings = settings
-        self._targets = OutputTargets(
-            [settings["output"], settings["summary_json"]],
-            started_at=clock.now() - clock.monotonic() + baseline.monotonic,
-        )
-        # From here on, for private files. The job has its own, and `--output` keeps the user's.
-        os.umask(0o077)
-        self._clock = clock
-        self._console = console
+        self._targets = _claim_targets(settings, started_at=clock.now() - clock.monotonic() + baseline.monotonic)
+        self._clock, self._console = clock, console
         self._signals = signals
-        self._job = job
-        self._root_pid = root_pid
+        self._job, self._root_pid = job, root_pid
         self._scope = "host" if container is None else "container"
         if settings["scope"] not in {"auto", self._scope}:
             console.warn("no cgroup accounts for this container: the system columns show the host")
@@ -355,3 +348,13 @@ class Recorder:
             self._undelivered_runs_reported = True
             runs = pluralize(welcome.undelivered_runs, "earlier run", ("is", "are"))
             self._console.warn(f"{runs} not delivered yet; `sentinel-uploader status` says why")
+
+
+def _claim_targets(settings: Mapping[str, Any], *, started_at: float) -> OutputTargets:
+    """Take the descriptors of the job that the user's files stand for; from here on, new files are private.
+
+    The job has its own umask, and the user's files get it as well.
+    """
+    targets = OutputTargets([settings["output"], settings["summary_json"]], started_at=started_at)
+    os.umask(0o077)
+    return targets

@@ -9,7 +9,7 @@ while it stands still, no search is made.
 import contextlib
 import itertools
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from resource import struct_rusage
 
 from sentinel_collector.procfs import FdBudget, ProcFile
@@ -46,6 +46,7 @@ class ProcessTree:
         interval_s: float,
         pss_share: float = DEFAULT_SHARE,
         inherited_kib: int = 0,
+        warn: Callable[[str], None] = lambda _: None,
         proc: str = "/proc",
         budget: FdBudget | None = None,
     ) -> None:
@@ -57,7 +58,7 @@ class ProcessTree:
         self._adopt_orphans = adopt_orphans
         self._excluded: set[int] = set()
         self._ledger = CpuLedger()
-        self._pss = PssEstimator(clock=clock, share=pss_share, interval_s=interval_s, is_closed=own_child)
+        self._pss = PssEstimator(clock=clock, share=pss_share, interval_s=interval_s, is_closed=own_child, warn=warn)
         self._has_children_files = has_children_files(proc)
         self._own_children = ProcFile(f"{proc}/self/task/{self._own_pid}/children")
         self._forks = 0
@@ -152,6 +153,7 @@ class ProcessTree:
         """Give descriptors back."""
         for process in self._processes.values():
             process.close()
+        self._pss.close()
         self._own_children.close()
 
     def _should_search(self, forks: int) -> tuple[bool, bool]:
