@@ -77,12 +77,10 @@ class Recorder:
         excluded: Collection[int] = (),
     ) -> None:
         self._settings = settings
-        self._targets = self._open_targets(clock.now() - clock.monotonic() + baseline.monotonic)
-        self._clock = clock
-        self._console = console
+        self._targets = _claim_targets(settings, started_at=clock.now() - clock.monotonic() + baseline.monotonic)
+        self._clock, self._console = clock, console
         self._signals = signals
-        self._job = job
-        self._root_pid = root_pid
+        self._job, self._root_pid = job, root_pid
         self._is_continued = is_continued
         self._scope = "host" if container is None else "container"
         if settings["scope"] not in {"auto", self._scope}:
@@ -347,12 +345,6 @@ class Recorder:
             warn=self._console.warn,
         )
 
-    def _open_targets(self, started_at: float) -> OutputTargets:
-        targets = OutputTargets([self._settings["output"], self._settings["summary_json"]], started_at=started_at)
-        # From here on, for private files. The job has its own, and `--output` keeps the user's.
-        os.umask(0o077)
-        return targets
-
     def _prepare_orphan_recovery(self, keys: "Mapping[str, ClientCurveKeys]") -> OrphanRecovery:
         return OrphanRecovery(
             state_dir=self._state_dir,
@@ -398,3 +390,13 @@ class Recorder:
             self._undelivered_runs_reported = True
             runs = pluralize(welcome.undelivered_runs, "earlier run", ("is", "are"))
             self._console.warn(f"{runs} not delivered yet; `sentinel-uploader status` says why")
+
+
+def _claim_targets(settings: Mapping[str, Any], *, started_at: float) -> OutputTargets:
+    """Take the descriptors of the job that the user's files stand for; from here on, new files are private.
+
+    The job has its own umask, and the user's files get it as well.
+    """
+    targets = OutputTargets([settings["output"], settings["summary_json"]], started_at=started_at)
+    os.umask(0o077)
+    return targets

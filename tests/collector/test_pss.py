@@ -4,6 +4,8 @@ import os
 import random
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import IO
 
@@ -654,3 +656,30 @@ def test_a_budget_that_is_none_is_refused_before_the_job_starts(home: Home, valu
 def test_the_default_is_the_sensor_s() -> None:
     (budget,) = (setting for setting in SETTINGS if setting.name == "pss_budget")
     assert budget.default == DEFAULT_SHARE * 100
+
+
+def test_a_reading_that_hangs_holds_nothing_up_and_is_told_once(
+    made_up: FakeProc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pid in (1, 2):
+        made_up.put(pid, rss=40_000, pss=30_000, faults=1_000_000)
+    hung, other = made_up.process(1), made_up.process(2)
+    gate = threading.Event()
+    read_file = TrackedProcess.read_file
+
+    def read(process: TrackedProcess, name: str) -> bytes:
+        if process is hung and name == "smaps_rollup":
+            gate.wait()
+        return read_file(process, name)
+
+    monkeypatch.setattr(TrackedProcess, "read_file", read)
+    warnings: list[str] = []
+    meter = PssEstimator(clock=CostlyClock(1e-4), share=0.01, interval_s=1.0, warn=warnings.append)
+    # Both count with their resident set: no other reading is made meanwhile.
+    assert [meter.update([hung, other], 1.0) for _ in range(3)] == [80_000] * 3
+    assert len(warnings) == 1
+    gate.set()
+    deadline = time.monotonic() + 20
+    while meter.update([hung, other], 1.0) != 60_000:
+        assert time.monotonic() < deadline
+    meter.close()

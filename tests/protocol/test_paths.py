@@ -29,11 +29,11 @@ def test_places_follow_the_environment(tmp_path: Path) -> None:
     relative = {
         "XDG_STATE_HOME": "s",
         "XDG_DATA_HOME": "",
-        "HOME": "/home/x",
+        "HOME": f"{tmp_path}/x",
         "XDG_RUNTIME_DIR": str(tmp_path / "missing"),
     }
-    assert state_home(relative) == "/home/x/.local/state/sentinel-stream"
-    assert data_home(relative) == "/home/x/.local/share/sentinel-stream"
+    assert state_home(relative) == f"{tmp_path}/x/.local/state/sentinel-stream"
+    assert data_home(relative) == f"{tmp_path}/x/.local/share/sentinel-stream"
     assert runtime_dir(relative, "x").path == f"/tmp/sentinel-stream-{os.getuid()}"
 
 
@@ -43,6 +43,12 @@ def test_a_place_is_absolute_without_a_home_too(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     assert state_home({"HOME": "here"}) == f"{tmp_path}/here/.local/state/sentinel-stream"
     assert local_uploader_environ({"HOME": "here"})["HOME"] == f"{tmp_path}/here"
+
+
+@pytest.mark.parametrize("home", ["/", "/no-such-directory-of-ours", "/no-such-directory-of-ours/x"])
+def test_a_home_without_a_place_for_this_user_is_passed_over(home: str) -> None:
+    """Nothing is made in the root directory."""
+    assert state_home({"HOME": home}) == state_home({})
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody without an entry")

@@ -78,14 +78,9 @@ class Sampler:
             from sentinel_collector.sensors.linux.system import LinuxSystem
             from sentinel_collector.sensors.process_tree.tree import ProcessTree
 
+            places = {"host_root": host_root, "proc": proc, "sys": sys}
             self._system = LinuxSystem(
-                baseline=baseline,
-                container=container,
-                host_root=host_root,
-                warn=warn,
-                on_started=self.exclude,
-                proc=proc,
-                sys=sys,
+                baseline=baseline, container=container, warn=warn, on_started=self.exclude, **places
             )
             if root_pid is not None:
                 self._tree = ProcessTree(
@@ -96,6 +91,7 @@ class Sampler:
                     take_reaped=take_reaped,
                     interval_s=interval_s,
                     pss_share=pss_share,
+                    warn=warn,
                     inherited_kib=_own_peak_kib(baseline) if own_child or adopter_pid else 0,
                     proc=proc,
                 )
@@ -107,10 +103,8 @@ class Sampler:
                 self._tree = PsutilTree(root_pid=root_pid, own_child=own_child)
         self._timestamps = MonotonicTimestamps(wall=baseline.wall, monotonic=baseline.monotonic)
         self._last_monotonic = baseline.monotonic
-        self._system_cpu = CpuCarryOver()
-        self._tree_cpu = CpuCarryOver()
-        self._read_bytes = ByteCarryOver()
-        self._written_bytes = ByteCarryOver()
+        self._system_cpu, self._tree_cpu = CpuCarryOver(), CpuCarryOver()
+        self._read_bytes, self._written_bytes = ByteCarryOver(), ByteCarryOver()
         self._last_memory_kib = 0.0
         self._is_over = False
 

@@ -149,16 +149,28 @@ def _home(environ: Mapping[str, str]) -> str:
     """Return an absolute path, also without `$HOME` or a passwd entry (a container with an arbitrary user id).
 
     Another user's `$HOME` (`su`, `sudo -E`) is not used: its owner could redirect our files, and ours would be in its
-    owner's way.
+    owner's way. Nor is one in which this user has no place: `/` (a daemon, a container), or a directory of root's.
     """
-    home = os.path.abspath(environ["HOME"]) if environ.get("HOME") else ""
-    if not home or _is_foreign(home):
-        try:
-            own = pwd.getpwuid(os.getuid()).pw_dir
-        except KeyError:
-            own = os.path.join(_TEMPORARY[0], f"{APPLICATION}-{os.getuid()}")
-        home = own
-    return os.path.abspath(home)
+    try:
+        own = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        own = ""
+    for home in (environ.get("HOME", ""), own):
+        if home and _has_place(path := os.path.abspath(home)):
+            return path
+    return os.path.join(_TEMPORARY[0], f"{APPLICATION}-{os.getuid()}")
+
+
+def _has_place(home: str) -> bool:
+    """Whether a home directory is this user's, or can be made. A full or read-only one is still the user's."""
+    existing = _existing_ancestor(home)
+    if existing == "/":
+        return False
+    try:
+        owner = os.stat(existing).st_uid
+    except OSError:
+        return False
+    return owner == os.getuid() or (owner == 0 and os.access(existing, os.W_OK | os.X_OK))
 
 
 def _is_foreign(path: str) -> bool:

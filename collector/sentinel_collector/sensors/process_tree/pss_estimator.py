@@ -8,13 +8,14 @@ burst of touched shared pages, the sum is a lower bound.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sentinel_collector.procfs import peak_rss_kib
 from sentinel_collector.sensors.process_tree.fork_groups import add_child, is_vfork_child
 from sentinel_collector.sensors.process_tree.process import TrackedProcess
 from sentinel_collector.sensors.process_tree.pss_state import PAGE_KIB, PssReading, PssState
 from sentinel_collector.sensors.process_tree.pss_sum import grown_kib, tree_sum_kib
+from sentinel_collector.sensors.process_tree.rollup_reader import RollupReader
 from sentinel_protocol.common.clock import Clock
 
 DEFAULT_SHARE = 0.01
@@ -43,10 +44,19 @@ class PssEstimator:
     The tree `is_closed` when its root began with a program of its own: no process outside has its anonymous pages.
     """
 
-    def __init__(self, *, clock: Clock, share: float, interval_s: float, is_closed: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        share: float,
+        interval_s: float,
+        is_closed: bool = False,
+        warn: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.peak_kib = 0
         """The highest sum of a row, or the highest resident set that the kernel recorded for a process (`VmHWM`)."""
         self._clock = clock
+        self._rollups = RollupReader(clock=clock, warn=warn)
         self._is_closed = is_closed
         self._share = share
         self._cap_s = share * interval_s * _CAP_INTERVALS
@@ -301,9 +311,14 @@ class PssEstimator:
         state, before = process.pss, process.pss.reading
         state.read_at_s = self._time_s
         self._read_now.append(process)
-        begin = self._clock.thread_time()
+        rollup = self._rollups.read(process, expected_cost_s=_expected_cost_s(process))
+        if rollup is None:
+            # Its resident set moves the sum until then.
+            return 0.0
         try:
-            reading = PssReading(process.read_file("smaps_rollup"), state, faults=process.faults)
+            if isinstance(rollup.reading, Exception):
+                raise rollup.reading
+            reading = rollup.reading
         except PermissionError:
             state.denied = True
         except (OSError, ValueError, IndexError) as error:
@@ -319,10 +334,13 @@ class PssEstimator:
             self._propagate(state, reading, before, held=held)
             reading.epoch = self._epoch
             self.note_peak(process)
-        cost_s = self._clock.thread_time() - begin
         if state.reading is not None:
-            state.reading.cost_s = cost_s
-        return cost_s
+            state.reading.cost_s = rollup.cost_s
+        return rollup.cost_s
+
+    def close(self) -> None:
+        """End the thread that reads."""
+        self._rollups.close()
 
     def _propagate(self, state: PssState, now: PssReading, before: PssReading | None, *, held: bool) -> None:
         """Outdate the other processes' readings where this one shows that they share differently.

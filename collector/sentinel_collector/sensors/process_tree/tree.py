@@ -8,7 +8,7 @@ while it stands still, no search is made.
 
 import itertools
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from sentinel_collector.procfs import FdBudget, ProcFile
 from sentinel_collector.sensors.interfaces import Reap, RUsage, TakeReaped, TreeReading
@@ -45,6 +45,7 @@ class ProcessTree:
         interval_s: float,
         pss_share: float = DEFAULT_SHARE,
         inherited_kib: int = 0,
+        warn: Callable[[str], None] = lambda _: None,
         proc: str = "/proc",
         budget: FdBudget | None = None,
     ) -> None:
@@ -59,7 +60,7 @@ class ProcessTree:
         self._gone: dict[int, ProcessAccount] = {}
         """Processes that the last reading missed: their adopter may tell a moment later that it has reaped them."""
         self._ledger = CpuLedger()
-        self._pss = PssEstimator(clock=clock, share=pss_share, interval_s=interval_s, is_closed=own_child)
+        self._pss = PssEstimator(clock=clock, share=pss_share, interval_s=interval_s, is_closed=own_child, warn=warn)
         self._has_children_files = has_children_files(proc)
         self._adopted_children = ProcFile(f"{proc}/{adopter_pid}/task/{adopter_pid}/children")
         self._forks = 0
@@ -158,6 +159,7 @@ class ProcessTree:
         """Give descriptors back."""
         for process in self._processes.values():
             process.close()
+        self._pss.close()
         self._adopted_children.close()
 
     def _should_search(self, forks: int) -> tuple[bool, bool]:
