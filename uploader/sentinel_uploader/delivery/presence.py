@@ -1,4 +1,4 @@
-"""What delivery needs to know of collectors, and tell them."""
+"""The interface between delivery and the part that talks to collectors."""
 
 from typing import Protocol
 
@@ -16,4 +16,4 @@ class CollectorPresence(Protocol):
         """Whether messages may lie unread: no run is closed as stale meanwhile."""
 
     def notify(self, run: OpenRun) -> None:
-        """Tell the run's collector how the run ended, or what keeps it from being delivered."""
+        """Notify the run's collector: the run has ended, or its delivery is blocked."""

@@ -139,8 +139,8 @@ class ConnectionGuard:
 class InspectionBudget:
     """How many connections a sweep inspects: a few, and many only while memory grows.
 
-    Whoever sends a message without an end makes this process grow. So the time until it is found depends on the harm
-    that it does, and a sweep costs the same however many connections there are.
+    A peer that sends a message without an end makes this process grow. So the time until it is found depends on the
+    harm that it does, and the cost of a sweep does not depend on the number of connections.
     """
 
     def __init__(self, harm_bytes: int) -> None:
@@ -155,7 +155,7 @@ class InspectionBudget:
         count = _INSPECTED_IN_HASTE if is_growing else _INSPECTED
         self._round_left -= count
         if self._round_left <= 0:
-            # All were inspected since. What is in memory by now is not of one connection.
+            # All connections were inspected since: this growth does not come from one of them.
             self._round_left, self._bytes_before = 2 * connections, memory
         return count
 

@@ -4,7 +4,7 @@ from sentinel_uploader.spool.open_run import OpenRun
 
 
 class ClientUsage:
-    """Guarded by the spool's lock; single numbers may be read without it."""
+    """Bytes and open runs of each client. Guarded by the spool's lock; a single number may be read without it."""
 
     def __init__(self) -> None:
         self._runs: dict[str, int] = {}

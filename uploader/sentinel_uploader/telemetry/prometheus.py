@@ -101,13 +101,15 @@ class Metrics:
 
     def _client_gauges(self) -> Iterator[Metric]:
         seen = GaugeMetricFamily(
-            f"{PREFIX}client_last_seen_timestamp_seconds", "When a client was heard last", labels=["client"]
+            f"{PREFIX}client_last_seen_timestamp_seconds",
+            "When a client's last message arrived",
+            labels=["client"],
         )
         offset = GaugeMetricFamily(
             f"{PREFIX}client_clock_offset_seconds", "How far a client's clock is ahead of ours", labels=["client"]
         )
         held = GaugeMetricFamily(
-            f"{PREFIX}client_spool_bytes", "About what a client's open runs take of the spool", labels=["client"]
+            f"{PREFIX}client_spool_bytes", "Approximate size of a client's open runs in the spool", labels=["client"]
         )
         for client in self.counters.clients.all():
             owner = "" if client.name == UNNAMED else client.name

@@ -66,7 +66,7 @@ class RunCgroup:
 
     def leave(self) -> None:
         """Move back to the parent; raises `OSError` when that is refused: the counter then includes our own time."""
-        # Nobody else was in it before, so all of its time until now is ours.
+        # No other process was in it before, so all of its time until now is ours.
         self._own_us = self._before_us + _own_us() - self._own_before_us
         _move_self(f"{os.path.dirname(self.path)}/{self._membership_file}")
 
@@ -183,9 +183,9 @@ def _move_self(path: str) -> None:
         os.close(descriptor)
 
 
-def _move_out(directory: str, door: str) -> None:
+def _move_out(directory: str, procs_file: str) -> None:
     try:
-        _move_self(f"{directory}/{door}")
+        _move_self(f"{directory}/{procs_file}")
     except OSError:
         return
 

@@ -129,7 +129,7 @@ class S3Store:
         return self._client.request(call, "PUT", origin, path, headers=headers, body=body)
 
     def _region(self, bucket: str, credentials: Credentials) -> str:
-        """Return the region that storage has told, else the API, the configuration, or the response to a HEAD."""
+        """Return the region from an earlier response, else from the API, the configuration, or a HEAD request."""
         with self._lock:
             learnt = self._bucket_regions.get(bucket)
         region = learnt or credentials.region or self._default_region
