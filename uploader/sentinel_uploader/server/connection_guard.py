@@ -19,7 +19,7 @@ from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zap_authenticator import CurveAllowList, ZapAuthenticator
 
 _INSPECTED = 64
-_INSPECTED_IN_HASTE = 2048
+_INSPECTED_WHILE_GROWING = 2048
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 SWEEP_INTERVAL_S = 0.25
 """The time between two sweeps. A revoked key loses its connections after this time and the allow list's age."""
@@ -152,7 +152,7 @@ class InspectionBudget:
         """Return how many of so many connections to inspect now."""
         memory = _resident_bytes()
         is_growing = memory - self._bytes_before > self._harm_bytes
-        count = _INSPECTED_IN_HASTE if is_growing else _INSPECTED
+        count = _INSPECTED_WHILE_GROWING if is_growing else _INSPECTED
         self._round_left -= count
         if self._round_left <= 0:
             # All connections were inspected since: this growth does not come from one of them.

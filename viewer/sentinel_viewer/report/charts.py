@@ -82,7 +82,7 @@ _MEMORY = {"process": "process_memory_mib", "system": "system_memory_used_mib"}
 
 
 def charts_of(view: RunView) -> list[Chart]:
-    """Return the charts of one run: the job filled, the machine behind it. A resource that nobody used has none."""
+    """Return the charts of one run: the job filled, the machine behind it. An unused resource has none."""
     charts = []
     for resource in _RESOURCES:
         series = [one for scope in reversed(resource.scopes) for one in _series(view, resource, scope)]

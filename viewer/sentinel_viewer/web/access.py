@@ -37,7 +37,7 @@ def is_loopback(host: str) -> bool:
 
 
 def new_token() -> str:
-    """Return a token that nobody guesses."""
+    """Return a token that cannot be guessed."""
     return secrets.token_urlsafe(24)
 
 
@@ -49,7 +49,7 @@ class Access:
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check host and token; whoever brings the token in the address gets it as a cookie instead."""
+        """Check host and token. A token in the address is replaced by a cookie."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
