@@ -87,7 +87,9 @@ def test_refused_token_is_told_to_whoever_waits_for_the_agent(backend: Backend, 
     figures = json.loads(summary.read_text(encoding="utf-8"))
     assert f"`sentinel-uploader show {figures['run_key']}`" in said
     assert (figures["durable"], figures["delivered"], figures["parked"]) == (True, False, False)
-    assert "HTTP 401" in figures["trouble"]
+    assert "HTTP 401" in figures["delivery_error"]
+    # The former name.
+    assert figures["trouble"] == figures["delivery_error"]
     assert "another-token" not in said
     # The home is closed before the backend: its local uploader has nothing to wait for when it is stopped.
     backend.api.tokens.add("another-token")
