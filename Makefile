@@ -15,6 +15,7 @@
 #   make test-browser  the viewer's pages in a real Chromium (apt-get install chromium)
 #   make pictures the documents' pictures of reports, top and web, taken of real runs
 #   make test-network  two network namespaces (root): attack an uploader, then delay, loss, a cut of a minute
+#   make matrix   what a job may lack or meet, bare against wrapped: one table: make matrix GROUPS="memory signals"
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
 #   make chaos     break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults    six everyday faults, the peer and ours in one harness: one table
@@ -42,7 +43,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-all test-docker test-browser pictures test-crowd test-network chaos faults fuzz machine lint ci settings bench bench-load lock clean environment
+.PHONY: demo test test-all test-docker test-browser pictures test-crowd test-network chaos faults matrix fuzz machine lint ci settings bench bench-load lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -99,6 +100,9 @@ chaos: environment
 
 faults: environment $(PEER)/.installed
 	PYTHONPATH=tests $(BIN)/python -m chaos.six_faults
+
+matrix: environment
+	PYTHONPATH=tests $(BIN)/python -m chaos.matrix $(GROUPS)
 
 # Where there is no wheel of atheris: make fuzz ENGINE=hypothesis
 fuzz: environment

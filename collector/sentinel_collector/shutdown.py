@@ -6,6 +6,7 @@ from typing import Any
 from sentinel_collector.console import Console
 from sentinel_collector.delivery.delivery import Delivery
 from sentinel_collector.delivery.orphan_recovery import OrphanRecovery
+from sentinel_collector.job.mirror import JobMirror
 from sentinel_collector.job.signals import STOP_SIGNALS, Signals
 from sentinel_collector.reporting.output_target import OutputTargets, RegularFile
 from sentinel_collector.reporting.summary import (
@@ -45,7 +46,7 @@ def wait_limits(settings: Mapping[str, Any], *, is_detached: bool) -> tuple[floa
 def await_delivery(
     delivery: Delivery,
     orphans: OrphanRecovery,
-    signals: Signals,
+    signals: Signals | JobMirror,
     *,
     clock: Clock,
     console: Console,

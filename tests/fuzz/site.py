@@ -16,8 +16,7 @@ from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.lifecycle import Event, RunState
-from sentinel_uploader.runs.object_names import object_uri
-from sentinel_uploader.runs.ports import Backend, StoreProbe
+from sentinel_uploader.runs.ports import Backend, StoreProbe, object_uri
 from sentinel_uploader.runs.schedule import Policy, Step, next_step
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 from sentinel_uploader.spool.open_run import OpenRun

@@ -9,8 +9,8 @@ from fakes.backend import Backend
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_uploader.backends.http.client import HttpClient
+from sentinel_uploader.backends.local import DirectoryStore, uri_of_path
 from sentinel_uploader.backends.objectstore.by_scheme import StoresByScheme
-from sentinel_uploader.backends.objectstore.local import DirectoryStore, uri_of_path
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.ports import StoreProbe
 

@@ -26,8 +26,8 @@ COLLECTOR = str(BIN / "sentinel-collector")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 LEAK = """
 import time
-kept = []
-for step in range(400):
+kept, began = [], time.monotonic()
+while time.monotonic() - began < 35:
     kept.append(bytearray(1 << 20))
     sum(n * n for n in range(600_000))
     time.sleep(0.1)
@@ -44,7 +44,7 @@ def main() -> None:
             record(home)
             live = [
                 start(home, "nightly-eval", sys.executable, TRAIN, "900", "1"),
-                start(home, "etl", sys.executable, "-c", LEAK.replace("400", "9000")),
+                start(home, "etl", sys.executable, "-c", LEAK.replace("35", "900")),
                 start(home, "watcher", "sleep", "900"),
             ]
             wait_until(lambda: home.run(STREAM, "top").stdout.count(" ago") == 3, "three live runs")

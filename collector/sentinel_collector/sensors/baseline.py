@@ -27,6 +27,13 @@ class Baseline:
         self.monotonic = clock.monotonic()
 
 
+def continued_baseline(first: Baseline, clock: "Clock", *, host_root: str = "") -> Baseline:
+    """Return the counters now; `status` is still that of the process which has started the job."""
+    now = Baseline(clock, host_root=host_root)
+    now.status = first.status
+    return now
+
+
 def network_proc(proc: str, host_root: str) -> str:
     """Return the directory whose `net` is the machine's. `/proc/net` shows the reader's own network name space.
 

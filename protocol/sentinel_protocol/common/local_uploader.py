@@ -19,7 +19,26 @@ PATH_VARIABLES = (TOKEN_VARIABLES[-1], "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", 
 """Variables with paths that an uploader reads; relative ones start at the directory of the collector."""
 _SOCKET_PATH_FILE = "socket"
 _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_SETTING_VARIABLES = (
+    "SENTINEL_CALL_TIMEOUT", "SENTINEL_CLIENT_BURST", "SENTINEL_CLIENT_SPOOL_SHARE", "SENTINEL_HTTP",
+    "SENTINEL_INSECURE", "SENTINEL_KEYS", "SENTINEL_LOG_FORMAT", "SENTINEL_MAX_CLIENT_CONNECTIONS",
+    "SENTINEL_MAX_CLIENT_ROWS", "SENTINEL_MAX_CLIENT_RUNS", "SENTINEL_MAX_CONNECTIONS", "SENTINEL_MAX_MESSAGE",
+    "SENTINEL_MAX_MESSAGE_ROWS", "SENTINEL_MAX_METADATA", "SENTINEL_MAX_NAME", "SENTINEL_MAX_RUN_KEY",
+    "SENTINEL_MAX_SURPLUS_FRAMES", "SENTINEL_MAX_SURPLUS_MESSAGES", "SENTINEL_MAX_UNREAD", "SENTINEL_SPOOL_MAX",
+    "SENTINEL_STALE_AFTER", "SENTINEL_UNHEALTHY_AFTER", "TRACKER_UPLOAD_INTERVAL",
+)  # fmt: skip
+LOCAL_UPLOADER_VARIABLES = frozenset(
+    (
+        *_SETTING_VARIABLES, *_TARGET_VARIABLES, *TOKEN_VARIABLES, *PATH_VARIABLES, "AWS_REGION", "AWS_DEFAULT_REGION",
+        "http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+        "REQUEST_METHOD", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "TMPDIR", "PATH", "LANG", "LC_ALL",
+        "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONDONTWRITEBYTECODE",
+    )
+)  # fmt: skip
+"""What a local uploader needs: its settings, and what its interpreter cannot start without.
+
+The job's other variables are not its business: it serves all later jobs, and `/proc` would show them.
+"""
 
 
 class LocalUploaderPaths(NamedTuple):
@@ -111,10 +130,10 @@ def _read_socket_path(spool_dir: str) -> str:
 def local_uploader_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for a local uploader.
 
-    Its paths are absolute, because the uploader does not run in the job's directory. The variables of sd_notify(3) are
-    removed, because the uploader is not the service.
+    Its paths are absolute, because the uploader does not run in the job's directory. All variables that it does not
+    need are removed, and those that change where Python finds its own modules.
     """
-    changed = {name: value for name, value in environ.items() if name not in _MANAGER_VARIABLES}
+    changed = {name: value for name, value in environ.items() if name in LOCAL_UPLOADER_VARIABLES}
     for name in PATH_VARIABLES:
         if changed.get(name):
             changed[name] = os.path.abspath(changed[name])

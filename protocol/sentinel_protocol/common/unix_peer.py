@@ -1,22 +1,24 @@
-"""Who is at the other end of a Unix socket (`SO_PEERCRED` of `unix(7)`)."""
+"""Who is at the other end of a Unix socket (`SO_PEERCRED` of `unix(7)`).
 
-# `socket` would bring `selectors` and `enum` tables along, 2 ms of a short job's end.
-import _socket
+`_socket` is what `socket` is made of. The whole of `socket` would cost each collector a millisecond and half a MiB.
+"""
+
 import os
 import struct
+from _socket import AF_UNIX, SO_PEERCRED, SOL_SOCKET, socket
 
 _CREDENTIALS = struct.Struct("=iII")
 ROOT = 0
 
 
-def peer_uid(connection: _socket.socket) -> int | None:
+def peer_uid(connection: socket) -> int | None:
     """Return the user id of a Unix socket's peer, `None` for another kind of socket; raises `OSError`.
 
     For a client it is the user that listens, since `listen(2)`.
     """
-    if connection.family != _socket.AF_UNIX:
+    if connection.family != AF_UNIX:
         return None
-    _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, _CREDENTIALS.size))
+    _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _CREDENTIALS.size))
     return int(uid)
 
 
@@ -25,7 +27,7 @@ def foreign_peer_uid(descriptor: int) -> int | None:
 
     The descriptor stays open, it belongs to another owner.
     """
-    connection = _socket.socket(fileno=descriptor)
+    connection = socket(fileno=descriptor)
     try:
         uid = peer_uid(connection)
     finally:

@@ -95,18 +95,16 @@ def _read(path: str, *, secret: bool) -> KeyPair:
     try:
         # O_NONBLOCK: opening a named pipe would wait otherwise.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise KeyFileError(f"key file {path}: is not a file")
+            _check_file_mode(path, facts, secret=secret)
+            content = os.read(descriptor, _MAX_FILE_BYTES)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise KeyFileError(f"key file {path}: cannot be read: {error.strerror}") from error
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise KeyFileError(f"key file {path}: is not a file")
-        _check_file_mode(path, facts, secret=secret)
-        content = os.read(descriptor, _MAX_FILE_BYTES)
-    except OSError as error:
-        raise KeyFileError(f"key file {path}: cannot be read: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
     found = {name: decode_key(value) for name, value in _LINE.findall(content.decode("utf-8", "replace"))}
     public, private = found.get("public-key"), found.get("secret-key")
     # Does not quote the content: it may be another secret.

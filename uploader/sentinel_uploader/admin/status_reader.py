@@ -9,7 +9,7 @@ import msgspec
 
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.runs.lifecycle import ENDED_STATES, OPEN_STATES, RunState
-from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import object_uri
 from sentinel_uploader.spool.database import connect, database_path, quarantined_files
 from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.spool.run_record import RunRecord, decode_record

@@ -11,8 +11,7 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target, local_uploader_paths
 from sentinel_protocol.common.paths import make_socket_dir, state_home
 from sentinel_uploader.app.config import ServiceConfig
-from sentinel_uploader.backends.local.run_files import LocalRunBackend
-from sentinel_uploader.backends.objectstore.local import DirectoryStore
+from sentinel_uploader.backends.local import DirectoryStore, LocalRunBackend
 from sentinel_uploader.limits import limits_of
 from sentinel_uploader.runs.ports import Backend
 from sentinel_uploader.runs.schedule import Policy

@@ -23,8 +23,7 @@ from sentinel_uploader.doctor.machine_checks import OpenRun
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.doctor.storage_checks import ask_for_credentials, check_storage
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.object_names import object_uri
-from sentinel_uploader.runs.ports import ObjectStore
+from sentinel_uploader.runs.ports import ObjectStore, object_uri
 from sentinel_uploader.runs.types import FinishRequest, Registration, RunDescription
 
 JOB_NAME = "sentinel-uploader doctor"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sentinel_protocol.common.errors import KeyFileError, UsageError
 from sentinel_uploader.admin.status_reader import NoSpoolError, read_status
-from sentinel_uploader.backends.objectstore.local import DirectoryStore, uri_of_path
+from sentinel_uploader.backends.local import DirectoryStore, uri_of_path
 from sentinel_uploader.doctor.findings import Finding, failed, ok, pluralize, skipped, warning
 from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.server.key_store import KeyStore

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello, Ping, RejectCode, Samples, decode_from_collector
-from sentinel_uploader.intake.backpressure import SpoolAvailability, SpoolUnavailable
+from sentinel_uploader.intake.backpressure import SpoolAvailability
 from sentinel_uploader.intake.commit_window import CommitWindow
 from sentinel_uploader.intake.handshake import HandshakeHandler
 from sentinel_uploader.intake.rate_limiter import AdmissionDecision, RateLimiter
@@ -73,7 +73,7 @@ class Intake:
         self._counters = counters
         self._sessions = Sessions()
         self._responses = ResponseSender(server, counters, blocked_by)
-        self._availability = SpoolAvailability(clock, counters)
+        self.availability = SpoolAvailability(clock, counters)
         self._commit_window = CommitWindow(clock)
         quota = SpoolQuota(
             spool=spool, share=limits.client_spool_share, known_clients=known_clients, clock=clock, counters=counters
@@ -81,7 +81,7 @@ class Intake:
         self._write_batch = WriteBatch(
             spool=spool,
             responses=self._responses,
-            availability=self._availability,
+            availability=self.availability,
             clock=clock,
             counters=counters,
             policy=policy,
@@ -93,7 +93,7 @@ class Intake:
             spool=spool,
             sessions=self._sessions,
             responses=self._responses,
-            availability=self._availability,
+            availability=self.availability,
             clock=clock,
             counters=counters,
             limits=limits,
@@ -111,11 +111,6 @@ class Intake:
     def is_stalled(self, now: float) -> bool:
         """Whether the loop is late: messages may lie unread."""
         return now - self.last_loop_at > STALL_THRESHOLD_S
-
-    @property
-    def spool_unavailable(self) -> SpoolUnavailable | None:
-        """Why the spool takes no rows; `None` when it does."""
-        return self._availability.unavailable
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; `ZmqServer.wake` makes the loop check the event at once."""

@@ -6,7 +6,7 @@ import msgspec
 
 from sentinel_protocol.wire.messages import Ack, Finished, Reject, RejectCode, UploaderMessage, encode
 from sentinel_uploader.runs.lifecycle import RunState
-from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import object_uri
 from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import RunRecord

@@ -52,7 +52,7 @@ class SpoolQuota:
         """Reserve `size` bytes for a client; False, counted and logged, when its quota does not allow that."""
         if self._free_bytes is None:
             self._free_bytes = self._read_free_bytes()
-        held = self.spool.client_bytes(owner) + self._reserved[owner]
+        held = self.spool.usage.spool_bytes(owner) + self._reserved[owner]
         free = self._free_bytes - self._reserved.total()
         over = (held + size) * (1.0 - self.share) > free * self.share or size > free
         if over and held + size > _MIN_GUARANTEED_BYTES:
@@ -64,7 +64,7 @@ class SpoolQuota:
         return True
 
     def _read_free_bytes(self) -> float:
-        if self.share >= 1.0 or max(self.spool.client_count(), self.known_clients()) <= 1:
+        if self.share >= 1.0 or max(self.spool.usage.clients, self.known_clients()) <= 1:
             return float("inf")
         try:
             used, limit, _ = self.spool.size()

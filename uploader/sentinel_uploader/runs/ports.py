@@ -70,3 +70,8 @@ class Backend(NamedTuple):
     api: SentinelAPI
     store: ObjectStore
     needs_credentials: bool
+
+
+def object_uri(prefix: str, number: int) -> str:
+    """Return the URI of a run's object `number` (from 1)."""
+    return f"{prefix.rstrip('/')}/{number:04d}.csv.gz"

@@ -91,9 +91,5 @@ def sum_or_unknown(figures: Sequence[float | None]) -> float | None:
 
 
 def _count_above_zero(figures: Sequence[float | None]) -> int | None:
-    count = 0
-    for figure in figures:
-        if figure is None:
-            return None
-        count += figure > 0
-    return count
+    known = [figure for figure in figures if figure is not None]
+    return sum(figure > 0 for figure in known) if len(known) == len(figures) else None

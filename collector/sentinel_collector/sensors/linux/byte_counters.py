@@ -16,8 +16,6 @@ class ByteCounters:
     has counted there. A counter that fell was reset: that is no growth.
     """
 
-    __slots__ = ("_last",)
-
     def __init__(self) -> None:
         self._last: dict[bytes, tuple[int, int]] = {}
 

@@ -36,7 +36,7 @@ class MemorySensor:
         """Read `/proc/meminfo` once; all `None` when it cannot be read."""
         data = read_with_reopen(self._file)
         words = data.split(None, self._words)
-        if not (self._names and self._fits(words)):
+        if not self._names or len(words) < self._words or self._names_of(words) != self._names:
             words = data.split()
             if not self._learn(words):
                 return MemoryReading()
@@ -65,9 +65,6 @@ class MemorySensor:
     def close(self) -> None:
         """Give the descriptor back."""
         self._file.close()
-
-    def _fits(self, words: list[bytes]) -> bool:
-        return len(words) >= self._words and self._names_of(words) == self._names
 
     def _learn(self, words: list[bytes]) -> bool:
         where = {word: index for index, word in enumerate(words[:-1]) if word.endswith(b":")}

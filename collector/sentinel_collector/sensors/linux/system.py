@@ -1,5 +1,7 @@
 """All sensors of the machine or the container on Linux, read one after the other."""
 
+from collections.abc import Callable
+
 from sentinel_collector.sensors.baseline import Baseline, network_proc
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.sensors.interfaces import MemoryReading, SystemReading
@@ -25,6 +27,8 @@ class LinuxSystem:
         baseline: Baseline,
         container: ContainerView | None = None,
         host_root: str = "",
+        warn: Callable[[str], None] = lambda _: None,
+        on_started: Callable[[int], None] = lambda _: None,
         proc: str = "/proc",
         sys: str = "/sys",
     ) -> None:
@@ -34,7 +38,7 @@ class LinuxSystem:
         self._cpu = CpuSensor(proc=proc, baseline=baseline.stat)
         self._memory = MemorySensor(proc=proc)
         self._disk = DiskSensor(proc=proc, sys=sys, baseline=baseline.diskstats)
-        self._filesystems = FilesystemSensor(proc=proc)
+        self._filesystems = FilesystemSensor(proc=proc, warn=warn, on_started=on_started)
         self._network = NetworkSensor(proc=network, sys=sys, baseline=baseline.net_dev)
         self._process_count = ProcessCountSensor(proc=proc)
 

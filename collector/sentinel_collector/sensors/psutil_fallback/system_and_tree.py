@@ -6,11 +6,10 @@ are no bytes per process on macOS.
 
 import contextlib
 from collections.abc import Collection
-from resource import struct_rusage
 
 import psutil
 
-from sentinel_collector.sensors.interfaces import CpuReading, MemoryReading, Reap, SystemReading, TreeReading
+from sentinel_collector.sensors.interfaces import CpuReading, MemoryReading, Reap, RUsage, SystemReading, TreeReading
 from sentinel_collector.sensors.linux.byte_counters import ByteCounters
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger
 from sentinel_collector.sensors.psutil_fallback.process import PsutilProcess
@@ -73,7 +72,8 @@ class PsutilTree:
         self._ledger = CpuLedger()
         self._processes: dict[int, PsutilProcess] = {}
         self._excluded: set[int] = set()
-        self._peak_kib = 0
+        self.peak_kib = 0
+        """The highest sum of a reading, or the highest resident set of a reaped process."""
         self._io_readable = False
         self._add(root_pid, None)
         if not own_child:
@@ -97,10 +97,10 @@ class PsutilTree:
             written_bytes=counted[3] - reported[3] if self._io_readable else None,
         )
 
-    def reaped(self, pid: int, usage: struct_rusage) -> None:
+    def reaped(self, pid: int, usage: RUsage) -> None:
         """Take the exact total of a process that this process waited for."""
         unit = 1 if psutil.LINUX or psutil.BSD else 1024
-        self._peak_kib = max(self._peak_kib, usage.ru_maxrss // unit)
+        self.peak_kib = max(self.peak_kib, usage.ru_maxrss // unit)
         process = self._processes.pop(pid, None)
         if process is not None:
             user_us, system_us = round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6)
@@ -119,11 +119,6 @@ class PsutilTree:
     def pids(self) -> Collection[int]:
         """All processes of the last reading."""
         return self._processes.keys()
-
-    @property
-    def peak_kib(self) -> int:
-        """The highest sum of a reading, or the highest resident set of a reaped process."""
-        return self._peak_kib
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -155,7 +150,7 @@ class PsutilTree:
         for pid in gone:
             self._processes.pop(pid, None)
         self._ledger.end_reading()
-        self._peak_kib = max(self._peak_kib, total_kib)
+        self.peak_kib = max(self.peak_kib, total_kib)
         return total_kib
 
 

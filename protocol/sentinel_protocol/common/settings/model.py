@@ -43,8 +43,6 @@ class Setting:
     (`"2GiB"`); `default_text` describes a default that is computed later.
     """
 
-    __slots__ = ("default", "default_text", "env", "flag", "help", "metavar", "name", "parse", "repeatable", "short")
-
     def __init__(
         self,
         *,
@@ -66,14 +64,10 @@ class Setting:
         self.default = default
         self.env = env
         self.metavar = metavar or getattr(parse, "metavar", None)
-        self.repeatable = repeatable
+        self.is_multi_valued = repeatable or parse is key_value
+        """Whether several values are collected, into a list or a map."""
         self.default_text = default_text
         self.short = short
-
-    @property
-    def is_multi_valued(self) -> bool:
-        """Whether several values are collected, into a list or a map."""
-        return self.repeatable or self.parse is key_value
 
     def default_value(self) -> Any:
         """Return a new copy of the default, parsed if it is text."""

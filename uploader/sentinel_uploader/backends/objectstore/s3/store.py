@@ -3,7 +3,6 @@
 Without an SDK client: thousands of runs have their own credentials, and a client for each costs 10 ms and 0.3 MiB.
 """
 
-import threading
 from collections.abc import Callable, Mapping
 
 from sentinel_protocol.common.clock import Clock
@@ -20,8 +19,7 @@ from sentinel_uploader.backends.objectstore.s3.address import (
 )
 from sentinel_uploader.backends.objectstore.s3.errors import S3ErrorBody, parse_error, to_exception
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
-from sentinel_uploader.runs.object_names import object_uri
-from sentinel_uploader.runs.ports import StoreProbe
+from sentinel_uploader.runs.ports import StoreProbe, object_uri
 from sentinel_uploader.runs.types import Credentials
 
 FALLBACK_REGION = "us-east-1"
@@ -46,7 +44,7 @@ class S3Store:
         self._endpoint = configured_endpoint(environ)
         self._default_region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION") or ""
         self._client = client or HttpClient(environ=environ, clock=clock, authority_variables=AUTHORITY_VARIABLES)
-        self._lock = threading.Lock()
+        # Several threads use these two: one operation at a time, each of which is atomic.
         self._bucket_regions: dict[str, str] = {}
         self._clock_offset_s: dict[str, float] = {}
         self._signed_headers = _import_signer()
@@ -76,8 +74,7 @@ class S3Store:
             if can_retry_region and _is_wrong_region(fault, region):
                 can_retry_region = False
                 region = fault.region
-                with self._lock:
-                    self._bucket_regions[address.bucket] = region
+                self._bucket_regions[address.bucket] = region
             elif can_retry_clock and self._learn_clock_offset(address.bucket, fault, answer):
                 can_retry_clock = False
             else:
@@ -115,8 +112,6 @@ class S3Store:
         self, call: str, address: ObjectAddress, region: str, body: bytes, credentials: Credentials
     ) -> HttpResponse:
         origin, path = object_location(address, region, self._endpoint)
-        with self._lock:
-            ahead_s = self._clock_offset_s.get(address.bucket, 0.0)
         headers = self._signed_headers(
             "PUT",
             origin.url + path,
@@ -124,15 +119,13 @@ class S3Store:
             body=body,
             credentials=credentials,
             region=region,
-            now=self._clock.now() + ahead_s,
+            now=self._clock.now() + self._clock_offset_s.get(address.bucket, 0.0),
         )
         return self._client.request(call, "PUT", origin, path, headers=headers, body=body)
 
     def _region(self, bucket: str, credentials: Credentials) -> str:
         """Return the region from an earlier response, else from the API, the configuration, or a HEAD request."""
-        with self._lock:
-            learnt = self._bucket_regions.get(bucket)
-        region = learnt or credentials.region or self._default_region
+        region = self._bucket_regions.get(bucket) or credentials.region or self._default_region
         if not region:
             region = FALLBACK_REGION if self._endpoint else self._lookup_region(bucket)
         if not is_region(region):
@@ -146,16 +139,14 @@ class S3Store:
         if not is_region(region):
             # Not remembered: the response to the PUT says more.
             return FALLBACK_REGION
-        with self._lock:
-            self._bucket_regions[bucket] = region
+        self._bucket_regions[bucket] = region
         return region
 
     def _learn_clock_offset(self, bucket: str, fault: S3ErrorBody, answer: HttpResponse) -> bool:
         server_now = answer.date()
         if fault.code != "RequestTimeTooSkewed" or server_now is None:
             return False
-        with self._lock:
-            self._clock_offset_s[bucket] = server_now - self._clock.now()
+        self._clock_offset_s[bucket] = server_now - self._clock.now()
         return True
 
 
