@@ -93,7 +93,7 @@ def _checks(
 
 
 def _cpu_checks(results: dict[str, Results], tracker: str) -> list[str]:
-    """Compare with the truth where it is known. Children that nobody waits for are visible only with a cgroup."""
+    """Compare with the truth where it is known. Children without a waiting parent are visible only with a cgroup."""
     wrong: dict[bool, list[str]] = {}
     for name, result in results.items():
         part, truth = result.relative(tracker, "cpu_s", cpu_s), result.truth("cpu_s")

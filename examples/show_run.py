@@ -32,6 +32,9 @@ def main(path: str) -> int:
     for column, unit in (("process_cpu_usage", "cores"), ("process_memory_mib", "MiB")):
         values = [float(row[column]) for row in rows if row[column]]
         print(f"{column:20} {sparkline(values)}  max of the rows {max(values, default=0):.2f} {unit}")
+    print(
+        'The rows sample memory once an interval. The summary\'s "memory at most" includes peaks between two samples.'
+    )
     cpu_seconds = sum(float(row["process_utime"]) + float(row["process_stime"]) for row in rows)
     print(f"{len(rows)} rows, {cpu_seconds:.2f} CPU seconds, in {summary['location']}:")
     for name in sorted(os.listdir(summary["location"])):

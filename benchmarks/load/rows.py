@@ -73,7 +73,7 @@ class Count(NamedTuple):
     missing: int
     repeated: int
     unknown: int
-    """Rows that nobody has sent, or that lie in a file that its run does not name."""
+    """Rows that were never sent, or that lie in a file that its run does not name."""
     unfinished: int
     """Runs without their end."""
 

@@ -59,7 +59,7 @@ def daemon() -> None:
 
 
 def ignored_brief() -> None:
-    """Children of 20 to 80 ms that nobody waits for: the kernel reaps them, and their times are lost."""
+    """Children of 20 to 80 ms without a waiting parent: the kernel reaps them, and their times are lost."""
     _ignored(count=50, shortest_s=0.02, longest_s=0.08)
 
 

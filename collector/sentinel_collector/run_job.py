@@ -90,7 +90,7 @@ def record_in_child(
         if start.restarts:
             baseline = continued_baseline(baseline, clock, host_root=settings["host_root"] or "")
             if accounting.counter is not None:
-                # What earlier recorders have seen, and what nobody has.
+                # The rows of earlier recorders, and the time without one.
                 accounting.counter.growth_us()
         else:
             for error in errors:

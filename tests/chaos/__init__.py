@@ -1,1 +1,1 @@
-"""An oracle: breaks the installed commands by a seeded schedule, and then counts rows (`python -m chaos --help`)."""
+"""Breaks the installed commands by a seeded schedule, and then counts rows (`python -m chaos --help`)."""

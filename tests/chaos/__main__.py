@@ -14,7 +14,7 @@ from chaos.replay import Report, play
 
 
 def main() -> int:
-    """Run one drama in a directory of its own, which is kept when something is wrong."""
+    """Run one scenario in a directory of its own, which is kept when something is wrong."""
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--seed", type=int, help="what happens and when (default: drawn, and printed)")
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of disturbance (default: %(default)s)")
@@ -26,7 +26,7 @@ def main() -> int:
         f"seed {seed}, {arguments.duration:g} s, {arguments.collectors} collectors, {arguments.uploaders} uploaders",
         flush=True,
     )
-    directory = Path(tempfile.mkdtemp(prefix="oracle-"))
+    directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     runtime = Path(tempfile.mkdtemp(prefix="ss-"))
     report = play(
         Home(directory, runtime, os.environ),

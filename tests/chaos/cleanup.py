@@ -1,18 +1,18 @@
-"""The person who looks after parked runs: an answer came that no repetition changes, and the server is well again."""
+"""Acts as the operator: retries parked runs once their server works again."""
 
 import subprocess
 import threading
 from collections.abc import Sequence
 
-from fakes.threaded import Threaded
+from fakes.background_thread import BackgroundThread
 
 from chaos.processes import Uploader
 
 _EVERY_S = 3.0
 
 
-class Caretaker(Threaded):
-    """Takes parked runs up again, in a thread, as long as the `with` lasts; `retried` counts them."""
+class Cleanup(BackgroundThread):
+    """Retries parked runs, in a thread, as long as the `with` lasts; `retried` counts them."""
 
     end_within_s = 600.0
     """It may be waiting for several commands, each of which has a minute."""
@@ -23,13 +23,13 @@ class Caretaker(Threaded):
         self.retried = 0
 
     def work(self) -> None:
-        """Look after the runs every few seconds."""
+        """Retry parked runs every few seconds."""
         while not self._stop.wait(_EVERY_S):
             for uploader in self._uploaders:
                 self._retry_parked(uploader)
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop."""
         self._stop.set()
 
     def _retry_parked(self, uploader: Uploader) -> None:

@@ -23,7 +23,7 @@ class ShiftedClock:
         path.write_bytes(bytes(_SHARED.size))
         with path.open("r+b") as file:
             self._shared = mmap.mmap(file.fileno(), _SHARED.size)
-        self.environ = {"LD_PRELOAD": str(shim), "ORACLE_CLOCK": str(path)}
+        self.environ = {"LD_PRELOAD": str(shim), "CHAOS_CLOCK": str(path)}
 
     @property
     def can_be_turned(self) -> bool:

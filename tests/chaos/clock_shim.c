@@ -1,6 +1,6 @@
 /* Sets the wall clock of one process wrong: preloaded, it adds an offset to what the C library says the time is.
  *
- * The file that ORACLE_CLOCK names is shared with whoever turns the clock: the offset in nanoseconds, and how often
+ * The file that CHAOS_CLOCK names is shared with whoever turns the clock: the offset in nanoseconds, and how often
  * the time was read while it was not zero. The monotonic clock is left alone, as it is when a machine's clock is set.
  */
 #define _GNU_SOURCE
@@ -19,7 +19,7 @@ static struct turned *turned;
 
 __attribute__((constructor)) static void attach(void)
 {
-    const char *path = getenv("ORACLE_CLOCK");
+    const char *path = getenv("CHAOS_CLOCK");
     int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
     if (fd < 0)
         return;

@@ -1,4 +1,4 @@
-"""What is left when the curtain has fallen, gathered so that it can be judged without those who played."""
+"""The state at the end of a scenario, collected so that it can be checked without the processes."""
 
 import gzip
 import time
@@ -13,7 +13,7 @@ from fakes.process_harness import rows_of_file, rows_of_objects
 from fakes.sentinel_api import Run
 
 from chaos.record import End, Generation, Part
-from chaos.scenario import SWEEP, Drama
+from chaos.scenario import SWEEP, Scenario
 from chaos.schedule import AWAY
 from chaos.traffic_recorder import Place
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
@@ -22,7 +22,7 @@ from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows, decode_sample
 
 @dataclass
 class Told:
-    """A run as the API was told of its end."""
+    """A run as `finish` described it to the API."""
 
     name: str
     """The name of its generation, as registered."""
@@ -36,15 +36,15 @@ class Told:
 
 
 @dataclass
-class Evidence:
+class CollectedState:
     """All that the checks look at. `figures` counts what they find, for the report."""
 
     generations: Sequence[Generation] = ()
     told: Sequence[Told] = ()
     unknown: Sequence[str] = ()
-    """Names under which runs were registered that nobody has begun."""
+    """Names under which runs were registered that were never begun."""
     homes: Mapping[str, Collection[Place]] = field(default_factory=dict)
-    """Where each job's collectors have greeted, by name."""
+    """The uploaders to which each job's collectors said `Hello`, by name."""
     acknowledged: dict[str, set[str]] = field(default_factory=dict)
     """Rows that an uploader has said to hold, by run key."""
     kept: set[str] = field(default_factory=set)
@@ -53,7 +53,7 @@ class Evidence:
     """Every body that was stored at an address."""
     calls: Sequence[tuple[Hashable, Recorded]] = ()
     """Requests, each with what names the uploader's process that has sent it."""
-    greeted_at: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    hello_times: dict[tuple[str, str], list[float]] = field(default_factory=dict)
     planned: Counter[str] = field(default_factory=Counter)
     fired: Counter[str] = field(default_factory=Counter)
     expected: Sequence[str] = ()
@@ -71,30 +71,34 @@ class Evidence:
         return len(places) > 1 or any(told.name == name and told.continues for told in self.told)
 
 
-def gather(drama: Drama, expected: Sequence[str]) -> Evidence:
-    """Collect the evidence of a drama that is over; raises `AssertionError` for objects that are none."""
-    generations = [run for one in drama.collectors for run in one.generations]
-    generations += [_fresh_generation(output) for output in drama.fresh_outputs]
+def gather(scenario: Scenario, expected: Sequence[str]) -> CollectedState:
+    """Collect the state of a scenario that is over; raises `AssertionError` for objects that are none."""
+    generations = [run for one in scenario.collectors for run in one.generations]
+    generations += [_fresh_generation(output) for output in scenario.fresh_outputs]
     names = {generation.name for generation in generations} | {SWEEP}
-    finished = [run for run in drama.api.runs.values() if run.finish is not None]
-    told = [_told(drama, run) for run in finished]
-    return Evidence(
+    finished = [run for run in scenario.api.runs.values() if run.finish is not None]
+    told = [_told(scenario, run) for run in finished]
+    return CollectedState(
         generations=generations,
         told=told,
-        unknown=sorted({_name(run) for run in drama.api.runs.values()} - names),
-        homes=dict(drama.witness.homes),
-        acknowledged=dict(drama.witness.acknowledged),
-        kept=_kept_rows(drama),
-        versions={uri: drama.s3.versions(uri) for uri in drama.s3.objects()},
-        calls=list(_calls(drama)),
-        greeted_at=dict(drama.witness.greeted_at),
-        planned=drama.saboteur.planned,
-        fired=drama.saboteur.fired,
+        unknown=sorted({_name(run) for run in scenario.api.runs.values()} - names),
+        homes=dict(scenario.recorder.homes),
+        acknowledged=dict(scenario.recorder.acknowledged),
+        kept=_kept_rows(scenario),
+        versions={uri: scenario.s3.versions(uri) for uri in scenario.s3.objects()},
+        calls=list(_calls(scenario)),
+        hello_times=dict(scenario.recorder.hello_times),
+        planned=scenario.injector.planned,
+        fired=scenario.injector.fired,
         expected=expected,
-        orphans=len(drama.api.runs) - len(finished),
-        excused_orphans=_excused_orphans(drama),
+        orphans=len(scenario.api.runs) - len(finished),
+        excused_orphans=_excused_orphans(scenario),
         figures=Counter(
-            {"runs": len(finished), "objects": len(drama.s3.objects()), "moves to another uploader": drama.moves()}
+            {
+                "runs": len(finished),
+                "objects": len(scenario.s3.objects()),
+                "moves to another uploader": scenario.moves(),
+            }
         ),
     )
 
@@ -103,14 +107,14 @@ def _name(run: Run) -> str:
     return str(run.registration.get("job_name"))
 
 
-def _told(drama: Drama, run: Run) -> Told:
+def _told(scenario: Scenario, run: Run) -> Told:
     assert run.finish is not None
     uris = list(run.finish.get("data_uris", []))
     if "data_csv" in run.finish:
         text: str = run.finish["data_csv"]
         bodies: Iterable[bytes] = [gzip.compress(text.encode())]
     else:
-        bodies = [body for uri in uris if (body := drama.s3.fetch(uri)) is not None]
+        bodies = [body for uri in uris if (body := scenario.s3.fetch(uri)) is not None]
     end = End(run.finish["run_status"], run.finish.get("exit_code"))
     continues = (run.registration.get("tags") or {}).get("continues")
     return Told(_name(run), end, rows_of_objects(bodies), uris, run.prefix, run.run_id, continues)
@@ -123,9 +127,9 @@ def _fresh_generation(output: Path) -> Generation:
     return Generation(output.stem, [part], [End("finished", 0)])
 
 
-def _kept_rows(drama: Drama) -> set[str]:
+def _kept_rows(scenario: Scenario) -> set[str]:
     kept: set[str] = set()
-    for state_dir in {one.state_dir for one in drama.collectors}:
+    for state_dir in {one.state_dir for one in scenario.collectors}:
         for path in state_dir.glob("kept/*.csv"):
             kept.update(rows_of_file(path))
         for path in state_dir.glob("*.rows"):
@@ -142,18 +146,18 @@ def _spilled_rows(path: Path) -> list[str]:
     return csv_rows(samples).decode().removeprefix(CSV_HEADER.decode()).splitlines() if samples else []
 
 
-def _calls(drama: Drama) -> Iterator[tuple[Hashable, Recorded]]:
+def _calls(scenario: Scenario) -> Iterator[tuple[Hashable, Recorded]]:
     # A new process knows nothing of what its predecessor was waiting for, and none of what another one is.
-    starts = {f"Bearer {one.token}": one.started_at for one in drama.uploaders}
-    whose = {one.run_id: one.headers["authorization"] for one in drama.api.requests.of() if one.run_id is not None}
-    for request in (*drama.api.requests.of(), *drama.s3.requests.of()):
+    starts = {f"Bearer {one.token}": one.started_at for one in scenario.uploaders}
+    whose = {one.run_id: one.headers["authorization"] for one in scenario.api.requests.of() if one.run_id is not None}
+    for request in (*scenario.api.requests.of(), *scenario.s3.requests.of()):
         bearer = whose[request.path.split("/")[-2]] if request.call == "put" else request.headers["authorization"]
         yield (bearer, bisect_right(starts[bearer], request.at)), request
 
 
-def _excused_orphans(drama: Drama) -> int:
-    """How many runs may have been registered without anybody's knowing: the answer or its reader was lost."""
-    unheard = sum(1 for one in drama.api.requests.of("register") if one.took_effect and one.fault is not None)
-    planned = drama.saboteur.planned
+def _excused_orphans(scenario: Scenario) -> int:
+    """How many runs may have been registered unnoticed: the answer or its reader was lost."""
+    unheard = sum(1 for one in scenario.api.requests.of("register") if one.took_effect and one.fault is not None)
+    planned = scenario.injector.planned
     ended = sum(planned[name] for name in ("uploader killed", AWAY, "uploader told to end", "killed while it ends"))
-    return unheard + ended + planned["everything told to end at once"] * len(drama.uploaders)
+    return unheard + ended + planned["everything told to end at once"] * len(scenario.uploaders)

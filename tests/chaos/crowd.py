@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 from fakes.process_harness import UPLOADER, Home, wait_until
-from fakes.web import free_port
+from fakes.strict_http_server import free_port
 
 from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery

@@ -2,44 +2,44 @@
 
 from collections.abc import Iterator, Sequence
 
-from chaos.collected_state import Evidence
+from chaos.collected_state import CollectedState
 from chaos.record import VANISHED, End, Generation
 
 
-def check_ends(evidence: Evidence) -> Iterator[str]:
+def check_ends(state: CollectedState) -> Iterator[str]:
     """Yield a line for every run that has not ended as it must."""
-    for generation in evidence.generations:
-        reported = [told.end for told in evidence.told if told.name == generation.name]
-        if reported and evidence.has_moved(generation.name):
-            yield from _ends_of_parts(evidence, generation, reported)
+    for generation in state.generations:
+        reported = [told.end for told in state.told if told.name == generation.name]
+        if reported and state.has_moved(generation.name):
+            yield from _ends_of_parts(state, generation, reported)
         else:
-            yield from _ends(generation, reported, has_rows=_has_acknowledged_rows(evidence, generation))
-    evidence.figures["runs orphaned"] = evidence.orphans
-    if evidence.orphans > evidence.excused_orphans:
+            yield from _ends(generation, reported, has_rows=_has_acknowledged_rows(state, generation))
+    state.figures["runs orphaned"] = state.orphans
+    if state.orphans > state.excused_orphans:
         yield (
-            f"{evidence.orphans} runs were registered and never finished; "
-            f"{evidence.excused_orphans} answers may have been lost"
+            f"{state.orphans} runs were registered and never finished; "
+            f"{state.excused_orphans} answers may have been lost"
         )
 
 
-def _ends_of_parts(evidence: Evidence, generation: Generation, reported: Sequence[End]) -> Iterator[str]:
+def _ends_of_parts(state: CollectedState, generation: Generation, reported: Sequence[End]) -> Iterator[str]:
     """A part that was left at an uploader ends without an exit code; the last one as the run does."""
     name = generation.name
-    left, homes = {End("finished", None), VANISHED}, evidence.homes[name]
+    left, homes = {End("finished", None), VANISHED}, state.homes[name]
     if not set(reported) <= {*generation.ends, *left} or (
         generation.ends[-1] not in reported and not generation.abandoned
     ):
         yield f"{name}: finished in parts as {reported} instead of {generation.ends}"
     if len(reported) > len(homes):
         yield f"{name}: {len(reported)} runs were finished, {len(homes)} were begun at uploaders"
-    known = {told.run_id for told in evidence.told if told.name == name} | {place.run_key for place in homes}
-    for told in evidence.told:
+    known = {told.run_id for told in state.told if told.name == name} | {place.run_key for place in homes}
+    for told in state.told:
         if told.name == name and told.continues is not None and told.continues not in known:
             yield f"{name}: continues {told.continues}, which is no part of it"
 
 
-def _has_acknowledged_rows(evidence: Evidence, generation: Generation) -> bool:
-    acknowledged = set().union(*evidence.acknowledged.values())
+def _has_acknowledged_rows(state: CollectedState, generation: Generation) -> bool:
+    acknowledged = set().union(*state.acknowledged.values())
     return any(row in acknowledged for part in generation.parts for row in part.rows)
 
 

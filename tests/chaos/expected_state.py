@@ -19,7 +19,7 @@ def broken_promises(promised: Mapping[tuple[str, str], int], spool: Path) -> Ite
     """
     if not (spool / _FILES[0]).exists():
         return
-    with tempfile.TemporaryDirectory(prefix="oracle-spool-") as directory:
+    with tempfile.TemporaryDirectory(prefix="chaos-spool-") as directory:
         for name in _FILES:
             if (spool / name).exists():
                 shutil.copyfile(spool / name, Path(directory) / name)

@@ -6,23 +6,23 @@ import socket
 import struct
 from collections.abc import Callable
 
-from fakes.threaded import Threaded
+from fakes.background_thread import BackgroundThread
 
-from chaos.traffic_recorder import Conversation, Witness
+from chaos.traffic_recorder import Conversation, TrafficRecorder
 
 _CHUNK_BYTES = 1 << 16
 
 
-class Relay(Threaded):
+class Relay(BackgroundThread):
     """Listens on a loopback port of its own and forwards to `target_port`; `with` starts and stops it.
 
-    Without a witness nobody listens in, as nobody can to what is encrypted. The methods may be called from any thread.
+    Without a recorder (encrypted traffic) nothing is recorded. The methods may be called from any thread.
     `connections` counts what was accepted; `cut`, `held` and `delayed` count the connections that were reset and the
     pieces of data that met a black hole or latency.
     """
 
-    def __init__(self, target_port: int, witness: Witness | None, *, target_host: str = "127.0.0.1") -> None:
-        self._witness = witness
+    def __init__(self, target_port: int, recorder: TrafficRecorder | None, *, target_host: str = "127.0.0.1") -> None:
+        self._recorder = recorder
         self._target_port = target_port
         self._target_host = target_host
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -109,8 +109,8 @@ class Relay(Threaded):
         far_reader, far_writer = await asyncio.open_connection(self._target_host, self._target_port)
         self._writers.add(far_writer)
         said, answered = _unheard, _unheard
-        if self._witness is not None:
-            conversation = Conversation(self._witness, self._target_port)
+        if self._recorder is not None:
+            conversation = Conversation(self._recorder, self._target_port)
             said, answered = conversation.said, conversation.answered
         directions = [
             asyncio.ensure_future(self._forward(reader, far_writer, said, gate)),

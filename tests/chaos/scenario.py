@@ -11,18 +11,18 @@ from fakes.keyring import Keyring
 from fakes.process_harness import COLLECTOR, Home
 from fakes.s3 import S3Server
 from fakes.sentinel_api import SentinelServer
-from fakes.web import free_port
+from fakes.strict_http_server import free_port
 
-from chaos.fault_injector import Saboteur
+from chaos.fault_injector import FaultInjector
 from chaos.processes import END_WAIT_S, INTERVAL_S, Collector, Process, Uploader
 from chaos.relay import Relay
 from chaos.schedule import Disturbance
-from chaos.traffic_recorder import Witness
+from chaos.traffic_recorder import TrafficRecorder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TOKEN = "token-of-the-oracle"
+TOKEN = "token-of-chaos"
 STOP_LIMIT_S = 12.0
 """A told uploader ends within ten seconds, whatever hangs; the rest is this machine's load."""
 QUIET_LIMIT_S = 200.0
@@ -36,8 +36,8 @@ _MOVERS = {2, 3}
 """Of six: one has a state directory of its own, one shares it; one tracks a foreign process, one wraps its job."""
 
 
-class Drama:
-    """The cast and its stage. `play`, then `calm`; what does not go as it must is added to `problems`."""
+class Scenario:
+    """All processes and servers. Call `play`, then `calm`; anything wrong is added to `problems`."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Drama:
         api: SentinelServer,
         s3: S3Server,
         relays: Sequence[Relay],
-        witness: Witness,
+        recorder: TrafficRecorder,
         uploaders: Sequence[Uploader],
         collectors: Sequence[Collector],
     ) -> None:
@@ -54,10 +54,10 @@ class Drama:
         self.api = api
         self.s3 = s3
         self.relays = relays
-        self.witness = witness
+        self.recorder = recorder
         self.uploaders = uploaders
         self.collectors = collectors
-        self.saboteur = Saboteur(self)
+        self.injector = FaultInjector(self)
         self.problems: list[str] = []
         self.fresh_outputs: list[Path] = []
         self._began_at = 0.0
@@ -73,7 +73,7 @@ class Drama:
         self._until(lambda: all(one.has_begun for one in everybody), "everybody has begun")
         self._began_at = time.monotonic()
         for disturbance in disturbances:
-            self._at(disturbance.at_s, lambda chosen=disturbance: self.saboteur.disturb(chosen))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            self._at(disturbance.at_s, lambda chosen=disturbance: self.injector.disturb(chosen))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
         while self._actions:
             when, _, action = self._actions[0]
             if time.monotonic() - self._began_at >= when:
@@ -127,7 +127,7 @@ class Drama:
 
     def uploader_at_hand(self, collector: Collector) -> Uploader | None:
         """Return the uploader that a collector has spoken to last, `None` before it has."""
-        homes = dict(self.witness.homes.get(collector.run.name, {}))
+        homes = dict(self.recorder.homes.get(collector.run.name, {}))
         if not homes:
             return None
         port = max(homes, key=homes.__getitem__).port
@@ -136,7 +136,7 @@ class Drama:
     def refusals_for_room(self) -> int:
         """Count what uploaders have refused because it could not be written, starting included."""
         failed_starts = sum(one.log.read_text(encoding="utf-8").count("no room in the spool") for one in self.uploaders)
-        return self.witness.rejects["busy"] + failed_starts
+        return self.recorder.rejects["busy"] + failed_starts
 
     def _at(self, at_s: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._actions, (at_s, next(self._tickets), action))
@@ -205,9 +205,9 @@ class Drama:
 
 
 @contextmanager
-def stage(home: Home, *, collectors: int, uploaders: int, stale_after_s: float) -> Iterator[Drama]:
+def stage(home: Home, *, collectors: int, uploaders: int, stale_after_s: float) -> Iterator[Scenario]:
     """Set up servers, relays and disks, and take everything down again, the processes first."""
-    keyring, witness = Keyring(), Witness()
+    keyring, recorder = Keyring(), TrafficRecorder()
     with ExitStack() as stack:
         s3 = stack.enter_context(S3Server(keyring))
         root = "s3://bucket/some prefix+@x"
@@ -218,7 +218,7 @@ def stage(home: Home, *, collectors: int, uploaders: int, stale_after_s: float) 
             port = free_port()
             token = f"{TOKEN}-{number}"
             api.tokens.add(token)
-            relays.append(stack.enter_context(Relay(port, witness)))
+            relays.append(stack.enter_context(Relay(port, recorder)))
             # The last one's spool is so small that an outage fills it.
             small = number == uploaders - 1 and number > 0
             uploader = Uploader(
@@ -233,4 +233,4 @@ def stage(home: Home, *, collectors: int, uploaders: int, stale_after_s: float) 
             for number in range(collectors)
         ]
         stack.callback(home.close)
-        yield Drama(home, api=api, s3=s3, relays=relays, witness=witness, uploaders=servers, collectors=cast)
+        yield Scenario(home, api=api, s3=s3, relays=relays, recorder=recorder, uploaders=servers, collectors=cast)

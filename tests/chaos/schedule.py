@@ -66,7 +66,7 @@ _LASTS_S = {
 class Disturbance:
     """One thing that goes wrong `at_s` seconds after the beginning.
 
-    `lasts_s`: how long a process is down, paused or hung, or the network troubled. `which` picks a process (modulo
+    `lasts_s`: how long a process is down, paused or hung, or the network disturbed. `which` picks a process (modulo
     their number).
     """
 

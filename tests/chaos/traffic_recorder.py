@@ -1,4 +1,4 @@
-"""Overhears the conversation: which rows an uploader has acknowledged, whatever becomes of either process."""
+"""Records the traffic: the rows that an uploader has acknowledged, even when either process dies."""
 
 import time
 from collections import Counter, defaultdict
@@ -63,17 +63,17 @@ class Place(NamedTuple):
     run_key: str
 
 
-class Witness:
-    """What all conversations together have come to.
+class TrafficRecorder:
+    """The sum of all conversations.
 
-    `acknowledged` holds CSV lines by run key, `greeted_at` when (monotonic seconds) each collector said `Hello`, by run
+    `acknowledged` holds CSV lines by run key, `hello_times` the monotonic seconds of each collector's `Hello`, by run
     key and incarnation, `rejects` how often an uploader refused, by code. `promised` holds the highest number that each
     uploader (by its port) has acknowledged, by run key and incarnation: a key may be another run's later. `homes` holds
     by name of the job where its collectors have said `Hello` under which key, and when they did so last.
     """
 
     def __init__(self) -> None:
-        self.greeted_at: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self.hello_times: dict[tuple[str, str], list[float]] = defaultdict(list)
         self.rejects: Counter[str] = Counter()
         self.promised: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
         self.acknowledged: dict[str, set[str]] = defaultdict(set)
@@ -83,7 +83,7 @@ class Witness:
     def greeted(self, port: int, hello: Hello) -> None:
         """A collector has said `Hello`."""
         now = time.monotonic()
-        self.greeted_at[hello.run_key, hello.epoch].append(now)
+        self.hello_times[hello.run_key, hello.epoch].append(now)
         self.homes[str(hello.metadata.get("job_name"))][Place(port, hello.run_key)] = now
 
     def sent(self, hello: Hello, samples: Samples) -> None:
@@ -104,8 +104,8 @@ class Witness:
 class Conversation:
     """One connection as it passes by."""
 
-    def __init__(self, witness: Witness, port: int) -> None:
-        self._witness = witness
+    def __init__(self, recorder: TrafficRecorder, port: int) -> None:
+        self._recorder = recorder
         self._port = port
         self._from_collector = Frames()
         self._from_uploader = Frames()
@@ -120,9 +120,9 @@ class Conversation:
                     # Answers to what was sent for another run may still be under way.
                     self._is_new_run = self._hello is not None and self._hello.run_key != hello.run_key
                     self._hello = hello
-                    self._witness.greeted(self._port, hello)
+                    self._recorder.greeted(self._port, hello)
                 case Samples() as samples if self._hello is not None:
-                    self._witness.sent(self._hello, samples)
+                    self._recorder.sent(self._hello, samples)
                 case Samples() | Finish() | Ping():
                     pass
 
@@ -131,11 +131,11 @@ class Conversation:
         for frame in self._from_uploader.feed(piece):
             message = decode_from_uploader(frame)
             if isinstance(message, Reject):
-                self._witness.rejects[message.code] += 1
+                self._recorder.rejects[message.code] += 1
             if self._hello is None:
                 continue
             if isinstance(message, Welcome):
                 self._is_new_run = False
-                self._witness.durable(self._port, self._hello, message.next_seq - 1)
+                self._recorder.durable(self._port, self._hello, message.next_seq - 1)
             elif isinstance(message, Ack | Reject) and not self._is_new_run:
-                self._witness.durable(self._port, self._hello, message.seq)
+                self._recorder.durable(self._port, self._hello, message.seq)

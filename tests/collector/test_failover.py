@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import pytest
 from chaos.relay import Relay
-from chaos.traffic_recorder import Witness
+from chaos.traffic_recorder import TrafficRecorder
 from fakes.offset_clock import OffsetClock
 from fakes.process_harness import COLLECTOR, UPLOADER, Home, kill_collector, rows_of_file, wait_until
-from fakes.web import free_port
+from fakes.strict_http_server import free_port
 from rows import row
 
 from sentinel_collector.console import Console, Verbosity
@@ -42,11 +42,11 @@ _M = TypeVar("_M", bound=CollectorMessage)
 class Uploader:
     """One of several, reached through a relay."""
 
-    def __init__(self, home: Home, name: str, witness: Witness) -> None:
+    def __init__(self, home: Home, name: str, recorder: TrafficRecorder) -> None:
         self._home = home
         self._name = name
         self._port = free_port()
-        self.relay = Relay(self._port, witness)
+        self.relay = Relay(self._port, recorder)
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -88,9 +88,9 @@ class Two:
 
 @pytest.fixture
 def two(home: Home) -> Iterator[Two]:
-    witness = Witness()
+    recorder = TrafficRecorder()
     with contextlib.ExitStack() as stack:
-        uploaders = [Uploader(home, name, witness) for name in ("one", "other")]
+        uploaders = [Uploader(home, name, recorder) for name in ("one", "other")]
         for uploader in uploaders:
             stack.enter_context(uploader.relay)
             uploader.start()

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes.minimal_collector import WRAPPER, Events, counting_job, wrapping
 from fakes.unprivileged import unprivileged
-from fakes.wrapper import WRAPPER, Events, counting_job, wrapping
 
 from sentinel_collector.job.process import Job, JobStartError
 from sentinel_collector.job.signals import Signals

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.curve_uploader import Guarded
+from fakes.curve_uploader import CurveUploader
 from fakes.offset_clock import OffsetClock
 from fakes.process_harness import COLLECTOR, DEADLINE_S, UPLOADER, Home, rows_of_file, wait_until
-from fakes.web import free_port
+from fakes.strict_http_server import free_port
 from rows import row
 
 from sentinel_collector.console import Console, Verbosity
@@ -323,7 +323,7 @@ def test_rows_for_an_uploader_that_does_not_run_are_told_once_with_where_they_ar
 
 
 def test_rows_for_an_uploader_that_lets_nobody_in_are_told_with_its_reason(home: Home, tmp_path: Path) -> None:
-    with contextlib.closing(Guarded(tmp_path)) as guarded:
+    with contextlib.closing(CurveUploader(tmp_path)) as guarded:
         state = State(home.directory, guarded.url)
         state.left("one", 3)
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from fakes.fake_procfs import CostlyClock, FakeProc
 from fakes.process_harness import Home, rows_of_file
-from fakes.processes import CostlyClock, FakeProc
 
 from sentinel_collector.sensors.process_tree.process import TrackedProcess
 from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE, PssEstimator

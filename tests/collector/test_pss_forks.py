@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fakes.processes import CostlyClock, FakeProc
+from fakes.fake_procfs import CostlyClock, FakeProc
 
 from sentinel_collector.sensors.process_tree.process import TrackedProcess
 from sentinel_collector.sensors.process_tree.pss_estimator import PssEstimator

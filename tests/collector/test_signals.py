@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes.minimal_collector import WRAPPER, Events, counting_job, wrapping
 from fakes.terminal import Terminal
-from fakes.wrapper import WRAPPER, Events, counting_job, wrapping
 
 from sentinel_collector.job.signals import FORWARDED, Action, ReceivedSignal, SignalPolicy, Signals
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from fakes.backend import TOKEN, Backend
 from fakes.process_harness import UPLOADER, Home, wait_until
-from fakes.recording import Recording, assert_delivered, only_status
+from fakes.recorded_job import RecordedJob, assert_delivered, only_status
 
 UPLOADS = ("--upload-interval", "0.2")
 INLINE = ("--upload-interval", "60")
@@ -22,7 +22,7 @@ def statuses(backend: Backend, call: str) -> list[int | None]:
 
 def test_404_at_refresh_parks_the_run_keeps_its_rows_and_says_so(home: Home, backend: Backend) -> None:
     home.start_uploader(*UPLOADS, env=backend.environ)
-    recording = Recording(home, wait_s=FOR_EVER)
+    recording = RecordedJob(home, wait_s=FOR_EVER)
     wait_until(backend.s3.objects, "an object is stored")
     run = backend.only_run()
     backend.api.forget(run.run_id)
@@ -44,7 +44,7 @@ def test_404_at_finish_parks_the_run_keeps_its_rows_and_says_so(
     home: Home, backend: Backend, words: tuple[str, ...]
 ) -> None:
     home.start_uploader(*words, env=backend.environ)
-    recording = Recording(home, wait_s=FOR_EVER)
+    recording = RecordedJob(home, wait_s=FOR_EVER)
     recording.wait_for_rows(3)
     wait_until(lambda: backend.api.runs, "the run is registered")
     if words is UPLOADS:
@@ -59,7 +59,7 @@ def test_404_at_finish_parks_the_run_keeps_its_rows_and_says_so(
 
 
 def assert_kept_and_delivered_when_the_server_remembers(
-    home: Home, backend: Backend, run: Any, recording: Recording, reason: str
+    home: Home, backend: Backend, run: Any, recording: RecordedJob, reason: str
 ) -> None:
     spool = ("--spool", str(home.directory / "spool"))
     status = only_status(home)
@@ -78,7 +78,7 @@ def assert_kept_and_delivered_when_the_server_remembers(
 def test_refused_token_is_told_to_whoever_waits_for_the_agent(backend: Backend, home: Home) -> None:
     summary = home.directory / "summary.json"
     environ = backend.environ | {"SENTINEL_API_TOKEN": "another-token"}
-    recording = Recording(home, "--summary-json", str(summary), wait_s=0.5, env=environ)
+    recording = RecordedJob(home, "--summary-json", str(summary), wait_s=0.5, env=environ)
     wait_until(lambda: 401 in statuses(backend, "register"), "the token is refused")
     said = recording.end()
 
@@ -87,9 +87,11 @@ def test_refused_token_is_told_to_whoever_waits_for_the_agent(backend: Backend, 
     figures = json.loads(summary.read_text(encoding="utf-8"))
     assert f"`sentinel-uploader show {figures['run_key']}`" in said
     assert (figures["durable"], figures["delivered"], figures["parked"]) == (True, False, False)
-    assert "HTTP 401" in figures["trouble"]
+    assert "HTTP 401" in figures["delivery_error"]
+    # The former name.
+    assert figures["trouble"] == figures["delivery_error"]
     assert "another-token" not in said
-    # The home is closed before the backend: its agent has nothing to wait for when it is told to end.
+    # The home is closed before the backend: its local uploader has nothing to wait for when it is stopped.
     backend.api.tokens.add("another-token")
 
 
@@ -102,7 +104,7 @@ def test_token_file_that_holds_none_is_told_to_whoever_waits(
         token_file.write_text(content, encoding="utf-8")
     environ = backend.environ | {"SENTINEL_API_TOKEN": "", "SENTINEL_API_TOKEN_FILE": str(token_file)}
     home.start_uploader(env=environ)
-    recording = Recording(home, wait_s=0.5)
+    recording = RecordedJob(home, wait_s=0.5)
     said = recording.end()
 
     assert f"not delivered yet: SENTINEL_API_TOKEN_FILE={token_file}: " in said
@@ -114,7 +116,7 @@ def test_token_file_that_holds_none_is_told_to_whoever_waits(
 def test_end_of_a_run_without_waiting_names_the_run_and_the_trouble_known_by_then(home: Home, backend: Backend) -> None:
     refused = backend.s3.faults.add("put", code="NoSuchBucket")
     home.start_uploader(*UPLOADS, env=backend.environ)
-    recording = Recording(home, wait_s=0)
+    recording = RecordedJob(home, wait_s=0)
     wait_until(lambda: refused.fired and only_status(home)["last_error"], "storage refuses")
     said = recording.end()
 
@@ -129,7 +131,7 @@ def test_end_of_a_run_without_waiting_names_the_run_and_the_trouble_known_by_the
 def test_run_that_waits_behind_anothers_try_tells_what_for(home: Home, backend: Backend) -> None:
     backend.api.tokens = set()
     home.start_uploader(*UPLOADS, env=backend.environ)
-    first = Recording(home, wait_s=0.5)
+    first = RecordedJob(home, wait_s=0.5)
     wait_until(lambda: 401 in statuses(backend, "register"), "the token is refused")
     second = home.collector("--connect", home.address, "--wait", "3.5", "--run-key", "the second", "--", "true")
     first.end()

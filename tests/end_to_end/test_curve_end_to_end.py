@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fakes.process_harness import COLLECTOR, UPLOADER, Home, rows_of_file, wait_until
-from fakes.web import free_port
+from fakes.strict_http_server import free_port
 
 
 class Remote:

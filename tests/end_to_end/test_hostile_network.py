@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import zmq
-from fakes.hand_written import OUT, Chatter, HandWritten
+from fakes.independent_client import OUT, Chatter, IndependentClient
 from fakes.process_harness import UPLOADER, Home, wait_until
 from fakes.traffic_recorder import Tap
 from fakes.two_machines import CannotMakeError, TwoMachines
@@ -92,14 +92,14 @@ class Published:
         wait_until(lambda: self._lets_in(keys), f"{name} is on the list")
         return keys
 
-    def connect(self, keys: ClientCurveKeys, *, url: str | None = None) -> HandWritten:
+    def connect(self, keys: ClientCurveKeys, *, url: str | None = None) -> IndependentClient:
         """A connection from the far machine."""
         made = self._made(keys, url or self.url)
         self.open.callback(made.close)
         return made
 
-    def _made(self, keys: ClientCurveKeys, url: str) -> HandWritten:
-        return HandWritten(self._context, url, public=keys.own.public, secret=keys.own.secret, server=keys.server)
+    def _made(self, keys: ClientCurveKeys, url: str) -> IndependentClient:
+        return IndependentClient(self._context, url, public=keys.own.public, secret=keys.own.secret, server=keys.server)
 
     def _lets_in(self, keys: ClientCurveKeys) -> bool:
         with contextlib.closing(self._made(keys, self.url)) as made:
@@ -156,7 +156,7 @@ def published(home: Home, machines: TwoMachines) -> Iterator[Published]:
     assert "Traceback" not in made.log()
 
 
-def begin(client: HandWritten, key: str = RUN_KEY, incarnation: str = "first") -> Any:
+def begin(client: IndependentClient, key: str = RUN_KEY, incarnation: str = "first") -> Any:
     client.say("hello", 1, key, incarnation, 1.0)
     return client.hear_until("welcome")
 

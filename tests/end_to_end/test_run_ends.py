@@ -24,7 +24,7 @@ from fakes.process_harness import (
     rows_of_file,
     wait_until,
 )
-from fakes.recording import Recording
+from fakes.recorded_job import RecordedJob
 
 from sentinel_protocol.wire.sample import COLUMNS
 from sentinel_uploader.admin.status_reader import read_status
@@ -94,7 +94,7 @@ def test_job_that_is_killed_by_a_signal_ends_its_run_as_failed_with_128_and_the_
 def test_end_of_a_job_is_seen_at_once_and_all_rows_are_summed(home: Home) -> None:
     home.start_uploader()
     summary = home.directory / "summary.json"
-    recording = Recording(home, "--summary-json", str(summary))
+    recording = RecordedJob(home, "--summary-json", str(summary))
     recording.wait_for_rows(65)
     before = len(recording.rows())
     recording.end()
@@ -105,7 +105,7 @@ def test_end_of_a_job_is_seen_at_once_and_all_rows_are_summed(home: Home) -> Non
 
 def test_job_that_ends_while_its_collector_is_stopped_has_one_row_more_and_none_without_memory(home: Home) -> None:
     home.start_uploader()
-    recording = Recording(home)
+    recording = RecordedJob(home)
     recording.wait_for_rows(5)
     collector = recording.process
     job = job_of(collector.pid)

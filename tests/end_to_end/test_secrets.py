@@ -133,7 +133,7 @@ def test_no_secret_is_written_by_a_collector_and_the_agent_that_it_starts(home: 
     process = home.start(*words, env=environ)
     secrets = [TOKEN, *PLANTED.values()]
     mark = f"XDG_RUNTIME_DIR={home.runtime}\0".encode()
-    wait_until(lambda: refused.fired, "the agent has asked the API")
+    wait_until(lambda: refused.fired, "the uploader has asked the API")
     assert processes_with(mark, secrets, environ=False) == {}
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fakes.listening import Listening
+from fakes.intake_thread import IntakeThread
 from fakes.process_harness import wait_until
 from fakes.uploader_harness import SPOOL_BYTES
 from sentinel_protocol.common.clock import SystemClock
@@ -21,7 +21,7 @@ from sentinel_uploader.telemetry.counters import Counters
 ANY_PORT = "tcp://127.0.0.1:*"
 
 
-class Guarded(Listening):
+class CurveUploader(IntakeThread):
     """Listens with keys; `key_of` makes a client and returns what it needs. `asked` are limits of each client."""
 
     def __init__(

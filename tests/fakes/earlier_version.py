@@ -39,7 +39,7 @@ class EarlierVersion:
         return self._module(self._uploader)
 
     def _module(self, name: str) -> list[str]:
-        # `-m` is what its own agent is started with; this one's arguments begin behind its name.
+        # `-m` is what its own uploader is started with; this one's arguments begin behind its name.
         code = (
             "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); name = sys.argv.pop(1);"
             "runpy.run_module(name, run_name='__main__', alter_sys=True)"

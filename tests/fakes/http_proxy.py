@@ -8,10 +8,10 @@ import socketserver
 import threading
 from collections.abc import Mapping
 
-from fakes.threaded import Threaded
+from fakes.background_thread import BackgroundThread
 
 
-class HttpProxy(Threaded):
+class HttpProxy(BackgroundThread):
     """A proxy at `address` (`HOST:PORT`); `with` starts and stops it.
 
     `routes` sends a destination (`HOST:PORT`) to another port of loopback, so that any name can be reached; nothing

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
-from fakes.threaded import Threaded
+from fakes.background_thread import BackgroundThread
 
 TOKEN = "AQAEAMade-Up_Token=="
 HUGE_BYTES = 16 << 20
@@ -235,7 +235,7 @@ class _Server(ThreadingHTTPServer):
     block_on_close = True
 
 
-class MetadataServer(Threaded):
+class MetadataServer(BackgroundThread):
     """Serves `play` on a loopback port as long as the `with` lasts; `asked` holds what came, in order.
 
     Requests for `mishap_paths` (all when empty) meet the `mishap`: `hang` never answers, `drip` sends a byte at a time

@@ -136,7 +136,7 @@ class Home:
         return rows_of_objects((self.runs / run["run_id"] / name).read_bytes() for name in run["objects"])
 
     def close(self) -> None:
-        """End what still runs, agents included."""
+        """End the remaining processes, local uploaders included."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()

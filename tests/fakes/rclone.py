@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fakes.web import free_port
+from fakes.strict_http_server import free_port
 
 ACCESS_KEY = "rclone-access-key"
 SECRET_KEY = "rclone/secret+key"

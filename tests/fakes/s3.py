@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from fakes.faults import Fault, Recorded
 from fakes.keyring import Issued, Keyring
-from fakes.web import Reply, WebServer
+from fakes.strict_http_server import Reply, StrictHttpServer
 
 STATUS_OF_CODE = {
     "AccessDenied": 403,
@@ -54,7 +54,7 @@ class _Authorization(NamedTuple):
     signature: str
 
 
-class S3Server(WebServer):
+class S3Server(StrictHttpServer):
     """Storage for `s3://BUCKET/KEY`, addressed by path, or by host under `amazonaws.com` (through a proxy).
 
     `keyring` knows the credentials. `buckets` limits which exist (`None`: all). With `wrong_region="redirect"` a wrong

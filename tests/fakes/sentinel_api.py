@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from fakes.contract import check_finish, check_registration, count_rows
 from fakes.faults import Recorded
 from fakes.keyring import Issued, Keyring
-from fakes.web import Reply, WebServer
+from fakes.strict_http_server import Reply, StrictHttpServer
 
 EXPIRY_FORMATS: Mapping[str, Callable[[float], str]] = {
     "z": lambda at: datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -64,7 +64,7 @@ class Behaviour:
     region: str | None = "us-east-1"
 
 
-class SentinelServer(WebServer):
+class SentinelServer(StrictHttpServer):
     """The API at `url` (with `path_prefix`), for the bearer tokens in `tokens` (a set that tests may change).
 
     `keyring` holds what was issued: give it to the storage stand-in. `upload_root` (`s3://BUCKET[/PREFIX]`) is where

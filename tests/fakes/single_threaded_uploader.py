@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fakes.scripted_backend import SteppedClock
 from fakes.strict_backend import StrictAPI, StrictBackend, StrictStore
-from fakes.uploader_harness import Delivery
+from fakes.uploader_harness import UploaderHarness
 from sentinel_protocol.wire.messages import UploaderMessage, decode_from_uploader
 from sentinel_uploader.runs.ports import Backend
 from sentinel_uploader.runs.schedule import Policy
@@ -47,7 +47,7 @@ class Turns:
         self.tasks.append(task)
 
 
-class TurnedUploader:
+class SingleThreadedUploader:
     """An uploader over the spool in `directory`."""
 
     def __init__(
@@ -63,7 +63,7 @@ class TurnedUploader:
         self._clock = clock
         self._wire = Wire(heard)
         api, store = StrictAPI(backend, inline_limit_bytes=policy.inline_limit_bytes), StrictStore(backend)
-        self._parts = Delivery(
+        self._parts = UploaderHarness(
             directory,
             policy=policy,
             clock=clock,

@@ -67,7 +67,7 @@ def open_spool_at(directory: Path, clock: SteppedClock, *, max_bytes: int = SPOO
     return Spool(Database(str(directory), max_bytes=max_bytes), clock=clock)
 
 
-class Delivery:
+class UploaderHarness:
     """Everything between the socket and the outside; `settle` does all that is due now."""
 
     def __init__(
@@ -187,8 +187,8 @@ class Delivery:
 
 
 @contextmanager
-def delivery(directory: Path, **options: Any) -> Iterator[Delivery]:
-    made = Delivery(directory, **options)
+def delivery(directory: Path, **options: Any) -> Iterator[UploaderHarness]:
+    made = UploaderHarness(directory, **options)
     try:
         yield made
     finally:

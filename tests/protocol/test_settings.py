@@ -218,7 +218,8 @@ def test_an_unknown_flag_is_wrong_use_and_names_the_nearest(capsys: pytest.Captu
     for words, expected in [
         (["--upload-intervall=5"], "unrecognized arguments: --upload-intervall=5; did you mean '--upload-interval'?"),
         (["--upload", "5"], "unrecognized arguments: --upload 5"),
-        (["--upload-interval"], "argument --upload-interval: expected one argument\n"),
+        (["--uplobogus"], "demo: unrecognized arguments: --uplobogus; see `demo --help`\n"),
+        (["--upload-interval"], "argument --upload-interval: expected one argument; see `demo --help`\n"),
     ]:
         with pytest.raises(SystemExit) as caught:
             resolved(*words)

@@ -11,9 +11,9 @@ import pytest
 from fakes.backend import TOKEN, Backend
 from fakes.process_harness import Home, wait_until
 from fakes.raw_collector import Collectors
-from fakes.recording import Recording, assert_delivered, only_status
+from fakes.recorded_job import RecordedJob, assert_delivered, only_status
+from fakes.strict_http_server import free_port
 from fakes.uploader_harness import finish, hello, row_numbers, samples
-from fakes.web import free_port
 
 from sentinel_protocol.wire.messages import Finished, Welcome
 
@@ -40,7 +40,7 @@ def test_api_that_is_away_for_longer_than_the_whole_run_gets_it_afterwards(home:
         "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{ports[1]}",
     }
     home.start_uploader(*UPLOADS, env=environ)
-    recording = Recording(home, wait_s=0)
+    recording = RecordedJob(home, wait_s=0)
     recording.wait_for_rows(5)
     wait_until(lambda: "Connection refused" in log_of(home), "the API is missed")
     wait_until(lambda: only_status(home)["rows_waiting"] >= 5, "the rows are acknowledged all the same")
@@ -57,7 +57,7 @@ def test_401_until_the_token_file_is_rotated_is_asked_again_at_once_then(home: H
     token_file.write_text("the-old-token\n", encoding="utf-8")
     environ = backend.environ | {"SENTINEL_API_TOKEN": "", "SENTINEL_API_TOKEN_FILE": str(token_file)}
     home.start_uploader(*UPLOADS, env=environ)
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(lambda: 401 in statuses(backend, "register"), "the token is refused")
     recording.wait_for_rows(5)
     rotate(token_file, TOKEN)
@@ -95,7 +95,7 @@ def test_422_for_tags_costs_the_tags_and_a_warning(
 ) -> None:
     backend.api.behaviour.tags = wanted
     home.start_uploader(*UPLOADS, env=backend.environ)
-    recording = Recording(home, "--tag", "model=small", "--job-name", "tagged")
+    recording = RecordedJob(home, "--tag", "model=small", "--job-name", "tagged")
     wait_until(backend.s3.objects, "an object is stored")
     recording.end()
 
@@ -127,7 +127,7 @@ def test_422_for_pid_costs_the_pid_and_a_warning(home: Home, backend: Backend, c
 def test_gzip_that_is_refused_is_sent_plain(home: Home, backend: Backend, status: int) -> None:
     backend.api.behaviour.gzip, backend.api.behaviour.gzip_refusal = "refused", status
     home.start_uploader(*INLINE, env=backend.environ)
-    recording = Recording(home)
+    recording = RecordedJob(home)
     recording.wait_for_rows(3)
     recording.end()
 
@@ -149,7 +149,7 @@ def test_finish_that_was_accepted_but_not_answered_is_no_error_and_no_loop(
     backend.api.behaviour.second_finish = again
     fault = backend.api.faults.add("finish", **lost, times=1)
     home.start_uploader(*UPLOADS, env=backend.environ)
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(backend.s3.objects, "an object is stored")
     said = recording.end()
 
@@ -164,7 +164,7 @@ def test_finish_that_was_accepted_but_not_answered_is_no_error_and_no_loop(
 def test_malformed_json_is_asked_for_again(home: Home, backend: Backend, call: str) -> None:
     malformed = backend.api.faults.add(call, status=200, body=b'{"run_id": "half', times=1)
     home.start_uploader(*UPLOADS, env=backend.environ)
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(backend.s3.objects, "an object is stored")
     backend.keyring.revoke_all()
     wait_until(lambda: 200 in [r.status for r in backend.api.requests.of("refresh") if r.fault is None], "a refresh")
@@ -185,7 +185,7 @@ def test_call_that_hangs_is_given_up_after_our_own_timeout(
 ) -> None:
     hang = backend.api.faults.add(call, hang=True, after_effect=after_effect, times=1)
     home.start_uploader(*UPLOADS, env=backend.environ | {"SENTINEL_CALL_TIMEOUT": "1"})
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(backend.s3.objects, "an object is stored")
     backend.keyring.revoke_all()
     stored = len(backend.s3.objects())
@@ -209,7 +209,7 @@ def test_answers_of_200_mb_are_not_held(home: Home, backend: Backend) -> None:
         backend.api.faults.add("refresh", status=200, huge_body_bytes=HUGE_BYTES, times=1),
         backend.api.faults.add("finish", status=500, huge_body_bytes=HUGE_BYTES, times=1),
     ]
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(backend.s3.objects, "an object is stored")
     backend.keyring.revoke_all()
     stored = len(backend.s3.objects())
@@ -237,7 +237,7 @@ def peak_memory_mib(pid: int) -> float:
 def test_credentials_without_expiry_are_used_until_storage_refuses_them(home: Home, backend: Backend) -> None:
     backend.api.behaviour.expiry_key = ""
     home.start_uploader(*UPLOADS, env=backend.environ)
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(lambda: len(backend.s3.objects()) >= 3, "objects are stored")
     assert statuses(backend, "refresh") == []
     assert backend.keyring.revoke_all() == 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 import zmq.utils.z85
-from fakes.curve_uploader import Guarded
+from fakes.curve_uploader import CurveUploader
 from fakes.process_harness import Home, python, wait_until
 from fakes.raw_collector import PATIENCE_S, Collectors, RawCollector, collectors_of
 from fakes.scripted_backend import SteppedClock
@@ -37,19 +37,19 @@ GREETING_BYTES = 64
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Guarded]:
-    made = Guarded(tmp_path)
+def guarded(tmp_path: Path) -> Iterator[CurveUploader]:
+    made = CurveUploader(tmp_path)
     yield made
     made.close()
 
 
 @pytest.fixture
-def collectors(guarded: Guarded) -> Iterator[Collectors]:
+def collectors(guarded: CurveUploader) -> Iterator[Collectors]:
     with collectors_of(guarded.url) as made:
         yield made
 
 
-def stranger_to(guarded: Guarded, directory: Path) -> ClientCurveKeys:
+def stranger_to(guarded: CurveUploader, directory: Path) -> ClientCurveKeys:
     """Valid keys that are on no list, and the right server key."""
     other = KeyStore(str(directory / "stranger"))
     other.init()
@@ -62,19 +62,21 @@ def is_talking(collector: RawCollector) -> None:
     assert collector.hear(Ack) == Ack(2)
 
 
-def nothing_was_read(guarded: Guarded) -> None:
+def nothing_was_read(guarded: CurveUploader) -> None:
     assert guarded.counters.messages.value() == 0
     assert not guarded.runs()
 
 
-def test_a_client_on_the_list_comes_in_and_its_runs_bear_its_name(guarded: Guarded, collectors: Collectors) -> None:
+def test_a_client_on_the_list_comes_in_and_its_runs_bear_its_name(
+    guarded: CurveUploader, collectors: Collectors
+) -> None:
     is_talking(collectors.connect(keys=guarded.key_of("alice")))
     assert list(guarded.runs()) == [("alice", "run")]
     assert guarded.server.connections == 1
 
 
 def test_without_a_key_nothing_is_read_and_nothing_answered(
-    guarded: Guarded, collectors: Collectors, tmp_path: Path
+    guarded: CurveUploader, collectors: Collectors, tmp_path: Path
 ) -> None:
     alice = guarded.key_of("alice")
     stranger = stranger_to(guarded, tmp_path)
@@ -102,7 +104,7 @@ _PRODDING = {
 }
 
 
-def test_a_port_scanner_learns_what_everybody_may_know(guarded: Guarded) -> None:
+def test_a_port_scanner_learns_what_everybody_may_know(guarded: CurveUploader) -> None:
     port = int(guarded.url.rpartition(":")[2])
     with contextlib.ExitStack() as stack:
         scanners = {}
@@ -140,7 +142,7 @@ def test_a_probe_of_a_unix_socket_is_not_counted_as_rejected(home: Home) -> None
         assert counters.rejected.value("silent") == 1
 
 
-def test_without_its_authenticator_a_socket_admits_no_client(guarded: Guarded, collectors: Collectors) -> None:
+def test_without_its_authenticator_a_socket_admits_no_client(guarded: CurveUploader, collectors: Collectors) -> None:
     alice, bob = guarded.key_of("alice"), guarded.key_of("bob")
     inside = collectors.connect(keys=alice)
     is_talking(inside)
@@ -236,7 +238,7 @@ def test_an_authenticator_that_fails_admits_no_client(caplog: pytest.LogCaptureF
     assert "connection guard failed unexpectedly" in caplog.text
 
 
-def test_a_revoked_key_is_disconnected_at_once_and_no_other(guarded: Guarded, collectors: Collectors) -> None:
+def test_a_revoked_key_is_disconnected_at_once_and_no_other(guarded: CurveUploader, collectors: Collectors) -> None:
     alice = collectors.connect(keys=guarded.key_of("alice"))
     bob = collectors.connect(keys=guarded.key_of("bob"))
     for collector in (alice, bob):
@@ -253,7 +255,7 @@ def test_a_revoked_key_is_disconnected_at_once_and_no_other(guarded: Guarded, co
     assert not guarded.runs()["alice", "run"].record.has_ended
 
 
-def test_a_pending_connection_of_a_revoked_key_is_closed(guarded: Guarded, collectors: Collectors) -> None:
+def test_a_pending_connection_of_a_revoked_key_is_closed(guarded: CurveUploader, collectors: Collectors) -> None:
     port = guarded.url.rpartition(":")[2]
     with collectors_of(f"tcp://127.0.0.2:0;127.0.0.1:{port}") as elsewhere:
         for place, name in ((collectors, "alice"), (elsewhere, "bob")):
@@ -266,7 +268,9 @@ def test_a_pending_connection_of_a_revoked_key_is_closed(guarded: Guarded, colle
         nothing_was_read(guarded)
 
 
-def test_each_message_is_looked_at_though_its_connection_is_open(guarded: Guarded, collectors: Collectors) -> None:
+def test_each_message_is_looked_at_though_its_connection_is_open(
+    guarded: CurveUploader, collectors: Collectors
+) -> None:
     alice = collectors.connect(keys=guarded.key_of("alice"))
     is_talking(alice)
     # The guard has stopped. What is left is the check of each message's key.
@@ -281,7 +285,7 @@ def test_each_message_is_looked_at_though_its_connection_is_open(guarded: Guarde
     assert guarded.runs()["alice", "run"].durable_seq == 2
 
 
-def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, collectors: Collectors) -> None:
+def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: CurveUploader, collectors: Collectors) -> None:
     alice = collectors.connect(keys=guarded.key_of("alice"))
     is_talking(alice)
     mallory = collectors.connect(keys=guarded.key_of("mallory"))
@@ -302,7 +306,7 @@ def test_a_client_neither_reaches_nor_finds_another_s_run(guarded: Guarded, coll
     assert runs["alice", "run"].record.epoch == "first"
 
 
-def test_a_new_key_under_an_old_name_goes_on_with_its_runs(guarded: Guarded, collectors: Collectors) -> None:
+def test_a_new_key_under_an_old_name_goes_on_with_its_runs(guarded: CurveUploader, collectors: Collectors) -> None:
     old = collectors.connect(keys=guarded.key_of("alice"))
     is_talking(old)
     new = collectors.connect(keys=guarded.key_of("alice", replace=True))
@@ -311,7 +315,7 @@ def test_a_new_key_under_an_old_name_goes_on_with_its_runs(guarded: Guarded, col
     assert new.hear(Welcome).next_seq == 3
 
 
-def test_a_connection_of_its_own_is_no_way_round_the_list(tmp_path: Path, guarded: Guarded) -> None:
+def test_a_connection_of_its_own_is_no_way_round_the_list(tmp_path: Path, guarded: CurveUploader) -> None:
     """The list is asked again when somebody comes back, also a collector that ZeroMQ would not have come back for."""
     keys = guarded.key_of("alice")
     guarded.store.revoke("alice")
@@ -338,7 +342,7 @@ def has_connections(router: ZmqServer, expected: int) -> bool:
     return router.connections == expected
 
 
-def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: Guarded) -> None:
+def test_a_collector_says_in_words_why_it_is_not_let_in(guarded: CurveUploader) -> None:
     alice = guarded.key_of("alice")
     address = parse_address(guarded.url, bind=False)
     for keys, words in (
@@ -398,7 +402,7 @@ def test_an_uploader_that_ends_amid_handshakes_is_not_said_to_refuse() -> None:
 
 
 def test_a_surplus_connection_is_refused_and_admitted_when_there_is_room(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, limits=ConnectionLimits(max_connections=2, max_per_key=2))
+    guarded = CurveUploader(tmp_path, limits=ConnectionLimits(max_connections=2, max_per_key=2))
     try:
         with collectors_of(guarded.url) as collectors:
             keys = {name: guarded.key_of(name) for name in ("alice", "bob", "carol")}
@@ -419,7 +423,7 @@ def test_a_surplus_connection_is_refused_and_admitted_when_there_is_room(tmp_pat
 
 
 def test_one_client_does_not_take_all_the_room(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, limits=ConnectionLimits(max_connections=10, max_per_key=2))
+    guarded = CurveUploader(tmp_path, limits=ConnectionLimits(max_connections=10, max_per_key=2))
     try:
         with collectors_of(guarded.url) as collectors:
             keys = guarded.key_of("alice")

@@ -11,8 +11,8 @@ from fakes.backend import Backend
 from fakes.crashing import At, BeforeCommit, Plan, Point, Victim, fork_server
 from fakes.process_harness import Home, home_in, wait_until
 from fakes.raw_collector import RawCollector, collectors_of
+from fakes.strict_http_server import StrictHttpServer
 from fakes.uploader_harness import finish, hello, row_numbers, samples
-from fakes.web import WebServer
 
 from sentinel_protocol.wire.messages import Ack, Finished, Samples, UploaderMessage, Welcome
 from sentinel_uploader.admin.status_reader import read_status
@@ -81,7 +81,7 @@ class SentinelTarget:
         names = [uri.removeprefix(f"{run.prefix}/") for uri in run.finish.get("data_uris", [])]
         return Outcome(self.objects(), run.finish | {"data_uris": names})
 
-    def server_of(self, call: str) -> WebServer:
+    def server_of(self, call: str) -> StrictHttpServer:
         return self.backend.s3 if call == "put" else self.backend.api
 
 
@@ -260,7 +260,7 @@ def kill_at(stage: Stage, point: Point | Held, target: Target) -> None:
         victim.assert_killed_at_its_point()
 
 
-def _kill_while_held(stage: Stage, held: Held, server: WebServer) -> None:
+def _kill_while_held(stage: Stage, held: Held, server: StrictHttpServer) -> None:
     seen = 0
 
     def is_the_one(_request: object) -> bool:
@@ -279,7 +279,7 @@ def _kill_while_held(stage: Stage, held: Held, server: WebServer) -> None:
     fault.lift()
 
 
-def _kill_once_held(victim: Victim, held: Held, server: WebServer) -> None:
+def _kill_once_held(victim: Victim, held: Held, server: StrictHttpServer) -> None:
     def is_held() -> bool:
         requests = server.requests.of(held.call)
         return any(one.fault is not None and one.took_effect == held.after_effect for one in requests)

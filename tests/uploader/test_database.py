@@ -205,7 +205,7 @@ def test_second_owner_is_refused_with_a_line_that_names_the_first(directory: Pat
     assert lock_owner_pid(str(directory)) is None
     lock = SpoolLock(str(directory), clock=CLOCK)
     assert lock_owner_pid(str(directory)) == os.getpid()
-    with pytest.raises(SpoolLockedError, match=f"in use by another uploader \\(process {os.getpid()}\\)$"):
+    with pytest.raises(SpoolLockedError, match=f"in use by another uploader \\(process {os.getpid()}\\): end it with"):
         SpoolLock(str(directory), clock=CLOCK)
     lock.release()
     assert lock_owner_pid(str(directory)) is None

@@ -63,7 +63,7 @@ def test_all_is_well(home: Home, backend: Backend) -> None:
         ("ok", "spool"), ("ok", "disk"), ("ok", "descriptors"), ("skipped", "keys"), ("ok", "token"), ("ok", "api"),
         ("ok", "clock"), ("skipped", "credentials"), ("ok", "storage"), ("ok", "clock"), ("skipped", "put"),
     ]  # fmt: skip
-    assert f"0 runs, 0 rows wait, uploader {uploader.pid} runs" in done.stdout
+    assert f"0 runs, 0 rows waiting, uploader {uploader.pid} runs" in done.stdout
     # Nothing was left there.
     assert backend.api.runs == {}
     assert backend.s3.objects() == {}
@@ -311,7 +311,7 @@ def test_spool_with_trouble_inside(tmp_path: Path) -> None:
     assert [(finding.severity, finding.subject) for finding in found] == [
         (Severity.OK, "spool"), (Severity.WARNING, "deliveries"), (Severity.WARNING, "runs"),
     ]  # fmt: skip
-    assert "1 runs, 3 rows wait, no uploader runs" in found[0].text
+    assert "1 run, 3 rows waiting, no uploader runs" in found[0].text
     assert found[1].text == "s3://bucket has failed 4 times, the last time with: HTTP 503 SlowDown"
     directory.chmod(0o755)
     assert f"chmod 700 {directory}" in [finding.remedy for finding in check_spool(str(directory))]
@@ -356,7 +356,7 @@ def test_keys_that_others_can_read_or_change(tmp_path: Path) -> None:
     store.init()
     assert (found().severity, found().remedy) == (Severity.WARNING, "sentinel-uploader keys add NAME")
     secret = Path(store.add("alice", replace=False))
-    assert found() == Finding(Severity.OK, "keys", f"{store.directory}: a server key and 1 clients")
+    assert found() == Finding(Severity.OK, "keys", f"{store.directory}: a server key and 1 client")
     for path, mode, good, text in (
         (secret, 0o640, 0o600, f"other users can read {secret}"),
         (tmp_path / "keys/server.key_secret", 0o644, 0o600, "others may read it"),

@@ -5,7 +5,7 @@ from pathlib import Path
 from fakes.backend import Backend
 from fakes.failing_disk import FailingDisk
 from fakes.process_harness import Home, wait_until
-from fakes.recording import Recording, assert_delivered
+from fakes.recorded_job import RecordedJob, assert_delivered
 
 
 def log_of(home: Home) -> str:
@@ -19,7 +19,7 @@ def test_io_errors_hold_up_acknowledgements_and_are_not_called_a_full_disk(
 ) -> None:
     disk = FailingDisk(tmp_path, "/spool/spool.db")
     home.start_uploader("--upload-interval", "0.2", env=backend.environ | disk.environ)
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(backend.s3.objects, "a first object")
     disk.break_down()
     wait_until(lambda: "spool cannot be written" in log_of(home), "the disk fails")

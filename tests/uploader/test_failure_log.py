@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from fakes.scripted_backend import away, expired, failing
-from fakes.uploader_harness import Delivery, delivery
+from fakes.uploader_harness import UploaderHarness, delivery
 
 
 @pytest.fixture
-def up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Delivery]:
+def up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[UploaderHarness]:
     caplog.set_level(logging.INFO, logger="sentinel_uploader.delivery.failure_log")
     with delivery(tmp_path / "spool") as made:
         yield made
@@ -21,7 +21,7 @@ def said(caplog: pytest.LogCaptureFixture, begin: str) -> list[str]:
 
 
 def test_each_step_of_a_run_that_fails_is_logged_at_once_whatever_failed_before(
-    up: Delivery, caplog: pytest.LogCaptureFixture
+    up: UploaderHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     up.store.script("put", expired())
     up.api.script("refresh", failing(500))
@@ -37,7 +37,7 @@ def test_each_step_of_a_run_that_fails_is_logged_at_once_whatever_failed_before(
 
 
 def test_step_that_goes_on_failing_is_logged_once_a_minute_and_its_recovery_once(
-    up: Delivery, caplog: pytest.LogCaptureFixture
+    up: UploaderHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     failures = 12
     up.store.script("put", *[failing(503)] * failures)
@@ -54,7 +54,7 @@ def test_step_that_goes_on_failing_is_logged_once_a_minute_and_its_recovery_once
 
 
 def test_outage_of_the_api_is_told_at_its_beginning_and_at_its_end(
-    up: Delivery, caplog: pytest.LogCaptureFixture
+    up: UploaderHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
     up.api.script("register", *[away()] * 3)
     up.begin()

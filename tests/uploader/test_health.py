@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fakes.scripted_backend import away
-from fakes.uploader_harness import Delivery, delivery, open_spool_at
+from fakes.uploader_harness import UploaderHarness, delivery, open_spool_at
 
 from sentinel_uploader.admin.requests import retry_run
 from sentinel_uploader.runs.lifecycle import Event
@@ -17,12 +17,12 @@ UNHEALTHY_AFTER_S = 100.0
 
 
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[Delivery]:
+def up(tmp_path: Path) -> Iterator[UploaderHarness]:
     with delivery(tmp_path / "spool") as made:
         yield made
 
 
-def health_of(up: Delivery, *, spool: Spool | None = None, directory: str = "/") -> Health:
+def health_of(up: UploaderHarness, *, spool: Spool | None = None, directory: str = "/") -> Health:
     return Health(
         spool=spool or up.spool,
         directory=directory,
@@ -34,7 +34,7 @@ def health_of(up: Delivery, *, spool: Spool | None = None, directory: str = "/")
     )
 
 
-def test_age_is_that_of_the_oldest_row_that_is_not_delivered(up: Delivery) -> None:
+def test_age_is_that_of_the_oldest_row_that_is_not_delivered(up: UploaderHarness) -> None:
     health = health_of(up)
     assert health.backlog().oldest_s == 0
     run = up.begin(rows=3)
@@ -51,7 +51,7 @@ def test_age_is_that_of_the_oldest_row_that_is_not_delivered(up: Delivery) -> No
     assert (health.backlog().rows, health.backlog().oldest_s) == (1, 5.0)
 
 
-def test_rows_that_do_not_move_make_it_unhealthy_until_they_do(up: Delivery) -> None:
+def test_rows_that_do_not_move_make_it_unhealthy_until_they_do(up: UploaderHarness) -> None:
     health = health_of(up)
     up.store.always["put"] = away()
     run = up.begin(rows=3)
@@ -91,7 +91,7 @@ def test_age_outlives_the_process(tmp_path: Path) -> None:
             again.close()
 
 
-def test_parked_runs_are_told_apart(up: Delivery) -> None:
+def test_parked_runs_are_told_apart(up: UploaderHarness) -> None:
     health = health_of(up)
     run = up.begin(rows=3)
     up.spool.update(run, Event.PERMANENT_FAILURE)
@@ -103,7 +103,7 @@ def test_parked_runs_are_told_apart(up: Delivery) -> None:
     assert health.health_error() != ""
 
 
-def test_loop_that_hangs_is_not_alive(up: Delivery) -> None:
+def test_loop_that_hangs_is_not_alive(up: UploaderHarness) -> None:
     health = health_of(up)
     up.clock.advance(HANG_THRESHOLD_S)
     assert health.liveness_error() == ""
@@ -113,7 +113,7 @@ def test_loop_that_hangs_is_not_alive(up: Delivery) -> None:
     assert health.liveness_error() == ""
 
 
-def test_spool_that_cannot_be_written_is_not_ready(up: Delivery) -> None:
+def test_spool_that_cannot_be_written_is_not_ready(up: UploaderHarness) -> None:
     health = health_of(up)
     assert health.readiness_error() == ""
     up.spool._database.connection.execute("PRAGMA query_only = 1")
@@ -123,7 +123,7 @@ def test_spool_that_cannot_be_written_is_not_ready(up: Delivery) -> None:
     assert health.readiness_error() == ""
 
 
-def test_writing_for_an_answer_changes_nothing(up: Delivery) -> None:
+def test_writing_for_an_answer_changes_nothing(up: UploaderHarness) -> None:
     health = health_of(up)
     up.begin(rows=3)
     before = [up.spool._database.query(f"SELECT * FROM {table}") for table in ("runs", "frames", "batches", "requests")]
@@ -133,12 +133,12 @@ def test_writing_for_an_answer_changes_nothing(up: Delivery) -> None:
     assert before == after
 
 
-def test_disk_without_room_is_not_ready(up: Delivery) -> None:
+def test_disk_without_room_is_not_ready(up: UploaderHarness) -> None:
     assert health_of(up, directory="/proc").readiness_error() == "the disk of the spool /proc has 0 bytes left"
     assert "cannot be checked" in health_of(up, directory="/no/such/directory").readiness_error()
 
 
-def test_full_spool_is_not_ready(up: Delivery, tmp_path: Path) -> None:
+def test_full_spool_is_not_ready(up: UploaderHarness, tmp_path: Path) -> None:
     spool = open_spool_at(tmp_path / "small", up.clock, max_bytes=MIN_SPOOL_BYTES)
     try:
         health = health_of(up, spool=spool)
@@ -150,7 +150,7 @@ def test_full_spool_is_not_ready(up: Delivery, tmp_path: Path) -> None:
         spool.close()
 
 
-def test_uploader_that_stops_is_not_ready(up: Delivery) -> None:
+def test_uploader_that_stops_is_not_ready(up: UploaderHarness) -> None:
     health = health_of(up)
     health.is_stopping = True
     assert health.readiness_error() == "the uploader is stopping"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from fakes.faults import Recorded
 from fakes.http_proxy import HttpProxy
+from fakes.strict_http_server import Reply, StrictHttpServer
 from fakes.tls import make_authority, server_context
-from fakes.web import Reply, WebServer
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
@@ -16,7 +16,7 @@ from sentinel_uploader.backends.http.client import HttpClient, HttpResponse, Ori
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 
 
-class Echo(WebServer):
+class Echo(StrictHttpServer):
     """Answers with the body that it was sent, `303` to another place for `/elsewhere`."""
 
     def read(self, request: Recorded) -> None:

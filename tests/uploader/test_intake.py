@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from fakes.listening import Listening
+from fakes.intake_thread import IntakeThread
 from fakes.process_harness import wait_until
 from fakes.raw_collector import Collectors, RawCollector, collectors_of
 from fakes.scripted_backend import SteppedClock
@@ -41,7 +41,7 @@ from sentinel_uploader.telemetry.counters import Counters
 MOST_ROWS = ClientLimits().max_message_rows
 
 
-class Watched(Listening):
+class Watched(IntakeThread):
     """An intake without keys, with what its tests look at and do to it."""
 
     def __init__(self, directory: Path, *, max_bytes: int = SPOOL_BYTES) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.curve_uploader import Guarded
+from fakes.curve_uploader import CurveUploader
 from fakes.process_harness import wait_until
 from fakes.raw_collector import Collectors, RawCollector, collectors_of
 from fakes.uploader_harness import hello, samples
@@ -21,9 +21,11 @@ from sentinel_uploader.server.fd_limits import connection_limits
 
 
 @contextmanager
-def two_clients(directory: Path, **asked: Any) -> Iterator[tuple[Guarded, RawCollector, RawCollector, Collectors]]:
+def two_clients(
+    directory: Path, **asked: Any
+) -> Iterator[tuple[CurveUploader, RawCollector, RawCollector, Collectors]]:
     """A client that behaves badly, and one that must not notice."""
-    guarded = Guarded(directory, asked=ClientLimits(**asked))
+    guarded = CurveUploader(directory, asked=ClientLimits(**asked))
     try:
         with collectors_of(guarded.url) as collectors:
             bad, good = (collectors.connect(keys=guarded.key_of(name), receives=100_000) for name in ("bad", "good"))
@@ -36,7 +38,7 @@ def two_clients(directory: Path, **asked: Any) -> Iterator[tuple[Guarded, RawCol
         guarded.close()
 
 
-def go_on(guarded: Guarded, good: RawCollector) -> None:
+def go_on(guarded: CurveUploader, good: RawCollector) -> None:
     """The other client's rows are still taken, each of them."""
     for _ in range(3):
         acked = guarded.runs()["good", "run"].durable_seq

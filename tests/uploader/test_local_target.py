@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fakes.scripted_backend import SteppedClock
-from fakes.uploader_harness import Delivery, delivery, row_numbers
+from fakes.uploader_harness import UploaderHarness, delivery, row_numbers
 
 from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_protocol.common.errors import UsageError
@@ -168,7 +168,7 @@ def test_any_directory_that_can_exist_can_be_a_target(tmp_path: Path, name: byte
     assert described["objects"] == ["0001.csv.gz"]
 
 
-def aim_at(up: Delivery, directory: Path) -> None:
+def aim_at(up: UploaderHarness, directory: Path) -> None:
     """Deliver to a directory instead of what is scripted."""
     target = Backend(api=LocalRunBackend(str(directory)), store=DirectoryStore(), needs_credentials=False)
     up.scheduler.executor = up.steps_for(target)

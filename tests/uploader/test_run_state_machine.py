@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 from fakes.scripted_backend import SteppedClock
-from fakes.single_threaded_uploader import TurnedUploader
+from fakes.single_threaded_uploader import SingleThreadedUploader
 from fakes.strict_backend import Fate, StrictBackend
 from fakes.uploader_harness import T0, hello, row_numbers, samples
 from hypothesis import settings
@@ -354,8 +354,10 @@ class RunMachine(RuleBasedStateMachine):
         spool = self.up.spool
         return spool._ended.find(one.key)
 
-    def _uploader(self, directory: Path) -> TurnedUploader:
-        return TurnedUploader(directory, backend=self.backend, clock=self.clock, policy=self.policy, heard=self._heard)
+    def _uploader(self, directory: Path) -> SingleThreadedUploader:
+        return SingleThreadedUploader(
+            directory, backend=self.backend, clock=self.clock, policy=self.policy, heard=self._heard
+        )
 
     def _next_run(self, name: str) -> None:
         key = f"{name}-{next(self._numbers)}"

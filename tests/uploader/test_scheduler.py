@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fakes.scripted_backend import Gate, SteppedClock, away, expired, failing, final, refused
-from fakes.uploader_harness import Delivery, delivery, ended_record, finish, frame, hello
+from fakes.uploader_harness import UploaderHarness, delivery, ended_record, finish, frame, hello
 
 from sentinel_protocol.wire.messages import Ping, encode
 from sentinel_uploader.admin.requests import discard_run, retry_run
@@ -23,7 +23,7 @@ from sentinel_uploader.spool.types import SupersededError
 
 
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[Delivery]:
+def up(tmp_path: Path) -> Iterator[UploaderHarness]:
     with delivery(tmp_path / "spool") as made:
         yield made
 
@@ -32,7 +32,7 @@ STALE = Policy(upload_interval_s=60.0, stale_after_s=900.0)
 
 
 @pytest.fixture
-def watchful(tmp_path: Path) -> Iterator[Delivery]:
+def watchful(tmp_path: Path) -> Iterator[UploaderHarness]:
     with delivery(tmp_path / "spool", policy=STALE) as made:
         yield made
 
@@ -41,7 +41,7 @@ def gaps(times: list[float]) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(times)]
 
 
-def state(up: Delivery, key: str) -> RunState:
+def state(up: UploaderHarness, key: str) -> RunState:
     for run in up.spool._runs.values():
         if run.record.key == key:
             return run.record.state
@@ -50,7 +50,7 @@ def state(up: Delivery, key: str) -> RunState:
     return record.state
 
 
-def test_run_is_registered_uploaded_at_the_interval_and_finished_at_its_end(up: Delivery) -> None:
+def test_run_is_registered_uploaded_at_the_interval_and_finished_at_its_end(up: UploaderHarness) -> None:
     began = up.clock.monotonic()
     run = up.begin(rows=3)
     up.advance(59.0)
@@ -80,7 +80,7 @@ def test_short_run_goes_inline_without_credentials_or_storage(tmp_path: Path) ->
         assert up.store.calls == []
 
 
-def test_run_that_ends_while_it_is_being_registered_is_finished_all_the_same(up: Delivery) -> None:
+def test_run_that_ends_while_it_is_being_registered_is_finished_all_the_same(up: UploaderHarness) -> None:
     gate = Gate()
     up.api.script("register", gate)
     run = up.begin(rows=1)
@@ -122,7 +122,7 @@ def test_rows_beyond_a_batch_are_cut_and_put_without_waiting_for_the_interval(tm
         assert run.unbatched_rows == 5
 
 
-def test_api_that_is_away_is_tried_by_one_run_at_a_time_with_growing_waits(up: Delivery) -> None:
+def test_api_that_is_away_is_tried_by_one_run_at_a_time_with_growing_waits(up: UploaderHarness) -> None:
     up.api.always["register"] = away()
     for number in range(20):
         up.begin(f"run-{number}", rows=1)
@@ -147,7 +147,7 @@ def test_api_that_is_away_is_tried_by_one_run_at_a_time_with_growing_waits(up: D
     assert {run.record.state for run in up.spool._runs.values()} == {RunState.REGISTERED}
 
 
-def test_first_waits_after_a_lost_connection_are_those_of_the_back_off(up: Delivery) -> None:
+def test_first_waits_after_a_lost_connection_are_those_of_the_back_off(up: UploaderHarness) -> None:
     up.api.script("register", *[away()] * 6)
     up.begin()
     up.advance(600.0)
@@ -156,7 +156,7 @@ def test_first_waits_after_a_lost_connection_are_those_of_the_back_off(up: Deliv
     assert all(0.25 <= wait <= 2.0**attempt for attempt, wait in enumerate(waits, 1))
 
 
-def test_server_that_says_when_to_come_back_is_not_called_before_by_anybody(up: Delivery) -> None:
+def test_server_that_says_when_to_come_back_is_not_called_before_by_anybody(up: UploaderHarness) -> None:
     up.api.script("register", failing(429, retry_after_s=120.0))
     began = up.clock.monotonic()
     first = up.begin("first")
@@ -170,7 +170,7 @@ def test_server_that_says_when_to_come_back_is_not_called_before_by_anybody(up: 
     assert all(time >= began + 120.0 for time in up.api.times("register")[1:])
 
 
-def test_token_that_is_refused_is_tried_slowly_and_for_all_at_once(up: Delivery) -> None:
+def test_token_that_is_refused_is_tried_slowly_and_for_all_at_once(up: UploaderHarness) -> None:
     up.api.always["register"] = refused(401)
     for number in range(3):
         up.begin(f"run-{number}")
@@ -183,7 +183,7 @@ def test_token_that_is_refused_is_tried_slowly_and_for_all_at_once(up: Delivery)
     assert {run.record.state for run in up.spool._runs.values()} == {RunState.REGISTERED}
 
 
-def test_end_of_a_run_shortens_the_wait(up: Delivery) -> None:
+def test_end_of_a_run_shortens_the_wait(up: UploaderHarness) -> None:
     up.api.always["register"] = away()
     run = up.begin(rows=1)
     up.advance(900.0)
@@ -197,7 +197,7 @@ def test_end_of_a_run_shortens_the_wait(up: Delivery) -> None:
     assert up.api.times("register")[-1] <= max(last + EXPEDITED_DELAY_S, up.clock.monotonic())
 
 
-def test_status_shows_the_failing_destination_until_it_is_back(up: Delivery) -> None:
+def test_status_shows_the_failing_destination_until_it_is_back(up: UploaderHarness) -> None:
     up.api.script("register", away(), away())
     run = up.begin()
     up.settle()
@@ -211,7 +211,7 @@ def test_status_shows_the_failing_destination_until_it_is_back(up: Delivery) -> 
 
 
 @pytest.mark.parametrize("error", [failing(500), away(), refused(403)], ids=["500", "no connection", "403"])
-def test_run_that_always_fails_does_not_hold_up_the_others(up: Delivery, error: DeliveryError) -> None:
+def test_run_that_always_fails_does_not_hold_up_the_others(up: UploaderHarness, error: DeliveryError) -> None:
     up.store.always["put:s3://bucket/runs/id-bad/0001.csv.gz"] = error
     good = up.begin("good", rows=1)
     bad = up.begin("bad", rows=1)
@@ -248,7 +248,7 @@ def test_hung_calls_hold_up_neither_other_buckets_nor_the_cutting_of_batches(tmp
         assert run.id not in up.spool._runs
 
 
-def test_address_that_leads_nowhere_is_the_runs_own_trouble(up: Delivery) -> None:
+def test_address_that_leads_nowhere_is_the_runs_own_trouble(up: UploaderHarness) -> None:
     up.api.prefix = "ftp://elsewhere"
     up.begin("lost", rows=1)
     up.api.script("register", None)
@@ -261,7 +261,7 @@ def test_address_that_leads_nowhere_is_the_runs_own_trouble(up: Delivery) -> Non
     assert "not an address" in lost.record.last_error
 
 
-def test_steps_of_a_run_are_serialised_and_none_follows_its_end(up: Delivery) -> None:
+def test_steps_of_a_run_are_serialised_and_none_follows_its_end(up: UploaderHarness) -> None:
     gate = Gate()
     up.api.script("finish", gate)
     run = up.begin(rows=1, last=True)
@@ -276,7 +276,7 @@ def test_steps_of_a_run_are_serialised_and_none_follows_its_end(up: Delivery) ->
     assert [call.name for call in up.api.calls] == ["register", "finish"]
 
 
-def test_probe_whose_run_is_discarded_leaves_its_turn_to_another(up: Delivery) -> None:
+def test_probe_whose_run_is_discarded_leaves_its_turn_to_another(up: UploaderHarness) -> None:
     up.store.always["put"] = away()
     runs = [up.begin(f"run-{number}", rows=1) for number in range(4)]
     up.advance(61.0)
@@ -303,7 +303,7 @@ def test_probe_whose_run_is_parked_elsewhere_leaves_its_turn_to_another(tmp_path
         assert up.rows_stored("id-run-2") == [1]
 
 
-def test_runs_beyond_the_limit_of_calls_all_get_their_turn(up: Delivery) -> None:
+def test_runs_beyond_the_limit_of_calls_all_get_their_turn(up: UploaderHarness) -> None:
     for number in range(5 * MAX_CALLS_PER_DESTINATION):
         up.begin(f"run-{number}", rows=1, last=True)
     up.settle()
@@ -336,7 +336,7 @@ def test_credentials_that_had_expired_before_they_came_are_used_until_storage_re
         assert len(up.store.times("put")) == 2
 
 
-def test_refusal_by_storage_asks_for_new_credentials_at_once_and_then_backs_off(up: Delivery) -> None:
+def test_refusal_by_storage_asks_for_new_credentials_at_once_and_then_backs_off(up: UploaderHarness) -> None:
     up.store.script("put", *[expired()] * 6)
     up.begin(rows=1)
     up.advance(60.0)
@@ -380,7 +380,7 @@ def test_restart_asks_for_credentials_before_the_first_put(tmp_path: Path) -> No
         assert up.rows_stored("id-run") == [1, 2]
 
 
-def test_run_that_the_server_forgot_is_parked_with_its_data_and_can_be_retried(up: Delivery) -> None:
+def test_run_that_the_server_forgot_is_parked_with_its_data_and_can_be_retried(up: UploaderHarness) -> None:
     up.api.script("finish", final(404))
     run = up.begin(rows=2, last=True)
     up.settle()
@@ -396,7 +396,7 @@ def test_run_that_the_server_forgot_is_parked_with_its_data_and_can_be_retried(u
     assert up.rows_stored("id-run") == [1, 2]
 
 
-def test_repetition_of_finish_that_is_refused_parks_with_both_facts(up: Delivery) -> None:
+def test_repetition_of_finish_that_is_refused_parks_with_both_facts(up: UploaderHarness) -> None:
     up.api.script("finish", away(), final(422))
     run = up.begin(rows=1, last=True)
     up.advance(10.0)
@@ -405,7 +405,7 @@ def test_repetition_of_finish_that_is_refused_parks_with_both_facts(up: Delivery
     assert "422" in run.record.last_error
 
 
-def test_parked_run_still_takes_rows_and_its_end(up: Delivery) -> None:
+def test_parked_run_still_takes_rows_and_its_end(up: UploaderHarness) -> None:
     up.api.script("register", final(422))
     run = up.begin(rows=1)
     up.settle()
@@ -420,7 +420,7 @@ def test_parked_run_still_takes_rows_and_its_end(up: Delivery) -> None:
     assert state(up, "run") is RunState.FINISHED
 
 
-def test_parked_run_is_cut_into_batches_so_that_memory_does_not_grow_with_its_rows(up: Delivery) -> None:
+def test_parked_run_is_cut_into_batches_so_that_memory_does_not_grow_with_its_rows(up: UploaderHarness) -> None:
     up.api.script("register", final(422))
     run = up.begin(rows=1)
     up.settle()
@@ -442,7 +442,7 @@ def test_parked_run_is_cut_into_batches_so_that_memory_does_not_grow_with_its_ro
     assert state(up, "run") is RunState.FINISHED
 
 
-def test_parked_run_whose_rows_are_damaged_is_not_cut_again_and_again(up: Delivery) -> None:
+def test_parked_run_whose_rows_are_damaged_is_not_cut_again_and_again(up: UploaderHarness) -> None:
     up.api.script("register", final(422))
     run = up.begin(rows=1)
     up.settle()
@@ -458,7 +458,7 @@ def test_parked_run_whose_rows_are_damaged_is_not_cut_again_and_again(up: Delive
     assert run.undelivered_rows == up.policy.max_batch_rows + 1
 
 
-def test_full_disk_after_register_does_not_register_again(up: Delivery) -> None:
+def test_full_disk_after_register_does_not_register_again(up: UploaderHarness) -> None:
     gate = Gate()
     up.api.script("register", gate)
     up.begin(rows=1, last=True)
@@ -473,7 +473,7 @@ def test_full_disk_after_register_does_not_register_again(up: Delivery) -> None:
     assert state(up, "run") is RunState.FINISHED
 
 
-def test_batch_that_cannot_be_written_is_not_tried_in_a_tight_loop(up: Delivery) -> None:
+def test_batch_that_cannot_be_written_is_not_tried_in_a_tight_loop(up: UploaderHarness) -> None:
     tries: list[float] = []
 
     def count(statement: str) -> None:
@@ -494,7 +494,7 @@ def test_batch_that_cannot_be_written_is_not_tried_in_a_tight_loop(up: Delivery)
     assert up.rows_stored("id-run") == [1]
 
 
-def test_finish_whose_answer_could_not_be_written_is_not_said_again(up: Delivery) -> None:
+def test_finish_whose_answer_could_not_be_written_is_not_said_again(up: UploaderHarness) -> None:
     gate = Gate()
     up.api.script("finish", gate)
     up.begin(rows=1, last=True)
@@ -508,7 +508,7 @@ def test_finish_whose_answer_could_not_be_written_is_not_said_again(up: Delivery
     assert state(up, "run") is RunState.FINISHED
 
 
-def test_silent_run_is_closed_as_failed_and_its_rows_are_delivered(watchful: Delivery) -> None:
+def test_silent_run_is_closed_as_failed_and_its_rows_are_delivered(watchful: UploaderHarness) -> None:
     watchful.begin(rows=3)
     began = watchful.clock.monotonic()
     watchful.advance(899.0)
@@ -536,7 +536,7 @@ def test_uploader_that_was_down_counts_silence_from_its_own_start(tmp_path: Path
 
 @pytest.mark.parametrize("first_awake", ["scheduler", "intake"])
 def test_suspended_uploader_does_not_close_the_runs_of_collectors_that_are_alive(
-    watchful: Delivery, first_awake: str
+    watchful: UploaderHarness, first_awake: str
 ) -> None:
     run = watchful.begin(rows=1)
     watchful.settle()
@@ -572,7 +572,7 @@ def test_run_that_ends_just_as_it_is_closed_keeps_its_own_end(tmp_path: Path) ->
         assert state(up, "run") is RunState.FINISHED
 
 
-def test_run_whose_collector_speaks_after_it_was_found_silent_is_not_closed(watchful: Delivery) -> None:
+def test_run_whose_collector_speaks_after_it_was_found_silent_is_not_closed(watchful: UploaderHarness) -> None:
     run = watchful.begin(rows=1)
     watchful.settle()
     with watchful.spool._lock:
@@ -590,7 +590,7 @@ def test_run_whose_collector_speaks_after_it_was_found_silent_is_not_closed(watc
 
 @pytest.mark.parametrize("greeting", [{"epoch": "second"}, {"first_available_seq": 9}], ids=str)
 def test_collector_that_a_full_disk_keeps_from_continuing_its_run_is_not_silent(
-    watchful: Delivery, greeting: dict[str, Any]
+    watchful: UploaderHarness, greeting: dict[str, Any]
 ) -> None:
     run = watchful.begin(rows=1)
     watchful.advance(800.0)
@@ -604,7 +604,7 @@ def test_collector_that_a_full_disk_keeps_from_continuing_its_run_is_not_silent(
     assert state(watchful, "run") is RunState.STALE_CLOSED
 
 
-def test_superseded_collector_does_not_keep_its_run_open(watchful: Delivery) -> None:
+def test_superseded_collector_does_not_keep_its_run_open(watchful: UploaderHarness) -> None:
     run = watchful.begin(rows=1)
     watchful.spool.open_run(hello(epoch="second"), owner="")
     watchful.advance(800.0)
@@ -614,7 +614,7 @@ def test_superseded_collector_does_not_keep_its_run_open(watchful: Delivery) -> 
     assert run.record.closed_as_stale
 
 
-def test_flush_delivers_what_is_there_and_not_each_row_that_follows(up: Delivery) -> None:
+def test_flush_delivers_what_is_there_and_not_each_row_that_follows(up: UploaderHarness) -> None:
     run = up.begin(rows=5)
     assert up.scheduler.is_flushed()
     up.scheduler.flush()
@@ -629,7 +629,7 @@ def test_flush_delivers_what_is_there_and_not_each_row_that_follows(up: Delivery
     assert up.rows_stored("id-run") == [1, 2, 3, 4, 5]
 
 
-def test_retry_all_now_forgets_every_wait(up: Delivery) -> None:
+def test_retry_all_now_forgets_every_wait(up: UploaderHarness) -> None:
     up.api.always["register"] = away()
     up.begin(rows=1, last=True)
     up.advance(1000.0)
@@ -641,7 +641,7 @@ def test_retry_all_now_forgets_every_wait(up: Delivery) -> None:
 
 
 @pytest.mark.parametrize("call", ["register", "put", "finish"])
-def test_retry_all_now_does_not_ask_a_server_sooner_than_it_wants(up: Delivery, call: str) -> None:
+def test_retry_all_now_does_not_ask_a_server_sooner_than_it_wants(up: UploaderHarness, call: str) -> None:
     source = up.store if call == "put" else up.api
     source.script(call, failing(429, retry_after_s=120.0))
     if call == "put":
@@ -660,7 +660,7 @@ def test_retry_all_now_does_not_ask_a_server_sooner_than_it_wants(up: Delivery, 
     assert [one.name for one in source.calls].count(call) >= 2
 
 
-def test_late_cloud_reaches_the_registration(up: Delivery) -> None:
+def test_late_cloud_reaches_the_registration(up: UploaderHarness) -> None:
     up.begin(cloud_pending=True)
     up.advance(2.0)
     assert up.api.calls == []
@@ -669,7 +669,7 @@ def test_late_cloud_reaches_the_registration(up: Delivery) -> None:
     assert [run.cloud for run in up.api.descriptions] == [{"cloud_vendor_id": "aws"}]
 
 
-def test_nothing_that_is_over_is_kept_in_memory(up: Delivery) -> None:
+def test_nothing_that_is_over_is_kept_in_memory(up: UploaderHarness) -> None:
     up.store.script("put", failing(500), failing(500), failing(500))
     for number in range(20):
         up.begin(f"run-{number}", rows=1, last=True)
@@ -684,7 +684,7 @@ def test_nothing_that_is_over_is_kept_in_memory(up: Delivery) -> None:
 
 
 @pytest.mark.parametrize("hurry", ["end", "reset_backoff"])
-def test_nobodys_hurry_shortens_what_the_server_wished_of_a_run(up: Delivery, hurry: str) -> None:
+def test_nobodys_hurry_shortens_what_the_server_wished_of_a_run(up: UploaderHarness, hurry: str) -> None:
     gate = Gate()
     up.store.script("put:s3://bucket/runs/id-a/0001.csv.gz", failing(retry_after_s=200.0))
     up.store.script("put:s3://bucket/runs/id-b/0001.csv.gz", gate)
@@ -710,7 +710,7 @@ def test_nobodys_hurry_shortens_what_the_server_wished_of_a_run(up: Delivery, hu
     assert up.rows_stored("id-a") == [1]
 
 
-def test_success_begins_a_runs_waiting_anew(up: Delivery) -> None:
+def test_success_begins_a_runs_waiting_anew(up: UploaderHarness) -> None:
     run = up.begin(rows=1)
     up.store.script("put", *[failing()] * 7)
     up.advance(900.0)
@@ -723,7 +723,7 @@ def test_success_begins_a_runs_waiting_anew(up: Delivery) -> None:
     assert second - first <= 2.0
 
 
-def test_object_that_was_damaged_in_the_spool_is_shown_to_a_person_and_not_put(up: Delivery) -> None:
+def test_object_that_was_damaged_in_the_spool_is_shown_to_a_person_and_not_put(up: UploaderHarness) -> None:
     up.store.always["put"] = away()
     up.begin(rows=1)
     up.advance(61.0)
@@ -806,7 +806,7 @@ class RefusesUnder:
         self._lock.release()
 
 
-def test_nothing_is_written_and_no_spool_lock_is_taken_under_the_scheduling_lock(up: Delivery) -> None:
+def test_nothing_is_written_and_no_spool_lock_is_taken_under_the_scheduling_lock(up: UploaderHarness) -> None:
     scheduling = WatchedLock(up.scheduler._lock)
     spool_lock = RefusesUnder(up.spool._lock, scheduling)
     up.scheduler._lock, up.spool._lock, up.spool.control._lock = scheduling, spool_lock, spool_lock  # type: ignore[assignment]

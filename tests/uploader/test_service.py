@@ -210,7 +210,7 @@ def test_drain_delivers_what_is_there_and_ends_the_uploader_though_collectors_go
     greet(collector)
     send(collector, 1, 10)
     done = ask(home, "drain", "--timeout", "30", env=backend.environ)
-    assert (done.returncode, done.stdout) == (0, "runs with something left to deliver: 0\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "everything is delivered\n"), done.stderr
     assert uploader.wait(60) == 0
     assert [row_numbers(decompress_rows(body)) for body in backend.s3.objects().values()] == [list(range(1, 11))]
 
@@ -231,7 +231,7 @@ def test_drain_without_an_uploader_delivers_by_itself(home: Home, backend: Backe
     assert "left to deliver: 1" in done.stdout
     away.lift()
     done = ask(home, "drain", env=backend.environ)
-    assert (done.returncode, done.stdout) == (0, "runs with something left to deliver: 0\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "everything is delivered\n"), done.stderr
     assert delivered_rows(backend) == [1, 2, 3, 4]
 
 

@@ -212,7 +212,7 @@ def test_second_uploader_on_a_spool_is_refused_with_the_first_ones_name_and_dist
     assert second.returncode == 1
     assert second.stderr == (
         f"sentinel-uploader: the spool {home.directory / 'spool'} is in use by another uploader "
-        f"(process {uploader.pid})\n"
+        f"(process {uploader.pid}): end it with `sentinel-uploader drain`, or name another --spool\n"
     )
     assert not (home.runtime / "v.sock").exists()
     # Nor does it take the first one's socket away.

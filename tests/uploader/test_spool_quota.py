@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from fakes.backend import Backend
-from fakes.curve_uploader import Guarded
+from fakes.curve_uploader import CurveUploader
 from fakes.process_harness import COLLECTOR, UPLOADER, Home, rows_of_file, timestamps, wait_until
 from fakes.raw_collector import RawCollector, collectors_of
 from fakes.scripted_backend import SteppedClock
+from fakes.strict_http_server import free_port
 from fakes.uploader_harness import finish, frame, hello, open_spool_at, samples
-from fakes.web import free_port
 
 from sentinel_protocol.wire.curve_keys import ClientCurveKeys, read_key_pair
 from sentinel_protocol.wire.messages import PROTOCOL_VERSION, Ack, Finish, Hello, Reject, RejectCode, Samples, Welcome
@@ -41,12 +41,12 @@ def flood(collector: RawCollector, key: str = "run") -> int:
         acked = answer.seq
 
 
-def held(guarded: Guarded, name: str) -> int:
+def held(guarded: CurveUploader, name: str) -> int:
     return guarded.spool.usage.spool_bytes(name)
 
 
 def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
+    guarded = CurveUploader(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
     try:
         with collectors_of(guarded.url) as collectors:
             keys = {name: guarded.key_of(name) for name in ("bad", "worse", "good")}
@@ -78,7 +78,7 @@ def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
 
 
 def test_a_client_that_is_alone_may_use_all(tmp_path: Path) -> None:
-    guarded = Guarded(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
+    guarded = CurveUploader(tmp_path, max_bytes=SPOOL, asked=ClientLimits(max_client_rows_per_s=1 << 30))
     try:
         with collectors_of(guarded.url) as collectors:
             only = collectors.connect(keys=guarded.key_of("only"), receives=100_000)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fakes.process_harness import UPLOADER, Home
 from fakes.scripted_backend import SteppedClock, away, failing, final
-from fakes.uploader_harness import Delivery, delivery, open_spool_at
+from fakes.uploader_harness import UploaderHarness, delivery, open_spool_at
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
@@ -23,7 +23,7 @@ from sentinel_uploader.spool.schema import SCHEMA_VERSION
 
 
 @pytest.fixture
-def up(tmp_path: Path) -> Iterator[Delivery]:
+def up(tmp_path: Path) -> Iterator[UploaderHarness]:
     with delivery(tmp_path / "spool") as made:
         yield made
 
@@ -34,7 +34,7 @@ def shown(tmp_path: Path) -> dict[str, dict[str, object]]:
     return {run["key"]: run for run in status["runs"]}
 
 
-def test_every_run_is_shown_with_what_waits_and_what_went_wrong(up: Delivery, tmp_path: Path) -> None:
+def test_every_run_is_shown_with_what_waits_and_what_went_wrong(up: UploaderHarness, tmp_path: Path) -> None:
     up.begin("done", rows=3, last=True, metadata={"job_name": "j", "tags": {"model": "small", "seed": "7"}})
     up.settle()
     up.api.script("finish", final(404))
@@ -67,7 +67,7 @@ def test_every_run_is_shown_with_what_waits_and_what_went_wrong(up: Delivery, tm
 
 
 def test_run_that_waits_behind_another_says_for_what_and_a_healthy_one_says_nothing(
-    up: Delivery, tmp_path: Path
+    up: UploaderHarness, tmp_path: Path
 ) -> None:
     healthy = up.begin("healthy", rows=1)
     up.settle()
@@ -138,7 +138,7 @@ def test_spool_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
         read_status(str(tmp_path / "spool"))
 
 
-def test_reading_disturbs_nobody(up: Delivery, tmp_path: Path) -> None:
+def test_reading_disturbs_nobody(up: UploaderHarness, tmp_path: Path) -> None:
     run = up.begin(rows=5)
     with up.spool._database.transaction() as connection:
         connection.execute("UPDATE runs SET ended_at = 0")
@@ -163,7 +163,7 @@ def test_run_is_named_by_its_id_its_beginning_or_its_key(name: str, expected: bo
     assert not matches({"run_id": "", "key": "other", "client": ""}, "2023")
 
 
-def test_rows_that_are_missing_are_shown(up: Delivery, tmp_path: Path) -> None:
+def test_rows_that_are_missing_are_shown(up: UploaderHarness, tmp_path: Path) -> None:
     run = up.begin("lossy", first_available_seq=8)
     up.add(run, 2)
     assert shown(tmp_path)["lossy"]["rows_missing"] == 7

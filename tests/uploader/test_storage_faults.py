@@ -14,7 +14,7 @@ from fakes.faults import Fault, Recorded
 from fakes.keyring import Keyring
 from fakes.process_harness import Home, rows_of_objects, wait_until
 from fakes.rclone import RcloneS3
-from fakes.recording import Recording, assert_delivered
+from fakes.recorded_job import RecordedJob, assert_delivered
 from fakes.s3 import S3Server
 from fakes.sentinel_api import SentinelServer
 from fakes.tls import make_authority, server_context
@@ -37,12 +37,12 @@ def refused(backend: Backend, code: str) -> list[Recorded]:
 def deliver(home: Home, backend: Backend, *, objects: int = 2, env: dict[str, str] | None = None) -> str:
     """Record a job until so many objects are stored, then until it is delivered; returns the uploader's log."""
     home.start_uploader(*UPLOADS, env=backend.environ | (env or {}))
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(lambda: len(backend.s3.objects()) >= objects, "objects are stored")
     return end(home, backend, recording)
 
 
-def end(home: Home, backend: Backend, recording: Recording) -> str:
+def end(home: Home, backend: Backend, recording: RecordedJob) -> str:
     recording.end()
     assert_delivered(backend, recording)
     log = log_of(home)
@@ -53,7 +53,7 @@ def end(home: Home, backend: Backend, recording: Recording) -> str:
 @pytest.mark.parametrize("code", ["ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "TokenRefreshRequired"])
 def test_credentials_that_storage_refuses_are_refreshed_once(home: Home, backend: Backend, code: str) -> None:
     home.start_uploader(*UPLOADS, env=backend.environ)
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(backend.s3.objects, "a first object")
     assert backend.keyring.revoke_all(code) == 1
     wait_until(lambda: refused(backend, code), "storage refuses")
@@ -84,7 +84,7 @@ def test_request_time_too_skewed_is_corrected_by_storages_own_clock(home: Home, 
 
 def test_clock_that_is_stepped_by_an_hour_in_the_middle_of_a_run_is_followed(home: Home, backend: Backend) -> None:
     home.start_uploader(*UPLOADS, env=backend.environ)
-    recording = Recording(home)
+    recording = RecordedJob(home)
     wait_until(backend.s3.objects, "a first object")
     backend.s3.now = lambda: time.time() - HOUR_S
     wait_until(lambda: refused(backend, "RequestTimeTooSkewed"), "storage finds the time skewed")
@@ -162,7 +162,7 @@ def test_private_authority_is_trusted_when_aws_ca_bundle_names_it(home: Home, tm
     authority = make_authority(tmp_path)
     with Backend(tls=server_context(authority, "IP:127.0.0.1")) as backend:
         uploader = home.start_uploader(*UPLOADS, env=backend.environ)
-        recording = Recording(home)
+        recording = RecordedJob(home)
         wait_until(lambda: "certificate not trusted" in log_of(home), "the certificate is refused")
         assert backend.s3.objects() == {}
         uploader.kill()
@@ -190,7 +190,7 @@ def test_keys_with_spaces_plus_at_and_non_ascii_are_taken_by_a_real_server(home:
     ):
         environ = {"SENTINEL_API_URL": api.url, "SENTINEL_API_TOKEN": TOKEN, "AWS_ENDPOINT_URL_S3": s3.url}
         home.start_uploader(*UPLOADS, env=environ)
-        recording = Recording(home)
+        recording = RecordedJob(home)
         wait_until(lambda: list((tmp_path / "s3").rglob("0002.csv.gz")), "objects are stored")
         recording.end()
         (run,) = api.runs.values()

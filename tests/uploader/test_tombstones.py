@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes.listening import Listening
+from fakes.intake_thread import IntakeThread
 from fakes.raw_collector import collectors_of
 from fakes.scripted_backend import SteppedClock
 from fakes.uploader_harness import ended_record, finish, frame, hello, open_spool_at, samples
@@ -61,7 +61,7 @@ def count(spool: Spool, table: str) -> int:
 
 def test_collectors_of_forgotten_runs_hear_what_they_would_have_heard_before(tmp_path: Path) -> None:
     router = ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)])
-    there = Listening(tmp_path / "spool", router, max_bytes=MIN_SPOOL_BYTES)
+    there = IntakeThread(tmp_path / "spool", router, max_bytes=MIN_SPOOL_BYTES)
     try:
         deliver(there.spool, "accepted")
         deliver(there.spool, "stale", event=Event.CLOSED_STALE)

@@ -5,7 +5,7 @@ import sys
 
 
 def run() -> None:
-    """Run the command line isolated from what the environment says of Python, and exit with its code."""
+    """Run the command line isolated from the environment's Python variables, and exit with its code."""
     # Run by its path the interpreter knows neither where we are nor, with -E, what PYTHONPATH says.
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for entry in (root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)):

@@ -67,7 +67,7 @@ class ClientLimits:
         10.0,
         "a client that catches up may send the samples of so many seconds at once",
     )
-    # A collector of ours never sends on after it was told to wait.
+    # Our own collectors stop sending when they get `busy`.
     max_rejected_messages: int = limit(
         "flood",
         integer(minimum=100),
@@ -86,7 +86,7 @@ class ClientLimits:
         "message-rows",
         integer(minimum=1, maximum=1 << 16),
         8192,
-        "most samples in one message; the collector is told and sends fewer",
+        "most samples in one message; the collector gets an error and sends fewer",
     )
     # The minimum is more than the longest message that is answered.
     max_unread_bytes: int = limit(

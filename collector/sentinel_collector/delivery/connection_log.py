@@ -82,7 +82,7 @@ class ConnectionLog:
 def kept_message(why: str, rows: int, path: str | None) -> str:
     """Return the message when everything is in the run's file."""
     what = pluralize(rows, "sample", ("waits", "wait")) if rows else "the end of the run waits"
-    return f"{why}; {what} in {path}; the next collector delivers it"
+    return f"{why}; {what} in {path}; the next collector delivers {'them' if rows > 1 else 'it'}"
 
 
 def lost_message(why: str, rows: int, state_dir: str, also_in: str) -> str:

@@ -310,7 +310,7 @@ class Delivery:
             return ""
         end = Finish(last_seq=0, exit_code=None, status="finished", time=self._clock.now())
         path = write_finished_part(self._state_dir, self._requested_key, self._make_header(), (first_seq, rows), end)
-        # The run's id at the backend if the uploader has told it.
+        # The run's id at the backend, if the uploader has sent it.
         self._description.metadata = with_continuation_tag(
             self._description.metadata, self.client.run_id or self.run_key
         )

@@ -6,7 +6,7 @@ HALF_OPEN_S = 60.0
 """A connection on which everything was unanswered for so long is opened anew.
 
 A peer that has vanished is the kernel's to find (`TCP_USER_TIMEOUT`, keepalive). But a relay in between may go on
-acknowledging what it has nobody to pass on to, and an uploader may stand still for a while: so the time doubles with
+acknowledging what it cannot pass on, and an uploader may stand still for a while: so the time doubles with
 each vain attempt.
 """
 _MAX_HALF_OPEN_S = 960.0

@@ -26,7 +26,7 @@ _LAST_READING_S = 1.0
 _ANNOUNCEMENT_S = 10.0
 """After the job's end, a recorder has so long to say how long it will take."""
 _STOP_S = 3.0
-"""Time to end for a recorder that was told not to wait for the delivery."""
+"""Time to end for a recorder that does not wait for the delivery."""
 _POLL_MS = 20
 _SHORT_LIFE_S = 0.7
 _LONG_LIFE_S = 60.0

@@ -177,7 +177,7 @@ class _SigtimedwaitSource:
         """Wait for one signal, with an interval timer for the timeout.
 
         CPython 3.11's `sigtimedwait` returns an uninitialised `siginfo` when SIGSTOP and SIGCONT interrupt it (EINTR)
-        and the timeout has passed meanwhile. The job would get a signal that nobody sent.
+        and the timeout has passed meanwhile. The job would get a signal that was never sent.
         """
         if timeout_s <= 0:
             return signal.sigtimedwait(self._signums, 0)

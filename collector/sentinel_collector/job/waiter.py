@@ -245,7 +245,7 @@ class Waiter:
         return False
 
     def _check_children(self) -> None:
-        # A detached job is not reaped: whoever becomes its parent does that.
+        # A detached job is not reaped: its next parent does that.
         if not self._is_detached:
             self._children_changed()
 

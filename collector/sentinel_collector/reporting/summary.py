@@ -18,8 +18,8 @@ def summary_lines(figures: dict[str, Any], *, is_remote: bool = False) -> list[s
     if figures["location"]:
         lines.append(f"{pluralize(figures['rows'], 'sample')} delivered to {figures['location']}")
     elif figures["durable"] and not figures["delivered"] and not figures["parked"]:
-        if figures["trouble"]:
-            lines.append(f"not delivered yet: {figures['trouble']}")
+        if figures["delivery_error"]:
+            lines.append(f"not delivered yet: {figures['delivery_error']}")
         lines.append(
             f"the uploader has all samples and delivers them; {_show_command(figures, is_remote)} shows the progress"
         )
@@ -31,7 +31,7 @@ def parked_line(figures: dict[str, Any], *, is_remote: bool = False) -> str | No
     if not figures["parked"]:
         return None
     show = _show_command(figures, is_remote)
-    return f"the uploader has set the run aside until an operator checks it ({show}): {figures['trouble']}"
+    return f"the uploader has set the run aside until an operator checks it ({show}): {figures['delivery_error']}"
 
 
 def _show_command(figures: dict[str, Any], is_remote: bool) -> str:
@@ -59,6 +59,7 @@ def summary_figures(
     is_parked: bool,
 ) -> dict[str, Any]:
     """Return the run's figures; `statistics` are the same as in `run.json` (`RunStatistics.summary`)."""
+    error = "" if finished is not None else delivery_error
     return {
         "run_id": run_id,
         "run_key": run_key,
@@ -71,7 +72,9 @@ def summary_figures(
         "durable": is_acknowledged,
         "delivered": finished is not None,
         "parked": is_parked and finished is None,
-        "trouble": "" if finished is not None else delivery_error,
+        "delivery_error": error,
+        # The former name, for programs that read it.
+        "trouble": error,
         "undelivered_rows": undelivered_rows,
         "location": "" if finished is None else _readable(finished.object_prefix),
         "objects": [] if finished is None else [_readable(uri) for uri in finished.objects],

@@ -37,6 +37,6 @@ def continued_baseline(first: Baseline, clock: "Clock", *, host_root: str = "") 
 def network_proc(proc: str, host_root: str) -> str:
     """Return the directory whose `net` is the machine's. `/proc/net` shows the reader's own network name space.
 
-    Below `host_root` it is the first process' directory (`proc(5)`), which everybody can read.
+    Below `host_root` it is the first process' directory (`proc(5)`), which every user can read.
     """
     return f"{host_root}{proc}/1" if host_root else proc

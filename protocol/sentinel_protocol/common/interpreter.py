@@ -1,4 +1,4 @@
-"""Python started without what the environment says of Python: that is meant for the job.
+"""Starts Python without the environment's Python variables: they are meant for the job.
 
 Nothing is imported here that the interpreter itself has not loaded.
 """

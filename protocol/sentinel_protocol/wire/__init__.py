@@ -1,1 +1,1 @@
-"""What travels between collector and uploader: samples, messages, keys and the options of the sockets."""
+"""The protocol between collector and uploader: samples, messages, keys and the options of the sockets."""

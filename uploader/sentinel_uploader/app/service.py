@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 SHUTDOWN_DRAIN_S = 8.0
 COLLECTOR_GRACE_S = 2.0
-"""A stop waits so long for open collectors: they may be told to stop at the same moment, and still send `Finish`."""
+"""A stop waits so long for open collectors: they may be stopped at the same moment, and still send `Finish`."""
 _TICK_S = 0.5
 _MAINTENANCE_S = 10.0
 
@@ -118,18 +118,17 @@ class Service:
         self._scheduler.reset_backoff()
 
     def run(self) -> int:
-        """Serve until told to stop, or idle for long enough. Return the number of runs that are not delivered."""
+        """Serve until stopped, or idle for long enough. Return the number of runs that are not delivered."""
         intake = threading.Thread(target=self._intake.run, args=(self._intake_stop,), name="intake", daemon=True)
         intake.start()
         self._start_http()
         self._notifier.ready(f"listening at {', '.join(self.urls)}")
         clients = "none" if self._allow_list is None else self._known_clients()
-        log.info(
-            "uploader ready listening=%s spool=%s clients_with_keys=%s",
-            ",".join(self.urls),
-            self._config.spool_dir,
-            clients,
-        )
+        if self.urls:
+            text = "uploader ready listening=%s spool=%s clients_with_keys=%s"
+            log.info(text, ",".join(self.urls), self._config.spool_dir, clients)
+        else:
+            log.info("uploader ready to drain spool=%s", self._config.spool_dir)
         try:
             self._main_loop()
             self._notifier.stopping("delivering what is in the spool")
@@ -283,7 +282,7 @@ class Service:
         if limit is None:
             return False
         if any(self._spool.view(lambda run: run.is_active)) or self._scheduler.steps_in_flight:
-            # Idle time starts with the last delivery, so that its collector is still told.
+            # Idle time starts with the last delivery, so that its collector still gets the result.
             self._active_at = now
         return now - max(self._active_at, self._intake.last_message_at) >= limit
 

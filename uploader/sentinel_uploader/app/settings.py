@@ -51,7 +51,7 @@ SETTINGS = (
         "a run is closed as failed when its collector is silent for so long",
         default=900.0,
     ),
-    setting("exit_when_idle", seconds(minimum=0.1), "end when all is delivered and no collector was heard for so long"),
+    setting("exit_when_idle", seconds(minimum=0.1), "end when all is delivered and no message has arrived for so long"),
     KEYS,
     *LIMIT_SETTINGS,
     setting(

@@ -50,7 +50,7 @@ class LocalRunBackend:
         path = os.path.join(self._directory, request.run_id)
         objects = [os.path.basename(path_of_uri(uri)) for uri in request.data_uris or []]
         description = _described(request.run, request.run_id) | {
-            # The run may have reached the uploader long after it began.
+            # The run may have started long before the uploader received its first message.
             "started_at": utc_text(min(request.run.created_at, request.finished_at - _duration_s(request))),
             "status": request.status,
             "exit_code": request.exit_code,

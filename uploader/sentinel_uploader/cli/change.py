@@ -20,7 +20,12 @@ def _retry_or_discard(kind: str, args: argparse.Namespace, environ: Mapping[str,
     return 0
 
 
-RETRY = Command("take up a parked run again", functools.partial(_retry_or_discard, RETRY_RUN), "RUN", make_run_parser)
+RETRY = Command(
+    "deliver a parked run again (parked: set aside for an operator)",
+    functools.partial(_retry_or_discard, RETRY_RUN),
+    "RUN",
+    make_run_parser,
+)
 DISCARD = Command(
     "give a run up and delete its undelivered rows",
     functools.partial(_retry_or_discard, DISCARD_RUN),

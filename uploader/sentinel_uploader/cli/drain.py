@@ -32,7 +32,7 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         service.drain(args.timeout)
         service.run()
     left = sum(1 for run in read_status(directory)["runs"] if is_undelivered(run))
-    write_output(f"runs with something left to deliver: {left}\n")
+    write_output(f"runs with something left to deliver: {left}\n" if left else "everything is delivered\n")
     return 1 if left else 0
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from sentinel_protocol.common.settings.sources import add_arguments, resolve
+from sentinel_protocol.common.settings.sources import ArgumentParser, add_arguments, resolve
 from sentinel_protocol.common.time_text import utc_text
 from sentinel_uploader.admin.status_table import align
 from sentinel_uploader.app.factory import key_store
@@ -24,7 +24,7 @@ _COMMANDS = {
 
 def _make_parser(prog: str, _summary: str) -> argparse.ArgumentParser:
     description = "Keys of the uploader and of its clients."
-    parser = argparse.ArgumentParser(prog=prog, description=description, allow_abbrev=False)
+    parser = ArgumentParser(prog=prog, description=description, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, title="commands", metavar="|".join(_COMMANDS))
     for name, meaning in _COMMANDS.items():
         command = commands.add_parser(name, help=meaning, description=meaning, allow_abbrev=False)
@@ -46,7 +46,7 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         _add(store, args.name, replace=args.replace)
     elif args.command == "revoke":
         store.revoke(args.name)
-        write_output(f"revoked {args.name}: a running uploader lets it go within a second\n")
+        write_output(f"revoked {args.name}: a running uploader closes its connections within a second\n")
     else:
         _list(store.clients(), as_json=args.json)
     return 0
@@ -56,8 +56,8 @@ def _add(store: KeyStore, name: str, *, replace: bool) -> None:
     secret = os.path.abspath(store.add(name, replace=replace))
     write_output(f"SENTINEL_SERVER_KEY={store.server_pair().public.hex()}\nSENTINEL_KEY={secret}\n")
     print(
-        f"{name} is on the list. The two lines are the environment of its collectors; carry {secret} there "
-        "(mode 0600), name its new place in the second line, and delete it here.",
+        f"{name} is on the list. The two lines are the environment of its collectors. Copy {secret} to their machine "
+        "(mode 0600), put its path there in line 2, then delete it here.",
         file=sys.stderr,
     )
 
@@ -80,6 +80,8 @@ def _described(entry: ClientEntry) -> dict[str, str]:
         "state": _state(entry),
         "since": utc_text(entry.changed_at, "seconds"),
         "public_key": entry.key.hex(),
+        "error": entry.error,
+        # The former name, for programs that read it.
         "trouble": entry.error,
     }
 

@@ -44,4 +44,4 @@ def _stop_on_signals(service: Service) -> None:
     threading.Thread(target=wait, name="signals", daemon=True).start()
 
 
-SERVE = Command("listen, store and deliver until told to stop", _run)
+SERVE = Command("listen, store and deliver until stopped", _run)

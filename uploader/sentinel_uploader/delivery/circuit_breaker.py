@@ -3,7 +3,7 @@
 A destination counts as failing when it is unreachable or sends `Retry-After`, or when two different runs have failed
 there without a success in between. A run that fails alone does not block the others: once another run has succeeded
 since its first failure, its failures are its own. While a destination is failing, one run at a time probes it. The
-others wait, and are released over a moment when the probe succeeds. While only one run has failed, another one probes
+others wait, and are released over one second when the probe succeeds. While only one run has failed, another one probes
 soon.
 """
 
@@ -27,7 +27,7 @@ class BreakerState(NamedTuple):
     failing_since: float
     error: str
     began: bool
-    """The destination counts as failing only since now."""
+    """The destination has counted as failing since this failure."""
 
 
 class CircuitBreaker:

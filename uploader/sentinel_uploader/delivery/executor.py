@@ -178,7 +178,7 @@ class StepExecutor:
         log.debug("object stored run=%s number=%d rows=%d", name, batch.number, batch.rows, extra=fields)
 
     def _close_stale(self, run: OpenRun) -> None:
-        # The decision is some time old: the collector may have been heard, or have ended the run, since.
+        # The decision is some time old: the collector may have sent a message, or ended the run, since.
         if not self.spool.end_if_stale(run, self.policy):
             return
         self.counters.closed_as_stale.add()
@@ -216,7 +216,7 @@ class StepExecutor:
                 return
         response, complaint = session.finish_result
         if complaint is not None:
-            text = "the server reports trouble with the run's data run=%s complaint=%s"
+            text = "the server reports an error in the run's data run=%s complaint=%s"
             log.warning(text, record.run_id, complaint, extra=record.log_fields)
         self.spool.close_run(
             run,

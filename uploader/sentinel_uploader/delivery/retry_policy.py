@@ -1,4 +1,4 @@
-"""What the outcome of a step means: for the run's schedule, for its destination, and for the runs that wait there."""
+"""Applies a step's outcome to the run's schedule, to its destination, and to the runs that wait there."""
 
 import random
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _WAKE_SPREAD_S = 1.0
 
 
 class Outcome(NamedTuple):
-    """What is left to write down, once the scheduler's lock is released."""
+    """The changes to record once the scheduler's lock is released."""
 
     destination: BreakerState | None = None
     """The destination's state, where it has changed."""

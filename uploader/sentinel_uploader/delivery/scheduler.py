@@ -38,7 +38,7 @@ _STALLED_RECHECK_S = 3.0
 
 
 class CollectorPresence(Protocol):
-    """What delivery needs to know of collectors, and tells them. Used from any thread; nothing blocks."""
+    """The part that talks to collectors. All members may be used from any thread and do not block."""
 
     @property
     def receiving_since(self) -> float:
@@ -48,7 +48,7 @@ class CollectorPresence(Protocol):
         """Whether messages may lie unread: no run is closed as stale meanwhile."""
 
     def notify(self, run: OpenRun) -> None:
-        """Tell the run's collector how the run ended, or what keeps it from being delivered."""
+        """Notify the run's collector: the run has ended, or its delivery is blocked."""
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Runs that wait for a destination: for a free slot while it works, for a success while it is failing."""
+"""Queues of runs that wait for a destination: for a free slot or, while it fails, for a successful call."""
 
 import itertools
 import random
@@ -81,7 +81,7 @@ class WaitQueues:
         if destination.is_failing:
             self._schedule_probe(destination)
             return
-        # With no call in flight, nothing would wake the rest later.
+        # With no call in flight, no later call would schedule the rest.
         most = destination.max_concurrent - destination.in_flight if destination.in_flight else len(destination.waiting)
         for run_id in list(itertools.islice(destination.waiting, most)):
             self.schedule(run_id, now)

@@ -34,6 +34,11 @@ warning = partial(Finding, Severity.WARNING)
 failed = partial(Finding, Severity.FAILED)
 
 
+def pluralize(number: int, noun: str) -> str:
+    """Return `1 run`, `2 runs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def report(findings: Iterable[Finding]) -> str:
     """Return the findings for people, a line each."""
     lines = []

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sentinel_protocol.common.errors import KeyFileError, UsageError
 from sentinel_uploader.admin.status_reader import NoSpoolError, read_status
 from sentinel_uploader.backends.local import DirectoryStore, uri_of_path
-from sentinel_uploader.doctor.findings import Finding, failed, ok, skipped, warning
+from sentinel_uploader.doctor.findings import Finding, failed, ok, pluralize, skipped, warning
 from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.spool.database import database_path
@@ -56,7 +56,9 @@ def check_spool(directory: str) -> Iterator[Finding]:
     pid = status["uploader_pid"]
     waiting = sum(run["rows_waiting"] for run in status["runs"])
     owner = "no uploader runs" if pid is None else f"uploader {pid} runs"
-    yield ok("spool", f"{directory}: {len(status['runs'])} runs, {waiting} rows wait, {owner}")
+    yield ok(
+        "spool", f"{directory}: {pluralize(len(status['runs']), 'run')}, {pluralize(waiting, 'row')} waiting, {owner}"
+    )
     yield from _delivery_findings(status)
 
 
@@ -122,7 +124,7 @@ def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
     yield from (failed("keys", text, remedy) for text, remedy in faults)
     if not faults:
         clients = sum(not entry.is_revoked for entry in store.clients())
-        text = f"{store.directory}: a server key and {clients} clients"
+        text = f"{store.directory}: a server key and {pluralize(clients, 'client')}"
         if clients:
             yield ok("keys", text)
         else:
@@ -141,7 +143,9 @@ def check_directory_target(directory: str) -> Finding:
 
 def _delivery_findings(status: dict[str, Any]) -> Iterator[Finding]:
     for entry in status["destinations"]:
-        text = f"{entry['name']} has failed {entry['attempts']} times, the last time with: {entry['error']}"
+        text = (
+            f"{entry['name']} has failed {pluralize(entry['attempts'], 'time')}, the last time with: {entry['error']}"
+        )
         yield warning("deliveries", text)
     parked = [run["run_id"] or run["key"] for run in status["runs"] if run["state"] == RunState.QUARANTINED]
     if parked:

@@ -77,7 +77,7 @@ class HandshakeHandler:
         self.sessions.remove(earlier)
         self.sessions.remove(self.sessions.by_connection(identity))
         record = run.record
-        # The same collector on a new connection replaces itself, and must not be told to stop.
+        # The same collector on a new connection replaces itself, and must not be rejected.
         if earlier is not None and earlier.identity != identity and earlier.epoch != record.epoch:
             error = SupersededError(record.fenced_seq.get(earlier.epoch, 0))
             self.responses.reject(earlier.identity, RejectCode.SUPERSEDED, str(error), seq=error.seq)
@@ -106,7 +106,7 @@ class HandshakeHandler:
 class UndeliveredRunCounter:
     """Counts each client's runs that ended long ago and are not delivered. Not thread-safe.
 
-    The client's next collector is told, because nobody looks at the uploader's log.
+    `Welcome` sends the number to the client's next collector, because the log of a local uploader is rarely read.
     """
 
     def __init__(self, spool: Spool, clock: Clock) -> None:

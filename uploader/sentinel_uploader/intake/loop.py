@@ -39,7 +39,7 @@ MAX_BATCH_BYTES = 16 << 20
 _RECEIVE_FRAMES = 64
 _POLL_TIMEOUT_S = 1.0
 STALL_THRESHOLD_S = 3.0
-"""A loop that took longer was suspended or starved: collectors could not be heard meanwhile."""
+"""A loop that took longer was suspended or starved: no messages were read meanwhile."""
 _ERROR_PAUSE_S = 1.0
 
 
@@ -104,12 +104,12 @@ class Intake:
         now = clock.monotonic()
         self.last_loop_at = now
         self.receiving_since = now
-        """Since when collectors could be heard without a break. A run's silence counts from here at the earliest."""
+        """Since when messages have been read without a break. A run's silence counts from here at the earliest."""
         self.last_message_at = now
         """When the last message arrived."""
 
     def is_stalled(self, now: float) -> bool:
-        """Whether the loop is late: collectors may have spoken without being heard."""
+        """Whether the loop is late: messages may lie unread."""
         return now - self.last_loop_at > STALL_THRESHOLD_S
 
     def run(self, stop: threading.Event) -> None:

@@ -74,8 +74,8 @@ def build_finished(record: RunRecord) -> Finished:
 def build_late_finished(ended: RunRecord | Tombstone | None, epoch: str) -> Finished | None:
     """Return the end of a run for the collector that ended it, and may not know; `None` for any other collector."""
     if isinstance(ended, Tombstone):
-        told = Finished(ended.run_id, response=_FORGOTTEN, rows=ended.rows)
-        return told if ended.was_ended_by(epoch) else None
+        finished = Finished(ended.run_id, response=_FORGOTTEN, rows=ended.rows)
+        return finished if ended.was_ended_by(epoch) else None
     if ended is None or ended.epoch != epoch or ended.state is not RunState.FINISHED:
         return None
     return build_finished(ended)

@@ -37,7 +37,7 @@ def has_valid_timestamps(message: Samples) -> bool:
 
 
 def is_valid_finish(message: Finish) -> bool:
-    """Whether the API can be told of this end."""
+    """Whether the API accepts this end."""
     code = message.exit_code
     peak = message.peak_memory_mib
     return (

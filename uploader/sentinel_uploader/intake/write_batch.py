@@ -23,7 +23,7 @@ from sentinel_uploader.telemetry.counters import Counters
 class WriteBatch:
     """Collects valid messages; belongs to the intake's thread. `wake_run` is called for runs that may have a step due.
 
-    Rows behind a gap are dropped. Their collector is told, or says `Hello` again when it gets no acknowledgement.
+    Rows behind a gap are dropped. Their collector gets a `Reject`, or no acknowledgement and then sends `Hello` again.
     """
 
     spool: Spool

@@ -9,7 +9,7 @@ from sentinel_protocol.common.errors import SentinelStreamError
 
 
 class RetryAction(Enum):
-    """What to do after a failed call."""
+    """How delivery continues after a failed call."""
 
     RETRY = "retry"
     """The destination is unreachable or overloaded (connection, timeout, 408, 425, 429, 5xx)."""

@@ -20,7 +20,7 @@ from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.zap_authenticator import CurveAllowList, ZapAuthenticator
 
 _INSPECTED = 64
-_INSPECTED_IN_HASTE = 2048
+_INSPECTED_WHILE_GROWING = 2048
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 SWEEP_INTERVAL_S = 0.25
 """The time between two sweeps. A revoked key loses its connections after this time and the allow list's age."""
@@ -130,8 +130,8 @@ class ConnectionGuard:
 class InspectionBudget:
     """How many connections a sweep inspects: a few, and many only while memory grows.
 
-    Whoever sends a message without an end makes this process grow. So the time until it is found depends on the harm
-    that it does, and a sweep costs the same however many connections there are.
+    A peer that sends a message without an end makes this process grow. So the time until it is found depends on the
+    harm that it does, and the cost of a sweep does not depend on the number of connections.
     """
 
     def __init__(self, harm_bytes: int) -> None:
@@ -143,10 +143,10 @@ class InspectionBudget:
         """Return how many of so many connections to inspect now."""
         memory = _resident_bytes()
         is_growing = memory - self._bytes_before > self._harm_bytes
-        count = _INSPECTED_IN_HASTE if is_growing else _INSPECTED
+        count = _INSPECTED_WHILE_GROWING if is_growing else _INSPECTED
         self._round_left -= count
         if self._round_left <= 0:
-            # All were inspected since. What is in memory by now is not of one connection.
+            # All connections were inspected since: this growth does not come from one of them.
             self._round_left, self._bytes_before = 2 * connections, memory
         return count
 

@@ -81,7 +81,7 @@ class ConnectionTable:
         """When each key was last authenticated from each host, oldest first. A pending connection may belong to any."""
         self._now = 0.0
         """When the last sweep began or connection came: exact enough for silence, and cheaper than the clock."""
-        self._heard_at: dict[bytes, float] = {}
+        self._last_message_at: dict[bytes, float] = {}
         """When a message of each registered connection was last read."""
         self._inspections = Inspections()
 
@@ -99,15 +99,15 @@ class ConnectionTable:
 
     def note_message(self, identity: bytes) -> None:
         """Record that a whole message of this connection was read."""
-        if identity in self._heard_at:
-            self._heard_at[identity] = self._now
+        if identity in self._last_message_at:
+            self._last_message_at[identity] = self._now
 
     def has_reached_limit(self, key: bytes) -> bool:
         """Whether this key has as many registered connections as one key may have."""
         return len(self._ids_by_key.get(key, ())) >= self.limits.max_per_key
 
     def on_accepted(self, connection_id: ConnectionId, now: float) -> bool:
-        """Add a connection. If there are more than `max_connections` then, close a pending one and return False."""
+        """Add a connection. Above `max_connections`, close a pending one and return False."""
         with self._lock:
             self._remove(connection_id)
             self._now = max(self._now, now)
@@ -116,7 +116,7 @@ class ConnectionTable:
             has_room = self._total() <= self.limits.max_connections
             if not has_room:
                 oldest, info = next(iter(self._pending.items()))
-                # In a crowd the oldest are about to finish their handshake. Evicting them would let nobody in, ever.
+                # In a crowd the oldest are about to finish their handshake. Evicting them would never admit any.
                 is_evictable = now - info.accepted_at > _EVICT_PENDING_AFTER_S
                 self._drop_pending(oldest if is_evictable else connection_id)
             return has_room
@@ -146,7 +146,7 @@ class ConnectionTable:
             self._registered[connection_id] = _Registered(self._pending.pop(connection_id), identity, key)
             self._id_by_identity[identity] = connection_id
             self._ids_by_key.setdefault(key, set()).add(connection_id)
-            self._heard_at[identity] = self._now
+            self._last_message_at[identity] = self._now
             return True
 
     def drop_foreign(self, connection_id: ConnectionId) -> bool:
@@ -155,7 +155,7 @@ class ConnectionTable:
             if foreign_peer_uid(connection_id.descriptor) is None:
                 return False
         except OSError:
-            # It is closed already: what it has sent is of unknown origin.
+            # It is closed already: the origin of its bytes is unknown.
             return True
         with self._lock:
             if connection_id in self._pending:
@@ -243,11 +243,11 @@ class ConnectionTable:
         return stalled, silent
 
     def _info_of(self, connection_id: ConnectionId) -> tuple[_ConnectionInfo | None, float | None]:
-        """Return what is known of an open connection, and when a message of it was read (`None`: never)."""
+        """Return the record of an open connection, and when its last message was read (`None`: never)."""
         registered = self._registered.get(connection_id)
         if registered is None:
             return self._pending.get(connection_id), None
-        return registered.info, self._heard_at[registered.identity]
+        return registered.info, self._last_message_at[registered.identity]
 
     def _total(self) -> int:
         return len(self._pending) + len(self._closing) + len(self._registered)
@@ -259,7 +259,7 @@ class ConnectionTable:
         registered = self._registered.pop(connection_id, None)
         if registered is not None:
             self._id_by_identity.pop(registered.identity, None)
-            self._heard_at.pop(registered.identity, None)
+            self._last_message_at.pop(registered.identity, None)
             of_key = self._ids_by_key[registered.key]
             of_key.discard(connection_id)
             if not of_key:
@@ -323,7 +323,7 @@ class Inspections:
             self.forget(connection_id)
             return 0
         if before is None:
-            # Of a connection that was never heard all bytes are unread.
+            # Before the first message of a connection, all its bytes are unread.
             before = self._received[connection_id] = (heard_at, 0 if heard_at is None else received)
         unread = received - before[1]
         if unread > _SUSPECT_BYTES and len(self._suspects) < _MAX_SUSPECTS:

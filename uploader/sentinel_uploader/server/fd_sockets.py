@@ -1,4 +1,4 @@
-"""ZeroMQ's own descriptors, used as sockets: what the kernel knows of a connection."""
+"""Asks the kernel about ZeroMQ's connections, through ZeroMQ's own descriptors."""
 
 import contextlib
 import socket

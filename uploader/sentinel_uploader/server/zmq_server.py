@@ -42,7 +42,7 @@ class ReceivedMessage(NamedTuple):
 
 
 class ZmqServer(ZmqContextOwner):
-    """Receives from many peers, told apart by the identity of each connection.
+    """Receives from many peers, distinguished by the identity of each connection.
 
     With an `allow_list`, TCP addresses require keys and admit only those that it allows. A Unix socket has no keys:
     its mode admits this user alone.

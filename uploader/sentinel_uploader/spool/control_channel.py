@@ -30,13 +30,13 @@ class ControlChannel:
         self._lock = lock
 
     def requests(self) -> list[ControlRequest]:
-        """Return the requests without an answer."""
+        """Return the pending requests."""
         with self._lock:
             found = self._database.query("SELECT id, kind, run, timeout_s FROM requests WHERE answer IS NULL")
         return [ControlRequest(*row) for row in found]
 
     def answer(self, request: ControlRequest, text: str) -> None:
-        """Answer a request. The requesting process removes it."""
+        """Store the answer to a request. The requesting process deletes both."""
         with self._lock, self._database.transaction() as connection:
             connection.execute("UPDATE requests SET answer = ? WHERE id = ?", (text, request.id))
 

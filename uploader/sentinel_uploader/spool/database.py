@@ -65,7 +65,7 @@ class Database:
         """Run a block as one transaction, which is on disk when the block ends without an exception.
 
         Raises `SpoolFullError` when the disk or the limit leaves no room, `SpoolError` for other errors of the file or
-        the disk. Nothing of the block is stored then.
+        the disk. The transaction is rolled back then.
         """
         with self._translate_errors():
             connection = self.connection
@@ -216,7 +216,7 @@ class Database:
 
 
 def _is_disk_full(path: str) -> bool:
-    """Whether an I/O error comes from a full disk: SQLite reports it so outside of writes to its file."""
+    """Whether the disk is full. Outside of writes to its file, SQLite reports a full disk as an I/O error."""
     try:
         room = os.statvfs(os.path.dirname(path))
     except OSError:

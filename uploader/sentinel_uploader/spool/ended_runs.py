@@ -77,6 +77,6 @@ def _read(name: str, blob: bytes) -> RunRecord | Tombstone:
     try:
         return decode_record(blob)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        # Rows that are sent for it are rejected as those of a closed run: neither lost nor delivered twice.
+        # Its rows are rejected as those of a closed run: the collector keeps them, and none is delivered twice.
         log.error("record of an ended run cannot be read key=%s error=%s", name, error)  # noqa: TRY400 -- no defect
         return Tombstone(0, 0, None, "")

@@ -37,6 +37,6 @@ def continuation(record: RunRecord, durable_seq: int, hello: Hello) -> dict[str,
         # Rows that the collector cannot send again would block the run: continue behind them, and count them.
         changes |= {"missing_rows": record.missing_rows + missing, "batched_seq": hello.first_available_seq - 1}
     if record.state is RunState.NEW and (hello.cloud, hello.host) != (record.cloud, record.host):
-        # What discovery found late is part of a registration that has not been sent.
+        # Late results of the discovery still become part of a registration that has not been sent.
         changes |= {"cloud": hello.cloud, "host": hello.host}
     return changes

@@ -1,4 +1,4 @@
-"""The lock of a spool directory, held as long as the process lives."""
+"""The lock file of a spool directory."""
 
 import contextlib
 import fcntl
@@ -64,7 +64,8 @@ class SpoolLock:
             os.close(descriptor)
             clock.wait_for(never, _LOCK_RETRY_S)
         raise SpoolLockedError(
-            f"the spool {self._directory} is in use by another uploader (process {owner or 'unknown'})"
+            f"the spool {self._directory} is in use by another uploader (process {owner or 'unknown'}): end it with "
+            "`sentinel-uploader drain`, or name another --spool"
         )
 
 

@@ -60,4 +60,4 @@ CREATE TABLE requests (
 """
 
 MIGRATIONS = {1: "ALTER TABLE requests ADD COLUMN timeout_s REAL;", 2: TOMBSTONES_TABLE}
-"""What makes a file of each older version one of the next."""
+"""The SQL that migrates a file of each older version to the next one."""

@@ -280,7 +280,7 @@ class Spool:
             self.update(run, *events, last_error="", next_try_at=0.0, **changes)
 
     def end_if_stale(self, run: OpenRun, policy: Policy) -> bool:
-        """End a run whose collector is silent; False when the collector was heard, or ended the run, meanwhile."""
+        """End a run whose collector is silent; False when a message or the end of the run has come meanwhile."""
         with self._lock:
             gone_at = policy.stale_deadline(silent_since=run.last_seen_at, interval_s=run.record.interval_s)
             if run.record.has_ended or self._clock.monotonic() < gone_at:

@@ -1,6 +1,6 @@
-"""Tombstones: enough of an ended run to reject its rows, or to confirm that they are delivered.
+"""Tombstones keep enough of an ended run to reject its rows, or to confirm their delivery.
 
-A collector that was killed before it heard of its run's end leaves a file with rows that are delivered already. The
+A collector that was killed before it received its run's end leaves a file with rows that are delivered already. The
 file may be sent days later. Without a tombstone, a new run with the same rows would begin.
 """
 
@@ -27,7 +27,7 @@ _EMPTY_PAGES = 2
 
 
 class Tombstone(NamedTuple):
-    """What is kept of an ended run."""
+    """The part of an ended run that is kept."""
 
     batched_seq: int
     """Its last row."""

@@ -12,7 +12,7 @@ from sentinel_uploader.spool.tombstones import Tombstone
 
 
 class RunClosedError(SentinelStreamError):
-    """The run has ended. `seq` is its last row here; `ended` is what is kept of a run in a final state."""
+    """The run has ended. `seq` is its last row here; `ended` is the kept record of a run in a final state."""
 
     def __init__(self, seq: int, ended: RunRecord | Tombstone | None = None) -> None:
         super().__init__("this run has ended")

@@ -136,7 +136,7 @@ class HttpServer:
             os.close(self._reserved_fds.pop())
 
     async def _serve(self, connection: socket.socket) -> None:
-        """Answer one request. Trouble with the connection ends it and nothing else."""
+        """Answer one request. An error of the connection ends this connection only."""
         try:
             with contextlib.suppress(OSError, EOFError, TimeoutError):
                 async with asyncio.timeout(ANSWER_S):

@@ -96,9 +96,9 @@ class Metrics:
 
     def _client_gauges(self) -> Iterator[Metric]:
         by_client = ["client"]
-        seen = _gauge("client_last_seen_timestamp_seconds", "When a client was heard last", labels=by_client)
+        seen = _gauge("client_last_seen_timestamp_seconds", "When a client's last message arrived", labels=by_client)
         offset = _gauge("client_clock_offset_seconds", "How far a client's clock is ahead of ours", labels=by_client)
-        held = _gauge("client_spool_bytes", "About what a client's open runs take of the spool", labels=by_client)
+        held = _gauge("client_spool_bytes", "Approximate size of a client's open runs in the spool", labels=by_client)
         for client in self.counters.clients.all():
             owner = "" if client.name == UNNAMED else client.name
             held.add_metric([client.name], self.spool.usage.spool_bytes(owner))

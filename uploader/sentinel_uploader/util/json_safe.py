@@ -1,4 +1,4 @@
-"""Makes what clients send as metadata safe for JSON."""
+"""Replaces values in clients' metadata that JSON cannot represent."""
 
 import math
 from typing import Any

@@ -13,7 +13,7 @@ _MIN_INTERVAL_S = 0.5
 
 
 def run(words: list[str]) -> int:
-    """Show live runs until told to stop, or once."""
+    """Show live runs until stopped, or once."""
     parser = options.parser(
         "top",
         "Show all runs that are being recorded, as their uploader has them.\n"

@@ -19,7 +19,7 @@ _FRESH_S = 1.5
 
 
 def run(words: list[str]) -> int:
-    """Serve until told to stop."""
+    """Serve until stopped."""
     parser = options.parser(
         "web",
         "Serve the runs as pages: a list, a report of each that follows it while it is recorded, comparisons.\n"

@@ -1,4 +1,4 @@
-"""Serves the pages, until told to stop."""
+"""Serves the pages until stopped."""
 
 import socket
 from collections.abc import Callable, Mapping

@@ -36,7 +36,7 @@ def validated_word(value: str, max_chars: int = _MAX_CHARS) -> str:
 
 
 def text(response: HttpResponse | None) -> str:
-    """Return the body without surrounding space, empty without an response."""
+    """Return the body without surrounding space, empty without a response."""
     return response.body.decode("ascii", "replace").strip() if response else ""
 
 

@@ -68,7 +68,7 @@ class RunCgroup:
     def leave(self) -> None:
         """Move back to the parent; raises `OSError` when that is refused: the counter then includes our own time."""
         self._lock_fd = _hold(self.path)
-        # Nobody else was in it before, so all of its time until now is ours.
+        # No other process was in it before, so all of its time until now is ours.
         self._own_us = self._before_us + _own_us() - self._own_before_us
         _move_self(f"{os.path.dirname(self.path)}/{self._membership_file}")
 
@@ -165,7 +165,7 @@ def _is_stale(directory: str, name: str, proc: str) -> bool:
 def _hold(path: str) -> int:
     """Lock a cgroup for as long as this process, or one that inherits the descriptor, lives; -1 where that fails.
 
-    The job runs by now. Before that, nobody can remove the cgroup, because this process is in it.
+    The job runs by now. Before that, no process can remove the cgroup, because this process is in it.
     """
     import fcntl
 
@@ -225,9 +225,9 @@ def _move_self(path: str) -> None:
         os.close(descriptor)
 
 
-def _move_out(directory: str, door: str) -> None:
+def _move_out(directory: str, procs_file: str) -> None:
     try:
-        _move_self(f"{directory}/{door}")
+        _move_self(f"{directory}/{procs_file}")
     except OSError:
         return
 

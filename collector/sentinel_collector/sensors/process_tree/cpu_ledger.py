@@ -20,7 +20,7 @@ NOTHING: Amounts = (0, 0, 0, 0)
 
 
 class ProcessAccount:
-    """What was counted for one process: its own CPU time, its reaped children's, and the bytes of both."""
+    """Counts of one process: its own CPU time, its reaped children's, and the bytes of both."""
 
     __slots__ = ("children", "closed", "expected", "growth", "io", "newly_expected", "own", "parent")
 

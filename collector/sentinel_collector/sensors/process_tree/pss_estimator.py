@@ -366,7 +366,7 @@ def _last_read(process: TrackedProcess) -> tuple[bool, float, int]:
 
 
 def _expected_cost_s(process: TrackedProcess) -> float:
-    """Return what a reading will take: by the one before, or by the number of small pages."""
+    """Return the expected time of a reading: from the one before, or from the number of small pages."""
     reading = process.pss.reading
     if reading is not None and reading.rss_kib > 0:
         return reading.cost_s * max(1.0, process.rss_kib / reading.rss_kib)

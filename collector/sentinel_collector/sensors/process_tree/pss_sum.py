@@ -9,7 +9,7 @@ def tree_sum_kib(living: list[TrackedProcess], epoch: int, *, held_kib: int | No
     """Return the tree's anonymous and shared memory in KiB.
 
     Anonymous pages add up in their shares. Shared pages are there once. Readings of another `epoch` are outdated. A
-    tree that `is_closed` shares anonymous pages with nobody outside. `held_kib` is set where shares of different
+    tree that `is_closed` shares no anonymous pages with processes outside. `held_kib` is set where shares of different
     moments do not add up: the shared memory of the row before, less what was given back, plus what has grown since.
     """
     anon_kib = 0

@@ -1,1 +1,1 @@
-"""S3 and compatible object stores."""
+"""The object store for `s3://` URIs: Amazon S3 and servers with the same API."""

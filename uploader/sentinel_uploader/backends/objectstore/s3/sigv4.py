@@ -14,7 +14,7 @@ from sentinel_uploader.runs.types import Credentials
 
 
 class _SignerAt(S3SigV4Auth):
-    """botocore's signer reads the clock itself. A wrong clock must be corrected by the server's time."""
+    """Signs with the server's time. botocore's own signer reads this machine's clock, which may be wrong."""
 
     def __init__(self, credentials: ReadOnlyCredentials, region: str, now: float) -> None:
         super().__init__(credentials, "s3", region)

@@ -124,7 +124,7 @@ class S3Store:
         return self._client.request(call, "PUT", origin, path, headers=headers, body=body)
 
     def _region(self, bucket: str, credentials: Credentials) -> str:
-        """Return the region that storage has told, else the API, the configuration, or the response to a HEAD."""
+        """Return the region from an earlier response, else from the API, the configuration, or a HEAD request."""
         region = self._bucket_regions.get(bucket) or credentials.region or self._default_region
         if not region:
             region = FALLBACK_REGION if self._endpoint else self._lookup_region(bucket)

@@ -14,7 +14,7 @@ from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.telemetry.counters import Counters
 
 
-class Listening:
+class IntakeThread:
     """Listens from the beginning until `close`."""
 
     woken: list[OpenRun]

@@ -1,4 +1,4 @@
-"""A wrapper that does nothing but wrap, out of the collector's own parts: `python wrapper.py COMMAND [ARG]…`.
+"""A collector that only runs its job, made of the collector's own parts: `python minimal_collector.py COMMAND [ARG]…`.
 
 It tells its `Events` what it is told: `spawned PID`, `NAME ACTION` for a signal, `stopped` and `continued` for the
 job with what `has_ended` says then, `ended`. With `WRAPPER_HANDLERS` it uses handlers instead of `sigtimedwait`.

@@ -9,10 +9,10 @@ from fakes.backend import Backend
 from fakes.process_harness import COLLECTOR, DEADLINE_S, Home, rows_of_file, wait_until
 
 
-class Recording:
+class RecordedJob:
     """`sentinel-collector --connect` around a job; the rows that it has taken are in its `--output`.
 
-    With `env` it finds or starts an agent instead, which inherits that.
+    With `env` it finds or starts a local uploader instead, which inherits that.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Recording:
         return str(said)
 
 
-def assert_delivered(backend: Backend, recording: Recording) -> None:
+def assert_delivered(backend: Backend, recording: RecordedJob) -> None:
     """Every row that was taken is in exactly one object that `finish` names (or inline), and the run has ended well."""
     run = backend.only_run()
     assert backend.rows(run) == recording.rows()

@@ -13,7 +13,7 @@ OUT = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_
 _IN = zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
-class HandWritten:
+class IndependentClient:
     """One connection; `public`, `secret` and `server` are CURVE keys. It is where the context's threads are."""
 
     def __init__(
@@ -75,7 +75,7 @@ class HandWritten:
 class Chatter:
     """Sends a row every few milliseconds from a thread of its own, come what may."""
 
-    def __init__(self, client: HandWritten) -> None:
+    def __init__(self, client: IndependentClient) -> None:
         self._client = client
         self._stop = threading.Event()
         self.sent: list[float] = []

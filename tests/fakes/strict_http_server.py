@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from email.utils import formatdate
 from typing import NamedTuple
 
+from fakes.background_thread import BackgroundThread
 from fakes.faults import Fault, Faults, Recorded, Recorder
-from fakes.threaded import Threaded
 
 _FIRST_PORT = 20_000
 _FIRST_EPHEMERAL_PORT = 32_768
@@ -33,7 +33,7 @@ class _DroppedError(Exception):
     """The connection is to be reset without an answer."""
 
 
-class WebServer(Threaded):
+class StrictHttpServer(BackgroundThread):
     """A server of its own thread(s); `with` starts and stops it. Subclasses say what requests mean and do.
 
     `url` is its address; `faults` and `requests` are for tests; `now` gives UNIX seconds for its `Date` header and
@@ -131,7 +131,7 @@ class _Httpd(http.server.ThreadingHTTPServer):
     daemon_threads = False
     request_queue_size = 128
 
-    def __init__(self, owner: WebServer, port: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, owner: StrictHttpServer, port: int, tls: ssl.SSLContext | None) -> None:
         self.owner = owner
         self._tls = tls
         super().__init__(("127.0.0.1", port), _Handler)

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 
-class Threaded(ABC):
+class BackgroundThread(ABC):
     """`with` starts the thread and ends it; subclasses say what it does and how it is told to end."""
 
     end_within_s = 10.0
