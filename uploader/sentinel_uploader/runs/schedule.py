@@ -6,6 +6,9 @@ import msgspec
 
 from sentinel_uploader.runs.lifecycle import ENDED_STATES, RunState
 
+_GOLDEN_RATIO = 0.6180339887498949
+_CROWD = 64
+
 
 class Step(StrEnum):
     """The next thing to do for a run. The values are metric labels and appear in log lines."""
@@ -50,6 +53,8 @@ class SchedulingFacts(msgspec.Struct, frozen=True, kw_only=True):
     silent_since: float
     interval_s: float
     cloud_pending: bool
+    upload_phase: float = 0.0
+    """How much earlier than after a whole interval the first batch is due: from 0 to 1, half an interval."""
     flush: bool = False
     """Deliver the stored rows without waiting for the upload interval."""
     needs_credentials: bool = False
@@ -91,6 +96,14 @@ def _batch_is_full(facts: SchedulingFacts, policy: Policy) -> bool:
     return facts.unbatched_rows >= policy.max_batch_rows or facts.unbatched_bytes >= policy.max_batch_bytes
 
 
+def upload_phase(run_id: int) -> float:
+    """Return a run's `upload_phase`: runs that begin together are not due together, now or later.
+
+    Multiples of the golden ratio are spread evenly, however many there are. The first few runs of a spool need little.
+    """
+    return (run_id - 1) * _GOLDEN_RATIO % 1.0 * min(1.0, (run_id - 1) / _CROWD)
+
+
 def stale_deadline(policy: Policy, *, silent_since: float, interval_s: float) -> float:
     """Return when (monotonic seconds) a collector that is silent since then counts as gone."""
     return silent_since + max(policy.stale_after_s, 3 * interval_s)
@@ -112,10 +125,11 @@ def _next_for_new(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[S
 def _next_for_registered(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
     if now >= _stale_deadline(facts, policy):
         return Step.CLOSE_STALE, now
+    interval_s = policy.upload_interval_s * (1.0 - facts.upload_phase / 2)
     if not facts.unbatched_rows:
         # Rows that come now are due one interval later at the earliest.
-        return None, min(max(facts.sealed_at, now) + policy.upload_interval_s, _stale_deadline(facts, policy))
-    due = facts.sealed_at + policy.upload_interval_s
+        return None, min(max(facts.sealed_at, now) + interval_s, _stale_deadline(facts, policy))
+    due = facts.sealed_at + interval_s
     if now >= due:
         return Step.SEAL_BATCH, now
     return None, min(due, _stale_deadline(facts, policy))
