@@ -13,7 +13,9 @@
 #   make test-all      the tests with every Python that is found, 3.11 and later
 #   make test-docker   run docker-compose.yml on a real engine, kill every container, count rows
 #   make test-browser  the viewer's pages in a real Chromium (apt-get install chromium)
+#   make pictures the documents' pictures of reports, top and web, taken of real runs
 #   make test-network  two network namespaces (root): attack an uploader, then delay, loss, a cut of a minute
+#   make matrix   what a job may lack or meet, bare against wrapped: one table: make matrix GROUPS="memory signals"
 #   make test-crowd    200 collectors, an uploader with 128 descriptors
 #   make chaos     break everything by a seeded schedule, then count rows: make chaos SEED=4 DURATION=600
 #   make faults    six everyday faults, the peer and ours in one harness: one table
@@ -41,7 +43,7 @@ EXAMPLES ?= 4000
 ENGINE ?= atheris
 PEER := .venv-peer
 
-.PHONY: demo test test-all test-docker test-browser test-crowd test-network chaos faults fuzz machine lint ci settings bench bench-load lock clean environment
+.PHONY: demo test test-all test-docker test-browser pictures test-crowd test-network chaos faults matrix fuzz machine lint ci settings bench bench-load lock clean environment
 .DEFAULT_GOAL := test
 
 $(VENV)/.dependencies: requirements-dev.lock
@@ -81,6 +83,10 @@ test-browser: environment
 	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
 	$(BIN)/pytest -m browser tests/viewer $(PYTEST_ARGS)
 
+pictures: environment
+	$(PIP) install --require-hashes -r tests/viewer/requirements.txt
+	PYTHONPATH=tests $(BIN)/python tests/viewer/pictures.py
+
 test-crowd: environment
 	PYTHONPATH=tests $(BIN)/python -m chaos.crowd
 
@@ -94,6 +100,9 @@ chaos: environment
 
 faults: environment $(PEER)/.installed
 	PYTHONPATH=tests $(BIN)/python -m chaos.six_faults
+
+matrix: environment
+	PYTHONPATH=tests $(BIN)/python -m chaos.matrix $(GROUPS)
 
 # Where there is no wheel of atheris: make fuzz ENGINE=hypothesis
 fuzz: environment

@@ -29,7 +29,7 @@ _DEADLINE_S = 30.0
 def main() -> None:
     address, samples, pid = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     clock = SystemClock()
-    before = baseline.capture(clock)
+    before = baseline.Baseline(clock)
     sampler = Sampler(clock=clock, baseline=before, root_pid=pid, own_child=False, interval_s=1.0)
     statistics = RunStatistics()
     stages = {samples * percent // 100: 0.0 for percent in (1, 10, 25, 50, 75, 100)}

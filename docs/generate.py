@@ -13,7 +13,7 @@ import shtab
 
 from sentinel_collector import cli as collector
 from sentinel_collector.settings import SETTINGS as COLLECTOR_SETTINGS
-from sentinel_protocol.common.settings.model import Setting, choice, markdown_table
+from sentinel_protocol.common.settings.model import Setting, choice
 from sentinel_uploader.app.settings import SETTINGS as UPLOADER_SETTINGS
 from sentinel_uploader.cli import main as uploader
 
@@ -27,6 +27,17 @@ _PREAMBLE = {
     "zsh": '_sentinel_job() {\n  _alternative "commands:command:_command_names -e" "files:file:_files"\n}',
 }
 """Functions that offer the words behind the collector's `--`: commands and files."""
+
+
+def markdown_table(settings: Sequence[Setting]) -> str:
+    """Return the table for the documentation, one line a setting, `\\n` after each."""
+    lines = ["| key | flag | environment | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    for each in settings:
+        flag = each.flag and " ".join(filter(None, (each.flag, each.metavar)))
+        code = [f"`{word}`" if word else "" for word in (each.name, flag, each.env)]
+        cells = (*code, each.format_default() or "", each.help)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def generated() -> Iterator[tuple[Path, str]]:

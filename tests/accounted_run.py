@@ -19,7 +19,7 @@ from sentinel_protocol.common.clock import SystemClock
 def main() -> None:
     proc, command = sys.argv[1], sys.argv[3:]
     clock = SystemClock()
-    before = baseline.capture(clock)
+    before = baseline.Baseline(clock)
     with RunCgroupScope("cgroup", proc=proc) as accounting:
         pid = accounting.spawn_inside(lambda: os.posix_spawn(command[0], command, os.environ))
         counter = accounting.counter

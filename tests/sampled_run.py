@@ -12,13 +12,14 @@ import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 
+from sentinel_collector.job.subreaper import set_subreaper
 from sentinel_collector.sampling.sampler import Sampler
 from sentinel_collector.sensors import baseline
 from sentinel_collector.sensors.process_tree.pss_estimator import DEFAULT_SHARE
-from sentinel_collector.sensors.process_tree.subreaper import set_subreaper
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.wire.sample import COLUMNS, Sample
 
@@ -62,12 +63,23 @@ def _has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
+def _reap_orphans(job_pid: int) -> list[tuple[int, resource.struct_rusage]]:
+    """Reap every child that has ended but the job."""
+    reaped = []
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for pid in (int(word) for word in children if int(word) != job_pid):
+        ended, _status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
+            reaped.append((pid, usage))
+    return reaped
+
+
 def run(command: list[str], *, interval_s: float, adopt: bool, pss_share: float) -> dict[str, object]:
     if adopt and not set_subreaper():
         raise SystemExit("cannot become a sub-reaper")
     group = Group()
     clock = SystemClock()
-    before = baseline.capture(clock)
+    before = baseline.Baseline(clock)
     job = subprocess.Popen(group.around(command))
     group.wait_until_inside(job)
     sampler = Sampler(
@@ -76,7 +88,8 @@ def run(command: list[str], *, interval_s: float, adopt: bool, pss_share: float)
         root_pid=job.pid,
         own_child=True,
         interval_s=interval_s,
-        adopt_orphans=adopt,
+        adopter_pid=os.getpid() if adopt else 0,
+        take_reaped=lambda: _reap_orphans(job.pid) if adopt else [],
         pss_share=pss_share,
     )
     rows: list[Sample] = []

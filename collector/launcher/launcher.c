@@ -11,15 +11,20 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
-enum { MAX_PATH = 4096, NOT_EXECUTABLE = 126, NOT_FOUND = 127, FLAGS = 6 };
+enum { MAX_PATH = 4096, NOT_EXECUTABLE = 126, NOT_FOUND = 127, FLAGS = 10 };
+enum { DATA_BYTES = 7 << 20, ADDRESS_BYTES = 15 << 20 };
 
 static char script[MAX_PATH + 4];
 static char head[2 * MAX_PATH];
+static char ignored[64] = "sentinel-ignored=";
 
 /* The end of a word that begins at `text`: quoted, or up to the next space. The word is cut there. */
 static char *word(char *text) {
@@ -43,14 +48,66 @@ static char *interpreter(void) {
     return NULL;
 }
 
+/* Two variables change where an interpreter looks for its own modules, also with -E. Each is renamed for the time of its
+ * start; the script gives the job the variable back. */
+static const char prefix[] = "SENTINEL_JOB_";
+
+static void hide(char **environ_, const char *name) {
+    size_t length = strlen(name);
+    for (; *environ_; environ_++) {
+        if (strncmp(*environ_, name, length) || (*environ_)[length] != '=') continue;
+        char *renamed = malloc(sizeof prefix + strlen(*environ_));
+        if (renamed) *environ_ = strcat(strcpy(renamed, prefix), *environ_);
+    }
+}
+
+static void show_again(char **environ_) {
+    for (; *environ_; environ_++)
+        if (!strncmp(*environ_, prefix, sizeof prefix - 1)) *environ_ += sizeof prefix - 1;
+}
+
 static int is_set(const char *name) {
     const char *value = getenv(name);
     return value && *value;
 }
 
+static int has_job(char **argv) {
+    while (*argv && strcmp(*argv, "--")) argv++;
+    return *argv && argv[1];
+}
+
+static int can_map(size_t size, int protection) {
+    void *block = mmap(NULL, size, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return block != MAP_FAILED && !munmap(block, size);
+}
+
+/* Whether there is what an interpreter needs for its start: it ends with a code of its own without that. */
+static int can_start_python(void) {
+    int first = fcntl(2, F_DUPFD_CLOEXEC, 3), second = fcntl(2, F_DUPFD_CLOEXEC, 3);
+    if (first < 0 && errno == EBADF) first = second = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    int is_enough = second >= 0 && can_map(DATA_BYTES, PROT_READ | PROT_WRITE) && can_map(ADDRESS_BYTES, PROT_NONE);
+    int error = errno;
+    if (first >= 0) close(first);
+    if (second >= 0 && second != first) close(second);
+    errno = error;
+    return is_enough;
+}
+
+/* The signals that Python ignores at its start: it cannot tell any more what they were before. */
+static void note_ignored(void) {
+    static const int signums[] = {SIGPIPE, SIGXFSZ};
+    for (size_t i = 0; i < sizeof signums / sizeof *signums; i++) {
+        struct sigaction action;
+        if (sigaction(signums[i], NULL, &action) || action.sa_handler != SIG_IGN) continue;
+        size_t length = strlen(ignored);
+        snprintf(ignored + length, sizeof ignored - length, "%d,", signums[i]);
+    }
+}
+
 /* What stood in the way; the job is run without us where there is one. */
 static int run_unrecorded(char **argv) {
     const char *reason = strerror(errno);
+    prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0);
     while (*argv && strcmp(*argv, "--")) argv++;
     if (!*argv || !argv[1]) {
         dprintf(2, "sentinel-collector: cannot start Python for %s: %s\n", script, reason);
@@ -63,13 +120,13 @@ static int run_unrecorded(char **argv) {
     return errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv, char **envp) {
     ssize_t length = readlink("/proc/self/exe", script, MAX_PATH - 1);
     if (length < 0) return run_unrecorded(argv);
     memcpy(script + length, ".py", 4);
     char *python = interpreter();
     char **words = calloc((size_t)argc + FLAGS + 2, sizeof *words);
-    if (!python || !words) return run_unrecorded(argv);
+    if (!python || !words || (has_job(argv) && !can_start_python())) return run_unrecorded(argv);
     char **next = words;
     *next++ = python;
     *next++ = "-E";
@@ -78,8 +135,19 @@ int main(int argc, char **argv) {
     /* The two that say where Python may look and write. */
     if (is_set("PYTHONNOUSERSITE")) *next++ = "-s";
     if (is_set("PYTHONDONTWRITEBYTECODE")) *next++ = "-B";
+    /* Here a sub-reaper costs nothing; in Python, it is an import of ctypes before the job's start. */
+    if (has_job(argv) && !prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) {
+        *next++ = "-X";
+        *next++ = "sentinel-subreaper";
+    }
+    note_ignored();
+    *next++ = "-X";
+    *next++ = ignored;
     *next++ = script;
     for (char **one = argv + (argc > 0); *one; one++) *next++ = *one;
-    execv(python, words);
+    hide(envp, "PYTHONEXECUTABLE");
+    hide(envp, "__PYVENV_LAUNCHER__");
+    execve(python, words, envp);
+    show_again(envp);
     return run_unrecorded(argv);
 }

@@ -6,16 +6,17 @@ Modules that the start of the job does not need are imported after it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.job.process import Job, JobStartError
 from sentinel_collector.job.signals import Signals
+from sentinel_collector.job.waiter import wait_for
 from sentinel_collector.sensors import baseline as baseline_sensor
 from sentinel_collector.sensors.cgroup.accounting import RunCgroupScope
 from sentinel_collector.sensors.cgroup.container_view import detect_container
 from sentinel_collector.sensors.cgroup.run_cgroup import remove_orphaned_cgroups
-from sentinel_collector.sensors.process_tree.subreaper import set_subreaper
 from sentinel_collector.settings import SETTINGS, pre_start_settings
 from sentinel_collector.uploader_options import check_local_uploader_config, uploader_addresses
 from sentinel_protocol import __version__
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
     from typing import Any
+
+    from sentinel_collector.job.recorder_process import RecorderStart
+    from sentinel_collector.sensors.cgroup.container_view import ContainerView
 
 _DESCRIPTION = "Records what a command, a running process or the host uses, and delivers it."
 _STANDARD_DESCRIPTORS = (0, 1, 2)
@@ -77,21 +81,66 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _record_command(command: list[str], given: dict[str, Any], file: SettingsFile | None, console: Console) -> int:
-    early = pre_start_settings(given, file, "accounting", "scope", "host_root", "insecure", "server_key", "key")
+    early = pre_start_settings(
+        given, file, "accounting", "scope", "host_root", "insecure", "server_key", "key", "output", "summary_json"
+    )
     # Wrong use is reported before the job starts.
     uploader_addresses({**given, **{name: early[name] for name in ("insecure", "server_key", "key")}})
     check_local_uploader_config(given, file, os.environ)
     clock = SystemClock()
     host_root = early["host_root"] or ""
-    baseline = baseline_sensor.capture(clock, host_root=host_root)
+    baseline = baseline_sensor.Baseline(clock, host_root=host_root)
     container = detect_container(early["scope"], os.environ, records_host=bool(host_root))
-    with Signals() as signals, RunCgroupScope(early["accounting"]) as accounting:
+
+    def record(start: RecorderStart) -> int:
+        from sentinel_collector.run_job import record_in_child
+
+        return record_in_child(
+            start,
+            command,
+            given=given,
+            file=file,
+            clock=clock,
+            baseline=baseline,
+            accounting=accounting,
+            container=container,
+        )
+
+    with RunCgroupScope(early["accounting"]) as accounting:
+        if not hasattr(signal, "sigwaitinfo"):
+            return _record_in_parent(command, given, file, clock, baseline, accounting, container)
         try:
-            job = accounting.spawn_inside(lambda: Job.spawn(command, os.environ, signals))
+            return wait_for(
+                lambda signals: accounting.spawn_inside(lambda: Job.spawn(command, os.environ, signals)),
+                record=record,
+                written_paths=(early["output"], early["summary_json"]),
+                clock=clock,
+                console=console,
+            )
         except JobStartError as error:
+            if error.lacks_process:
+                # Without us the job would not need a process more: become the job.
+                raise
             console.error(str(error))
             return error.exit_code
-        adopts_orphans = set_subreaper()
+
+
+def _record_in_parent(
+    command: list[str],
+    given: dict[str, Any],
+    file: SettingsFile | None,
+    clock: SystemClock,
+    baseline: baseline_sensor.Baseline,
+    accounting: RunCgroupScope,
+    container: ContainerView | None,
+) -> int:
+    """Record without a waiter, where the system has no `sigwaitinfo` (macOS)."""
+    with Signals() as signals:
+        try:
+            job = Job.spawn(command, os.environ, signals)
+        except JobStartError as error:
+            Console(Verbosity.NORMAL).error(str(error))
+            return error.exit_code
         from sentinel_collector.run_job import record_job
 
         return record_job(
@@ -102,7 +151,6 @@ def _record_command(command: list[str], given: dict[str, Any], file: SettingsFil
             clock=clock,
             signals=signals,
             baseline=baseline,
-            adopts_orphans=adopts_orphans,
             accounting=accounting,
             container=container,
         )
@@ -130,11 +178,10 @@ def _record_running(given: dict[str, Any], file: SettingsFile | None) -> int:
             clock=clock,
             console=console,
             signals=signals,
-            baseline=baseline_sensor.capture(clock, host_root=host_root),
+            baseline=baseline_sensor.Baseline(clock, host_root=host_root),
             job=None,
             argv=[],
             root_pid=root_pid,
-            adopts_orphans=False,
             accounting=None,
             container=detect_container(settings["scope"], os.environ, records_host=bool(host_root)),
         )

@@ -15,6 +15,8 @@ STAT_PARENT = 1
 STAT_THREADS = 17
 STAT_START = 19
 """Indexes of `stat_fields`. The start is in ticks after boot."""
+ENDED_STATES = frozenset({b"Z", b"X", b"x"})
+"""States of processes that have ended."""
 
 
 class FdBudget:
@@ -93,21 +95,11 @@ class ProcFile:
         return data
 
 
-def read_with_reopen(file: ProcFile, *, size: int = _SINGLE_BYTES) -> bytes:
+def read_with_reopen(file: ProcFile, *, size: int = _SINGLE_BYTES, is_list: bool = False) -> bytes:
     """Read a file of the whole machine; opens it once more when a read fails, empty when it is missing."""
     for _ in range(2):
         try:
-            return file.read(size)
-        except OSError:
-            file.close()
-    return b""
-
-
-def read_list_with_reopen(file: ProcFile) -> bytes:
-    """Like `read_with_reopen`, for a file that the kernel makes entry by entry."""
-    for _ in range(2):
-        try:
-            return file.read_list()
+            return file.read_list() if is_list else file.read(size)
         except OSError:
             file.close()
     return b""
@@ -168,3 +160,17 @@ def stat_fields(data: bytes, count: int) -> list[bytes]:
 def read_stat(pid: int | str, count: int, *, proc: str = "/proc") -> list[bytes]:
     """Return the `stat_fields` of a process; raises `OSError` when it is gone, else `ValueError`."""
     return stat_fields(read_file(f"{proc}/{pid}/stat"), count)
+
+
+def names_of_running(pids: list[int], *, limit: int = 5) -> str:
+    """Return the names and pids of processes that run, as text; empty when none does."""
+    names = []
+    for pid in sorted(pids):
+        try:
+            data = read_file(f"/proc/{pid}/stat")
+            if stat_fields(data, STAT_STATE + 1)[STAT_STATE] not in ENDED_STATES:
+                name = data[data.index(b"(") + 1 : data.rindex(b")")].decode("utf-8", "replace")
+                names.append(f"{name} ({pid})")
+        except (OSError, ValueError):
+            continue
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -5,7 +5,7 @@ Imported after the job has started.
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sentinel_collector.console import Console, pluralize
@@ -13,9 +13,13 @@ from sentinel_collector.delivery.delivery import Delivery
 from sentinel_collector.delivery.failover import rank_uploaders
 from sentinel_collector.delivery.orphan_recovery import OrphanRecovery
 from sentinel_collector.discovery.host import host_info
+from sentinel_collector.job.mirror import JobMirror
 from sentinel_collector.job.process import Job
-from sentinel_collector.job.signals import STOP_SIGNALS, Action, ReceivedSignal, SignalPolicy, Signals
-from sentinel_collector.job.wait import detached_message, wait_for_job
+from sentinel_collector.job.recorder_process import GIVE_UP
+from sentinel_collector.job.signals import STOP_SIGNALS, Action, ReceivedSignal, Signals
+from sentinel_collector.job.wait import wait_for_job
+from sentinel_collector.job.waiter import detached_message
+from sentinel_collector.procfs import names_of_running
 from sentinel_collector.reporting.csv_output import CsvOutput
 from sentinel_collector.reporting.output_target import OutputTargets
 from sentinel_collector.run_description import RunDescription, run_metadata
@@ -25,7 +29,7 @@ from sentinel_collector.sensors.baseline import Baseline
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.sensors.gpu.factory import open_gpu_sensor
 from sentinel_collector.sensors.interfaces import Accounting
-from sentinel_collector.shutdown import await_delivery, close_delivery, wait_limits
+from sentinel_collector.shutdown import ORPHANS_WAIT_S, await_delivery, close_delivery, wait_limits
 from sentinel_collector.uploader_options import load_keys_without_core_dumps
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.endpoints import Address, parse_address
@@ -47,6 +51,8 @@ _MAX_JOB_CHECK_S = 10.0
 """Longest time between two checks of the job, in case a SIGCHLD is missed."""
 _LATE_WAKEUP_S = 0.001
 """When a sample is later than this, the job's SIGCHLD may wait behind the timer's signal: check the job."""
+_CLOSE_S = 10.0
+"""Time for closing everything after the delivery."""
 
 
 class Recorder:
@@ -60,18 +66,18 @@ class Recorder:
         environ: Mapping[str, str],
         clock: Clock,
         console: Console,
-        signals: Signals,
+        signals: Signals | JobMirror,
         baseline: Baseline,
-        job: Job | None,
+        job: Job | JobMirror | None,
+        is_continued: bool = False,
         argv: list[str],
         root_pid: int | None,
-        adopts_orphans: bool,
         accounting: Accounting | None,
         container: ContainerView | None,
+        excluded: Collection[int] = (),
     ) -> None:
         self._settings = settings
-        started_at = clock.now() - clock.monotonic() + baseline.monotonic
-        self._targets = OutputTargets([settings["output"], settings["summary_json"]], started_at=started_at)
+        self._targets = self._open_targets(clock.now() - clock.monotonic() + baseline.monotonic)
         self._clock = clock
         self._console = console
         self._signals = signals
@@ -87,22 +93,12 @@ class Recorder:
         self._is_remote = any(address.url.startswith("tcp:") for address in addresses)
         self._stopped = self._detached = self._undelivered_runs_reported = False
         self._check_job_at = 0.0
-        self._signal_policy = None if job is None else SignalPolicy(job.contains)
+        self._mirror = job if isinstance(job, JobMirror) else None
         # First, since the GPU's driver may answer slowly: what follows uses it if it is ready by then.
         self._gpu = open_gpu_sensor(clock=clock, warn=console.warn)
-        self._sampler = Sampler(
-            clock=clock,
-            baseline=baseline,
-            root_pid=root_pid,
-            own_child=job is not None,
-            interval_s=self._interval_s,
-            gpu=self._gpu,
-            accounting=accounting,
-            container=container,
-            adopt_orphans=adopts_orphans,
-            pss_share=settings["pss_budget"] / 100,
-            host_root=settings["host_root"] or "",
-        )
+        self._sampler = self._open_sampler(baseline, accounting, container, is_continued=is_continued)
+        for pid in excluded:
+            self._sampler.exclude(pid)
         self._discovery = None if settings["no_cloud"] else self._start_discovery()
         self._description = self._describe_run(argv, container)
         keys = load_keys_without_core_dumps(settings)
@@ -121,11 +117,15 @@ class Recorder:
         # Signals until now were for the job: a Ctrl-C that ended it must not end the delivery as well.
         self._signals.wait(0)
         self._record_row(self._sampler.final(None if self._detached or self._job is None else self._job.reap))
+        if self._mirror is not None and not self._detached and (left := names_of_running(self._sampler.left_running())):
+            self._console.warn(f"the job has left running: {left}")
         finish = self._finish()
         if finish.exit_code is not None:
             self._console.debug(f"the job ended with exit code {finish.exit_code}")
         self._delivery.finish(finish)
         wait_s, acknowledge_wait_s = wait_limits(self._settings, is_detached=self._detached)
+        if self._mirror is not None:
+            self._mirror.announce_wait(max(wait_s, acknowledge_wait_s) + ORPHANS_WAIT_S + _CLOSE_S)
         await_delivery(
             self._delivery,
             self._orphans,
@@ -185,17 +185,20 @@ class Recorder:
         return self._root_pid is not None and not self._sampler.root_alive()
 
     def _handle_signal(self, received: ReceivedSignal) -> None:
-        if self._job is None or self._signal_policy is None:
+        if self._job is None:
             self._stopped = self._stopped or received.signum in STOP_SIGNALS
             return
         if received.signum == signal.SIGCHLD:
             self._check_job_at = 0.0
-        action = self._signal_policy.decide(received)
+        action = self._job.decide(received)
+        if action is Action.DETACH:
+            self._detached = True
+        if isinstance(self._job, JobMirror):
+            return
         if action is Action.FORWARD:
             self._job.forward(received.signum)
         elif action is Action.DETACH:
-            self._detached = True
-            self._console.warn(detached_message(self._job))
+            self._console.warn(detached_message(self._job.pid))
 
     def _poll_background_work(self) -> None:
         """Take the result of cloud discovery, and start the recovery of orphaned files."""
@@ -249,6 +252,8 @@ class Recorder:
         self._close_sensors()
         if self._job is None:
             return 1
+        if isinstance(self._signals, JobMirror) or isinstance(self._job, JobMirror):
+            return GIVE_UP
         return wait_for_job(self._job, self._signals, self._console)
 
     def _close_sensors(self) -> None:
@@ -259,7 +264,7 @@ class Recorder:
     def _exit_code(self) -> int:
         if self._detached:
             return 128 + signal.SIGINT
-        if self._job is None:
+        if self._job is None or self._mirror is not None:
             return 0
         assert self._job.exit_code is not None
         return self._job.exit_code
@@ -302,7 +307,7 @@ class Recorder:
             )
             addresses = [parse_address(paths.url, bind=False)]
             local_uploader = LocalUploaderSupervisor(
-                paths, environ=environ, warn=self._console.warn, on_started=self._sampler.exclude
+                paths, environ=environ, warn=self._console.warn, on_started=self._exclude
             )
         return Delivery(
             run_key=run_key,
@@ -319,6 +324,32 @@ class Recorder:
             failover_after_s=self._settings["failover_after"],
         )
 
+    def _open_sampler(
+        self, baseline: Baseline, accounting: Accounting | None, container: ContainerView | None, *, is_continued: bool
+    ) -> Sampler:
+        mirror = self._mirror
+        return Sampler(
+            clock=self._clock,
+            baseline=baseline,
+            root_pid=self._root_pid,
+            own_child=self._job is not None and not is_continued,
+            interval_s=self._interval_s,
+            gpu=self._gpu,
+            accounting=accounting,
+            container=container,
+            adopter_pid=0 if mirror is None else mirror.adopter_pid,
+            take_reaped=tuple if mirror is None else mirror.take_reaped,
+            pss_share=self._settings["pss_budget"] / 100,
+            host_root=self._settings["host_root"] or "",
+            warn=self._console.warn,
+        )
+
+    def _open_targets(self, started_at: float) -> OutputTargets:
+        targets = OutputTargets([self._settings["output"], self._settings["summary_json"]], started_at=started_at)
+        # From here on, for private files. The job has its own, and `--output` keeps the user's.
+        os.umask(0o077)
+        return targets
+
     def _prepare_orphan_recovery(self, keys: "Mapping[str, ClientCurveKeys]") -> OrphanRecovery:
         return OrphanRecovery(
             state_dir=self._state_dir,
@@ -327,6 +358,11 @@ class Recorder:
             insecure=self._settings["insecure"],
             keys=keys,
         )
+
+    def _exclude(self, pid: int) -> None:
+        self._sampler.exclude(pid)
+        if self._mirror is not None:
+            self._mirror.announce_excluded(pid)
 
     def _open_output(self) -> CsvOutput | None:
         path = self._settings["output"]
@@ -345,6 +381,8 @@ class Recorder:
         return {} if self._gpu is None else self._gpu.gpu_info()
 
     def _derived_run_key(self) -> str:
+        if self._mirror is not None:
+            return self._mirror.run_key
         return run_key_of_host(self._state_dir) if self._root_pid is None else run_key_of_process(self._root_pid)
 
     def _on_welcome(self, welcome: Welcome) -> None:

@@ -6,9 +6,16 @@ from typing import Any
 from sentinel_collector.console import Console
 from sentinel_collector.delivery.delivery import Delivery
 from sentinel_collector.delivery.orphan_recovery import OrphanRecovery
+from sentinel_collector.job.mirror import JobMirror
 from sentinel_collector.job.signals import STOP_SIGNALS, Signals
 from sentinel_collector.reporting.output_target import OutputTargets, RegularFile
-from sentinel_collector.reporting.summary import parked_line, summary_figures, summary_json, summary_lines
+from sentinel_collector.reporting.summary import (
+    SUMMARY_START,
+    parked_line,
+    summary_figures,
+    summary_json,
+    summary_lines,
+)
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.run_statistics import RunStatistics
@@ -39,7 +46,7 @@ def wait_limits(settings: Mapping[str, Any], *, is_detached: bool) -> tuple[floa
 def await_delivery(
     delivery: Delivery,
     orphans: OrphanRecovery,
-    signals: Signals,
+    signals: Signals | JobMirror,
     *,
     clock: Clock,
     console: Console,
@@ -112,7 +119,7 @@ def close_delivery(
 
 def _write_summary(path: str, content: bytes, targets: OutputTargets, console: Console) -> None:
     try:
-        target = targets.open(path, unchanged=True)
+        target = targets.open(path, replaces=SUMMARY_START)
         try:
             if isinstance(target, RegularFile):
                 target.truncate(0)

@@ -136,7 +136,7 @@ def _kept_rows(drama: Drama) -> set[str]:
 def _spilled_rows(path: Path) -> list[str]:
     overflow = OverflowFile.open(str(path))
     try:
-        samples = [decode_sample(row) for row, _ in overflow.rows_from(overflow.start)]
+        samples = [decode_sample(row) for row in overflow.rows_from(overflow.start)]
     finally:
         overflow.close()
     return csv_rows(samples).decode().removeprefix(CSV_HEADER.decode()).splitlines() if samples else []

@@ -1,6 +1,7 @@
 """A cgroup of the run's own: exact, harmless to the job, and gone afterwards."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from fakes.cpu_burner import BURN
 from fakes.process_harness import COLLECTOR, Home, busy, python, wait_until
@@ -277,6 +279,52 @@ def test_a_killed_collectors_cgroup_is_removed_also_by_one_that_needs_none(home:
     assert not os.path.isdir(path)
 
 
+def can_unshare_pids() -> bool:
+    try:
+        return subprocess.run(["unshare", "-pf", "true"], capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+@needs_cgroup
+@pytest.mark.skipif(not can_unshare_pids(), reason="no pid name space can be made here")
+@pytest.mark.parametrize("inside", ["killed", "next"])
+def test_a_killed_collectors_cgroup_is_removed_from_another_pid_name_space(home: Home, inside: str) -> None:
+    home.start_uploader()
+    enter = ("unshare", "-pf", "--kill-child", "--mount-proc")
+    words = (COLLECTOR, "-v", "--accounting", "cgroup", "--connect", home.address, "--")
+    first, second = (enter, ()) if inside == "killed" else ((), enter)
+    killed = home.start(*first, *words, "cat", "/proc/self/cgroup", "-", stdin=subprocess.PIPE)
+    assert killed.stdout is not None
+    mount = min(USABLE, key=lambda mount: mount.is_v2)
+    wait_until(lambda: left_in(mount, home), "the cgroup is made")
+    (path,) = left_in(mount, home)
+    home.run(*second, *words, "true")
+    assert os.path.isdir(path), "its collector lives"
+    for pid in Path(f"{path}/cgroup.procs").read_text().split():
+        collector = psutil.Process(int(pid)).parent()
+        assert collector is not None
+        collector.kill()
+    killed.kill()
+    killed.communicate(timeout=60)
+    wait_until(lambda: is_empty(path), "the orphaned job is gone")
+    home.run(*second, *words, "true")
+    assert not os.path.isdir(path)
+
+
+def left_in(mount: CgroupMount, home: Home) -> list[str]:
+    """The cgroups of runs of this home with a process in them, which is the job."""
+    found = []
+    for name in os.listdir(mount.directory):
+        path = f"{mount.directory}/{name}"
+        with contextlib.suppress(OSError, psutil.Error):
+            pids = Path(f"{path}/cgroup.procs").read_text().split() if name.startswith("sentinel-stream.") else []
+            jobs = [psutil.Process(int(pid)) for pid in pids]
+            if any(job.environ()["HOME"] == str(home.directory) and job.name() == "cat" for job in jobs):
+                found.append(path)
+    return found
+
+
 @needs_cgroup
 def test_daemons_that_outlive_the_job_keep_the_cgroup_until_the_next_start(home: Home) -> None:
     home.start_uploader()
@@ -377,8 +425,14 @@ def test_only_what_is_certainly_stale_is_removed(tmp_path: Path) -> None:
     for name in (*kept, *stale):
         (tmp_path / name).mkdir()
     (tmp_path / stale[0] / stale[1]).mkdir()
+    # Of another pid name space: its collector holds it.
+    held = os.open(tmp_path / kept[1], os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_SH)
     remove_stale(str(tmp_path))
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
+    os.close(held)
+    remove_stale(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == sorted(set(kept) - {kept[1]})
     remove_stale(str(tmp_path / "missing"))
 
 

@@ -169,7 +169,7 @@ def test_each_card_gets_its_own_clients_and_other_processes_none(machine: Machin
     gpus.read()
     machine.open_gpu(7, 3, client=1, pci=SECOND, vram_mib=50, gfx_s=0.5)
     machine.open_gpu(9, 3, client=2, vram_mib=70, gfx_s=0.9)
-    assert [reading[2:] for reading in gpus.read(7)] == [(0, 0), (0.5, 50)]
+    assert [reading[2:4] for reading in gpus.read(7)] == [(0, 0), (0.5, 50)]
 
 
 def test_a_client_older_than_the_interval_has_no_usage_at_first(machine: Machine) -> None:
@@ -246,7 +246,7 @@ def test_a_process_of_somebody_else_is_unknown_but_a_zombie_uses_nothing(
         os.listdir("proc/7/fd")
     with unprivileged():
         readings = source.devices([7])
-    assert [reading[2:] for reading in readings] == [share]
+    assert [reading[2:4] for reading in readings] == [share]
 
 
 def test_fdinfo_is_read_as_the_kernel_documents_it() -> None:
@@ -309,6 +309,19 @@ def test_a_broken_nvidia_driver_leaves_the_amd_cards_readable(machine: Machine, 
     play.say("error nvmlInitWithFlags - 18")
     with GpuReader(build_nvml_stub(tmp_path), play, sysfs=machine.sysfs, proc=machine.proc) as reader:
         opened = reader.open()
-        assert reader.read([]).reading == GpuReading(0.25, 512, 1, 0, 0, 0)
+        answer = reader.read([])
+    assert answer.reading == GpuReading(0.25, 512, 1, 0, 0, 0)
     assert play.count("error nvmlInitWithFlags -") == 1
-    assert len(opened.warnings) == 1
+    assert (opened.warnings, len(answer.warnings)) == ([], 1)
+
+
+def test_one_card_of_two_that_is_gone_is_left_out(machine: Machine) -> None:
+    machine.add_amd_card(0, busy=10)
+    device = machine.add_amd_card(1, busy=20)
+    gpus = Gpus(machine)
+    gpus.read()
+    shutil.rmtree(device)
+    first, second = gpus.read()
+    assert (first.usage, first.fault) == (0.1, "")
+    assert second.usage is None
+    assert "it is gone" in second.fault

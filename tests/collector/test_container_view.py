@@ -240,7 +240,7 @@ def test_rows_and_host_fields_are_the_containers(machine: Machine) -> None:
     use_v2(own)
     proc = str(machine.proc)
     clock = SystemClock()
-    before = baseline.capture(clock, proc=proc)
+    before = baseline.Baseline(clock, proc=proc)
     view = opened(machine.view("auto", CONTAINED))
     sampler = Sampler(
         clock=clock,
@@ -396,7 +396,7 @@ def test_a_container_with_the_machines_root_mounted_records_the_machine(machine:
     counters.write_text("a\nb\neth0: 100 0 0 0 0 0 0 0 10 0 0 0 0 0 0 0\n")
     (machine.directory / "sys/class/net/eth0/device").mkdir(parents=True)
     (machine.own / "mountinfo").write_text("")
-    before = baseline.capture(clock, host_root=root)
+    before = baseline.Baseline(clock, host_root=root)
     counters.write_text("a\nb\neth0: 350 0 0 0 0 0 0 0 60 0 0 0 0 0 0 0\n")
     sampler = Sampler(
         clock=clock, baseline=before, root_pid=None, own_child=False, interval_s=1.0, host_root=str(machine.directory)

@@ -11,7 +11,7 @@ import pytest
 from chaos.relay import Relay
 from chaos.traffic_recorder import Witness
 from fakes.offset_clock import OffsetClock
-from fakes.process_harness import COLLECTOR, UPLOADER, Home, rows_of_file, wait_until
+from fakes.process_harness import COLLECTOR, UPLOADER, Home, kill_collector, rows_of_file, wait_until
 from fakes.web import free_port
 from rows import row
 
@@ -150,10 +150,9 @@ def test_a_collector_that_is_started_again_goes_on_where_its_run_is(two: Two, tm
     two.first.kill()
     wait_until(lambda: two.second.runs() and two.second.runs()[0]["rows_delivered"] > 3, "the run goes on")
     two.first.start()
-    collector.kill()
+    kill_collector(collector)
     assert collector.stdin is not None
     collector.stdin.close()
-    collector.wait()
     again = recorder(two, tmp_path / "rows-2.csv")
     before = two.second.runs()[0]["rows_delivered"]
     wait_until(lambda: two.second.runs()[0]["rows_delivered"] > before + 5, "it goes on there")
@@ -267,7 +266,7 @@ def test_another_is_taken_only_when_it_answers() -> None:
         answered, transport = answering(failover, router, silent_s=15.0)
         transport.close()
         assert (answered, failover.current) == (there, nowhere[0])
-        failover.switch_to(answered)
+        failover.current = answered
         assert failover.current == there
         failover.pin(nowhere[1].url)
         assert failover.current == nowhere[1]

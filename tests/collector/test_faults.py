@@ -19,6 +19,7 @@ from fakes.process_harness import (
     busy,
     has_state,
     python,
+    recorder_of,
     rows_of_file,
     timestamps,
     wait_until,
@@ -396,15 +397,16 @@ def test_collector_that_is_suspended_for_a_minute_makes_one_row_of_it_and_no_bur
     words = ("--connect", home.address, "--interval", "0.1", "--output", str(output), "--wait", "50")
     process = home.start(COLLECTOR, *words, "--", *python(code))
     wait_until(lambda: ready.exists() and len(taken(output)) >= 8, "rows before")
-    process.send_signal(signal.SIGSTOP)
-    wait_until(lambda: has_state(process.pid, "T"), "the collector is stopped")
+    recorder = recorder_of(process.pid)
+    os.kill(recorder, signal.SIGSTOP)
+    wait_until(lambda: has_state(recorder, "T"), "the recorder is stopped")
     before = len(taken(output))
     rest.touch()
     time.sleep(MINUTE_S)
     rest.unlink()
     assert len(taken(output)) == before
     resumed = time.monotonic()
-    process.send_signal(signal.SIGCONT)
+    os.kill(recorder, signal.SIGCONT)
     wait_until(lambda: len(taken(output)) >= before + 10, "rows after")
     after = len(taken(output)) - before
     assert after <= (time.monotonic() - resumed) / INTERVAL_S + 2

@@ -1,13 +1,16 @@
 """Which mounts are real file systems, and that each is counted once."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from locations import SOURCE_PATH
 
+from sentinel_collector.sensors.linux import filesystems
 from sentinel_collector.sensors.linux.filesystems import (
     FilesystemSensor,
     Mount,
@@ -188,3 +191,61 @@ print(total())
         pytest.skip("no overlay file system here")
     assert during == before + (8 << 20)
     assert after == before
+
+
+HUNG_MOUNTS = """\
+1 0 {here} / / rw - ext4 /dev/sda1 rw
+2 1 0:50 / {remote} rw - fuseblk /dev/sdb1 rw
+3 2 0:51 / {remote}/below rw - xfs /dev/sdc1 rw
+"""
+
+
+def test_a_file_system_that_hangs_empties_the_figure_and_holds_nothing_up(
+    proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call hangs in another process, which is told to the process tree and ends with the sensor."""
+    remote, gate = proc / "remote", proc / "gate"
+    real_statvfs, ours = os.statvfs, os.getpid()
+
+    def statvfs(path: str) -> os.statvfs_result:
+        while str(path).startswith(str(remote)) and gate.exists():
+            time.sleep(0.01)
+        return real_statvfs("/")
+
+    def is_on_top(mount: Mount) -> bool:
+        assert os.getpid() != ours or mount.point == "/", "our own process looks at it"
+        return True
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    (proc / "self/mountinfo").write_text(HUNG_MOUNTS.format(here=device_of(Path("/")), remote=remote))
+    remote.mkdir()
+    monkeypatch.setattr(filesystems, "_is_on_top", is_on_top)
+    (proc / "filesystems").write_text("nodev\tproc\n\text4\n\txfs\n\tfuseblk\n")
+    (remote / "below").mkdir()
+    warnings: list[str] = []
+    started: list[int] = []
+    sensor = FilesystemSensor(proc=str(proc), warn=warnings.append, on_started=started.append)
+    first = sensor.read()
+    assert first is not None
+    assert first.total == 3 * real_statvfs("/").f_blocks * real_statvfs("/").f_frsize
+    gate.touch()
+    assert [sensor.read() for _ in range(3)] == [None] * 3
+    assert len(warnings) == 1
+    gate.unlink()
+    found = None
+    while found is None:
+        found = sensor.read()
+    assert found.total == first.total
+    (pid,) = started
+    os.kill(pid, signal.SIGKILL)
+    while sensor.read() is not None:
+        pass
+    assert sensor.read() is not None
+    assert len(started) == 2
+    sensor.close()
+    for pid in started:
+        while True:
+            try:
+                os.waitpid(pid, 0)
+            except ChildProcessError:
+                break

@@ -1,8 +1,10 @@
 """This user's own uploader: found or started, one for all collectors, gone when it has delivered everything."""
 
 import os
+import resource
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,11 @@ import pytest
 from fakes.process_harness import COLLECTOR, DEADLINE_S, UPLOADER, Home, wait_until
 
 from sentinel_collector.delivery.local_uploader import LocalUploaderSupervisor
-from sentinel_protocol.common.local_uploader import LocalUploaderPaths, local_uploader_paths
+from sentinel_protocol.common.local_uploader import (
+    LOCAL_UPLOADER_VARIABLES,
+    LocalUploaderPaths,
+    local_uploader_paths,
+)
 
 
 @pytest.fixture
@@ -124,6 +130,71 @@ def test_an_agent_holds_no_directory_and_finds_what_was_named_from_there(home: H
     seen = dict(line.split("=", 1) for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if line)
     assert seen["SENTINEL_API_TOKEN_FILE"] == f"{work}/token"
     assert seen["PYTHONPATH"] == f"{work}/lib"
+
+
+CAP_SYS_NICE, CAP_SYS_RESOURCE = 23, 24
+
+
+def has_capability(number: int) -> bool:
+    """Root has not always all of them (`capabilities(7)`)."""
+    _, _, found = Path("/proc/self/status").read_text(encoding="utf-8").partition("CapEff:")
+    return bool(int(found.split()[0], 16) >> number & 1)
+
+
+FIRST_JOBS = """
+import os, resource, signal, subprocess, sys
+for name in ("AS", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC"):
+    number = getattr(resource, f"RLIMIT_{name}")
+    least = {"NOFILE": 64, "NPROC": 5000, "CPU": 500}.get(name, 1 << 31)
+    resource.setrlimit(number, (least, least if sys.argv[1] == "hard" else resource.getrlimit(number)[1]))
+os.nice(7)
+if sys.argv[1] == "hard":
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+open("/proc/self/oom_score_adj", "w").write("300")
+os.umask(0)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.environ["SECRET_OF_THE_JOB"] = os.environ["LD_PRELOAD"] = ""
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def test_an_agent_keeps_nothing_of_the_first_job(home: Home, place: LocalUploaderPaths) -> None:
+    words = (COLLECTOR, "--interval", "0.1", "--", "true")
+    done = home.run(sys.executable, "-c", FIRST_JOBS, "hard" if has_capability(CAP_SYS_RESOURCE) else "soft", *words)
+    assert done.returncode == 0, done.stderr
+    (pid,) = agents(place)
+    for name in ("AS", "CPU", "DATA", "FSIZE", "NOFILE", "NPROC"):
+        soft, hard = resource.prlimit(pid, getattr(resource, f"RLIMIT_{name}"))
+        assert soft == hard, name
+        assert hard == resource.RLIM_INFINITY or name == "NOFILE" or not has_capability(CAP_SYS_RESOURCE), name
+    assert os.sched_getaffinity(pid) == os.sched_getaffinity(0)
+    assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+    if has_capability(CAP_SYS_NICE):
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 0
+    if has_capability(CAP_SYS_RESOURCE):
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] > 1024
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "0\n"
+    seen = {line.partition("=")[0] for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if line}
+    assert seen <= LOCAL_UPLOADER_VARIABLES | {"PWD", "OLDPWD", "SHLVL", "_"}
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not agents(place), "a signal that the job ignores and blocks ends it")
+
+
+def test_an_agent_with_hard_limits_of_an_earlier_job_is_replaced(home: Home, place: LocalUploaderPaths) -> None:
+    small = "import os, resource, sys\nresource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+    small += "os.execv(sys.argv[1], sys.argv[1:])"
+    serve = (UPLOADER, "serve", "--bind", place.url, "--spool", place.spool_dir, "--exit-when-idle", "60")
+    Path(place.socket_path).parent.mkdir(mode=0o700)
+    limited = home.start(sys.executable, "-c", small, *serve)
+    wait_until(lambda: Path(place.socket_path).exists(), "it listens")
+    done = home.collector("--interval", "0.1", "--", "true")
+    assert "delivered to" in done.stderr
+    assert limited.wait(DEADLINE_S) == -signal.SIGKILL
+    (pid,) = agents(place)
+    home.collector("--interval", "0.1", "--", "true")
+    assert agents(place) == [pid]
 
 
 def test_what_an_earlier_agent_said_is_not_put_into_the_mouth_of_this_one(

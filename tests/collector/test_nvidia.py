@@ -17,6 +17,7 @@ device 0 used 0 reserved 500 total 40960 util 0 mig 1 name NVIDIA A100-SXM4-40GB
 instance 0/0 used 3000 reserved 20 total 20096
 instance 0/2 used 100 reserved 20 total 9984"""
 UNKNOWN = GpuReading(None, None, None, None, None, None)
+FIRST_GPU, SECOND_GPU = GpuReading(0.8, 1000, 1, 0, 0, 0), GpuReading(0, 24, 0, 0, 0, 0)
 OURS, OUR_CHILD, FOREIGN = 4101, 4102, 999
 TREE = [OURS, OUR_CHILD]
 
@@ -142,9 +143,7 @@ def test_an_older_driver_is_asked_by_older_calls(reader: GpuReader, play: NvmlPl
 
 
 @pytest.mark.parametrize("call", ["nvmlDeviceGetUtilizationRates", "nvmlDeviceGetHandleByIndex_v2"])
-def test_a_lost_device_empties_the_fields_warns_once_and_comes_back(
-    call: str, reader: GpuReader, play: NvmlPlay
-) -> None:
+def test_a_lost_device_is_left_out_warns_once_and_comes_back(call: str, reader: GpuReader, play: NvmlPlay) -> None:
     lost = f"error {call} 1 15"
     play.say(TWO_GPUS, lost if "Handle" in call else "")
     reader.open()
@@ -153,7 +152,7 @@ def test_a_lost_device_empties_the_fields_warns_once_and_comes_back(
     play.say(TWO_GPUS, lost)
     answers = [reader.read(TREE) for _ in range(3)]
     assert play.count(f"error {call} 1") >= 3
-    assert [answer.reading for answer in answers] == [UNKNOWN] * 3
+    assert [answer.reading for answer in answers] == [FIRST_GPU] * 3
     (warning,) = answers[-1].warnings
     assert "NVIDIA GPU 1: GPU is lost" in warning
     play.say(TWO_GPUS)
@@ -167,21 +166,31 @@ def test_nvml_is_started_anew_while_a_device_stays_lost(reader: GpuReader, play:
     reader.open()
     play.say(TWO_GPUS, "error nvmlDeviceGetUtilizationRates 0 15")
     for _ in range(10):
-        assert reader.read(TREE, advance_s=5).reading == UNKNOWN
+        assert reader.read(TREE, advance_s=5).reading == SECOND_GPU
     assert play.count("error nvmlDeviceGetUtilizationRates 0") == 10
     assert play.count("nvmlShutdown -") == 1
     assert play.count("nvmlInitWithFlags -") == 2
 
 
-def test_fewer_devices_after_a_new_start_are_no_smaller_sum(reader: GpuReader, play: NvmlPlay) -> None:
+def test_devices_that_are_missing_after_a_new_start_are_told_and_the_others_count(
+    reader: GpuReader, play: NvmlPlay
+) -> None:
     play.say(TWO_GPUS)
     reader.open()
     play.say(TWO_GPUS, "error nvmlDeviceGetUtilizationRates 1 15")
-    assert reader.read(TREE).reading == UNKNOWN
+    assert reader.read(TREE).reading == FIRST_GPU
     play.say(TWO_GPUS.splitlines()[0])
-    readings = [reader.read(TREE, advance_s=20).reading for _ in range(3)]
-    assert play.count("nvmlShutdown -") == 1
-    assert readings == [UNKNOWN] * 3
+    answers = [reader.read(TREE, advance_s=20) for _ in range(3)]
+    assert play.count("nvmlShutdown -") >= 1
+    assert [answer.reading for answer in answers] == [FIRST_GPU] * 3
+    assert any("1 of 2 GPUs are left" in warning for warning in answers[-1].warnings)
+
+
+def test_without_a_readable_device_all_is_unknown(reader: GpuReader, play: NvmlPlay) -> None:
+    play.say(TWO_GPUS)
+    reader.open()
+    play.say(TWO_GPUS, "error nvmlDeviceGetUtilizationRates * 15")
+    assert [reader.read(TREE).reading for _ in range(2)] == [UNKNOWN] * 2
 
 
 def test_a_hanging_call_holds_nobody_up_and_readings_go_on_when_it_returns(reader: GpuReader, play: NvmlPlay) -> None:
@@ -236,16 +245,36 @@ def test_a_driver_that_hangs_at_the_start_is_read_once_it_has_started(reader: Gp
     assert last.warnings == waiting.warnings
 
 
-@pytest.mark.parametrize(("code", "words"), [(18, "mismatch"), (9, "Driver Not Loaded")])
-def test_a_driver_that_does_not_start_is_told_once_and_is_no_sensor(
+@pytest.mark.parametrize(("code", "words"), [(18, "mismatch"), (999, "Unknown Error")])
+def test_a_driver_that_does_not_start_is_unknown_told_once_and_tried_again(
     code: int, words: str, reader: GpuReader, play: NvmlPlay
 ) -> None:
     play.say(TWO_GPUS, f"error nvmlInitWithFlags - {code}")
-    opened = reader.open()
-    assert play.count("error nvmlInitWithFlags -") == 1
-    assert reader.read(TREE).reading is None
-    (warning,) = opened.warnings
+    assert reader.open().info == {}
+    answers = [reader.read(TREE, advance_s=10) for _ in range(5)]
+    assert [answer.reading for answer in answers] == [UNKNOWN] * 5
+    assert play.count("error nvmlInitWithFlags -") == 2
+    (warning,) = answers[-1].warnings
     assert words in warning
+    play.say(TWO_GPUS)
+    answers = [reader.read(TREE, advance_s=10) for _ in range(4)]
+    assert answers[-1].reading == GpuReading(0.8, 1024, 1, 0, 0, 0)
+    assert answers[-1].info["host_gpu_count"] == 2
+    assert answers[-1].warnings == [warning]
+
+
+def test_a_library_without_a_kernel_driver_and_a_device_is_no_gpu(
+    stub: Path, play: NvmlPlay, proc: Path, tmp_path: Path
+) -> None:
+    """An image for GPUs on a machine that has none."""
+    play.say("error nvmlInitWithFlags - 9")
+    device = tmp_path / "sys/bus/pci/devices/0000:00:01.0"
+    device.mkdir(parents=True)
+    for vendor, reading in (("0x8086\n", None), ("0x10de\n", UNKNOWN)):
+        (device / "vendor").write_text(vendor, encoding="ascii")
+        with GpuReader(stub, play, proc=proc, sysfs=tmp_path / "sys") as reader:
+            reader.open()
+            assert reader.read(TREE).reading == reading
 
 
 def test_a_driver_without_devices_is_no_sensor_and_no_news(reader: GpuReader, play: NvmlPlay) -> None:

@@ -22,8 +22,7 @@ from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import TOUCH_INTERVAL_S, Delivery
 from sentinel_collector.delivery.orphan_recovery import OrphanRecovery
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
-from sentinel_collector.delivery.overflow_file.format import MAGIC
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import MAGIC, OverflowFileError, OverflowHeader
 from sentinel_collector.delivery.state_dir import open_run_file, save_undeliverable_rows
 from sentinel_collector.run_description import RunDescription
 from sentinel_protocol.common.clock import SystemClock

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +15,7 @@ from locations import TESTS
 from rows import numbers, row, timestamps
 
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError, Position
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import OverflowFileError, OverflowHeader
 from sentinel_protocol.wire.messages import Finish
 
 HEAD = OverflowHeader(run_key="key", incarnation="one", uploader_url="ipc:///nowhere", hello=b"hello")
@@ -25,7 +24,7 @@ FINISH = Finish(0, 0, "finished", 1.0)
 
 def held(overflow: OverflowFile) -> list[bytes]:
     count = overflow.numbered_rows + overflow.unnumbered_rows
-    rows = [one for one, _ in overflow.rows_from(overflow.start)]
+    rows = list(overflow.rows_from(overflow.start))
     assert len(rows) == count
     return rows
 
@@ -94,7 +93,7 @@ def test_a_shift_is_remembered_and_applies_to_its_rows_alone(path: Path) -> None
     overflow.append_rows([row(2, timestamp=5.0), row(3, timestamp=6.5)], 0)
     overflow.write_seq_base(2, start=overflow.advance(Position(8, 0), 1), shift_ms=5001)
     overflow.append_rows([row(4, timestamp=12.0)], 4)
-    assert timestamps([one for one, _ in overflow.rows_from(Position(8, 0))]) == [10.0, 10.001, 11.501, 12.0]
+    assert timestamps(list(overflow.rows_from(Position(8, 0)))) == [10.0, 10.001, 11.501, 12.0]
     overflow.close()
     again = reopened(path)
     assert timestamps(held(again)) == [10.0, 10.001, 11.501, 12.0]
@@ -126,7 +125,7 @@ def test_clearing_keeps_an_end_that_is_not_delivered(path: Path) -> None:
 CLEARS_AND_DIES = """
 import os, signal, sys
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import OverflowHeader
 _, path, call, when, run_key = sys.argv
 overflow = OverflowFile.open(path)
 real = getattr(os, call)
@@ -375,9 +374,11 @@ def test_positions_add_up(path: Path) -> None:
     overflow = OverflowFile.open(str(path), create=True)
     for start in (1, 4, 7):
         overflow.append_rows([row(start), row(start + 1), row(start + 2)], start)
-    places: list[Any] = [Position(8, 0)]
-    places += [after for _, after in overflow.rows_from(places[0])]
+    places = [overflow.advance(Position(8, 0), count) for count in range(10)]
+    assert len(set(places)) == 10
+    assert [place.row_index for place in places] == [0, 1, 2] * 3 + [0]
     for begin in range(9):
+        assert list(overflow.rows_from(places[begin])) == [row(number) for number in range(begin + 1, 10)]
         for end in range(begin, 10):
             assert overflow.advance(places[begin], end - begin) == places[end]
     with pytest.raises(OverflowFileError, match="missing"):

@@ -103,7 +103,7 @@ def made_up(proc: Path, *, user: int, free: int = 600, forks: int = 9) -> None:
 def made_up_sampler(tmp_path: Path, clock: PassingClock) -> Sampler:
     proc = tmp_path / "proc"
     made_up(proc, user=100)
-    before = baseline.capture(clock, proc=str(proc))
+    before = baseline.Baseline(clock, proc=str(proc))
     return Sampler(
         clock=clock, baseline=before, root_pid=None, own_child=False, interval_s=1.0, proc=str(proc), sys=str(tmp_path)
     )
@@ -173,7 +173,7 @@ class TwoGpus:
 @linux
 def test_a_host_row_has_every_system_column_and_no_process_column() -> None:
     clock = SystemClock()
-    sampler = Sampler(clock=clock, baseline=baseline.capture(clock), root_pid=None, own_child=False, interval_s=1.0)
+    sampler = Sampler(clock=clock, baseline=baseline.Baseline(clock), root_pid=None, own_child=False, interval_s=1.0)
     row = sampler.sample()
     check_types(row)
     empty = {name for name in COLUMNS if getattr(row, name) is None}
@@ -188,7 +188,7 @@ def test_a_host_row_has_every_system_column_and_no_process_column() -> None:
 @linux
 def test_a_tracked_row_has_every_column() -> None:
     clock = SystemClock()
-    before = baseline.capture(clock)
+    before = baseline.Baseline(clock)
     code = "import sys; print('up', flush=True); sys.stdin.read()"
     job = subprocess.Popen(
         [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
@@ -233,7 +233,7 @@ class FixedAccounting:
 @linux
 def test_another_counter_stands_in_for_the_ledger_until_it_goes_bad() -> None:
     clock = SystemClock()
-    before = baseline.capture(clock)
+    before = baseline.Baseline(clock)
     job = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     exact = FixedAccounting((3, 1), None)
     sampler = Sampler(clock=clock, baseline=before, root_pid=job.pid, own_child=True, interval_s=1.0, accounting=exact)
@@ -252,7 +252,7 @@ def test_another_counter_stands_in_for_the_ledger_until_it_goes_bad() -> None:
 def test_a_small_jobs_peak_is_not_the_collectors_own() -> None:
     ballast = bytearray(os.urandom(1 << 20) * 64)
     clock = SystemClock()
-    before = baseline.capture(clock)
+    before = baseline.Baseline(clock)
     code = "import sys; print('up', flush=True); sys.stdin.read()"
     job = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     # Before its exec it is a copy of this process, and just after it hardly anything.
@@ -285,7 +285,7 @@ def test_a_small_jobs_peak_is_not_the_collectors_own() -> None:
 def test_a_job_that_nobody_has_seen_alive_has_no_peak_rather_than_none_at_all() -> None:
     ballast = bytearray(os.urandom(1 << 20) * 64)
     clock = SystemClock()
-    before = baseline.capture(clock)
+    before = baseline.Baseline(clock)
     pid = os.posix_spawn("/bin/true", ["true"], os.environ)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     sampler = Sampler(clock=clock, baseline=before, root_pid=pid, own_child=True, interval_s=1.0)
@@ -311,14 +311,14 @@ def test_the_base_line_needs_nothing_heavy() -> None:
 
 def test_a_base_line_without_proc_is_empty(tmp_path: Path) -> None:
     clock = PassingClock()
-    found = baseline.capture(clock, proc=str(tmp_path))
+    found = baseline.Baseline(clock, proc=str(tmp_path))
     assert (found.stat, found.diskstats, found.net_dev, found.status) == (b"", b"", b"", b"")
     assert (found.wall, found.monotonic) == (clock.wall, clock.mono)
 
 
 def test_without_a_linux_proc_psutil_reads(tmp_path: Path) -> None:
     clock = SystemClock()
-    before = baseline.capture(clock, proc=str(tmp_path))
+    before = baseline.Baseline(clock, proc=str(tmp_path))
     code = "import time\nwhile time.process_time() < .15: pass\nprint(1, flush=True)\ninput()"
     job = subprocess.Popen([sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert job.stdout is not None

@@ -13,7 +13,7 @@ from rows import FIRST_TIMESTAMP, numbers, row, timestamps
 
 from sentinel_collector.delivery import send_queue
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import OverflowHeader
 from sentinel_collector.delivery.send_queue import SPILL_AFTER_S, SendQueue
 from sentinel_collector.delivery.state_dir import create_run_file, open_run_file
 from sentinel_protocol.wire.messages import Finish

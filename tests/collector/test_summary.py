@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from sentinel_collector.console import Console, Verbosity
-from sentinel_collector.reporting.summary import summary_figures, summary_json, summary_lines
+from sentinel_collector.reporting.summary import SUMMARY_START, summary_figures, summary_json, summary_lines
 from sentinel_collector.run_description import run_metadata
 from sentinel_collector.settings import METADATA_NAMES
 from sentinel_protocol.wire.messages import Finished, Hello
@@ -73,6 +73,7 @@ def test_a_run_without_a_sample_or_an_answer_is_summed_up_too() -> None:
 def test_json_holds_the_same_and_is_always_text() -> None:
     found = figures(Finished("r", {"text": "\ud800é"}))
     again = json.loads(summary_json(found))
+    assert summary_json(found).startswith(SUMMARY_START)
     assert again["response"] == {"text": "?é"}
     assert again["rows"] == 0
 

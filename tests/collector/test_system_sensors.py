@@ -64,6 +64,10 @@ def test_memory_is_found_by_name_and_again_when_the_order_changes(tmp_path: Path
     assert sensor.read() == expected
     put(tmp_path / "meminfo", text.replace("MemAvailable: 600 kB\n", ""))
     assert sensor.read().used == 1000 - 300 - 10 - 230
+    put(tmp_path / "meminfo", "MemTotal: 1000 kB\nMemFree: 300 kB\nMemAvailable: 600 kB\n")
+    assert sensor.read() == MemoryReading(free=300, used=400)
+    put(tmp_path / "meminfo", "MemTotal: 1000 kB\nMemFree: 300 kB\nBuffers: 10 kB\n")
+    assert sensor.read() == MemoryReading(free=300, buffers=10)
     put(tmp_path / "meminfo", "MemTotal: 1")
     assert sensor.read() == MemoryReading()
     sensor.close()
@@ -105,12 +109,19 @@ def test_whole_disks_are_counted_once_in_units_of_512_bytes(disks: Path) -> None
     sensor.close()
 
 
-def test_a_disk_that_appears_or_was_reset_started_at_zero(disks: Path) -> None:
+def test_a_disk_that_appears_or_was_reset_counts_from_then_on(disks: Path) -> None:
     put(disks / "diskstats", DISKS + "   8      32 sdc 5 0 10 0 5 0 20 0 0 0 0\n")
     sensor = DiskSensor(proc=str(disks), sys=str(disks / "sys"), baseline=DISKS.encode())
-    assert sensor.read() == (10 * 512, 20 * 512)
-    put(disks / "diskstats", DISKS + "   8      32 sdc 5 0 3 0 5 0 4 0 0 0 0\n")
-    assert sensor.read() == (3 * 512, 4 * 512)
+    assert sensor.read() == (0, 0)
+    put(disks / "diskstats", DISKS + "   8      32 sdc 5 0 3 0 5 0 24 0 0 0 0\n")
+    assert sensor.read() == (0, 4 * 512)
+    put(disks / "diskstats", DISKS + "   8      32 sdc 5 0 5 0 5 0 24 0 0 0 0\n")
+    assert sensor.read() == (2 * 512, 0)
+    # Another disk of the same name.
+    put(disks / "diskstats", DISKS)
+    assert sensor.read() == (0, 0)
+    put(disks / "diskstats", DISKS + "   8      32 sdc 5 0 900 0 5 0 900 0 0 0 0\n")
+    assert sensor.read() == (0, 0)
     sensor.close()
 
 
@@ -121,6 +132,24 @@ def test_a_damaged_line_costs_its_disk_one_reading(disks: Path, damaged: str) ->
     assert sensor.read() == (0, 0)
     put(disks / "diskstats", DISKS.replace("0 100 0 5 0 200", "0 130 0 5 0 260"))
     assert sensor.read() == (30 * 512, 60 * 512)
+    sensor.close()
+
+
+@pytest.mark.parametrize("first", ["head", "path"])
+@pytest.mark.parametrize("head_counts", [False, True])
+def test_a_multipath_nvme_counts_once_where_its_kernel_counts_it(disks: Path, first: str, head_counts: bool) -> None:
+    def text(path: int) -> str:
+        head = 2 * path if head_counts else 0
+        lines = [f" 259 2 nvme7n1 1 0 {head} 0 2 0 {head} 0 0 0 0\n"]
+        lines += [f" 259 {number} nvme7c{number}n1 1 0 {path} 0 2 0 {path} 0 0 0 0\n" for number in (3, 4)]
+        return "".join(lines if first == "head" else reversed(lines))
+
+    (disks / "sys/block/nvme7n1/slaves").mkdir(parents=True)
+    for number in (3, 4):
+        put(disks / f"sys/block/nvme7c{number}n1/hidden", "1\n")
+    put(disks / "diskstats", text(150))
+    sensor = DiskSensor(proc=str(disks), sys=str(disks / "sys"), baseline=text(100).encode())
+    assert sensor.read() == (100 * 512, 100 * 512)
     sensor.close()
 
 
@@ -178,6 +207,35 @@ def test_in_a_container_the_links_end_counts(tmp_path: Path) -> None:
     names = ["lo", "eth0", "tunl0", "vlan5"]
     assert counted_interfaces(sys_net=str(sys / "class/net"), names=names) == {"eth0"}
     assert counted_interfaces(sys_net=str(tmp_path / "none"), names=["lo", "eth0"]) == {"eth0"}
+
+
+def test_taps_count_where_nothing_else_does(tmp_path: Path) -> None:
+    sys = tmp_path / "sys"
+    interface(sys, "lo")
+    interface(sys, "tap0", files=("tun_flags",))
+    interface(sys, "dummy0")
+    names = ["lo", "tap0", "dummy0"]
+    assert counted_interfaces(sys_net=str(sys / "class/net"), names=names) == {"tap0"}
+    interface(sys, "eth0")
+    assert counted_interfaces(sys_net=str(sys / "class/net"), names=[*names, "eth0"]) == {"eth0"}
+
+
+def test_an_interface_that_comes_or_is_renamed_counts_from_its_first_reading(tmp_path: Path) -> None:
+    interface(tmp_path / "sys", "tap0", files=("tun_flags",))
+    sensor = NetworkSensor(proc=str(tmp_path), sys=str(tmp_path / "sys"), baseline=net_text(tap0=(10, 10)).encode())
+    put(tmp_path / "net/dev", net_text(tap0=(12, 13)))
+    assert sensor.read() == (2, 3)
+    interface(tmp_path / "sys", "eth0")
+    put(tmp_path / "net/dev", net_text(tap0=(20, 20), eth0=(5000, 5000)))
+    assert sensor.read() == (0, 0)
+    put(tmp_path / "net/dev", net_text(tap0=(30, 30), eth0=(5001, 5002)))
+    assert sensor.read() == (1, 2)
+    (tmp_path / "sys/class/net/eth0").rename(tmp_path / "sys/class/net/ens3")
+    put(tmp_path / "net/dev", net_text(tap0=(30, 30), ens3=(5001, 5002)))
+    assert sensor.read() == (0, 0)
+    put(tmp_path / "net/dev", net_text(tap0=(30, 30), ens3=(5002, 4)))
+    assert sensor.read() == (1, 0)
+    sensor.close()
 
 
 def test_network_bytes_leave_loopback_out(tmp_path: Path) -> None:

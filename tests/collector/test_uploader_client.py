@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rows import numbers, row
 
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import OverflowHeader
 from sentinel_collector.delivery.send_queue import MAX_MEMORY_ROWS, SendQueue
 from sentinel_collector.delivery.transport import HALF_OPEN_S
 from sentinel_collector.delivery.uploader_client import (

@@ -36,6 +36,8 @@ VARIABLES: dict[str, dict[str, str]] = {
     "odd names": {"a.b": "1", "BASH_FUNC_module%%": "() {  eval `true`\n}", "EMPTY": ""},
 }
 FATAL: dict[str, dict[str, str]] = {
+    "executable": {"PYTHONEXECUTABLE": OTHER_PYTHON},
+    "launcher of a venv": {"__PYVENV_LAUNCHER__": OTHER_PYTHON},
     "encoding that is none": {"PYTHONIOENCODING": "bogus"},
     "home": {"PYTHONHOME": OTHER_PYTHON},
     "home and path": {"PYTHONHOME": OTHER_PYTHON, "PYTHONPATH": OTHER_PYTHON},
@@ -127,8 +129,13 @@ def test_modules_that_the_interpreter_itself_does_not_need_are_not_taken_for_our
 
 @pytest.mark.parametrize(
     "env",
-    [{"PYTHONHOME": OTHER_PYTHON}, {"PYTHONHASHSEED": "bogus"}, {"PYTHONWARNINGS": "error", "PYTHONINSPECT": "1"}],
-    ids=["home", "hash seed", "warnings"],
+    [
+        {"PYTHONHOME": OTHER_PYTHON},
+        {"PYTHONHASHSEED": "bogus"},
+        {"PYTHONWARNINGS": "error", "PYTHONINSPECT": "1"},
+        {"PYTHONEXECUTABLE": OTHER_PYTHON, "__PYVENV_LAUNCHER__": OTHER_PYTHON},
+    ],
+    ids=["home", "hash seed", "warnings", "executable"],
 )
 def test_this_user_s_own_uploader_is_started_in_the_same_way(home: Home, env: dict[str, str]) -> None:
     path = shadows(home.directory / "lib", ["msgspec", "zmq", "sqlite3", "sentinel_uploader", "logging"], package=True)
@@ -171,6 +178,18 @@ def test_a_job_runs_unrecorded_where_there_is_no_interpreter(home: Home, first_l
     assert line.endswith("; the job runs and is not recorded")
     assert home.run(str(bin_dir / "sentinel-collector")).returncode == 1
     assert home.run(str(bin_dir / "sentinel-collector"), "--", "/nowhere/job").returncode == 127
+
+
+def test_a_job_runs_unrecorded_where_the_packages_are_gone(home: Home) -> None:
+    environment = Environment(home.directory / "environment", [])
+    done = home.run(environment.collector, "--quiet", "--", *JOB)
+    assert done.returncode == 7
+    assert sorted(done.stdout.split("\0")) == sorted(bare(home, {}).stdout.split("\0"))
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sentinel-collector: the installation is damaged: No module named 'sentinel_collector'")
+    assert line.endswith("; the job runs and is not recorded")
+    assert home.run(environment.collector).returncode == 1
+    assert home.run(environment.collector, "--", "/nowhere/job").returncode == 127
 
 
 def test_the_interpreter_of_a_long_path_is_found(home: Home) -> None:

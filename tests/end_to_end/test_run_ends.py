@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 from fakes.backend import Backend
-from fakes.process_harness import COLLECTOR, DEADLINE_S, Home, has_state, job_of, python, rows_of_file, wait_until
+from fakes.process_harness import (
+    COLLECTOR,
+    DEADLINE_S,
+    Home,
+    has_state,
+    job_of,
+    kill_collector,
+    python,
+    recorder_of,
+    rows_of_file,
+    wait_until,
+)
 from fakes.recording import Recording
 
 from sentinel_protocol.wire.sample import COLUMNS
@@ -51,7 +62,7 @@ def test_collector_that_is_killed_and_never_comes_back_has_its_run_closed_as_fai
     words = ("--connect", home.address, "--interval", "0.1", "--output", str(output))
     collector = home.start(COLLECTOR, *words, "--", *python("import time; time.sleep(60)"))
     wait_until(lambda: backend.api.runs and stored(home) > 3, "rows arrive")
-    collector.kill()
+    kill_collector(collector)
     assert collector.wait() == -signal.SIGKILL
     acknowledged = stored(home)
     run = backend.only_run()
@@ -98,14 +109,17 @@ def test_job_that_ends_while_its_collector_is_stopped_has_one_row_more_and_none_
     recording.wait_for_rows(5)
     collector = recording.process
     job = job_of(collector.pid)
-    collector.send_signal(signal.SIGSTOP)
-    wait_until(lambda: has_state(collector.pid, "T"), "the collector is stopped")
+    both = [recorder_of(collector.pid), collector.pid]
+    for pid in both:
+        os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(has_state(pid, "T") for pid in both), "the collector is stopped")
     before = len(recording.rows())
     stopped_at = time.monotonic()
     recording.let_job_end()
     wait_until(lambda: has_state(job, "Z"), "the job is over")
     wait_until(lambda: time.monotonic() - stopped_at > 0.3, "a sample is due")
-    collector.send_signal(signal.SIGCONT)
+    for pid in both:
+        os.kill(pid, signal.SIGCONT)
     recording.end()
 
     rows = [dict(zip(COLUMNS, row.split(","), strict=True)) for row in recording.rows()]

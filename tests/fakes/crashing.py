@@ -35,7 +35,7 @@ _PRELOADED = [
     "sentinel_uploader.cli.main",
     "sentinel_uploader.backends.sentinel.backend",
     "sentinel_uploader.app.service",
-    "sentinel_uploader.backends.objectstore.local",
+    "sentinel_uploader.backends.local",
     "sentinel_uploader.backends.objectstore.s3.store",
     "sentinel_uploader.backends.objectstore.s3.sigv4",
 ]

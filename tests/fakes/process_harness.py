@@ -202,9 +202,34 @@ def has_state(pid: int, letter: str) -> bool:
 
 
 def job_of(collector_pid: int) -> int:
-    """Return the pid of a collector's only child."""
-    (job,) = map(int, Path(f"/proc/{collector_pid}/task/{collector_pid}/children").read_text().split())
+    """Return the pid of a collector's job."""
+    (job,) = set(_children(collector_pid)) - set(recorders_of(collector_pid))
     return job
+
+
+def recorders_of(collector_pid: int) -> list[int]:
+    """Return the pid of a collector's recorder, if there is one: it has the collector's command line."""
+    own = Path(f"/proc/{collector_pid}/cmdline").read_bytes()
+    return [pid for pid in _children(collector_pid) if Path(f"/proc/{pid}/cmdline").read_bytes() == own]
+
+
+def recorder_of(collector_pid: int) -> int:
+    """Return the pid of a collector's recorder."""
+    (recorder,) = wait_until(lambda: recorders_of(collector_pid), "there is a recorder")
+    return int(recorder)
+
+
+def kill_collector(process: subprocess.Popen[str]) -> None:
+    """Kill a collector and its recorder, which would record on; the collector first, which would start another."""
+    recorders = recorders_of(process.pid)
+    process.kill()
+    for pid in recorders:
+        os.kill(pid, signal.SIGKILL)
+    process.wait(DEADLINE_S)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def python(code: str) -> list[str]:

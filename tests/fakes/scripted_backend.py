@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.ports import StoreProbe
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 
 GATE_S = 30.0
@@ -169,6 +170,9 @@ class ScriptedStore(Scripted):
         self.meet("put", uri)
         self.credentials.append(credentials)
         self.objects[uri].append(body)
+
+    def probe(self, uri_prefix: str | None, region: str | None) -> list[StoreProbe]:
+        raise NotImplementedError
 
     def close(self) -> None:
         pass

@@ -14,6 +14,7 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.sample import CSV_HEADER
 from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.ports import StoreProbe
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 
 _ROOT = "s3://bucket/runs"
@@ -175,6 +176,9 @@ class StrictStore:
         if expires_at is None or expires_at <= self._backend.clock.now():
             raise DeliveryError("HTTP 400: ExpiredToken", retry_action=RetryAction.REFRESH_CREDENTIALS, status_code=400)
         self._backend.call("put", lambda: self._keep(uri, body))
+
+    def probe(self, uri_prefix: str | None, region: str | None) -> list[StoreProbe]:
+        raise NotImplementedError
 
     def close(self) -> None:
         pass

@@ -20,6 +20,7 @@ from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.database import Database
 from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.spool.types import PendingFrame
 from sentinel_uploader.telemetry.counters import Counters
@@ -53,6 +54,12 @@ def finish(last_seq: int, exit_code: int | None = 0, status: str = "finished") -
 def row_numbers(csv_rows: bytes) -> list[int]:
     """Return the numbers that `sample` wrote into CSV lines without a header."""
     return [int(line.split(b",")[1]) for line in csv_rows.splitlines()]
+
+
+def ended_record(spool: Spool, key: str, owner: str = "") -> RunRecord | None:
+    """Return the record of a run that has ended, as long as it is kept."""
+    ended = spool._ended.find(f"{owner}\n{key}" if owner else key)
+    return ended if isinstance(ended, RunRecord) else None
 
 
 def open_spool_at(directory: Path, clock: SteppedClock, *, max_bytes: int = SPOOL_BYTES) -> Spool:
@@ -90,6 +97,7 @@ class Delivery:
             spool=self.spool,
             clock=self.clock,
             wake_run=self._wake,
+            blocked_by=self._blocked_by,
             policy=self.policy,
             counters=self.counters,
         )
@@ -112,6 +120,9 @@ class Delivery:
 
     def _wake(self, run: OpenRun) -> None:
         self.scheduler.notify(run)
+
+    def _blocked_by(self, run: OpenRun) -> str:
+        return self.scheduler.blocked_by(run)
 
     def close(self) -> None:
         self.spool.close()

@@ -16,8 +16,7 @@ from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
 from sentinel_uploader.intake.loop import Intake
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.lifecycle import Event, RunState
-from sentinel_uploader.runs.object_names import object_uri
-from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.ports import Backend, StoreProbe, object_uri
 from sentinel_uploader.runs.schedule import Policy, Step, next_step
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 from sentinel_uploader.spool.open_run import OpenRun
@@ -78,6 +77,9 @@ class _Store:
 
     def backoff_key(self, uri: str) -> str:
         return "/".join(uri.split("/")[:3])
+
+    def probe(self, uri_prefix: str | None, region: str | None) -> list[StoreProbe]:
+        raise NotImplementedError
 
 
 class Site:

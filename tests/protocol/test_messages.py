@@ -28,6 +28,7 @@ from sentinel_protocol.wire.messages import (
 from sentinel_protocol.wire.sample import COLUMNS, Sample, encode_sample
 
 GOLDEN = TESTS / "golden" / "protocol-1"
+GOLDEN_COLUMNS = 32
 FULL = Sample(
     1_700_000_000.125, 312, 1.5, 0.25, 1.75, 1024.5, 2048.25, 12.0, 512.75, 256.0, 128.0, 4096, 8192,
     500.1, 120.5, 379.6, 1500, 2500, 0.5, 4096.0, 1, 4711, 3, 1.25, 0.125, 1.375, 64.5, 2048, 1024, 0.5, 2048.0, 1,
@@ -76,9 +77,17 @@ def golden(name: str) -> bytes:
     return bytes.fromhex((GOLDEN / f"{name}.hex").read_text(encoding="ascii"))
 
 
+def current_samples() -> bytes:
+    """Return the golden frame of samples, with the columns that have been added since: its rows leave them empty."""
+    tag, first_seq, rows = msgspec.msgpack.decode(golden("samples"))
+    assert len(rows[0]) == GOLDEN_COLUMNS
+    added = [None] * (len(COLUMNS) - GOLDEN_COLUMNS)
+    return msgspec.msgpack.encode([tag, first_seq, [row + added for row in rows]])
+
+
 @pytest.mark.parametrize("name", FROM_COLLECTOR)
 def test_collectors_say_the_same_bytes_as_ever(name: str) -> None:
-    assert encode(FROM_COLLECTOR[name]) == golden(name)
+    assert encode(FROM_COLLECTOR[name]) == (current_samples() if name == "samples" else golden(name))
     assert decode_from_collector(golden(name)) == FROM_COLLECTOR[name]
 
 
@@ -96,7 +105,7 @@ def test_every_golden_file_is_looked_at() -> None:
 
 def test_samples_that_were_encoded_one_by_one_make_the_same_frame() -> None:
     raw = SamplesRaw(42, [msgspec.Raw(encode_sample(FULL)), msgspec.Raw(encode_sample(EMPTY))])
-    assert encode(raw) == golden("samples")
+    assert encode(raw) == current_samples()
 
 
 def _decode(message: object, frame: bytes) -> object:

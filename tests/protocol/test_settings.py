@@ -1,6 +1,7 @@
 """Settings: one table, four sources, and an error for each mistake that says where it was made."""
 
 import argparse
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from locations import ROOT
 
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.settings.model import (
@@ -17,7 +19,6 @@ from sentinel_protocol.common.settings.model import (
     choice,
     integer,
     key_value,
-    markdown_table,
     path,
     seconds,
     size,
@@ -333,6 +334,7 @@ def test_flags_can_go_into_a_group() -> None:
 
 
 def test_the_documentation_is_made_from_the_table() -> None:
+    markdown_table = runpy.run_path(str(ROOT / "docs/generate.py"))["markdown_table"]
     lines = markdown_table(TABLE).splitlines()
     assert lines[0] == "| key | flag | environment | default | meaning |"
     assert (

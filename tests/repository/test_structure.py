@@ -20,7 +20,9 @@ import sentinel_uploader
 import sentinel_viewer
 from sentinel_collector import settings as collector_config
 from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.common.local_uploader import LOCAL_UPLOADER_VARIABLES
 from sentinel_protocol.wire import messages
+from sentinel_uploader.app.settings import SETTINGS
 
 PACKAGES = {
     "sentinel_collector": sentinel_collector,
@@ -114,20 +116,28 @@ def test_nothing_heavy_is_imported_before_the_job_starts() -> None:
 
 
 _WHOLE_RUN = """
-import sys
-before = set(sys.modules)
+import os, sys
+before, leave = set(sys.modules), os._exit
 from sentinel_collector.cli import main
-exit_code = main(sys.argv[1:])
-print(*sorted(set(sys.modules) - before))
+def tell(code):
+    print(*sorted(set(sys.modules) - before), file=open(sys.argv[1], "w"), flush=True)
+    leave(code)
+os._exit = tell  # the recorder's end
+exit_code = main(sys.argv[2:])
+print(*sorted(set(sys.modules) - before), file=sys.stderr)
 sys.exit(exit_code)
 """
 
 
 def test_a_whole_short_run_loads_nothing_that_it_can_do_without(home: Home) -> None:
     home.start_uploader()
-    done = home.run(sys.executable, "-c", _WHOLE_RUN, "--connect", home.address, "--", "true")
+    told = home.directory / "modules"
+    done = home.run(sys.executable, "-c", _WHOLE_RUN, str(told), "--connect", home.address, "--", "true")
     assert done.returncode == 0, done.stderr
-    loaded = set(done.stdout.split())
+    of_waiter = set(done.stderr.splitlines()[-1].split())
+    assert "sentinel_collector.job.waiter" in of_waiter
+    assert not {"sentinel_collector.session", "msgspec", "zmq", "threading"} & of_waiter
+    loaded = set(told.read_text().split())
     assert {"sentinel_collector.session", "sentinel_collector.sensors.linux.system", "msgspec", "zmq"} <= loaded
     ours = existing(
         # for this user's own uploader, for the cloud's metadata service
@@ -180,6 +190,14 @@ def test_time_comes_from_the_clock(package: str) -> None:
     for name, path in modules(package):
         if name != "sentinel_protocol.common.clock":
             assert not called.search(path.read_text(encoding="utf-8")), name
+
+
+def test_a_local_uploader_gets_each_of_its_settings() -> None:
+    """It is started with the variables that the protocol names, and its address and spool as flags."""
+    named = {setting.env for setting in SETTINGS if setting.env is not None}
+    flags = {"SENTINEL_BIND", "SENTINEL_SPOOL", "SENTINEL_EXIT_WHEN_IDLE"}
+    assert named - flags <= LOCAL_UPLOADER_VARIABLES
+    assert not flags & LOCAL_UPLOADER_VARIABLES
 
 
 def test_run_keys_that_the_collector_takes_are_those_of_the_protocol() -> None:

@@ -16,6 +16,7 @@ from sentinel_uploader.delivery.backoff import (
     slow_backoff,
 )
 from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 
 seeds = st.integers(0, 2**32).map(random.Random)
 
@@ -71,12 +72,12 @@ class Trial:
         return self.there.record_failure(
             run,
             self.now,
-            "no",
+            DeliveryError(
+                "no", retry_action=RetryAction.RETRY_SLOW if slowly else RetryAction.RETRY, retry_after_s=wish_s
+            ),
             began_at=self.now if began_at is None else began_at,
             run_failing_since=since,
             is_destination_fault=certain,
-            needs_operator=slowly,
-            retry_after_s=wish_s,
         )
 
     def succeed(self, run: int) -> bool:
@@ -131,15 +132,15 @@ def test_calls_that_were_under_way_when_the_outage_began_do_not_count_again(tria
 
 def test_one_call_at_a_time_while_failing_and_the_limit_otherwise(trial: Trial) -> None:
     there = trial.there
-    there.acquire()
+    there.in_flight += 1
     assert there.allows(1, 100.0)
-    there.acquire()
+    there.in_flight += 1
     assert not there.allows(1, 100.0)
     there.in_flight = 0
     trial.fail(1, certain=True)
     assert not there.allows(1, 101.9)
     assert there.allows(1, 102.0)
-    there.acquire()
+    there.in_flight += 1
     assert not there.allows(1, 102.0)
     there.in_flight = 0
     assert trial.succeed(1)

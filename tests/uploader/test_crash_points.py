@@ -232,8 +232,8 @@ WITH_STORAGE: dict[str, Point | Held] = {
     "after-last-delete": At("after", "sentinel_uploader.spool.store:Spool.confirm_batch", 3),
 }
 REGISTERED_TWICE = {"during-register-done", "after-register", "after-register-before-commit"}
-_LOCAL_API = "sentinel_uploader.backends.local.run_files:LocalRunBackend"
-_LOCAL_STORE = "sentinel_uploader.backends.objectstore.local:DirectoryStore"
+_LOCAL_API = "sentinel_uploader.backends.local:LocalRunBackend"
+_LOCAL_STORE = "sentinel_uploader.backends.local:DirectoryStore"
 TO_A_DIRECTORY: dict[str, Point] = {
     "before-register": At("before", f"{_LOCAL_API}.register"),
     "during-register": At("before", "sentinel_protocol.common.atomic_file:os.replace"),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sentinel_uploader.backends.sentinel.credentials import (
+from sentinel_uploader.backends.sentinel.responses import (
     parse_credentials,
     parse_expiry,
 )

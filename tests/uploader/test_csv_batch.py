@@ -17,10 +17,10 @@ from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER, Sample, csv_rows
 from sentinel_uploader.delivery.csv_batch import decompress_rows, gzip_csv, to_csv
 from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish, validate_hello
 from sentinel_uploader.limits import ClientLimits
-from sentinel_uploader.runs.object_names import object_uri
-from sentinel_uploader.spool.frames import decode_frames
+from sentinel_uploader.runs.ports import object_uri
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import new_record
+from sentinel_uploader.spool.types import decode_frames
 
 
 def test_body_is_one_gzip_member_without_a_time_and_depends_on_the_rows_alone() -> None:
@@ -67,7 +67,10 @@ def _is_float(column: str) -> bool:
     return "float" in str(Sample.__annotations__[column])
 
 
-@given(st.lists(st.lists(numbers, min_size=31, max_size=31), min_size=1, max_size=5), st.booleans())
+values_of_a_row = st.lists(numbers, min_size=len(COLUMNS) - 1, max_size=len(COLUMNS) - 1)
+
+
+@given(st.lists(values_of_a_row, min_size=1, max_size=5), st.booleans())
 def test_estimate_of_a_runs_csv_is_never_too_low(rows: list[list[int | float | None]], short: bool) -> None:
     encoded = []
     for seq, row in enumerate(rows, 1):

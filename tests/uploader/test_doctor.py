@@ -19,6 +19,7 @@ from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.doctor.api_checks import JOB_NAME, check_backend
 from sentinel_uploader.doctor.findings import Finding, Severity, exit_code, report
 from sentinel_uploader.doctor.machine_checks import (
+    OpenRun,
     check_descriptors,
     check_directory_target,
     check_disk,
@@ -26,7 +27,7 @@ from sentinel_uploader.doctor.machine_checks import (
     check_spool,
 )
 from sentinel_uploader.doctor.probe import ProbeContext
-from sentinel_uploader.doctor.storage_checks import OpenRun, check_storage
+from sentinel_uploader.doctor.storage_checks import check_storage
 from sentinel_uploader.runs.lifecycle import Event
 from sentinel_uploader.server.key_store import KeyStore
 

@@ -27,7 +27,7 @@ def health_of(up: Delivery, *, spool: Spool | None = None, directory: str = "/")
         spool=spool or up.spool,
         directory=directory,
         last_intake_loop_at=lambda: up.intake.last_loop_at,
-        spool_unavailable=lambda: up.intake.spool_unavailable,
+        spool_unavailable=lambda: up.intake.availability.unavailable,
         last_main_loop_at=lambda: up.intake.last_loop_at,
         unhealthy_after_s=UNHEALTHY_AFTER_S,
         clock=up.clock,

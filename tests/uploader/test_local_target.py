@@ -14,8 +14,7 @@ from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.wire.messages import Samples, encode
 from sentinel_protocol.wire.sample import Sample
-from sentinel_uploader.backends.local.run_files import LocalRunBackend
-from sentinel_uploader.backends.objectstore.local import DirectoryStore, path_of_uri, uri_of_path
+from sentinel_uploader.backends.local import DirectoryStore, LocalRunBackend, path_of_uri, uri_of_path
 from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.ports import Backend
@@ -172,7 +171,7 @@ def test_any_directory_that_can_exist_can_be_a_target(tmp_path: Path, name: byte
 def aim_at(up: Delivery, directory: Path) -> None:
     """Deliver to a directory instead of what is scripted."""
     target = Backend(api=LocalRunBackend(str(directory)), store=DirectoryStore(), needs_credentials=False)
-    up.scheduler._executor = up.steps_for(target)
+    up.scheduler.executor = up.steps_for(target)
 
 
 def test_whole_run_with_its_statistics(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.spool import ended_runs as spool_ended_runs
 from sentinel_uploader.spool.control_channel import DONE
-from sentinel_uploader.spool.frames import decode_frames
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.tombstones import Tombstone
+from sentinel_uploader.spool.types import decode_frames
 
 NAMES = ("a", "b")
 CALLS = ("register", "refresh", "put", "finish")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fakes.scripted_backend import Gate, SteppedClock, away, expired, failing, final, refused
-from fakes.uploader_harness import Delivery, delivery, finish, frame, hello
+from fakes.uploader_harness import Delivery, delivery, ended_record, finish, frame, hello
 
 from sentinel_protocol.wire.messages import Ping, encode
 from sentinel_uploader.admin.requests import discard_run, retry_run
@@ -45,7 +45,7 @@ def state(up: Delivery, key: str) -> RunState:
     for run in up.spool._runs.values():
         if run.record.key == key:
             return run.record.state
-    record = up.spool.ended_record(key, owner="")
+    record = ended_record(up.spool, key)
     assert record is not None
     return record.state
 
@@ -678,7 +678,7 @@ def test_nothing_that_is_over_is_kept_in_memory(up: Delivery) -> None:
     scheduler = up.scheduler
     held: list[Sized] = [
         scheduler._queues, scheduler._schedules, scheduler._failures._steps, scheduler._due,
-        scheduler._executor._sessions,
+        scheduler.executor._sessions,
     ]  # fmt: skip
     assert [len(what) for what in held] == [0, 0, 0, 0, 0]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from fakes.scripted_backend import SteppedClock
-from fakes.uploader_harness import finish, frame, hello, open_spool_at, row_numbers
+from fakes.uploader_harness import ended_record, finish, frame, hello, open_spool_at, row_numbers
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -25,11 +25,10 @@ from sentinel_uploader.delivery.csv_batch import decompress_rows, gzip_csv, to_c
 from sentinel_uploader.runs.lifecycle import Event, RunState, TransitionError
 from sentinel_uploader.spool.database import MIN_SPOOL_BYTES
 from sentinel_uploader.spool.errors import SpoolFullError
-from sentinel_uploader.spool.frames import decode_frames
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import decode_record
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import Batch, RunClosedError, SupersededError, UnbatchedFrames
+from sentinel_uploader.spool.types import Batch, RunClosedError, SupersededError, UnbatchedFrames, decode_frames
 
 
 @pytest.fixture
@@ -112,8 +111,8 @@ def test_each_client_has_run_keys_of_its_own(spool: Spool) -> None:
     with pytest.raises(RunClosedError):
         spool.open_run(hello(), owner="alice")
     assert spool.open_run(hello(epoch="of bob"), owner="bob") is of["bob"]
-    assert spool.ended_record("run", owner="bob") is None
-    assert spool.ended_record("run", owner="alice") is not None
+    assert ended_record(spool, "run", owner="bob") is None
+    assert ended_record(spool, "run", owner="alice") is not None
 
 
 def test_run_that_has_ended_is_never_continued(spool: Spool) -> None:
@@ -518,8 +517,8 @@ class SpoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.key_of)
     @invariant()
     def its_client_has_what_is_there(self) -> None:
-        assert self.spool._usage.spool_bytes("") == sum(run.spool_bytes for run in self.spool._runs.values())
-        assert self.spool._usage.open_runs("") == len(self.spool._runs)
+        assert self.spool.usage.spool_bytes("") == sum(run.spool_bytes for run in self.spool._runs.values())
+        assert self.spool.usage.open_runs("") == len(self.spool._runs)
 
     def teardown(self) -> None:
         self.spool.close()

@@ -20,7 +20,7 @@ from fakes.uploader_harness import finish, hello, row_numbers, samples
 from locations import TESTS
 from rows import row
 
-from sentinel_collector.delivery.overflow_file.header import OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import OverflowHeader
 from sentinel_collector.delivery.state_dir import open_run_file
 from sentinel_collector.delivery.uploader_client import MAX_HELLO_WAIT_S
 from sentinel_protocol.wire.messages import Ack, Finished, Hello, Reject, RejectCode, Welcome, encode

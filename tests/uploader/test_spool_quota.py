@@ -42,7 +42,7 @@ def flood(collector: RawCollector, key: str = "run") -> int:
 
 
 def held(guarded: Guarded, name: str) -> int:
-    return guarded.spool._usage.spool_bytes(name)
+    return guarded.spool.usage.spool_bytes(name)
 
 
 def test_a_flood_takes_half_and_the_others_go_on(tmp_path: Path) -> None:
@@ -96,12 +96,12 @@ def test_what_clients_hold_is_known_after_a_restart(tmp_path: Path) -> None:
     for owner, rows in (("alice", 400), ("bob", 40)):
         run = spool.open_run(hello(metadata={"job_name": owner * 100}), owner=owner)
         spool.append([frame(run, 1, rows)], [])
-    before = {owner: spool._usage.spool_bytes(owner) for owner in ("alice", "bob", "carol")}
+    before = {owner: spool.usage.spool_bytes(owner) for owner in ("alice", "bob", "carol")}
     assert before["alice"] > before["bob"] > before["carol"] == 0
     spool.close()
     spool = open_spool_at(tmp_path / "spool", clock)
-    assert {owner: spool._usage.spool_bytes(owner) for owner in before} == before
-    assert spool._usage.clients == 2
+    assert {owner: spool.usage.spool_bytes(owner) for owner in before} == before
+    assert spool.usage.clients == 2
     spool.close()
 
 

@@ -8,7 +8,7 @@ import pytest
 from fakes.listening import Listening
 from fakes.raw_collector import collectors_of
 from fakes.scripted_backend import SteppedClock
-from fakes.uploader_harness import finish, frame, hello, open_spool_at, samples
+from fakes.uploader_harness import ended_record, finish, frame, hello, open_spool_at, samples
 
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.wire.messages import Ack, Finished, Reject, RejectCode, Welcome
@@ -67,7 +67,7 @@ def test_collectors_of_forgotten_runs_hear_what_they_would_have_heard_before(tmp
         deliver(there.spool, "stale", event=Event.CLOSED_STALE)
         deliver(there.spool, "given up", event=Event.DISCARDED)
         deliver_many(there.spool, 20)
-        assert [there.spool.ended_record(key, owner="") for key in ("accepted", "stale", "given up")] == [None] * 3
+        assert [ended_record(there.spool, key) for key in ("accepted", "stale", "given up")] == [None] * 3
         with collectors_of(there.url) as collectors:
             unheard, heir, *closed = (collectors.connect() for _ in range(4))
             unheard.say(hello("accepted", first_available_seq=3))

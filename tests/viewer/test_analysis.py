@@ -124,9 +124,18 @@ def test_a_leak_is_told_with_the_time_that_is_left() -> None:
     pieces = advise(evidence(leaking, limits={"memory_mib": 1000}))
     first = pieces[0]
     assert (first.topic, first.urgency) == ("memory", PROBLEM)
-    assert first.text.startswith("memory was still growing at the end, by 1.76 GiB an hour")
+    assert first.text.startswith("memory was still growing at the end, by 30 MiB a minute")
     assert "the limit would be reached in 20 min" in first.text
     assert "unsure" in about("memory", pieces)[1].certainty
+
+
+def test_what_a_job_gives_back_at_its_end_does_not_hide_a_leak() -> None:
+    leaking = [sample(second, process_memory_mib=100.0 + second) for second in range(100)]
+    leaking += [sample(100, process_memory_mib=0.0), sample(101, process_memory_mib=199.0)]
+    growth = memory_growth(evidence(leaking).rows, "process_memory_mib")
+    assert growth is not None
+    assert growth.mib_per_s == pytest.approx(1)
+    assert growth.last_mib == 199
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ from fakes.delivered_runs import START, sample, write_run
 from fakes.process_harness import BIN, Home, wait_until
 from textual.widgets import DataTable, Input
 
+from sentinel_viewer.analysis.view import view_of
+from sentinel_viewer.cli.show import shown as show_text
 from sentinel_viewer.errors import ReadError
+from sentinel_viewer.live.lookup import found_live, named_live
 from sentinel_viewer.live.uploaders import LiveRun, runs_of
 from sentinel_viewer.live.watch import LiveEntry, Watch
 from sentinel_viewer.runs.naming import Library
@@ -22,7 +25,7 @@ STREAM = str(BIN / "sentinel-stream")
 
 def test_a_run_is_seen_while_it_is_recorded(home: Home) -> None:
     env = {"TRACKER_UPLOAD_INTERVAL": "1"}
-    words = ["--interval", "0.1", "--job-name", "long", "--", "sleep", "600"]
+    words = ["--interval", "0.1", "--wait", "0", "--job-name", "long", "--", "sleep", "600"]
     collector = home.start(str(BIN / "sentinel-collector"), *words, env=env)
     table = wait_until(lambda: _seen(home), "the run has delivered rows")
     assert "long" in table[1]
@@ -30,12 +33,51 @@ def test_a_run_is_seen_while_it_is_recorded(home: Home) -> None:
     shown = home.run(STREAM, "show", "long")
     assert "running" in shown.stdout
     assert "more are on their way" in shown.stdout
+    assert " waiting" in shown.stdout
     listed = home.run(STREAM, "ls")
     assert "not all" in listed.stdout
     collector.terminate()
     collector.communicate(timeout=60)
     wait_until(lambda: not home.run(STREAM, "top", "--once").stdout, "the run is over")
     assert "over" not in home.run(STREAM, "top", "--once").stderr
+
+
+def test_a_run_that_only_its_uploader_knows_is_shown(home: Home) -> None:
+    # An API that nobody answers: the run has no id yet, and no place.
+    env = {"SENTINEL_API_TOKEN": "x", "SENTINEL_API_URL": "http://127.0.0.1:9"}
+    words = ["--interval", "0.1", "--wait", "0", "--job-name", "lonely", "--", "sleep", "600"]
+    collector = home.start(str(BIN / "sentinel-collector"), *words, env=env)
+    shown = wait_until(lambda: _shown(home, "lonely"), "the uploader has rows of the run")
+    assert "result    running" in shown
+    assert "rows waiting; " in shown
+    assert "lonely" in home.run(STREAM, "top", "--once").stdout
+    assert home.run(STREAM, "show", "nobody").returncode == 2
+    collector.terminate()
+    collector.communicate(timeout=60)
+
+
+def _shown(home: Home, name: str) -> str:
+    done = home.run(STREAM, "show", name)
+    return done.stdout if " rows waiting; register: " in done.stdout else ""
+
+
+def test_a_live_run_is_found_by_what_it_is_called(tmp_path: Path) -> None:
+    runs = [live(1), live(8), live(2)]
+    assert named_live(runs, "run-0002") is runs[2]
+    assert named_live(runs, "0008") is runs[1]
+    assert named_live(runs, "job 2") is runs[2]
+    assert named_live(runs, "run") is None
+    assert named_live(runs, "") is None
+    elsewhere = live(
+        3, objects=["s3://nowhere/x/0001.csv.gz"], statistics={"process_cpu_usage": {"mean": 0.5, "max": 1}}
+    )
+    library = Library(str(tmp_path), {})
+    found = found_live(elsewhere._replace(objects=["file:///nowhere/0001.csv.gz"]), library)
+    assert found.location == "at the uploader"
+    assert "0.50 of 4 cores on average" in show_text(view_of(found, library), 100, elsewhere)
+    directory = write_run(tmp_path, "here", [sample(second) for second in range(5)], state="running")
+    found = found_live(live(4, objects=[(directory / "0001.csv.gz").as_uri()]), library)
+    assert len(view_of(found, library).rows) == 5
 
 
 def _seen(home: Home) -> list[str]:

@@ -74,6 +74,13 @@ def test_a_path_is_a_run_whatever_the_directory_is_called(runs: Path, environ: d
         Library(None, environ).find([str(runs)])
 
 
+def test_a_run_from_elsewhere_is_of_another_job(runs: Path, environ: dict[str, str]) -> None:
+    library = Library(str(runs), environ)
+    elsewhere = write_run(runs.parent / "elsewhere", "one", [sample(0)], job="train")
+    assert len(library.same_job(library.find(["train"])[0], 5)) == 1
+    assert library.same_job(library.find([str(elsewhere)])[0], 5) == []
+
+
 def test_objects_of_one_directory_are_one_run_of_exactly_these(tmp_path: Path, environ: dict[str, str]) -> None:
     directory = write_run(tmp_path / "runs", "one", [sample(second) for second in range(9)], objects=3)
     words = [str(directory / "0003.csv.gz"), (directory / "0001.csv.gz").as_uri()]

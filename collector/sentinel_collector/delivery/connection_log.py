@@ -79,16 +79,6 @@ class ConnectionLog:
         return is_new
 
 
-def undelivered_reason(url: str, *, is_own: bool, has_answer: bool, rejection: str) -> str:
-    """Return why the uploader at `url` has not acknowledged everything; `is_own`: this user's own uploader."""
-    peer = "this user's uploader" if is_own else f"the uploader at {url}"
-    if rejection:
-        return f"{peer} {rejection}"
-    if has_answer:
-        return f"{peer} has not confirmed everything"
-    return f"{peer} did not answer" if is_own else f"no uploader answered at {url}"
-
-
 def kept_message(why: str, rows: int, path: str | None) -> str:
     """Return the message when everything is in the run's file."""
     what = pluralize(rows, "sample", ("waits", "wait")) if rows else "the end of the run waits"

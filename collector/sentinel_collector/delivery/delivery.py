@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sentinel_collector.console import Console, pluralize
-from sentinel_collector.delivery.connection_log import kept_message, lost_message, undelivered_reason
+from sentinel_collector.delivery.connection_log import kept_message, lost_message
 from sentinel_collector.delivery.failover import Failover, continuation_of, with_continuation_tag
 from sentinel_collector.delivery.overflow_file.file import OverflowFile
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader, decode_hello
+from sentinel_collector.delivery.overflow_file.format import OverflowFileError, OverflowHeader, decode_hello
 from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, SendQueue
 from sentinel_collector.delivery.state_dir import (
-    RunFileClaim,
+    claim_run_file,
     create_run_file,
     save_undeliverable_rows,
     write_finished_part,
@@ -55,7 +55,7 @@ class Delivery:
         failover_after_s: float = 300.0,
     ) -> None:
         # Names the run's file also when the run continues under another key: a restarted collector looks there.
-        self._requested_key = self.run_key = run_key
+        self._requested_key = run_key
         self._incarnation = incarnation
         self._failover = Failover(addresses, keys or {}, after_s=failover_after_s)
         self._local_uploader = local_uploader
@@ -66,10 +66,7 @@ class Delivery:
         self._on_welcome = on_welcome
         self._is_named = is_named
         self._was_welcomed = False
-        claim = RunFileClaim(state_dir, run_key, clock=clock, console=console)
-        recovered = claim.take()
-        self.run_key = claim.run_key
-        self.is_resumed = claim.is_resumed
+        recovered, self.run_key, self.is_resumed = claim_run_file(state_dir, run_key, clock=clock, console=console)
         if recovered is not None:
             self._resume(recovered)
         self.last_row = None if recovered is None else recovered.last_row
@@ -193,13 +190,14 @@ class Delivery:
         return "" if self._local_uploader is None else self._local_uploader.last_log_line()
 
     def _reason(self) -> str:
-        client, url = self.client, self._failover.current.url
-        return undelivered_reason(
-            url,
-            is_own=self._local_uploader is not None,
-            has_answer=client.has_answer,
-            rejection=client.rejection_reason,
-        )
+        """Return why the uploader has not acknowledged everything."""
+        is_own, url = self._local_uploader is not None, self._failover.current.url
+        peer = "this user's uploader" if is_own else f"the uploader at {url}"
+        if self.client.rejection_reason:
+            return f"{peer} {self.client.rejection_reason}"
+        if self.client.has_answer:
+            return f"{peer} has not confirmed everything"
+        return f"{peer} did not answer" if is_own else f"no uploader answered at {url}"
 
     def _resume(self, overflow: OverflowFile) -> None:
         """Continue the run that the file's header names, and write this collector's header."""
@@ -270,7 +268,6 @@ class Delivery:
         )
 
     def _maybe_fail_over(self, now: float) -> None:
-        """Switch to another uploader when the current one has not answered for too long."""
         if self.client.is_complete or now < self._next_failover_at:
             return
         if self._finish is not None and not self._queue.never_sent_rows and (self._was_welcomed or self.is_resumed):
@@ -285,7 +282,7 @@ class Delivery:
             split_note = self._split_run(alternative)
         except (OSError, SentinelStreamError) as error:
             # Without that file, rows that the old uploader may have could be delivered twice.
-            self._failover.switch_to(previous)
+            self._failover.current = previous
             transport.close()
             self._next_failover_at = now + RETRY_SPILL_S
             self._console.warn(f"cannot switch to {alternative.url}, staying with {previous.url}: {error}")
@@ -308,7 +305,7 @@ class Delivery:
         first_seq, rows = self._queue.ambiguous_rows()
         if not (self._was_welcomed or self.is_resumed or rows):
             # The current uploader does not know the run.
-            self._failover.switch_to(alternative)
+            self._failover.current = alternative
             self._queue.rewrite_header()
             return ""
         end = Finish(last_seq=0, exit_code=None, status="finished", time=self._clock.now())
@@ -319,7 +316,7 @@ class Delivery:
         )
         self.run_key = successor_run_key(self.run_key)
         self._was_welcomed = self.is_resumed = False
-        self._failover.switch_to(alternative)
+        self._failover.current = alternative
         self._queue.drop_ambiguous()
         note = f" as a new run with {pluralize(self._queue.rows, 'sample')}"
         if rows:

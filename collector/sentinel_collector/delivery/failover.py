@@ -48,7 +48,7 @@ class Failover:
 
     def __init__(self, addresses: Sequence[Address], keys: "Mapping[str, ClientCurveKeys]", *, after_s: float) -> None:
         self.current = addresses[0]
-        """The run's uploader."""
+        """The run's uploader: one of the list."""
         self._addresses = list(addresses)
         self._keys = keys
         self._after_s = after_s
@@ -67,14 +67,10 @@ class Failover:
         """Connect to the current uploader."""
         return ZmqClient(self.current, keys=self._keys.get(self.current.url))
 
-    def switch_to(self, uploader: Address) -> None:
-        """Make an uploader of the list the current one."""
-        self.current = uploader
-
     def poll_alternative(self, now: float, silent_s: float) -> tuple[Address, ZmqClient] | None:
         """Return another uploader that answers, with its connection, once the current one is silent for too long.
 
-        The current uploader stays the same until `switch_to`. The caller has to close the connection.
+        The caller makes it the current one, and has to close the connection.
         """
         if len(self._addresses) < 2 or silent_s < self._after_s:
             self.close()

@@ -10,7 +10,7 @@ import msgspec
 
 from sentinel_collector.console import Console, pluralize
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
-from sentinel_collector.delivery.overflow_file.header import OverflowHeader, decode_hello
+from sentinel_collector.delivery.overflow_file.format import OverflowHeader, decode_hello
 from sentinel_collector.delivery.send_queue import SendQueue
 from sentinel_collector.delivery.state_dir import (
     create_run_file,
@@ -42,13 +42,6 @@ _ABANDONED_AFTER_S = 86_400.0
 """Age at which a file without rows and end is removed; until then, a collector that resumes the run needs it."""
 _HEADERLESS_AFTER_S = 600.0
 """Age at which a file without a header is removed. A full disk leaves such files; they have no rows."""
-
-
-class _MutableHeader:
-    """The run that the rows belong to. It changes when the uploader has closed that run."""
-
-    def __init__(self, header: OverflowHeader) -> None:
-        self.header = header
 
 
 class OrphanRecovery:
@@ -141,15 +134,14 @@ class OrphanRecovery:
             keys = self._keys.get(address.url) or next(iter(self._keys.values()), None)
             require_encryption(address, has_keys=keys is not None, insecure=self._insecure, role="connect")
             decode_hello(header)
-            owner = _MutableHeader(header)
             queue = owned = SendQueue(
                 open_file=lambda: create_run_file(self._state_dir, header.run_key),
-                header=lambda: owner.header,
+                header=lambda: header,
                 warn=self._console.warn,
                 recovered=overflow,
             )
             with ZmqClient(address, keys=keys) as transport:
-                self._deliver_over(transport, queue, owner, path)
+                self._deliver_over(transport, queue, header, path)
         finally:
             owned.close()
 
@@ -173,16 +165,15 @@ class OrphanRecovery:
             return None
         return overflow.header
 
-    def _deliver_over(self, transport: ZmqClient, queue: SendQueue, owner: _MutableHeader, path: str) -> None:
-        header = owner.header
+    def _deliver_over(self, transport: ZmqClient, queue: SendQueue, header: OverflowHeader, path: str) -> None:
         client = UploaderClient(
             transport=transport,
             queue=queue,
             hello=lambda oldest_seq: msgspec.structs.replace(
-                decode_hello(owner.header), first_available_seq=oldest_seq
+                decode_hello(queue.make_header()), first_available_seq=oldest_seq
             ),
             on_welcome=lambda _: None,
-            on_closed=lambda: _start_new_run(queue, owner),
+            on_closed=lambda: _start_new_run(queue),
             warn=self._console.debug,
             clock=self._clock,
             peer=header.uploader_url,
@@ -250,7 +241,7 @@ class OrphanRecovery:
         queue.discard_file()
 
 
-def _start_new_run(queue: SendQueue, owner: _MutableHeader) -> bool:
+def _start_new_run(queue: SendQueue) -> bool:
     """Make the rows another run if the closed run was an earlier one under the same key; return whether they are.
 
     That is so when none of the rows was ever sent and they have an end: a running collector would have started another
@@ -258,10 +249,11 @@ def _start_new_run(queue: SendQueue, owner: _MutableHeader) -> bool:
     """
     if queue.finish is None or queue.oldest_seq or not queue.rows:
         return False
-    header = owner.header
+    header = queue.make_header()
     hello = decode_hello(header)
     run_key = successor_run_key(header.run_key)
     hello = msgspec.structs.replace(hello, run_key=run_key)
-    owner.header = msgspec.structs.replace(header, run_key=run_key, hello=encode(hello))
+    renamed = msgspec.structs.replace(header, run_key=run_key, hello=encode(hello))
+    queue.make_header = lambda: renamed
     queue.start_new_run()
     return True

@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, Position
-from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS, OverflowFileError, OverflowHeader
 from sentinel_protocol.common.errors import SentinelStreamError
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
@@ -46,7 +45,8 @@ class SendQueue:
         disk_error_reported: bool = False,
     ) -> None:
         self._open_file = open_file
-        self._make_header = header
+        self.make_header = header
+        """Returns the file's current header; replaced when the rows become another run's."""
         self._warn = warn
         self._file: OverflowFile | None = None
         self._head_position = Position(0, 0)
@@ -55,13 +55,14 @@ class SendQueue:
         self._appended_at: deque[float] = deque()
         self._spill_not_before = 0.0
         self._spill_failed = disk_error_reported
-        self._next_seq = 0
-        """Sequence number of the oldest row, 0 while no row has one."""
+        self.oldest_seq = 0
+        """Sequence number of the oldest row (of the next row if the queue is empty), 0 while unknown."""
         self._is_numbered = False
         """Whether rows that were never sent have numbers."""
         self._assigned = 0
         """Count of the oldest rows whose numbers an uploader may know."""
-        self._sent = 0
+        self.sent_rows = 0
+        """Unacknowledged rows that were sent since the last `rewind`."""
         self._cursor: Position | None = None
         self._reset_record_pending = False
         """The file lacks the record that its rows belong to another run now."""
@@ -84,22 +85,12 @@ class SendQueue:
     @property
     def unsent_rows(self) -> int:
         """Unacknowledged rows that were not sent since the last `rewind`."""
-        return self.rows - self._sent
-
-    @property
-    def sent_rows(self) -> int:
-        """Unacknowledged rows that were sent since the last `rewind`."""
-        return self._sent
-
-    @property
-    def oldest_seq(self) -> int:
-        """Sequence number of the oldest row (of the next row if the queue is empty), 0 while unknown."""
-        return self._next_seq
+        return self.rows - self.sent_rows
 
     @property
     def last_seq(self) -> int | None:
         """Sequence number of the newest row, 0 if the run has none, `None` while unknown."""
-        return self._next_seq + self.rows - 1 if self._is_numbered else None
+        return self.oldest_seq + self.rows - 1 if self._is_numbered else None
 
     @property
     def newest_timestamp(self) -> float:
@@ -119,14 +110,14 @@ class SendQueue:
 
         If rows that were never sent are not later than `last_timestamp`, their time stamps all move by the same time.
         """
-        missing = max(0, self._next_seq - next_seq) if self._next_seq else 0
+        missing = max(0, self.oldest_seq - next_seq) if self.oldest_seq else 0
         if not self._is_numbered:
             self._assign_seq(next_seq, last_timestamp)
-        elif next_seq > self._next_seq + self._assigned:
+        elif next_seq > self.oldest_seq + self._assigned:
             self._reassign_seq(next_seq)
         else:
-            self._drop(max(0, next_seq - self._next_seq))
-        self._sent = 0
+            self._drop(max(0, next_seq - self.oldest_seq))
+        self.sent_rows = 0
         self._cursor = None
         return missing
 
@@ -144,22 +135,22 @@ class SendQueue:
             if chunk and (len(chunk) == max_rows or size > max_bytes):
                 break
             chunk.append(row)
-        return self._next_seq + self._sent, chunk
+        return self.oldest_seq + self.sent_rows, chunk
 
     def mark_sent(self, count: int) -> None:
         """Count the rows of the last `next_chunk` as sent."""
-        if self._sent < self._file_rows and self._file is not None:
-            in_file = min(count, self._file_rows - self._sent)
+        if self.sent_rows < self._file_rows and self._file is not None:
+            in_file = min(count, self._file_rows - self.sent_rows)
             self._cursor = self._file.advance(self._position_of_cursor(self._file), in_file)
-        self._sent += count
-        self._assigned = max(self._assigned, self._sent)
+        self.sent_rows += count
+        self._assigned = max(self._assigned, self.sent_rows)
 
     def acknowledge(self, seq: int) -> int:
         """Drop the rows up to and including `seq` and return their count.
 
         Rows that were never sent stay: the uploader cannot have them.
         """
-        count = min(seq - self._next_seq + 1, self._assigned)
+        count = min(seq - self.oldest_seq + 1, self._assigned)
         if count <= 0:
             return 0
         self._drop(count)
@@ -186,7 +177,7 @@ class SendQueue:
                 raise OverflowFileError(f"{file.path} has reached {MAX_FILE_BYTES >> 20} MiB")
             while self._memory:
                 rows = list(islice(self._memory, MAX_RECORD_ROWS))
-                first = self._next_seq + self._file_rows if self._is_numbered else 0
+                first = self.oldest_seq + self._file_rows if self._is_numbered else 0
                 place = file.end
                 file.append_rows(rows, first)
                 if not self._file_rows:
@@ -223,7 +214,7 @@ class SendQueue:
 
         If the file's record of that cannot be written now, it is written before the next row.
         """
-        self._next_seq = self._assigned = self._sent = 0
+        self.oldest_seq = self._assigned = self.sent_rows = 0
         self._is_numbered = False
         self._cursor = None
         self._reset_record_pending = self._file is not None
@@ -238,7 +229,7 @@ class SendQueue:
 
     def ambiguous_rows(self) -> tuple[int, list[bytes]]:
         """Return the first number and the rows that an uploader may have without having acknowledged them."""
-        return self._next_seq, list(islice(self.all_rows(), self._assigned))
+        return self.oldest_seq, list(islice(self.all_rows(), self._assigned))
 
     def drop_ambiguous(self) -> None:
         """Drop the `ambiguous_rows`, which the caller has saved, and make the others another run."""
@@ -249,13 +240,12 @@ class SendQueue:
         """Write the changed header for a later collector; a failure is ignored."""
         if self._file is not None and not self._reset_record_pending:
             with contextlib.suppress(OSError):
-                self._file.write_header(self._make_header())
+                self._file.write_header(self.make_header())
 
     def all_rows(self) -> Iterator[bytes]:
         """Yield all rows, oldest first."""
         if self._file is not None and self._file_rows:
-            rows = self._file.rows_from(self._head_position)
-            yield from islice((row for row, _ in rows), self._file_rows)
+            yield from islice(self._file.rows_from(self._head_position), self._file_rows)
         yield from self._memory
 
     def touch(self) -> None:
@@ -288,7 +278,7 @@ class SendQueue:
         self._head_position = file.start
         self._file_rows = file.numbered_rows + file.unnumbered_rows
         self._assigned = file.numbered_rows
-        self._next_seq = file.first_seq if file.numbered_rows else 0
+        self.oldest_seq = file.first_seq if file.numbered_rows else 0
         self._newest_row = file.last_row
         self.finish = file.finish
 
@@ -296,15 +286,15 @@ class SendQueue:
         """Assign numbers to the rows after those of recovered rows, which have theirs."""
         used = self._assigned
         delivered, base = used, next_seq
-        if self._next_seq and next_seq <= self._next_seq + used:
-            delivered, base = max(0, next_seq - self._next_seq), self._next_seq + used
+        if self.oldest_seq and next_seq <= self.oldest_seq + used:
+            delivered, base = max(0, next_seq - self.oldest_seq), self.oldest_seq + used
         shift_ms = self._shift_ms(last_timestamp)
         if self._file_rows > used:
             file = self._file_for_writing()
             file.write_seq_base(base, start=file.advance(self._head_position, used), shift_ms=shift_ms)
         if shift_ms:
             self._shift_memory(shift_ms)
-        self._next_seq = base - used
+        self.oldest_seq = base - used
         self._is_numbered = True
         self._drop(delivered)
 
@@ -314,14 +304,14 @@ class SendQueue:
         if self._file is not None and self._file_rows:
             self._reset_record_pending = True
             self._file_for_writing().write_seq_base(next_seq, start=self._head_position)
-        self._next_seq = next_seq
+        self.oldest_seq = next_seq
 
     def _shift_ms(self, last_timestamp: float) -> int:
         """Return by how much unsent rows have to move because the clock was set back between two collectors."""
         if not last_timestamp or self.rows == self._assigned:
             return 0
         if self._file is not None and self._file_rows > self._assigned:
-            oldest, _ = next(self._file.rows_from(self._file.advance(self._head_position, self._assigned)))
+            oldest = next(self._file.rows_from(self._file.advance(self._head_position, self._assigned)))
         else:
             oldest = self._memory[0]
         return max(0, round(last_timestamp * 1000) + 1 - round(decode_sample(oldest).timestamp * 1000))
@@ -339,25 +329,24 @@ class SendQueue:
         if self._file is None:
             self._file = self._open_file()
         if self._reset_record_pending:
-            self._file.write_reset(self._make_header(), self._head_position if self._file_rows else self._file.end)
+            self._file.write_reset(self.make_header(), self._head_position if self._file_rows else self._file.end)
             self._reset_record_pending = False
         if self._file.header is None:
-            self._file.write_header(self._make_header())
+            self._file.write_header(self.make_header())
         return self._file
 
     def _unsent(self) -> Iterator[bytes]:
-        if self._sent < self._file_rows and self._file is not None:
+        if self.sent_rows < self._file_rows and self._file is not None:
             rows = self._file.rows_from(self._position_of_cursor(self._file))
-            yield from islice((row for row, _ in rows), self._file_rows - self._sent)
-        yield from islice(self._memory, max(0, self._sent - self._file_rows), None)
+            yield from islice(rows, self._file_rows - self.sent_rows)
+        yield from islice(self._memory, max(0, self.sent_rows - self._file_rows), None)
 
     def _position_of_cursor(self, file: OverflowFile) -> Position:
         if self._cursor is None:
-            self._cursor = file.advance(self._head_position, self._sent)
+            self._cursor = file.advance(self._head_position, self.sent_rows)
         return self._cursor
 
     def _drop(self, count: int) -> None:
-        """Remove the oldest `count` rows and advance the sequence number of the oldest."""
         from_file = min(count, self._file_rows)
         if from_file and self._file is not None:
             self._head_position = self._file.advance(self._head_position, from_file)
@@ -365,16 +354,16 @@ class SendQueue:
             if not self._file_rows:
                 self._truncate_file(self._file)
         self._drop_from_memory(count - from_file)
-        self._next_seq += count
+        self.oldest_seq += count
         self._assigned = max(0, self._assigned - count)
-        if count > self._sent:
+        if count > self.sent_rows:
             self._cursor = None
-        self._sent = max(0, self._sent - count)
+        self.sent_rows = max(0, self.sent_rows - count)
 
     def _truncate_file(self, file: OverflowFile) -> None:
         # On failure the rows stay on disk: the uploader's next `Welcome` tells that they are delivered.
         with contextlib.suppress(OSError):
-            file.truncate(self._make_header())
+            file.truncate(self.make_header())
             self._reset_record_pending = False
         self._cursor = None
 

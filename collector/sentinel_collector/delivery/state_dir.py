@@ -6,14 +6,13 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
 from sentinel_collector.console import Console
 from sentinel_collector.delivery.overflow_file.file import OverflowFile, OverflowFileInUseError
-from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
+from sentinel_collector.delivery.overflow_file.format import MAX_RECORD_ROWS, OverflowFileError, OverflowHeader
 from sentinel_collector.run_key import successor_run_key
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError
@@ -31,90 +30,80 @@ _CLAIM_ATTEMPTS = 10
 _CLAIM_RETRY_S = 0.1
 
 
-class RunFileClaim:
-    """Finds the file that an earlier collector of a run may have left, or makes one.
+class RunFileClaim(NamedTuple):
+    """A run's file, and how the run goes on."""
 
-    The file is named after the requested key also when the run continues under another: a restarted collector looks
-    there. After `take`, `run_key` is the key to record under, and `is_resumed` tells whether an earlier collector of
-    the run left a file.
+    file: OverflowFile | None
+    """Open and locked; `None` when none can be used."""
+    run_key: str
+    """The key to record under."""
+    is_resumed: bool
+    """An earlier collector of the run left a file."""
+
+
+def claim_run_file(state_dir: str, run_key: str, *, clock: Clock, console: Console) -> RunFileClaim:
+    """Find the file that an earlier collector of a run may have left, or make one; without any, there is a warning.
+
+    The file is named after the given key also when the run continues under another: a restarted collector looks there.
     """
+    current_key, is_resumed = run_key, False
+    try:
+        overflow = _open_or_create(state_dir, run_key, console)
+        if overflow.finish is not None:
+            # That run has ended and waits for its delivery: record another.
+            overflow.close()
+            current_key = successor_run_key(run_key)
+            overflow = create_run_file(state_dir, run_key)
+        elif overflow.header is None and _has_ended_file(state_dir, run_key):
+            # The same, but another collector is delivering it. Continuing that run would stop the delivery.
+            current_key = successor_run_key(run_key)
+        elif _other_files(state_dir, run_key, overflow):
+            is_resumed = True
+            if overflow.header is None:
+                overflow = _wait_for_other_file(state_dir, run_key, overflow, clock)
+    except (OSError, SentinelStreamError) as error:
+        console.warn(f"cannot keep undelivered samples in {state_dir}; keeping them in memory: {error}")
+        return RunFileClaim(None, current_key, is_resumed)
+    return RunFileClaim(overflow, current_key, is_resumed or overflow.header is not None)
 
-    def __init__(self, state_dir: str, run_key: str, *, clock: Clock, console: Console) -> None:
-        self._state_dir = state_dir
-        self._requested_key = self.run_key = run_key
-        self._clock = clock
-        self._console = console
-        self.is_resumed = False
 
-    def take(self) -> OverflowFile | None:
-        """Open and lock the file; `None`, with a warning, when none can be used."""
-        try:
-            overflow = self._open()
-            if overflow.finish is not None:
-                # That run has ended and waits for its delivery: record another.
-                overflow.close()
-                self.run_key = successor_run_key(self.run_key)
-                overflow = create_run_file(self._state_dir, self._requested_key)
-            elif overflow.header is None and self._has_ended_file():
-                # The same, but another collector is delivering it. Continuing that run would stop the delivery.
-                self.run_key = successor_run_key(self.run_key)
-            elif any(path != overflow.path for path in self._files()):
-                self.is_resumed = True
-                if overflow.header is None:
-                    overflow = self._wait_for_other_file(overflow)
-        except (OSError, SentinelStreamError) as error:
-            self._console.warn(f"cannot keep undelivered samples in {self._state_dir}; keeping them in memory: {error}")
-            return None
-        self.is_resumed = self.is_resumed or overflow.header is not None
-        return overflow
+def _open_or_create(state_dir: str, run_key: str, console: Console) -> OverflowFile:
+    try:
+        return open_run_file(state_dir, run_key)
+    except OverflowFileError as error:
+        console.error(f"cannot continue the run: {error}")
+        return create_run_file(state_dir, run_key)
 
-    def _open(self) -> OverflowFile:
-        try:
-            return open_run_file(self._state_dir, self._requested_key)
-        except OverflowFileError as error:
-            self._console.error(f"cannot continue the run: {error}")
-            return create_run_file(self._state_dir, self._requested_key)
 
-    def _wait_for_other_file(self, own: OverflowFile) -> OverflowFile:
-        """Return the run's file that another collector recovers: it releases that file when it sees ours.
+def _wait_for_other_file(state_dir: str, run_key: str, own: OverflowFile, clock: Clock) -> OverflowFile:
+    """Return the run's file that another collector recovers: it releases that file when it sees ours.
 
-        A collector that records the run does not. Then our own file is used, and we take over the run.
-        """
-        never = threading.Event()
-        for _ in range(_CLAIM_ATTEMPTS):
-            with contextlib.suppress(OverflowFileError):
-                other = self._open_other_file(own.path)
-                if other is not None:
+    A collector that records the run does not. Then our own file is used, and we take over the run.
+    """
+    never = threading.Event()
+    for _ in range(_CLAIM_ATTEMPTS):
+        with contextlib.suppress(OverflowFileError):
+            for other in _open_unlocked(_other_files(state_dir, run_key, own)):
+                if other.finish is None:
                     own.unlink()
                     own.close()
                     return other
-            self._clock.wait_for(never, _CLAIM_RETRY_S)
-        return own
+                other.close()
+        clock.wait_for(never, _CLAIM_RETRY_S)
+    return own
 
-    def _open_other_file(self, path: str) -> OverflowFile | None:
-        """Open another file than the one at `path`, if there is an unlocked one without an end."""
-        for other in self._files():
-            if other == path:
-                continue
-            try:
-                overflow = OverflowFile.open(other)
-            except (OverflowFileInUseError, FileNotFoundError):
-                continue
-            if overflow.finish is None:
-                return overflow
-            overflow.close()
-        return None
 
-    def _has_ended_file(self) -> bool:
-        """Whether a file of the run, locked or not, has the run's end."""
-        for path in self._files():
-            with contextlib.suppress(OSError):
-                if OverflowFile.has_finish(path):
-                    return True
-        return False
+def _other_files(state_dir: str, run_key: str, own: OverflowFile) -> list[str]:
+    return [path for path in _existing_files(state_dir, run_key) if path != own.path]
 
-    def _files(self) -> list[str]:
-        return _existing_files(self._state_dir, self._requested_key)
+
+def _has_ended_file(state_dir: str, run_key: str) -> bool:
+    """Whether a file of the run, locked or not, has the run's end."""
+    for path in _existing_files(state_dir, run_key):
+        with contextlib.suppress(OSError):
+            if OverflowFile.has_finish(path):
+                return True
+    return False
 
 
 def open_run_file(state_dir: str, run_key: str) -> OverflowFile:
@@ -124,11 +113,8 @@ def open_run_file(state_dir: str, run_key: str) -> OverflowFile:
     """
     make_private_dir(state_dir)
     ended: OverflowFile | None = None
-    for path in sorted(_existing_files(state_dir, run_key), key=modified_at, reverse=True):
-        try:
-            overflow = OverflowFile.open(path)
-        except (OverflowFileInUseError, FileNotFoundError):
-            continue
+    newest_first = sorted(_existing_files(state_dir, run_key), key=modified_at, reverse=True)
+    for overflow in _open_unlocked(newest_first):
         if overflow.finish is None:
             if ended is not None:
                 ended.close()
@@ -138,6 +124,12 @@ def open_run_file(state_dir: str, run_key: str) -> OverflowFile:
         else:
             overflow.close()
     return ended or create_run_file(state_dir, run_key)
+
+
+def _open_unlocked(paths: Iterable[str]) -> Iterator[OverflowFile]:
+    for path in paths:
+        with contextlib.suppress(OverflowFileInUseError, FileNotFoundError):
+            yield OverflowFile.open(path)
 
 
 def is_run_in_use(path: str) -> bool:

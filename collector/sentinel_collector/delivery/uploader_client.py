@@ -11,7 +11,7 @@ from enum import Enum
 import msgspec
 
 from sentinel_collector.delivery.connection_log import ConnectionLog
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError
+from sentinel_collector.delivery.overflow_file.format import OverflowFileError
 from sentinel_collector.delivery.send_queue import RETRY_SPILL_S, SendQueue
 from sentinel_collector.delivery.transport import HalfOpenTimer, Transport
 from sentinel_protocol.common.clock import Clock
@@ -195,7 +195,9 @@ class UploaderClient:
         except InvalidMessageError as error:
             self._log.log_once("bad-message", f"sent an invalid message ({error}); is it a sentinel-uploader?")
             return None
-        self._note_message(now)
+        self._log.on_recovered(now - self._last_message_at)
+        self._last_message_at = now
+        self.has_answer = True
         match message:
             case Welcome():
                 self._handle_welcome(message, now)
@@ -206,11 +208,6 @@ class UploaderClient:
             case Reject():
                 self._handle_reject(message, now)
         return message
-
-    def _note_message(self, now: float) -> None:
-        self._log.on_recovered(now - self._last_message_at)
-        self._last_message_at = now
-        self.has_answer = True
 
     def _handle_welcome(self, welcome: Welcome, now: float) -> None:
         if not 1 <= welcome.next_seq <= MAX_SEQUENCE or not 0 <= welcome.last_timestamp <= _MAX_TIMESTAMP:

@@ -8,7 +8,8 @@ import zmq
 
 from sentinel_protocol.common.endpoints import Address
 from sentinel_protocol.common.errors import AddressError
-from sentinel_protocol.wire.zmq_monitor import FAILED, next_event, open_monitor
+from sentinel_protocol.common.unix_peer import foreign_peer_uid
+from sentinel_protocol.wire.zmq_monitor import FAILED, SocketEvent, next_event, open_monitor
 from sentinel_protocol.wire.zmq_options import DEALER, ZmqContextOwner
 
 if TYPE_CHECKING:
@@ -48,8 +49,17 @@ class ZmqClient(ZmqContextOwner):
         self._monitor = open_monitor(
             self._context,
             self._socket,
-            FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_CONNECTED | zmq.EVENT_CONNECT_RETRIED,
+            FAILED
+            | zmq.EVENT_HANDSHAKE_SUCCEEDED
+            | zmq.EVENT_CONNECTED
+            | zmq.EVENT_CONNECT_RETRIED
+            | zmq.EVENT_DISCONNECTED,
         )
+        self._events: list[SocketEvent] = []
+        self._checks_peer = address.url.startswith("ipc:")
+        self._is_peer_trusted = not self._checks_peer
+        """At a Unix socket: whether the process that listens belongs to this user or to root."""
+        self._foreign_uid: int | None = None
         self.is_unreachable = False
         """Whether the last connection attempt failed, as of the last `poll_handshake_error`; False during the first."""
         self._failed_handshakes = 0
@@ -66,6 +76,10 @@ class ZmqClient(ZmqContextOwner):
 
     def send(self, frame: bytes) -> bool:
         """Queue the frame in ZeroMQ; False when there is no connection or no room: try again later."""
+        if self._checks_peer:
+            self._take_events()
+            if not self._is_peer_trusted:
+                return False
         try:
             self._socket.send(frame, zmq.DONTWAIT)
         except zmq.Again:
@@ -74,13 +88,14 @@ class ZmqClient(ZmqContextOwner):
 
     def receive(self) -> bytes | None:
         """Return the next message, or `None` when there is none; messages of several frames are skipped."""
-        while True:
+        while self._is_peer_trusted:
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return None
             if len(frames) == 1:
                 return frames[0]
+        return None
 
     def poll_handshake_error(self, now: float) -> str | None:
         """Return why a handshake has failed since the last call, and connect again once the pause after it is over.
@@ -88,7 +103,13 @@ class ZmqClient(ZmqContextOwner):
         The reason is text that follows the uploader's name. `now` is monotonic seconds. Cheap: call it often.
         """
         found = None
-        while (event := next_event(self._monitor)) is not None:
+        self._take_events()
+        events, self._events = self._events, []
+        if self._foreign_uid is not None:
+            found = f"runs as another user (uid {self._foreign_uid}), who gets none of this run"
+            self._foreign_uid = None
+            self._reconnect_later(now)
+        for event in events:
             if event.kind == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._failed_handshakes = self._unexplained_failures = 0
                 self._failure_reason = None
@@ -99,7 +120,7 @@ class ZmqClient(ZmqContextOwner):
                 self.is_unreachable = True
                 # Nothing listens there now: earlier handshakes may have failed because the uploader was ending.
                 self._unexplained_failures = 0
-            else:
+            elif event.kind != zmq.EVENT_DISCONNECTED:
                 found = self._on_handshake_failed(event.kind, now) or found
         if self._reconnect_at is not None and now >= self._reconnect_at:
             self._reconnect_at = None
@@ -119,12 +140,32 @@ class ZmqClient(ZmqContextOwner):
         else:
             # A known reason still holds for later failures without detail.
             reason = self._failure_reason or self._describe(kind)
+        self._reconnect_later(now)
+        return reason
+
+    def _take_events(self) -> None:
+        """Queue the monitor's events, and check the peer of a new connection before anything is sent to it."""
+        while (event := next_event(self._monitor)) is not None:
+            self._events.append(event)
+            if not self._checks_peer:
+                continue
+            if event.kind == zmq.EVENT_DISCONNECTED:
+                self._is_peer_trusted = False
+            elif event.kind == zmq.EVENT_CONNECTED:
+                # Closed already where that fails: its end is reported next.
+                with contextlib.suppress(OSError):
+                    self._foreign_uid = foreign_peer_uid(event.value)
+                    self._is_peer_trusted = self._foreign_uid is None
+                if self._foreign_uid is not None:
+                    with contextlib.suppress(zmq.ZMQError):
+                        self._socket.disconnect(self._url)
+
+    def _reconnect_later(self, now: float) -> None:
         least_s, most_s = _HANDSHAKE_RETRY_S
         wait_s = min(most_s, least_s * 2.0**self._failed_handshakes)
         self._failed_handshakes = min(self._failed_handshakes + 1, 10)
         # An uploader rejects many collectors at the same moment: spread their next attempts.
         self._reconnect_at = now + wait_s * random.uniform(0.5, 1.5)  # noqa: S311 -- spreads load, guards nothing
-        return reason
 
     def _describe(self, kind: int) -> str | None:
         if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:

@@ -92,7 +92,9 @@ def cpu_model(*, proc: str = "/proc", sys: str = "/sys") -> str:
     try:
         text = read_file(f"{proc}/cpuinfo", _CPUINFO_BYTES).decode(errors="replace")
     except OSError:
-        return _portable_model()
+        import platform
+
+        return platform.processor()
     found: dict[str, str] = {}
     for line in text.splitlines():
         key, separator, value = line.partition(":")
@@ -110,12 +112,6 @@ def cpu_model(*, proc: str = "/proc", sys: str = "/sys") -> str:
         return read_file(f"{sys}/firmware/devicetree/base/model").rstrip(b"\0\n").decode(errors="replace")
     except OSError:
         return ""
-
-
-def _portable_model() -> str:
-    import platform
-
-    return platform.processor()
 
 
 def _memory_mib(proc: str) -> float:

@@ -33,6 +33,8 @@ FORWARDED = frozenset(
 )
 """Forwarded to the job when sent to the collector."""
 
+CATCHABLE = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP}
+
 STOP_SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
 """End a recording without a job, and the wait for the delivery."""
 
@@ -43,6 +45,26 @@ _MIN_TIMER_S = 1e-5
 
 _SET_BY_PYTHON = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 """The interpreter ignores them from its start; their earlier dispositions are unknown."""
+
+
+_HARMLESS_BY_DEFAULT = frozenset(
+    {
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGURG,
+        signal.SIGWINCH,
+    }
+)
+"""These do not end a program."""
+
+
+def is_from_terminal(signum: int) -> bool:
+    """Whether a signal of the kernel has reached our whole process group."""
+    # At a hang-up the session leader alone gets SIGHUP and SIGCONT.
+    return signum not in {signal.SIGHUP, signal.SIGCONT} or os.getsid(0) != os.getpid()
 
 
 class ReceivedSignal:
@@ -69,13 +91,14 @@ class Signals:
     Signals that were ignored at the start (`nohup`: SIGHUP; a shell's background job: SIGINT and SIGQUIT) stay ignored
     and are never received. SIGCHLD is the exception: while it is ignored, the kernel discards exit codes.
 
-    `original_mask` and `reset_in_children` are the arguments `setsigmask` and `setsigdef` of `os.posix_spawn` that give
-    a child the collector's own initial signal state. A child that is started otherwise has the signals blocked.
+    `original_mask`, `reset_in_children` (to the default) and `ignores_sigchld` are the collector's own initial signal
+    state. A child that is started otherwise has the signals blocked.
     """
 
     def __init__(self, *, with_handlers: bool = not hasattr(signal, "sigtimedwait")) -> None:
-        self._sigchld_was_ignored = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
-        if self._sigchld_was_ignored:
+        self.ignores_sigchld = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+        self._is_closed = False
+        if self.ignores_sigchld:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         ignored = {signum for signum in FORWARDED if signal.getsignal(signum) is signal.SIG_IGN}
         signums = frozenset((FORWARDED | {signal.SIGCHLD}) - ignored)
@@ -101,9 +124,34 @@ class Signals:
     def close(self) -> None:
         """Restore the original signal state; pending signals are dropped. May be called twice."""
         self._source.close()
-        if self._sigchld_was_ignored:
+        if self.ignores_sigchld and not self._is_closed:
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-            self._sigchld_was_ignored = False
+        self._is_closed = True
+
+
+class BlockedSignals:
+    """Blocks every signal that can be caught, for good: `Waiter` takes them with `sigwaitinfo`.
+
+    Signals that are ignored are queued too while they are blocked, and are forwarded: the job decides. The attributes
+    are those of `Signals`. `ignored_at_start` are the signals that were ignored before the interpreter started.
+    """
+
+    def __init__(self, ignored_at_start: frozenset[int] = frozenset()) -> None:
+        self.original_mask = frozenset(signal.pthread_sigmask(signal.SIG_BLOCK, CATCHABLE))
+        self.reset_in_children = _SET_BY_PYTHON - ignored_at_start
+        self.ignores_sigchld = signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+        if self.ignores_sigchld:
+            # Otherwise the kernel would discard the job's exit code.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def wait(self, _timeout_s: float) -> list[ReceivedSignal]:
+        """Return the pending signals that end a program; does not wait."""
+        received = []
+        while (info := signal.sigtimedwait(CATCHABLE, 0)) is not None:
+            signum = info.si_signo
+            if signum not in _HARMLESS_BY_DEFAULT and signal.getsignal(signum) is not signal.SIG_IGN:
+                received.append(ReceivedSignal(signum, from_terminal=False))
+        return received
 
 
 class _SigtimedwaitSource:
@@ -119,12 +167,9 @@ class _SigtimedwaitSource:
         info = self._wait_for_one(timeout_s)
         while info is not None:
             from_kernel = info.si_code == _SI_KERNEL
-            # SIGHUP goes to the session leader alone: the group has it only when another process is the leader.
-            to_group = info.si_signo != signal.SIGHUP or os.getsid(0) != os.getpid()
+            from_terminal = from_kernel and is_from_terminal(info.si_signo)
             sender_pid = 0 if from_kernel else info.si_pid
-            received.append(
-                ReceivedSignal(info.si_signo, from_terminal=from_kernel and to_group, sender_pid=sender_pid)
-            )
+            received.append(ReceivedSignal(info.si_signo, from_terminal=from_terminal, sender_pid=sender_pid))
             info = signal.sigtimedwait(self._signums, 0)
         return received
 

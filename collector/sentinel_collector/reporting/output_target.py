@@ -120,6 +120,8 @@ class OutputTargets:
     def __init__(self, paths: Iterable[str | None], *, started_at: float) -> None:
         self._shared: list[tuple[str, int | OSError]] = []
         self._started_at_ns = int((started_at - _CLOCK_TICK_S) * 1e9)
+        self._umask = os.umask(0o077)
+        os.umask(self._umask)
         self._found: dict[str, tuple[int, int, int] | None] = {}
         for path in paths:
             if path is None:
@@ -129,11 +131,12 @@ class OutputTargets:
             if shared is not None:
                 self._shared.append((path, shared))
 
-    def open(self, path: str, *, unchanged: bool = False) -> RegularFile | Stream:
+    def open(self, path: str, *, replaces: bytes | None = None) -> RegularFile | Stream:
         """Open for writing; raises `OSError`. Missing directories are made, but none in `/`.
 
-        Call it once for each path that was given. A regular file is locked (`flock`), not truncated. With `unchanged`,
-        a file that has changed since the job started is refused: the job may have written it.
+        Call it once for each path that was given. A regular file is locked (`flock`), not truncated. With `replaces`, a
+        file that has changed since the job started is refused, because the job may have written it, unless it is empty
+        or begins with these bytes.
         """
         for index, (name, shared) in enumerate(self._shared):
             if name == path:
@@ -142,9 +145,14 @@ class OutputTargets:
                     raise shared
                 return Stream(_reopen(shared))
         state = _state(path)
-        if unchanged and state is not None and (state != self._found[path] or state[2] >= self._started_at_ns):
+        is_changed = state is not None and (state != self._found[path] or state[2] >= self._started_at_ns)
+        if replaces is not None and is_changed and not _begins_with(path, replaces):
             raise FileExistsError(errno.EEXIST, "it was written while the job ran")
-        return _open_path(path)
+        previous = os.umask(self._umask)
+        try:
+            return _open_path(path)
+        finally:
+            os.umask(previous)
 
 
 def _open_path(path: str) -> RegularFile | Stream:
@@ -168,7 +176,7 @@ def _open_path(path: str) -> RegularFile | Stream:
         if error.errno == errno.ENXIO and stat.S_ISFIFO(mode):
             raise BrokenPipeError(errno.EPIPE, "no process reads it") from None
         raise
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(errno.EBUSY, "another process has changed it")
@@ -235,6 +243,14 @@ def _state(path: str) -> tuple[int, int, int] | None:
         return None
     # A FIFO or a device changes with every byte.
     return (found.st_ino, found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+
+
+def _begins_with(path: str, content: bytes) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(fd, len(content)) in (content, b"")
+    finally:
+        os.close(fd)
 
 
 def _make_parent(path: str) -> None:

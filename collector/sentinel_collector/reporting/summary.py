@@ -7,6 +7,8 @@ from sentinel_collector.console import pluralize
 from sentinel_protocol.wire.messages import Finished
 from sentinel_protocol.wire.run_statistics import RunStatistics
 
+SUMMARY_START = b'{\n  "run_id": '
+"""Every `summary_json` begins like this."""
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 

@@ -24,8 +24,8 @@ class CpuTimeSource:
         """`proc` (the ledger), or the name of the counter that replaces it."""
         return self._accounting.name if self._accounting is not None else "proc"
 
-    def growth_us(self, ledger_us: tuple[int, int]) -> tuple[int, int]:
-        """Return user and system microseconds for the row, from the ledger's growth.
+    def growth_us(self, ledger_us: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Return user and system microseconds for the row, from the ledger's growth; `None`: unknown.
 
         Call it after the ledger was read: the counter, which is read here, can then not be behind it.
         """
@@ -35,6 +35,10 @@ class CpuTimeSource:
         if exact_us is None:
             self._accounting = None
             return ledger_us
+        if ledger_us is None:
+            # The ledger will make up for this row.
+            self._shown_us = (self._shown_us[0] + exact_us[0], self._shown_us[1] + exact_us[1])
+            return exact_us
         ledger = self._ledger_us = (self._ledger_us[0] + ledger_us[0], self._ledger_us[1] + ledger_us[1])
         shown = self._shown_us
         self._shown_us = (shown[0] + exact_us[0], shown[1] + exact_us[1])

@@ -5,7 +5,7 @@ the baseline. Sums over a run's rows are exact: growth that a row may not show i
 """
 
 import os
-from resource import struct_rusage
+from collections.abc import Callable
 from typing import Any
 
 from sentinel_collector.procfs import peak_rss_kib
@@ -17,11 +17,13 @@ from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.sensors.interfaces import (
     NO_GPU,
     Accounting,
+    CpuReading,
     GpuReading,
     GpuSensor,
     Reap,
-    SystemReading,
+    RUsage,
     SystemSensors,
+    TakeReaped,
     TreeReading,
     TreeSensor,
 )
@@ -35,12 +37,13 @@ class Sampler:
 
     * `baseline`: captured before the job was started.
     * `root_pid`: the tracked process; `None` records the host alone.
-    * `own_child`: this process started the root after the baseline.
-    * `adopt_orphans`: this process is a sub-reaper (`set_subreaper`).
+    * `own_child`: the root was started after the baseline.
+    * `adopter_pid`, `take_reaped`: the sub-reaper that started the root, and the orphans that it has reaped.
     * `accounting`: a counter of the tree's CPU time that replaces the ledger.
     * `container`: the system columns are this container's (Linux only).
     * `host_root`: where a container that records the whole machine has the machine's root directory; empty for `/`.
     * `pss_share`: the part of the time that reading PSS may take.
+    * `warn`: gets a line when a sensor hangs.
 
     Where `proc` is no Linux `/proc`, psutil reads.
     """
@@ -56,9 +59,11 @@ class Sampler:
         gpu: GpuSensor | None = None,
         accounting: Accounting | None = None,
         container: ContainerView | None = None,
-        adopt_orphans: bool = False,
+        adopter_pid: int = 0,
+        take_reaped: TakeReaped = tuple,
         pss_share: float = DEFAULT_SHARE,
         host_root: str = "",
+        warn: Callable[[str], None] = lambda _: None,
         proc: str = "/proc",
         sys: str = "/sys",
     ) -> None:
@@ -68,20 +73,30 @@ class Sampler:
         self._root_pid = root_pid
         self._system: SystemSensors
         self._tree: TreeSensor | None = None
+        # long: the one place that knows both kinds of sensors and all that each is made from.
         if os.path.exists(f"{proc}/stat"):
             from sentinel_collector.sensors.linux.system import LinuxSystem
             from sentinel_collector.sensors.process_tree.tree import ProcessTree
 
-            self._system = LinuxSystem(baseline=baseline, container=container, host_root=host_root, proc=proc, sys=sys)
+            self._system = LinuxSystem(
+                baseline=baseline,
+                container=container,
+                host_root=host_root,
+                warn=warn,
+                on_started=self.exclude,
+                proc=proc,
+                sys=sys,
+            )
             if root_pid is not None:
                 self._tree = ProcessTree(
                     clock=clock,
                     root_pid=root_pid,
                     own_child=own_child,
-                    adopt_orphans=adopt_orphans,
+                    adopter_pid=adopter_pid,
+                    take_reaped=take_reaped,
                     interval_s=interval_s,
                     pss_share=pss_share,
-                    inherited_kib=_own_peak_kib(baseline) if own_child else 0,
+                    inherited_kib=_own_peak_kib(baseline) if own_child or adopter_pid else 0,
                     proc=proc,
                 )
         else:
@@ -118,7 +133,7 @@ class Sampler:
         self._is_over = True
         return self._row(reap=reap, is_last=True)
 
-    def reaped(self, pid: int, usage: struct_rusage) -> None:
+    def reaped(self, pid: int, usage: RUsage) -> None:
         """Take the totals of a process of the tree that this process waited for outside `final`."""
         if self._tree is not None:
             self._tree.reaped(pid, usage)
@@ -135,6 +150,10 @@ class Sampler:
     def advance_past(self, timestamp: float) -> None:
         """Give the next rows time stamps after `timestamp` (UNIX seconds), that of the run's last row so far."""
         self._timestamps.advance_past(timestamp, monotonic=self._clock.monotonic())
+
+    def left_running(self) -> list[int]:
+        """Return the processes of the tree that were alive in the last reading, without the root."""
+        return [] if self._tree is None else [pid for pid in self._tree.pids if pid != self._root_pid]
 
     @property
     def living(self) -> int:
@@ -172,13 +191,17 @@ class Sampler:
         self._last_monotonic = monotonic
         tree = None
         if self._tree is not None:
-            tree = self._tree.read(forks=machine.forks, elapsed_s=elapsed_s, reap_root=reap)
+            tree = self._tree.read(forks=machine.cpu.forks, elapsed_s=elapsed_s, reap_root=reap)
         elif reap is not None:
             reap()
         gpu = NO_GPU if self._gpu is None else self._gpu.read(() if self._tree is None else self._tree.pids)
-        limit_us = None if is_last else max(0, int(machine.cpus * elapsed_s * 1e6))
-        system_utime, system_stime, system_cpu_usage = self._system_cpu_figures(machine, limit_us, elapsed_s)
+        cpus = machine.cpu.cpus
+        limit_us = None if is_last else max(0, int(cpus * elapsed_s * 1e6))
+        system_utime, system_stime, system_cpu_usage = self._system_cpu_figures(machine.cpu, limit_us, elapsed_s)
         memory = machine.memory
+        disk_read, disk_written = machine.disk
+        space_total, space_used, space_free = machine.space or (None, None, None)
+        net_received, net_sent = machine.network
         return Sample(
             timestamp=self._timestamps.next(wall=wall, monotonic=monotonic),
             system_processes=machine.processes,
@@ -191,46 +214,49 @@ class Sampler:
             system_memory_cached_mib=_mib(memory.cached),
             system_memory_active_mib=_mib(memory.active),
             system_memory_inactive_mib=_mib(memory.inactive),
-            system_disk_read_bytes=machine.disk_read,
-            system_disk_write_bytes=machine.disk_written,
-            system_disk_space_total_gb=_gb(machine.space_total),
-            system_disk_space_used_gb=_gb(machine.space_used),
-            system_disk_space_free_gb=_gb(machine.space_free),
-            system_net_recv_bytes=machine.net_received,
-            system_net_sent_bytes=machine.net_sent,
+            system_disk_read_bytes=disk_read,
+            system_disk_write_bytes=disk_written,
+            system_disk_space_total_gb=_gb(space_total),
+            system_disk_space_used_gb=_gb(space_used),
+            system_disk_space_free_gb=_gb(space_free),
+            system_net_recv_bytes=net_received,
+            system_net_sent_bytes=net_sent,
             system_gpu_usage=gpu.system_usage,
             system_gpu_vram_mib=gpu.system_vram_mib,
             system_gpu_utilized=gpu.system_utilized,
-            **(self._tree_columns(tree, gpu, machine.cpus, limit_us, elapsed_s) if tree is not None else {}),
+            **(self._tree_columns(tree, gpu, cpus, limit_us, elapsed_s) if tree is not None else {}),
         )
 
     def _system_cpu_figures(
-        self, machine: SystemReading, limit_us: int | None, elapsed_s: float
+        self, cpu: CpuReading, limit_us: int | None, elapsed_s: float
     ) -> tuple[float | None, float | None, float | None]:
         """Return user and system seconds, and the cores in use."""
-        if machine.user_us is None or machine.system_us is None:
+        if cpu.user_us is None or cpu.system_us is None:
             return None, None, None
-        user_us, system_us = self._system_cpu.for_row((machine.user_us, machine.system_us), limit_us)
-        return user_us / 1e6, system_us / 1e6, _cores(user_us + system_us, elapsed_s, machine.cpus)
+        user_us, system_us = self._system_cpu.for_row((cpu.user_us, cpu.system_us), limit_us)
+        return user_us / 1e6, system_us / 1e6, _cores(user_us + system_us, elapsed_s, cpu.cpus)
 
     def _tree_columns(
         self, tree: TreeReading, gpu: GpuReading, cpus: int, limit_us: int | None, elapsed_s: float
     ) -> dict[str, Any]:
-        grown_us = self._cpu_source.growth_us((tree.user_us, tree.system_us))
-        user_us, system_us = self._tree_cpu.for_row(grown_us, limit_us)
+        ledger_us = None if tree.user_us is None or tree.system_us is None else (tree.user_us, tree.system_us)
+        grown_us = self._cpu_source.growth_us(ledger_us)
+        user_us, system_us = (None, None) if grown_us is None else self._tree_cpu.for_row(grown_us, limit_us)
         memory_kib = tree.memory_kib
-        if memory_kib > 0:
+        if memory_kib:
             self._last_memory_kib = memory_kib
         elif limit_us is None and self._tree is not None:
-            memory_kib = self._last_memory_kib or self._tree.peak_kib
+            # A job that ended before the first look at it has left no figure of its own.
+            memory_kib = self._last_memory_kib or self._tree.peak_kib or None
         return {
             "process_pid": self._root_pid,
             "process_children": tree.children,
-            "process_utime": user_us / 1e6,
-            "process_stime": system_us / 1e6,
-            "process_cpu_usage": _cores(user_us + system_us, elapsed_s, cpus),
-            # A job that ended before the first look at it has left no figure of its own.
-            "process_memory_mib": _mib(int(memory_kib)) if memory_kib > 0 or limit_us is not None else None,
+            "process_utime": None if user_us is None else user_us / 1e6,
+            "process_stime": None if system_us is None else system_us / 1e6,
+            "process_cpu_usage": None
+            if user_us is None or system_us is None
+            else _cores(user_us + system_us, elapsed_s, cpus),
+            "process_memory_mib": None if memory_kib is None else _mib(int(memory_kib)),
             "process_disk_read_bytes": self._read_bytes.for_row(tree.read_bytes),
             "process_disk_write_bytes": self._written_bytes.for_row(tree.written_bytes),
             "process_gpu_usage": gpu.process_usage,

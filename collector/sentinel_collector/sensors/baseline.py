@@ -10,36 +10,28 @@ if TYPE_CHECKING:
 class Baseline:
     """Raw `/proc/stat`, `/proc/diskstats` and `/proc/net/dev` (empty where missing), and the time of reading.
 
-    `status` is this process' own `/proc/self/status`: its peak shows in the `ru_maxrss` of the processes it spawns.
-    `wall` is in UNIX seconds, `monotonic` in the clock's monotonic seconds.
+    The first row's growth is measured against these counters, which are the machine's below `host_root`. `status` is
+    this process' own `/proc/self/status`: its peak shows in the `ru_maxrss` of the processes it spawns. `wall` is in
+    UNIX seconds, `monotonic` in the clock's monotonic seconds.
     """
 
     __slots__ = ("diskstats", "monotonic", "net_dev", "stat", "status", "wall")
 
-    def __init__(
-        self, *, stat: bytes, diskstats: bytes, net_dev: bytes, status: bytes = b"", wall: float, monotonic: float
-    ) -> None:
-        self.stat = stat
-        self.diskstats = diskstats
-        self.net_dev = net_dev
-        self.status = status
-        self.wall = wall
-        self.monotonic = monotonic
+    def __init__(self, clock: "Clock", *, proc: str = "/proc", host_root: str = "") -> None:
+        """Read the counters; never raises."""
+        self.stat = read_whole(f"{host_root}{proc}/stat")
+        self.diskstats = read_whole(f"{host_root}{proc}/diskstats")
+        self.net_dev = read_whole(f"{network_proc(proc, host_root)}/net/dev")
+        self.status = read_whole(f"{proc}/self/status")
+        self.wall = clock.now()
+        self.monotonic = clock.monotonic()
 
 
-def capture(clock: "Clock", *, proc: str = "/proc", host_root: str = "") -> Baseline:
-    """Read the counters that the first row's growth is measured against; never raises.
-
-    The machine's counters are below `host_root`; `status` is this process' in any case.
-    """
-    return Baseline(
-        stat=read_whole(f"{host_root}{proc}/stat"),
-        diskstats=read_whole(f"{host_root}{proc}/diskstats"),
-        net_dev=read_whole(f"{network_proc(proc, host_root)}/net/dev"),
-        status=read_whole(f"{proc}/self/status"),
-        wall=clock.now(),
-        monotonic=clock.monotonic(),
-    )
+def continued_baseline(first: Baseline, clock: "Clock", *, host_root: str = "") -> Baseline:
+    """Return the counters now; `status` is still that of the process which has started the job."""
+    now = Baseline(clock, host_root=host_root)
+    now.status = first.status
+    return now
 
 
 def network_proc(proc: str, host_root: str) -> str:

@@ -1,11 +1,37 @@
 """The sensors that the sampler reads, and their readings. Times are integer microseconds, so that no sum drifts."""
 
-from collections.abc import Callable, Collection
-from resource import struct_rusage
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple, Protocol
 
-Reap = Callable[[], struct_rusage | None]
+
+class RUsage(Protocol):
+    """The part of `struct_rusage` that is used: CPU seconds of a process and its reaped children, and its peak."""
+
+    @property
+    def ru_utime(self) -> float:
+        """User seconds."""
+
+    @property
+    def ru_stime(self) -> float:
+        """System seconds."""
+
+    @property
+    def ru_maxrss(self) -> int:
+        """Highest resident set in KiB."""
+
+
+class Usage(NamedTuple):
+    """`RUsage` of a process that another process has waited for."""
+
+    ru_utime: float
+    ru_stime: float
+    ru_maxrss: int
+
+
+Reap = Callable[[], RUsage | None]
 """Waits for the root (`wait4`) and returns its totals; `None` when another process has waited for it."""
+TakeReaped = Callable[[], Iterable[tuple[int, RUsage]]]
+"""Returns the orphans that were reaped since the last call, by pid, with their totals (pid 0: of several)."""
 
 
 class MemoryReading(NamedTuple):
@@ -19,40 +45,46 @@ class MemoryReading(NamedTuple):
     inactive: int | None = None
 
 
-class SystemReading(NamedTuple):
-    """The whole machine, or the container: growth since the previous reading, and levels now; `None`: unknown.
+class CpuReading(NamedTuple):
+    """`user_us` is user and nice, guests included; `system_us` is system mode without interrupts.
 
-    `user_us` and `system_us` are CPU microseconds, `disk_*` and `net_*` bytes since the previous reading;
-    `space_*` are bytes of all mounted real file systems. `forks` is the kernel's count of all processes and threads
-    since boot (0: unknown).
+    `cpus` counts the processors that are online, `forks` the processes and threads since boot (0: unknown).
     """
 
     cpus: int
     forks: int
     user_us: int | None
     system_us: int | None
+
+
+class SystemReading(NamedTuple):
+    """The whole machine, or the container: growth since the previous reading, and levels now; `None`: unknown.
+
+    `disk` is bytes read and written, `network` bytes received and sent since the previous reading. `space` is total,
+    used and free bytes of all mounted real file systems.
+    """
+
+    cpu: CpuReading
     processes: int | None
     memory: MemoryReading
-    disk_read: int | None
-    disk_written: int | None
-    space_total: int | None
-    space_used: int | None
-    space_free: int | None
-    net_received: int | None
-    net_sent: int | None
+    disk: tuple[int | None, int | None]
+    space: tuple[int, int, int] | None
+    network: tuple[int | None, int | None]
 
 
 class TreeReading(NamedTuple):
-    """The tracked tree: growth since the previous reading, and levels now.
+    """The tracked tree: growth since the previous reading, and levels now. `None`: a process cannot be seen.
+
+    Growth that a row does not show is part of the next one that shows it.
 
     `memory_kib` is PSS, moved by the change of RSS since it was read. `read_bytes` and `written_bytes` are `None` when
     the kernel shows them for no process.
     """
 
-    user_us: int
-    system_us: int
-    children: int
-    memory_kib: float
+    user_us: int | None
+    system_us: int | None
+    children: int | None
+    memory_kib: float | None
     read_bytes: int | None
     written_bytes: int | None
 
@@ -71,12 +103,12 @@ class TreeSensor(Protocol):
     """One process and its descendants. Linux and psutil implement it."""
 
     def read(self, *, forks: int, elapsed_s: float, reap_root: Reap | None = None) -> TreeReading:
-        """Read the tree; `forks` is `SystemReading.forks` of the same row, `elapsed_s` the row's length.
+        """Read the tree; `forks` is `CpuReading.forks` of the same row, `elapsed_s` the row's length.
 
         `reap_root` is called after the root's zombie was read, and makes the reading exact.
         """
 
-    def reaped(self, pid: int, usage: struct_rusage) -> None:
+    def reaped(self, pid: int, usage: RUsage) -> None:
         """Take the exact totals of a process that this process waited for; its reaped children are included."""
 
     def exclude(self, pid: int) -> None:

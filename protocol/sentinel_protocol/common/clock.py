@@ -31,17 +31,9 @@ else:
 class SystemClock:
     """The system's clocks."""
 
-    def now(self) -> float:
-        """UNIX seconds."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """`CLOCK_MONOTONIC`, seconds."""
-        return time.monotonic()
-
-    def thread_time(self) -> float:
-        """CPU seconds of the calling thread (`CLOCK_THREAD_CPUTIME_ID`)."""
-        return time.thread_time()
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+    thread_time = staticmethod(time.thread_time)
 
     def wait_for(self, event: threading.Event, timeout_s: float | None) -> bool:
         """Wait on the event for at most `timeout_s` seconds."""

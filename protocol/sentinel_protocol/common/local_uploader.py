@@ -7,9 +7,10 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from sentinel_protocol.common.atomic_file import write_atomically
 from sentinel_protocol.common.endpoints import MAX_UNIX_PATH_BYTES
 from sentinel_protocol.common.hashing import sha256
-from sentinel_protocol.common.paths import data_home, runtime_dir, state_home
+from sentinel_protocol.common.paths import data_home, runtime_dir, socket_dir_error, state_home
 
 TOKEN_VARIABLES = ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY", "SENTINEL_API_TOKEN_FILE")
 TARGET_VARIABLE = "SENTINEL_TARGET"
@@ -18,7 +19,26 @@ PATH_VARIABLES = (TOKEN_VARIABLES[-1], "HOME", "SSL_CERT_FILE", "SSL_CERT_DIR", 
 """Variables with paths that an uploader reads; relative ones start at the directory of the collector."""
 _SOCKET_PATH_FILE = "socket"
 _TARGET_VARIABLES = (TARGET_VARIABLE, "SENTINEL_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-_MANAGER_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_SETTING_VARIABLES = (
+    "SENTINEL_CALL_TIMEOUT", "SENTINEL_CLIENT_BURST", "SENTINEL_CLIENT_SPOOL_SHARE", "SENTINEL_HTTP",
+    "SENTINEL_INSECURE", "SENTINEL_KEYS", "SENTINEL_LOG_FORMAT", "SENTINEL_MAX_CLIENT_CONNECTIONS",
+    "SENTINEL_MAX_CLIENT_ROWS", "SENTINEL_MAX_CLIENT_RUNS", "SENTINEL_MAX_CONNECTIONS", "SENTINEL_MAX_MESSAGE",
+    "SENTINEL_MAX_MESSAGE_ROWS", "SENTINEL_MAX_METADATA", "SENTINEL_MAX_NAME", "SENTINEL_MAX_RUN_KEY",
+    "SENTINEL_MAX_SURPLUS_FRAMES", "SENTINEL_MAX_SURPLUS_MESSAGES", "SENTINEL_MAX_UNREAD", "SENTINEL_SPOOL_MAX",
+    "SENTINEL_STALE_AFTER", "SENTINEL_UNHEALTHY_AFTER", "TRACKER_UPLOAD_INTERVAL",
+)  # fmt: skip
+LOCAL_UPLOADER_VARIABLES = frozenset(
+    (
+        *_SETTING_VARIABLES, *_TARGET_VARIABLES, *TOKEN_VARIABLES, *PATH_VARIABLES, "AWS_REGION", "AWS_DEFAULT_REGION",
+        "http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
+        "REQUEST_METHOD", "XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "TMPDIR", "PATH", "LANG", "LC_ALL",
+        "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONDONTWRITEBYTECODE",
+    )
+)  # fmt: skip
+"""What a local uploader needs: its settings, and what its interpreter cannot start without.
+
+The job's other variables are not its business: it serves all later jobs, and `/proc` would show them.
+"""
 
 
 class LocalUploaderPaths(NamedTuple):
@@ -74,29 +94,25 @@ def write_socket_path(spool_dir: str, socket_path: str) -> None:
     A login, a cron job and a batch job of one user share the spool, but have different runtime and temporary
     directories.
     """
-    fd = os.open(
-        os.path.join(spool_dir, _SOCKET_PATH_FILE), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-    )
-    try:
-        os.write(fd, socket_path.encode())
-    finally:
-        os.close(fd)
+    write_atomically(os.path.join(spool_dir, _SOCKET_PATH_FILE), socket_path.encode(), durable=False)
 
 
 def is_listening(socket_path: str) -> bool:
-    """Whether a process listens at a Unix socket; does not wait."""
+    """Whether a process of this user listens at a Unix socket; does not wait."""
     import socket
+
+    from sentinel_protocol.common.unix_peer import peer_uid
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)
         try:
             probe.connect(socket_path)
+            return peer_uid(probe) == os.getuid()
         except BlockingIOError:
             # A process listens, and its queue of connections is full.
-            return True
+            return os.stat(socket_path).st_uid == os.getuid()
         except (OSError, ValueError):
             return False
-    return True
 
 
 def _read_socket_path(spool_dir: str) -> str:
@@ -106,16 +122,18 @@ def _read_socket_path(spool_dir: str) -> str:
             path = file.read(MAX_UNIX_PATH_BYTES + 1)
     except (OSError, UnicodeDecodeError):
         return ""
-    return path if os.path.isabs(path) and path.isprintable() and is_listening(path) else ""
+    if not os.path.isabs(path) or socket_dir_error(*os.path.split(path)) or not is_listening(path):
+        return ""
+    return path
 
 
 def local_uploader_environ(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for a local uploader.
 
-    Its paths are absolute, because the uploader does not run in the job's directory. The variables of sd_notify(3) are
-    removed, because the uploader is not the service.
+    Its paths are absolute, because the uploader does not run in the job's directory. All variables that it does not
+    need are removed, and those that change where Python finds its own modules.
     """
-    changed = {name: value for name, value in environ.items() if name not in _MANAGER_VARIABLES}
+    changed = {name: value for name, value in environ.items() if name in LOCAL_UPLOADER_VARIABLES}
     for name in PATH_VARIABLES:
         if changed.get(name):
             changed[name] = os.path.abspath(changed[name])

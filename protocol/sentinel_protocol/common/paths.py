@@ -34,20 +34,24 @@ class RuntimeDir(NamedTuple):
 
 
 def runtime_dir(environ: Mapping[str, str], socket_name: str) -> RuntimeDir:
-    """Choose the directory of a socket: `$XDG_RUNTIME_DIR/sentinel-stream`, else one under a temporary directory.
+    """Choose the directory of a socket: `$XDG_RUNTIME_DIR/sentinel-stream`, else one under a temporary directory, else
+    one in the state directory.
 
     It is the first one in which the socket's path is short enough for `unix(7)` and that does not belong to another
     user. All commands of a user choose the same. It may not exist yet.
     """
     candidates = []
     runtime = environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(runtime) and os.path.isdir(runtime):
+    # Another user's is left alone: a directory of ours in it would be in that user's way.
+    if os.path.isabs(runtime) and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid():
         candidates.append(os.path.join(runtime, APPLICATION))
     temporary = (environ.get("TMPDIR", ""), *_TEMPORARY)
     candidates += [os.path.join(base, f"{APPLICATION}-{os.getuid()}") for base in temporary if os.path.isabs(base)]
+    # Others may have taken these names.
+    candidates.append(os.path.join(state_home(environ), "run"))
     errors: list[str] = []
     for path in candidates:
-        error = _socket_dir_error(path, socket_name)
+        error = socket_dir_error(path, socket_name, state_dir=state_home(environ))
         if not error:
             return RuntimeDir(path, "; ".join(errors))
         errors.append(error)
@@ -74,7 +78,7 @@ def make_private_dir(path: str) -> str:
 def make_socket_dir(path: str) -> str:
     """`make_private_dir` for sockets: also refuses a directory in which others could replace the socket."""
     make_private_dir(path)
-    if error := _socket_dir_error(path, ""):
+    if error := socket_dir_error(path, ""):
         raise UsageError(error)
     return path
 
@@ -90,16 +94,23 @@ def _directory_error(path: str) -> str:
     return "" if stat.S_ISDIR(found.st_mode) else f"{path} is not a directory"
 
 
-def _socket_dir_error(directory: str, name: str) -> str:
-    """Return why the socket `name` cannot be in the directory, `""` if it can."""
+def socket_dir_error(directory: str, name: str, *, state_dir: str = "") -> str:
+    """Return why the socket `name` cannot be in the directory, `""` if it can.
+
+    A directory in `state_dir` may be made with all its parents, another one only where its parent exists.
+    """
     path = os.path.join(directory, name)
     if not path.isprintable():
         return f"{directory!r} holds characters that cannot be printed"
     if len(path.encode()) > MAX_UNIX_PATH_BYTES:
         return f"{path} is longer than the {MAX_UNIX_PATH_BYTES} bytes of a Unix socket's path"
     try:
+        parent = os.path.dirname(directory)
+        if parent == state_dir:
+            parent = _existing_ancestor(parent)
+        if os.path.isdir(parent) and os.stat(parent).st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            return f"others may rename the directory {directory}: {parent} has no sticky bit"
         if not os.path.lexists(directory):
-            parent = os.path.dirname(directory)
             is_usable = os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)
             return "" if is_usable else f"nothing can be created in {parent}"
         if error := _directory_error(directory):
@@ -119,6 +130,8 @@ def _make_dirs(path: str) -> None:
         _make_dirs(parent)
     with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
+        # The umask may have taken the owner's own rights.
+        os.chmod(path, 0o700)
     # Files that are synced in a new directory are lost with the directory's name.
     with contextlib.suppress(OSError):
         sync_directory(parent or os.curdir)
@@ -127,17 +140,36 @@ def _make_dirs(path: str) -> None:
 def _base(environ: Mapping[str, str], variable: str, default: str) -> str:
     value = environ.get(variable, "")
     # The XDG specification says that a relative path is invalid and must be ignored.
-    if os.path.isabs(value):
+    if os.path.isabs(value) and not _is_foreign(value):
         return value
     return os.path.join(_home(environ), default)
 
 
 def _home(environ: Mapping[str, str]) -> str:
-    """Return an absolute path, also without `$HOME` or a passwd entry (a container with an arbitrary user id)."""
-    home = environ.get("HOME", "")
-    if not home:
+    """Return an absolute path, also without `$HOME` or a passwd entry (a container with an arbitrary user id).
+
+    Another user's `$HOME` (`su`, `sudo -E`) is not used: its owner could redirect our files, and ours would be in its
+    owner's way.
+    """
+    home = os.path.abspath(environ["HOME"]) if environ.get("HOME") else ""
+    if not home or _is_foreign(home):
         try:
-            home = pwd.getpwuid(os.getuid()).pw_dir
+            own = pwd.getpwuid(os.getuid()).pw_dir
         except KeyError:
-            home = os.path.join(_TEMPORARY[0], f"{APPLICATION}-{os.getuid()}")
+            own = os.path.join(_TEMPORARY[0], f"{APPLICATION}-{os.getuid()}")
+        home = own
     return os.path.abspath(home)
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a directory, or the first existing one above it, belongs to a user other than us and root."""
+    try:
+        return os.stat(_existing_ancestor(path)).st_uid not in (os.getuid(), 0)
+    except OSError:
+        return False
+
+
+def _existing_ancestor(path: str) -> str:
+    while not os.path.lexists(path) and path not in ("", "/"):
+        path = os.path.dirname(path)
+    return path or os.curdir

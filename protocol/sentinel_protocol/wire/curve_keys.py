@@ -4,6 +4,7 @@ A secret file that other users could read is refused. The collector reads its ke
 heavy is imported here.
 """
 
+import base64
 import os
 import re
 import stat
@@ -12,6 +13,8 @@ from sentinel_protocol.common.errors import KeyFileError
 
 KEY_BYTES = 32
 _Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+_BASE85 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;<=>?@^_`{|}~"
+"""The same digits in the alphabet of `base64`."""
 _Z85_CHARS = 40
 _MAX_FILE_BYTES = 16 << 10
 _LINE = re.compile(r'^\s*(public-key|secret-key)\s*=\s*"([^"\n]*)"\s*$', re.MULTILINE)
@@ -42,29 +45,19 @@ class ClientCurveKeys:
 
 def z85(key: bytes) -> str:
     """Encode 4n bytes as Z85 text (ZeroMQ RFC 32)."""
-    chars = ""
-    for start in range(0, len(key), 4):
-        number = int.from_bytes(key[start : start + 4], "big")
-        chars += "".join(_Z85[number // 85**power % 85] for power in (4, 3, 2, 1, 0))
-    return chars
+    return base64.b85encode(key).decode().translate(str.maketrans(_BASE85, _Z85))
 
 
 def decode_key(text: str) -> bytes | None:
     """Decode 64 hexadecimal digits or 40 characters of Z85; returns `None` for other text."""
-    if len(text) == 2 * KEY_BYTES:
-        try:
+    try:
+        if len(text) == 2 * KEY_BYTES:
             return bytes.fromhex(text)
-        except ValueError:
-            return None
-    if len(text) != _Z85_CHARS or any(char not in _Z85 for char in text):
-        return None
-    numbers = []
-    for start in range(0, _Z85_CHARS, 5):
-        number = 0
-        for char in text[start : start + 5]:
-            number = number * 85 + _Z85.index(char)
-        numbers.append(number)
-    return None if max(numbers) >= 1 << 32 else b"".join(number.to_bytes(4, "big") for number in numbers)
+        if len(text) == _Z85_CHARS and set(text) <= set(_Z85):
+            return base64.b85decode(text.translate(str.maketrans(_Z85, _BASE85)))
+    except ValueError:
+        pass
+    return None
 
 
 def load_server_key(text: str) -> bytes:
@@ -102,18 +95,16 @@ def _read(path: str, *, secret: bool) -> KeyPair:
     try:
         # O_NONBLOCK: opening a named pipe would wait otherwise.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise KeyFileError(f"key file {path}: is not a file")
+            _check_file_mode(path, facts, secret=secret)
+            content = os.read(descriptor, _MAX_FILE_BYTES)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise KeyFileError(f"key file {path}: cannot be read: {error.strerror}") from error
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise KeyFileError(f"key file {path}: is not a file")
-        _check_file_mode(path, facts, secret=secret)
-        content = os.read(descriptor, _MAX_FILE_BYTES)
-    except OSError as error:
-        raise KeyFileError(f"key file {path}: cannot be read: {error.strerror}") from error
-    finally:
-        os.close(descriptor)
     found = {name: decode_key(value) for name, value in _LINE.findall(content.decode("utf-8", "replace"))}
     public, private = found.get("public-key"), found.get("secret-key")
     # Does not quote the content: it may be another secret.

@@ -1,4 +1,4 @@
-"""A sample: the 32 columns of the Sentinel contract, and their CSV form.
+"""A sample: the columns of the Sentinel contract, and their CSV form.
 
 The field order of `Sample` is the column order. An unknown value is `None`, and an empty CSV field.
 """
@@ -83,7 +83,7 @@ _decode_one = msgspec.msgpack.Decoder(Sample).decode
 
 
 def encode_sample(sample: Sample) -> bytes:
-    """Return the sample as it is sent and stored: a msgpack array of 32 values."""
+    """Return the sample as it is sent and stored: a msgpack array with a value for each column."""
     return _msgpack.encode(sample)
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.runs.lifecycle import ENDED_STATES, OPEN_STATES, RunState
-from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import object_uri
 from sentinel_uploader.spool.database import connect, database_path, quarantined_files
 from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.spool.run_record import RunRecord, decode_record
@@ -79,15 +79,11 @@ def _destinations(connection: sqlite3.Connection) -> list[dict[str, Any]]:
 
 
 def _runs(connection: sqlite3.Connection, destinations: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    waiting = {run: _Pending(rows, 0, size) for run, rows, size in connection.execute(_WAITING_FRAMES)}
-    for run, rows, count, size in connection.execute(_WAITING_BATCHES):
-        frames = waiting.get(run, _Pending())
-        waiting[run] = _Pending(frames.rows + rows, count, frames.size + size)
-    runs = []
-    for number, blob in connection.execute("SELECT id, record FROM runs ORDER BY id"):
-        record = decode_record(blob)
-        runs.append(_run(number, record, waiting.get(number, _Pending()), destinations))
-    return runs
+    waiting = {run: _Pending(*sums) for run, *sums in connection.execute(_WAITING)}
+    return [
+        _run(number, decode_record(blob), waiting.get(number, _Pending()), destinations)
+        for number, blob in connection.execute("SELECT id, record FROM runs ORDER BY id")
+    ]
 
 
 class _Pending(NamedTuple):
@@ -98,8 +94,12 @@ class _Pending(NamedTuple):
     size: int = 0
 
 
-_WAITING_FRAMES = "SELECT run, sum(rows), sum(length(payload)) FROM frames GROUP BY run"
-_WAITING_BATCHES = "SELECT run, sum(rows), count(*), sum(bytes) FROM batches GROUP BY run"
+_WAITING = """
+    SELECT run, sum(rows), sum(objects), sum(size) FROM (
+        SELECT run, rows, 0 AS objects, length(payload) AS size FROM frames
+        UNION ALL SELECT run, rows, 1, bytes FROM batches
+    ) GROUP BY run
+"""
 
 
 def _run(number: int, record: RunRecord, waiting: _Pending, destinations: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Shows what `read_status` returns to people: a table of runs, or everything about one run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sentinel_protocol.common.time_text import utc_text
@@ -34,12 +34,15 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
         if len(rows) == 1:
             lines.append("  no runs")
             continue
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines.extend(
-            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+        lines.extend(f"  {line}" for line in align(rows))
     return "".join(f"{line}\n" for line in lines)
+
+
+def align(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    """Yield the rows as lines with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _rejection_lines(status: dict[str, Any]) -> Iterator[str]:

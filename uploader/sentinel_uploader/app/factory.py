@@ -11,8 +11,7 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import SENTINEL_TARGET, default_target, local_uploader_paths
 from sentinel_protocol.common.paths import make_socket_dir, state_home
 from sentinel_uploader.app.config import ServiceConfig
-from sentinel_uploader.backends.local.run_files import LocalRunBackend
-from sentinel_uploader.backends.objectstore.local import DirectoryStore
+from sentinel_uploader.backends.local import DirectoryStore, LocalRunBackend
 from sentinel_uploader.limits import limits_of
 from sentinel_uploader.runs.ports import Backend
 from sentinel_uploader.runs.schedule import Policy
@@ -70,7 +69,7 @@ def make_backend(values: Mapping[str, Any], environ: Mapping[str, str], clock: C
     try:
         # urllib3 and botocore come with an extra: a local directory needs neither.
         from sentinel_uploader.backends.http.client import TOTAL_TIMEOUT_S, HttpClient
-        from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, S3Store
+        from sentinel_uploader.backends.objectstore.by_scheme import StoresByScheme
         from sentinel_uploader.backends.sentinel.backend import SentinelBackend
         from sentinel_uploader.backends.sentinel.client import DEFAULT_BASE_URL
         from sentinel_uploader.backends.sentinel.token import token_source
@@ -93,6 +92,6 @@ def make_backend(values: Mapping[str, Any], environ: Mapping[str, str], clock: C
     base_url = environ.get("SENTINEL_API_URL") or DEFAULT_BASE_URL
     return Backend(
         api=SentinelBackend(token, base_url, clock, environ, client=new_client()),
-        store=S3Store(environ=environ, clock=clock, client=new_client(authority_variables=AUTHORITY_VARIABLES)),
+        store=StoresByScheme(environ, clock, new_client),
         needs_credentials=True,
     )

@@ -60,18 +60,17 @@ class Service:
         self._active_at = clock.monotonic()
         self._allow_list = None if config.keys is None else AllowList(config.keys, clock=clock)
         self._lock = SpoolLock(config.spool_dir, clock=clock)
-        self._http: HttpServer | None = None
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._lock.release_and_clean_up)
             raise_descriptor_limit()
             # The spool is opened last: an uploader that cannot listen creates no empty one.
             self._http = self._bind_http()
-            self._server = self._listen()
-            self._spool = self._open_spool()
-        except BaseException:
             if self._http is not None:
-                self._http.close()
-            self._lock.release_and_clean_up()
-            raise
+                undo.callback(self._http.close)
+            self._server = self._listen()
+            undo.callback(self._server.close)
+            self._spool = Spool.open(config.spool_dir, max_bytes=config.spool_max_bytes, clock=clock)
+            undo.pop_all()
         self._publish_socket_path()
         self._rejections_file = RejectionsFile(config.spool_dir, self._counters, clock)
         policy = config.policy
@@ -80,6 +79,7 @@ class Service:
             spool=self._spool,
             clock=clock,
             wake_run=self._wake_run,
+            blocked_by=self._blocked_by,
             policy=policy,
             counters=self._counters,
             name_of=self._name_of,
@@ -160,20 +160,12 @@ class Service:
                     write_socket_path(self._config.spool_dir, url.removeprefix("ipc://"))
                 return
 
-    def _open_spool(self) -> Spool:
-        config = self._config
-        try:
-            return Spool.open(config.spool_dir, max_bytes=config.spool_max_bytes, clock=self._clock)
-        except BaseException:
-            self._server.close()
-            raise
-
     def _make_health(self) -> Health:
         return Health(
             spool=self._spool,
             directory=self._config.spool_dir,
             last_intake_loop_at=lambda: self._intake.last_loop_at,
-            spool_unavailable=lambda: self._intake.spool_unavailable,
+            spool_unavailable=lambda: self._intake.availability.unavailable,
             last_main_loop_at=lambda: self._last_loop_at,
             # Rows wait for the upload interval anyway.
             unhealthy_after_s=self._config.unhealthy_after_s + self._config.policy.upload_interval_s,
@@ -219,6 +211,9 @@ class Service:
 
     def _wake_run(self, run: OpenRun) -> None:
         self._scheduler.notify(run)
+
+    def _blocked_by(self, run: OpenRun) -> str:
+        return self._scheduler.blocked_by(run)
 
     def _main_loop(self) -> None:
         next_maintenance = self._clock.monotonic() + _MAINTENANCE_S

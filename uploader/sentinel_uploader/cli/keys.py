@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from sentinel_protocol.common.settings.sources import add_arguments, resolve
 from sentinel_protocol.common.time_text import utc_text
+from sentinel_uploader.admin.status_table import align
 from sentinel_uploader.app.factory import key_store
 from sentinel_uploader.app.settings import KEYS as KEYS_DIR
 from sentinel_uploader.cli.command import Command
@@ -70,9 +71,7 @@ def _list(entries: list[ClientEntry], *, as_json: bool) -> None:
         (entry.name, _state(entry), utc_text(entry.changed_at, "seconds"), entry.error or entry.key.hex())
         for entry in entries
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    write_output("\n".join(lines) + "\n")
+    write_output("\n".join(align(rows)) + "\n")
 
 
 def _described(entry: ClientEntry) -> dict[str, str]:

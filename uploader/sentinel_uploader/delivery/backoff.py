@@ -3,24 +3,18 @@
 import random
 
 MAX_DELAY_S = 300.0
-
 BASE_DELAY_S = 1.0
-
 SLOW_BASE_DELAY_S = 10.0
-
 MIN_DELAY_S = 0.25
-
 EXPEDITED_DELAY_S = 1.0
 
 
-def backoff(
-    attempt: int, *, base_s: float = BASE_DELAY_S, rng: random.Random, retry_after_s: float | None = None
-) -> float:
+def backoff(attempt: int, *, rng: random.Random, retry_after_s: float | None = None) -> float:
     """Return the seconds to wait after failure number `attempt` (from 1): exponential, full jitter, capped.
 
     The server's `Retry-After` is a lower bound, up to the same cap.
     """
-    ceiling = min(MAX_DELAY_S, base_s * 2.0 ** min(attempt, 30))
+    ceiling = min(MAX_DELAY_S, BASE_DELAY_S * 2.0 ** min(attempt, 30))
     wait = max(MIN_DELAY_S, rng.uniform(0.0, ceiling))
     if retry_after_s is not None:
         # All runs got the same `Retry-After`: spread their attempts.

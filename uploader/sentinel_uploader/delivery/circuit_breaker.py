@@ -13,6 +13,7 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S, MAX_DELAY_S, SLOW_BASE_DELAY_S, backoff, slow_backoff
+from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 
 
 class BreakerState(NamedTuple):
@@ -43,7 +44,7 @@ class CircuitBreaker:
         """Calls in flight."""
         self.waiting: OrderedDict[int, None] = OrderedDict()
         """Runs that wait for a success or a free slot, in the order of their arrival."""
-        self._max_concurrent = max_concurrent
+        self.max_concurrent = max_concurrent
         self._rng = rng
         self._failed_run: int | None = None
         self._failed_at = 0.0
@@ -64,7 +65,7 @@ class CircuitBreaker:
         """Whether the run's call may start now."""
         if self.is_failing:
             return self.in_flight == 0 and now >= self.next_try_at(run_id)
-        return self.in_flight < self._max_concurrent
+        return self.in_flight < self.max_concurrent
 
     def next_try_at(self, run_id: int) -> float:
         """When a run may call a failing destination (monotonic seconds).
@@ -75,25 +76,12 @@ class CircuitBreaker:
             return self.not_before
         return min(self.not_before, self._expedited_at)
 
-    def acquire(self) -> None:
-        """A call starts."""
-        self.in_flight += 1
-
-    def release(self) -> None:
-        """A call has ended."""
-        self.in_flight -= 1
-
     def state(self, *, began: bool = False) -> BreakerState:
         """Return the state for publishing."""
         self._version += 1
         return BreakerState(
             self.name, self._version, self.attempts, self.not_before, self.failing_since, self.error, began
         )
-
-    @property
-    def free_slots(self) -> int:
-        """How many more calls may start while it is not failing."""
-        return self._max_concurrent - self.in_flight
 
     def record_success(self, now: float) -> bool:
         """A call got a response; True when the destination was failing until now."""
@@ -108,13 +96,11 @@ class CircuitBreaker:
         self,
         run_id: int,
         now: float,
-        error: str,
+        error: DeliveryError,
         *,
         began_at: float,
         run_failing_since: float | None,
         is_destination_fault: bool,
-        needs_operator: bool,
-        retry_after_s: float | None,
     ) -> bool:
         """A call has failed; True when the destination counts as failing from now on.
 
@@ -134,15 +120,15 @@ class CircuitBreaker:
             self._sole_failing_run = run_id if self._failed_run in {None, run_id} else None
         self.attempts += 1
         self._failed_at = now
-        self.error = error
-        if needs_operator:
+        self.error = str(error)
+        if error.retry_action is RetryAction.RETRY_SLOW:
             wait = slow_backoff(self.attempts, rng=self._rng)
             self._expedited_at = now + min(wait, SLOW_BASE_DELAY_S / 2)
         else:
-            wait = backoff(self.attempts, rng=self._rng, retry_after_s=retry_after_s)
+            wait = backoff(self.attempts, rng=self._rng, retry_after_s=error.retry_after_s)
             # `Retry-After` is never shortened.
-            self._expedited_at = now + (wait if retry_after_s else min(wait, EXPEDITED_DELAY_S))
-        self._retry_after_until = 0.0 if retry_after_s is None else now + min(MAX_DELAY_S, retry_after_s)
+            self._expedited_at = now + (wait if error.retry_after_s else min(wait, EXPEDITED_DELAY_S))
+        self._retry_after_until = 0.0 if error.retry_after_s is None else now + min(MAX_DELAY_S, error.retry_after_s)
         self.not_before = now + wait
         return not known
 

@@ -6,7 +6,7 @@ a crash has the same effect.
 
 import hashlib
 import logging
-import threading
+from dataclasses import dataclass
 
 import msgspec
 
@@ -17,15 +17,13 @@ from sentinel_protocol.wire.sample import CSV_HEADER, Sample, csv_rows
 from sentinel_uploader.delivery.csv_batch import decompress_rows, gzip_csv, to_csv
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
 from sentinel_uploader.runs.lifecycle import Event, RunState
-from sentinel_uploader.runs.object_names import object_uri
-from sentinel_uploader.runs.ports import Backend
+from sentinel_uploader.runs.ports import Backend, object_uri
 from sentinel_uploader.runs.schedule import Policy, Step, should_inline
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration
-from sentinel_uploader.spool.frames import decode_frames
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.store import Spool
-from sentinel_uploader.spool.types import Batch, UnbatchedFrames
+from sentinel_uploader.spool.types import Batch, UnbatchedFrames, decode_frames
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.util.json_safe import to_json_safe
 
@@ -35,33 +33,32 @@ _MAX_KEPT_RESPONSE_BYTES = 16 << 10
 _TOO_LARGE = 413
 
 
+@dataclass(slots=True)
 class _BackendSession:
     """What the backend has given for a run: kept in memory only."""
 
-    __slots__ = ("credentials", "finish_result", "registration", "rejections")
-
-    def __init__(self) -> None:
-        self.credentials: Credentials | None = None
-        self.rejections = 0
-        """Credentials that storage has rejected since the last upload."""
-        self.registration: Registration | None = None
-        """A response that could not be committed yet: to register again would make another run at the server."""
-        self.finish_result: FinishResult | None = None
-        """The same for `finish`."""
+    credentials: Credentials | None = None
+    rejections: int = 0
+    """Credentials that storage has rejected since the last upload."""
+    registration: Registration | None = None
+    """A response that could not be committed yet: to register again would make another run at the server."""
+    finish_result: FinishResult | None = None
+    """The same for `finish`."""
 
 
+@dataclass(kw_only=True)
 class StepExecutor:
     """Executes single steps. The scheduler serialises the steps of one run."""
 
-    def __init__(self, *, spool: Spool, backend: Backend, policy: Policy, clock: Clock, counters: Counters) -> None:
-        self._spool = spool
-        self._backend = backend
-        self._policy = policy
-        self._clock = clock
-        self._counters = counters
-        self._lock = threading.Lock()
+    spool: Spool
+    backend: Backend
+    policy: Policy
+    clock: Clock
+    counters: Counters
+
+    def __post_init__(self) -> None:
         self._sessions: dict[int, _BackendSession] = {}
-        """By run; guarded by the lock. A session itself is changed by its run's step, of which there is one at most."""
+        """By run: single, atomic operations. A session is changed by its run's step, of which there is one at most."""
 
     def backoff_key(self, run: OpenRun, step: Step) -> str | None:
         """Return the destination of the step; `None` for a step that calls nothing.
@@ -71,20 +68,20 @@ class StepExecutor:
         if step in {Step.SEAL_BATCH, Step.CLOSE_STALE}:
             return None
         if step is Step.PUT:
-            return self._backend.store.backoff_key(object_uri(run.record.uri_prefix, 1))
-        return self._backend.api.backoff_key
+            return self.backend.store.backoff_key(object_uri(run.record.uri_prefix, 1))
+        return self.backend.api.backoff_key
 
     def needs_credentials(self, run: OpenRun) -> bool:
         """Whether credentials must be requested before anything can be uploaded."""
-        if not self._backend.needs_credentials:
+        if not self.backend.needs_credentials:
             return False
         credentials = self._session(run).credentials
-        return credentials is None or credentials.has_expired(self._clock.now())
+        return credentials is None or credentials.has_expired(self.clock.now())
 
     def wants_refresh(self, run: OpenRun) -> bool:
         """Whether the credentials are still good, but not for long."""
         credentials = self._session(run).credentials
-        return credentials is not None and credentials.is_refresh_due(self._clock.now())
+        return credentials is not None and credentials.is_refresh_due(self.clock.now())
 
     def reject_credentials(self, run: OpenRun) -> int:
         """Drop credentials that storage has rejected; return how many were rejected since the last upload."""
@@ -95,8 +92,7 @@ class StepExecutor:
 
     def forget(self, run: OpenRun) -> None:
         """The run is closed."""
-        with self._lock:
-            self._sessions.pop(run.id, None)
+        self._sessions.pop(run.id, None)
 
     def execute(self, run: OpenRun, step: Step) -> None:
         """Execute one step; after `DeliveryError` or `SpoolError`, the same step is due again."""
@@ -108,34 +104,33 @@ class StepExecutor:
             case Step.PUT:
                 self._upload(run)
             case Step.REFRESH:
-                self._session(run).credentials = self._backend.api.refresh(run.record.run_id)
-                self._counters.refreshes.add()
+                self._session(run).credentials = self.backend.api.refresh(run.record.run_id)
+                self.counters.refreshes.add()
             case Step.FINISH:
                 self._finish(run)
             case Step.CLOSE_STALE:
                 self._close_stale(run)
 
     def _session(self, run: OpenRun) -> "_BackendSession":
-        with self._lock:
-            return self._sessions.setdefault(run.id, _BackendSession())
+        return self._sessions.setdefault(run.id, _BackendSession())
 
     def _register(self, run: OpenRun) -> None:
         if run.record.run_id:
-            self._spool.register_run(run)
+            self.spool.register_run(run)
             return
         session = self._session(run)
         if session.registration is None:
-            session.registration = self._backend.api.register(run.record.describe())
+            session.registration = self.backend.api.register(run.record.describe())
         registration = session.registration
         session.credentials = registration.credentials
         # A crash between here and the commit leaves an empty run at the server: it cannot be undone.
-        self._spool.register_run(run, run_id=registration.run_id, uri_prefix=registration.uri_prefix)
+        self.spool.register_run(run, run_id=registration.run_id, uri_prefix=registration.uri_prefix)
         session.registration = None
-        self._counters.registered.add()
+        self.counters.registered.add()
         log.info("run registered run=%s key=%s", registration.run_id, run.record.key, extra=run.record.log_fields)
 
     def _seal_batch(self, run: OpenRun) -> None:
-        frames = self._spool.read_unbatched(run, max_rows=self._policy.max_batch_rows)
+        frames = self.spool.read_unbatched(run, max_rows=self.policy.max_batch_rows)
         if frames is None:
             return
         samples = _decode_rows(frames)
@@ -152,7 +147,7 @@ class StepExecutor:
             body=body,
             sha256=hashlib.sha256(body).digest(),
         )
-        self._spool.seal_batch(
+        self.spool.seal_batch(
             run,
             frames,
             batch,
@@ -160,33 +155,33 @@ class StepExecutor:
             rows=record.rows + batch.rows,
             csv_bytes=record.csv_bytes + len(csv),
             statistics=statistics,
-            sealed_at=self._clock.now(),
+            sealed_at=self.clock.now(),
         )
 
     def _upload(self, run: OpenRun) -> None:
-        batch = self._spool.next_batch(run)
+        batch = self.spool.next_batch(run)
         if batch is None:
             return
         body = _verified_body(batch)
         if not run.record.put_attempted:
-            self._spool.update(run, put_attempted=True)
+            self.spool.update(run, put_attempted=True)
         session = self._session(run)
-        began_at = self._clock.monotonic()
-        self._backend.store.put(object_uri(run.record.uri_prefix, batch.number), body, session.credentials)
-        self._counters.put_s.add(self._clock.monotonic() - began_at)
+        began_at = self.clock.monotonic()
+        self.backend.store.put(object_uri(run.record.uri_prefix, batch.number), body, session.credentials)
+        self.counters.put_s.add(self.clock.monotonic() - began_at)
         session.rejections = 0
-        self._spool.confirm_batch(run, batch)
-        self._counters.objects_delivered.add()
-        self._counters.object_bytes_delivered.add(len(batch.body))
-        self._counters.rows_delivered.add(batch.rows)
+        self.spool.confirm_batch(run, batch)
+        self.counters.objects_delivered.add()
+        self.counters.object_bytes_delivered.add(len(batch.body))
+        self.counters.rows_delivered.add(batch.rows)
         name, fields = run.record.run_id, run.record.log_fields
         log.debug("object stored run=%s number=%d rows=%d", name, batch.number, batch.rows, extra=fields)
 
     def _close_stale(self, run: OpenRun) -> None:
         # The decision is some time old: the collector may have been heard, or have ended the run, since.
-        if not self._spool.end_if_stale(run, self._policy):
+        if not self.spool.end_if_stale(run, self.policy):
             return
-        self._counters.closed_as_stale.add()
+        self.counters.closed_as_stale.add()
         name, fields = run.record.run_id, run.record.log_fields
         log.warning("run closed, its collector is silent run=%s key=%s", name, run.record.key, extra=fields)
 
@@ -194,13 +189,13 @@ class StepExecutor:
         record = run.record
         finish = record.finish
         assert finish is not None
-        (facts,) = self._spool.view(OpenRun.scheduling_facts, [run.id])
-        inline = should_inline(facts, self._policy)
+        (facts,) = self.spool.view(OpenRun.scheduling_facts, [run.id])
+        inline = should_inline(facts, self.policy)
         csv, rows, statistics = self._inline_data(run) if inline else (None, record.rows, record.statistics)
         uris = None if inline else [object_uri(record.uri_prefix, n) for n in range(1, record.batches + 1)]
         again = record.finish_attempted
         if not again:
-            self._spool.update(run, finish_attempted=True)
+            self.spool.update(run, finish_attempted=True)
         request = FinishRequest(
             run=record.describe(),
             run_id=record.run_id,
@@ -215,7 +210,7 @@ class StepExecutor:
         session = self._session(run)
         if session.finish_result is None:
             try:
-                session.finish_result = self._backend.api.finish(request)
+                session.finish_result = self.backend.api.finish(request)
             except DeliveryError as error:
                 self._on_finish_error(run, error, inline=inline and rows > 0, again=again)
                 return
@@ -223,7 +218,7 @@ class StepExecutor:
         if complaint is not None:
             text = "the server reports trouble with the run's data run=%s complaint=%s"
             log.warning(text, record.run_id, complaint, extra=record.log_fields)
-        self._spool.close_run(
+        self.spool.close_run(
             run,
             Event.CLOSED_STALE if record.closed_as_stale else Event.ACCEPTED,
             response=_truncate_response(to_json_safe(response)),
@@ -231,7 +226,7 @@ class StepExecutor:
             delivered_rows=rows,
             statistics=statistics,
         )
-        self._counters.rows_delivered.add(rows - record.delivered_rows)
+        self.counters.rows_delivered.add(rows - record.delivered_rows)
         log.info(
             "run finished run=%s status=%s rows=%d objects=%d",
             record.run_id,
@@ -244,7 +239,7 @@ class StepExecutor:
     def _on_finish_error(self, run: OpenRun, error: DeliveryError, *, inline: bool, again: bool) -> None:
         if inline and error.status_code == _TOO_LARGE:
             # The server accepts less inline than the contract says: the rows are uploaded instead.
-            self._spool.update(run, put_attempted=True, finish_attempted=False)
+            self.spool.update(run, put_attempted=True, finish_attempted=False)
             return
         if again and error.retry_action is RetryAction.FAIL:
             raise DeliveryError(
@@ -256,8 +251,8 @@ class StepExecutor:
 
     def _inline_data(self, run: OpenRun) -> tuple[bytes, int, RunStatistics]:
         """Return the CSV with all rows, their number, and their statistics."""
-        parts = [CSV_HEADER, *(decompress_rows(_verified_body(batch)) for batch in self._spool.pending_batches(run))]
-        frames = self._spool.read_unbatched(run, max_rows=2**62)
+        parts = [CSV_HEADER, *(decompress_rows(_verified_body(batch)) for batch in self.spool.pending_batches(run))]
+        frames = self.spool.read_unbatched(run, max_rows=2**62)
         samples = _decode_rows(frames) if frames is not None else []
         statistics = run.record.statistics.copy()
         statistics.add(samples)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from dataclasses import dataclass
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.delivery.circuit_breaker import BreakerState
@@ -16,21 +17,16 @@ from sentinel_uploader.util.log_throttle import LogThrottle
 log = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
 class _FailureStreak:
-    """Failures of one step, or one destination, without a success in between."""
+    """Failures of one step without a success in between."""
 
-    __slots__ = ("began_at", "failures", "throttle")
-
-    def __init__(self, clock: Clock) -> None:
-        self.began_at = clock.monotonic()
-        self.failures = 0
-        self.throttle = LogThrottle(clock)
-
-    def should_log(self) -> bool:
-        self.failures += 1
-        return self.throttle.is_due()
+    began_at: float
+    throttle: LogThrottle
+    failures: int = 0
 
 
+@dataclass(kw_only=True)
 class FailureReporter:
     """Writes to the spool, so it is never called under the scheduler's lock.
 
@@ -38,24 +34,29 @@ class FailureReporter:
     A failure that cannot be recorded is only logged.
     """
 
-    def __init__(self, *, spool: Spool, clock: Clock) -> None:
-        self._spool = spool
-        self._clock = clock
+    spool: Spool
+    clock: Clock
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._steps: dict[int, dict[Step, _FailureStreak]] = {}
         """By run: one step's failures must not hide another's."""
-        self._destinations: dict[str, _FailureStreak] = {}
+        self._throttle = LogThrottle(self.clock)
+        """Of destinations."""
         self._published: dict[str, int] = {}
         """The newest published version of each destination's state."""
 
     def step_failed(self, run: OpenRun, step: Step, error: Exception, next_try: float) -> None:
         """Record on the run what failed and when it is tried again (`next_try`: monotonic seconds)."""
-        now, wall = self._clock.monotonic(), self._clock.now()
+        now, wall = self.clock.monotonic(), self.clock.now()
         wait_s = max(0.0, next_try - now)
         text = to_json_safe(str(error))
         name = run.record.run_id or run.record.key
         with self._lock:
-            should_log = self._steps.setdefault(run.id, {}).setdefault(step, _FailureStreak(self._clock)).should_log()
+            streaks = self._steps.setdefault(run.id, {})
+            streak = streaks.setdefault(step, _FailureStreak(now, LogThrottle(self.clock)))
+            streak.failures += 1
+            should_log = streak.throttle.is_due()
         if should_log:
             log.warning(
                 "step failed run=%s step=%s next_try_in_s=%.1f error=%s",
@@ -68,7 +69,7 @@ class FailureReporter:
         if run.record.state is RunState.QUARANTINED or run.record.is_over:
             return
         try:
-            self._spool.update(run, last_error=text, last_error_at=wall, next_try_at=wall + wait_s)
+            self.spool.update(run, last_error=text, last_error_at=wall, next_try_at=wall + wait_s)
         except SpoolError as failure:
             log.debug("cannot note a failed step run=%s error=%s", name, failure)
 
@@ -79,7 +80,7 @@ class FailureReporter:
             streak = None if streaks is None else streaks.pop(step, None)
         if streak is not None:
             name = run.record.run_id or run.record.key
-            after_s = self._clock.monotonic() - streak.began_at
+            after_s = self.clock.monotonic() - streak.began_at
             log.info("step works again run=%s step=%s failures=%d after_s=%.1f", name, step, streak.failures, after_s)
 
     def destination_changed(self, state: BreakerState) -> None:
@@ -91,9 +92,9 @@ class FailureReporter:
             if state.attempts:
                 self._log_failing(state)
             else:
-                after_s = self._clock.monotonic() - state.failing_since
+                after_s = self.clock.monotonic() - state.failing_since
                 log.info("destination is back destination=%s after_s=%.0f", state.name, after_s)
-                self._destinations.pop(state.name, None)
+                self._throttle.reset(state.name)
             self._persist(state)
 
     def forget(self, run: OpenRun) -> None:
@@ -103,20 +104,20 @@ class FailureReporter:
 
     def _log_failing(self, state: BreakerState) -> None:
         if state.began:
-            self._destinations.pop(state.name, None)
-        if self._destinations.setdefault(state.name, _FailureStreak(self._clock)).should_log():
+            self._throttle.reset(state.name)
+        if self._throttle.is_due(state.name):
             log.warning(
                 "destination is failing destination=%s attempts=%d next_try_in_s=%.1f error=%s",
                 state.name,
                 state.attempts,
-                max(0.0, state.not_before - self._clock.monotonic()),
+                max(0.0, state.not_before - self.clock.monotonic()),
                 state.error,
             )
 
     def _persist(self, state: BreakerState) -> None:
-        from_monotonic = self._clock.now() - self._clock.monotonic()
+        from_monotonic = self.clock.now() - self.clock.monotonic()
         try:
-            self._spool.control.publish_backoff(
+            self.spool.control.publish_backoff(
                 state.name,
                 attempts=state.attempts,
                 next_try_at=state.not_before + from_monotonic,

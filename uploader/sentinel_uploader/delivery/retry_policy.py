@@ -1,7 +1,7 @@
 """What the outcome of a step means: for the run's schedule, for its destination, and for the runs that wait there."""
 
 import random
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
@@ -29,29 +29,18 @@ class Outcome(NamedTuple):
     """When the failed step is tried again (monotonic seconds); `None`: nothing is recorded."""
 
 
+@dataclass(kw_only=True)
 class OutcomeHandler:
     """Sets when a run may be tried again. All methods are called with the scheduler's lock held, and do no I/O.
 
-    `schedules` are the open runs by id; `due(run_id, when)` has a run looked at (monotonic seconds).
-    A step without a destination (`None`) depends on the disk alone.
+    `schedules` are the open runs by id. A step without a destination (`None`) depends on the disk alone.
     """
 
-    def __init__(
-        self,
-        *,
-        executor: StepExecutor,
-        queues: WaitQueues,
-        schedules: dict[int, RunSchedule],
-        due: Callable[[int, float], None],
-        clock: Clock,
-        rng: random.Random,
-    ) -> None:
-        self._executor = executor
-        self._queues = queues
-        self._schedules = schedules
-        self._due = due
-        self._clock = clock
-        self._rng = rng
+    executor: StepExecutor
+    queues: WaitQueues
+    schedules: dict[int, RunSchedule]
+    clock: Clock
+    rng: random.Random
 
     def on_success(self, run: RunSchedule, step: Step, destination: CircuitBreaker | None) -> Outcome:
         """The step is done."""
@@ -68,41 +57,37 @@ class OutcomeHandler:
         self, run: RunSchedule, step: Step, destination: CircuitBreaker | None, error: Exception, began_at: float
     ) -> Outcome:
         """The step that began at `began_at` (monotonic seconds) has failed."""
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         failing_since, run.failing_since = run.failing_since, run.failing_since or now
         run.attempts += 1
         state: BreakerState | None = None
         if not isinstance(error, DeliveryError):
-            run.not_before = now + backoff(run.attempts, rng=self._rng)
+            run.not_before = now + backoff(run.attempts, rng=self.rng)
         elif error.retry_action is RetryAction.FAIL:
             return self._on_permanent_failure(run, destination, error, now)
         elif error.retry_action is RetryAction.REFRESH_CREDENTIALS:
             state = self._on_credentials_rejected(run, destination, error, now)
         elif destination is None:
-            run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
+            run.not_before = now + slow_backoff(run.attempts, rng=self.rng)
         else:
             state = self._apply_backoff(
                 run, step, destination, error, now, began_at=began_at, failing_since=failing_since
             )
-        waits_for = self._queues.waiting_for(run.run.id)
+        waits_for = self.queues.waiting_for(run.run.id)
         next_try_at = run.not_before if waits_for is None else waits_for.next_try_at(run.run.id)
         return Outcome(state, next_try_at=next_try_at)
 
-    def on_quarantine_failed(self, run: RunSchedule) -> None:
-        """The spool did not take the new state: the step is repeated, and fails again."""
-        run.not_before = self._clock.monotonic() + backoff(run.attempts, rng=self._rng)
-
     def _on_destination_ok(self, destination: CircuitBreaker) -> BreakerState | None:
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         if not destination.record_success(now):
             return None
-        for run_id in self._queues.drain(destination):
-            waiting = self._schedules.get(run_id)
+        for run_id in self.queues.drain(destination):
+            waiting = self.schedules.get(run_id)
             if waiting is not None:
-                waiting.run.blocked_by = ""
+                waiting.blocked_by = ""
                 # Another run's success does not shorten this one's `Retry-After`.
-                waiting.not_before = max(waiting.retry_after_until, now + self._rng.uniform(0.0, _WAKE_SPREAD_S))
-                self._due(run_id, waiting.not_before)
+                waiting.not_before = max(waiting.retry_after_until, now + self.rng.uniform(0.0, _WAKE_SPREAD_S))
+                self.queues.schedule(run_id, waiting.not_before)
         return destination.state()
 
     def _apply_backoff(
@@ -124,40 +109,38 @@ class OutcomeHandler:
         began = destination.record_failure(
             run.run.id,
             now,
-            str(error),
+            error,
             began_at=began_at,
             run_failing_since=failing_since,
             is_destination_fault=is_destination_fault,
-            needs_operator=needs_operator,
-            retry_after_s=error.retry_after_s,
         )
         state = destination.state(began=began) if destination.is_failing else None
-        if step is Step.REFRESH and not self._executor.needs_credentials(run.run):
+        if step is Step.REFRESH and not self.executor.needs_credentials(run.run):
             # The present credentials are still good: uploads go on.
             run.refresh_attempts += 1
             run.refresh_not_before = now + backoff(
-                run.refresh_attempts, rng=self._rng, retry_after_s=error.retry_after_s
+                run.refresh_attempts, rng=self.rng, retry_after_s=error.retry_after_s
             )
         elif destination.is_failing:
             # The destination backs off for all runs; this one waits behind those that wait already.
             run.not_before = run.retry_after_until = (
                 0.0 if error.retry_after_s is None else now + min(MAX_DELAY_S, error.retry_after_s)
             )
-            self._queues.enqueue(run.run.id, destination, now)
+            self.queues.enqueue(run.run.id, destination, now)
         elif needs_operator:
-            run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
+            run.not_before = now + slow_backoff(run.attempts, rng=self.rng)
         else:
-            run.not_before = now + backoff(run.attempts, rng=self._rng, retry_after_s=error.retry_after_s)
+            run.not_before = now + backoff(run.attempts, rng=self.rng, retry_after_s=error.retry_after_s)
             run.retry_after_until = run.not_before if error.retry_after_s else 0.0
         return state
 
     def _on_credentials_rejected(
         self, run: RunSchedule, destination: CircuitBreaker | None, error: DeliveryError, now: float
     ) -> BreakerState | None:
-        rejections = self._executor.reject_credentials(run.run)
+        rejections = self.executor.reject_credentials(run.run)
         # The first rejection looks like expiry. New credentials that are rejected as well are backed off.
         if rejections > 1:
-            run.not_before = now + backoff(rejections, rng=self._rng)
+            run.not_before = now + backoff(rejections, rng=self.rng)
         return self._on_response(destination, error)
 
     def _on_permanent_failure(
@@ -166,7 +149,7 @@ class OutcomeHandler:
         state = self._on_response(destination, error)
         if run.run.record.state is RunState.QUARANTINED:
             # Damaged rows: the run waits for a person already.
-            run.not_before = now + slow_backoff(run.attempts, rng=self._rng)
+            run.not_before = now + slow_backoff(run.attempts, rng=self.rng)
             return Outcome(state)
         return Outcome(state, quarantine=True)
 

@@ -8,17 +8,17 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S
+from sentinel_uploader.delivery.backoff import EXPEDITED_DELAY_S, backoff
 from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
-from sentinel_uploader.delivery.due_queue import DueQueue
 from sentinel_uploader.delivery.executor import StepExecutor, quarantine_run
 from sentinel_uploader.delivery.failure_log import FailureReporter
-from sentinel_uploader.delivery.presence import CollectorPresence
 from sentinel_uploader.delivery.retry_policy import Outcome, OutcomeHandler, error_label
-from sentinel_uploader.delivery.run_schedule import RunSchedule
+from sentinel_uploader.delivery.run_schedule import DueQueue, RunSchedule
 from sentinel_uploader.delivery.wait_queues import WaitQueues
 from sentinel_uploader.runs.delivery_error import DeliveryError
 from sentinel_uploader.runs.lifecycle import RunState
@@ -37,6 +37,21 @@ CPU_WORKERS = 2
 _STALLED_RECHECK_S = 3.0
 
 
+class CollectorPresence(Protocol):
+    """What delivery needs to know of collectors, and tells them. Used from any thread; nothing blocks."""
+
+    @property
+    def receiving_since(self) -> float:
+        """Since when messages have been received without a pause (monotonic seconds); silence counts from here."""
+
+    def is_stalled(self, now: float) -> bool:
+        """Whether messages may lie unread: no run is closed as stale meanwhile."""
+
+    def notify(self, run: OpenRun) -> None:
+        """Tell the run's collector how the run ended, or what keeps it from being delivered."""
+
+
+@dataclass(kw_only=True)
 class Scheduler:
     """Takes every open run to its end. Call `run_due` from one thread, everything else from any.
 
@@ -44,44 +59,35 @@ class Scheduler:
     and no lock of the spool under it.
     """
 
-    def __init__(
-        self,
-        *,
-        spool: Spool,
-        executor: StepExecutor,
-        presence: CollectorPresence,
-        policy: Policy,
-        clock: Clock,
-        rng: random.Random,
-        counters: Counters,
-    ) -> None:
-        self._spool = spool
-        self._executor = executor
-        self._presence = presence
-        self._policy = policy
-        self._clock = clock
-        self._counters = counters
+    spool: Spool
+    executor: StepExecutor
+    presence: CollectorPresence
+    policy: Policy
+    clock: Clock
+    rng: random.Random
+    counters: Counters
+
+    def __post_init__(self) -> None:
         self._io_pool = DaemonThreadPool(IO_WORKERS)
         self._cpu_pool = DaemonThreadPool(CPU_WORKERS)
-        self._failures = FailureReporter(spool=spool, clock=clock)
+        self._failures = FailureReporter(spool=self.spool, clock=self.clock)
         self.wakeup = threading.Event()
         """Set when `run_due` should be called before the time that it returned."""
         self._lock = threading.Lock()
         self._schedules: dict[int, RunSchedule] = {}
         self._due = DueQueue()
-        self._queues = WaitQueues(schedule=self._due.schedule, rng=rng)
+        self._queues = WaitQueues(schedule=self._due.schedule, rng=self.rng)
         self._outcomes = OutcomeHandler(
-            executor=executor,
+            executor=self.executor,
             queues=self._queues,
             schedules=self._schedules,
-            due=self._due.schedule,
-            clock=clock,
-            rng=rng,
+            clock=self.clock,
+            rng=self.rng,
         )
         self._steps_in_flight = 0
         self._is_abandoned = False
         self._flush_before_frame = 0
-        for run in spool.view(lambda run: run):
+        for run in self.spool.view(lambda run: run):
             self._schedule_of(run)
             self._due.schedule(run.id, 0.0)
 
@@ -94,7 +100,7 @@ class Scheduler:
             if run.record.has_ended and not schedule.is_expedited:
                 schedule.is_expedited = True
                 # A collector may be waiting for the result.
-                soon = max(self._clock.monotonic() + EXPEDITED_DELAY_S, schedule.retry_after_until)
+                soon = max(self.clock.monotonic() + EXPEDITED_DELAY_S, schedule.retry_after_until)
                 schedule.not_before = min(schedule.not_before, soon)
                 self._queues.expedite(run.id)
             self._due.schedule(run.id, 0.0)
@@ -110,7 +116,7 @@ class Scheduler:
 
     def flush(self) -> None:
         """Deliver the rows that are stored now without waiting for the upload interval."""
-        next_frame_id = self._spool.next_frame_id
+        next_frame_id = self.spool.next_frame_id
         with self._lock:
             self._flush_before_frame = next_frame_id
             for run_id in self._schedules:
@@ -122,7 +128,8 @@ class Scheduler:
         with self._lock:
             self._queues.reset_all()
             for run_id, schedule in self._schedules.items():
-                schedule.reset_backoff()
+                schedule.not_before = schedule.retry_after_until
+                schedule.refresh_not_before = 0.0
                 self._due.schedule(run_id, 0.0)
         self.wakeup.set()
 
@@ -135,7 +142,7 @@ class Scheduler:
     def run_due(self) -> float:
         """Start what is due; return the monotonic time at which to call again (earlier when `wakeup` is set)."""
         while True:
-            now = self._clock.monotonic()
+            now = self.clock.monotonic()
             with self._lock:
                 run_id = self._due.pop_due(now)
                 if run_id is None:
@@ -150,13 +157,13 @@ class Scheduler:
 
     def pending_run_count(self) -> int:
         """Count the runs with something left to deliver: rows, or an end that is not accepted."""
-        return sum(self._spool.view(_has_work))
+        return sum(self.spool.view(_has_work))
 
     def is_flushed(self) -> bool:
         """Whether all rows of the last `flush` are delivered, and every run that has ended since."""
         with self._lock:
             before = self._flush_before_frame
-        return not any(self._spool.view(lambda run: _is_to_be_flushed(run, before)))
+        return not any(self.spool.view(lambda run: _is_to_be_flushed(run, before)))
 
     def abandon_steps(self) -> None:
         """The process ends. Steps in flight are repeated after a restart, with the same effect."""
@@ -175,6 +182,12 @@ class Scheduler:
             schedule = self._schedules.get(run.id)
             return schedule is not None and schedule.in_flight
 
+    def blocked_by(self, run: OpenRun) -> str:
+        """Return the failing destination that the run waits for; empty when its own step has failed, or none."""
+        with self._lock:
+            schedule = self._schedules.get(run.id)
+            return "" if schedule is None else schedule.blocked_by
+
     def failing_destinations(self) -> int:
         """How many APIs and buckets are failing."""
         with self._lock:
@@ -185,11 +198,11 @@ class Scheduler:
         with self._lock:
             self._schedules.pop(run.id, None)
             self._due.schedule(run.id, float("inf"))
-            self._queues.dequeue(run.id, self._clock.monotonic())
-        self._executor.forget(run)
+            self._queues.dequeue(run.id, self.clock.monotonic())
+        self.executor.forget(run)
         self._failures.forget(run)
-        self._counters.ended.add(1, run.record.state)
-        self._presence.notify(run)
+        self.counters.ended.add(1, run.record.state)
+        self.presence.notify(run)
 
     def _schedule_of(self, run: OpenRun) -> RunSchedule:
         return self._schedules.setdefault(run.id, RunSchedule(run))
@@ -206,49 +219,49 @@ class Scheduler:
             self._due.schedule(run.id, look_again_at)
             return None
         try:
-            key = self._executor.backoff_key(run, step)
+            key = self.executor.backoff_key(run, step)
         except DeliveryError as error:
             # The run's address is malformed. A worker records that.
             self._begin(schedule, now)
             return partial(self._cpu_pool.submit, partial(self._conclude, schedule, step, None, error, now))
-        if key is None:
-            self._begin(schedule, now)
-            return partial(self._cpu_pool.submit, partial(self._execute, schedule, step, None, now))
-        breaker = self._queues.breaker(key)
-        if breaker.allows(run.id, now):
-            breaker.acquire()
-            self._begin(schedule, now)
-            return partial(self._io_pool.submit, partial(self._execute, schedule, step, breaker, now))
-        return partial(self._notify_collector, run) if self._enqueue(run, breaker, now) else None
+        breaker = None if key is None else self._queues.breaker(key)
+        if breaker is not None:
+            if not breaker.allows(run.id, now):
+                return partial(self._notify_collector, run) if self._enqueue(schedule, breaker, now) else None
+            breaker.in_flight += 1
+        self._begin(schedule, now)
+        pool = self._cpu_pool if breaker is None else self._io_pool
+        return partial(pool.submit, partial(self._execute, schedule, step, breaker, now))
 
     def _begin(self, schedule: RunSchedule, now: float) -> None:
         self._queues.dequeue(schedule.run.id, now)
         schedule.in_flight = True
-        schedule.run.blocked_by = ""
+        schedule.blocked_by = ""
         self._steps_in_flight += 1
 
-    def _enqueue(self, run: OpenRun, breaker: CircuitBreaker, now: float) -> bool:
+    def _enqueue(self, schedule: RunSchedule, breaker: CircuitBreaker, now: float) -> bool:
         """Wait for the destination; True when it is failing and the run's collector does not know."""
-        is_new = self._queues.waiting_for(run.id) is not breaker
-        self._queues.enqueue(run.id, breaker, now)
+        run_id = schedule.run.id
+        is_new = self._queues.waiting_for(run_id) is not breaker
+        self._queues.enqueue(run_id, breaker, now)
         if not is_new or not breaker.is_failing:
             return False
         # Without the call's name: that names another run, whose collector may be another client's.
-        run.blocked_by = f"{breaker.name}: {breaker.error.partition(': ')[2]}"
+        schedule.blocked_by = f"{breaker.name}: {breaker.error.partition(': ')[2]}"
         return True
 
     def _next_step(self, schedule: RunSchedule, now: float) -> tuple[Step | None, float]:
         run = schedule.run
-        needs = self._executor.needs_credentials(run)
-        wants = not needs and self._executor.wants_refresh(run) and self._may_refresh(schedule, now)
+        needs = self.executor.needs_credentials(run)
+        wants = not needs and self.executor.wants_refresh(run) and self._may_refresh(schedule, now)
         facts = run.scheduling_facts(
-            receiving_since=self._presence.receiving_since,
+            receiving_since=self.presence.receiving_since,
             flush=run.has_frame_before(self._flush_before_frame),
             needs_credentials=needs,
             wants_refresh=wants,
         )
-        step, look_again_at = next_step(facts, self._policy, now)
-        if step is Step.CLOSE_STALE and self._presence.is_stalled(now):
+        step, look_again_at = next_step(facts, self.policy, now)
+        if step is Step.CLOSE_STALE and self.presence.is_stalled(now):
             return None, now + _STALLED_RECHECK_S
         if step is not None and now < schedule.not_before:
             return None, schedule.not_before
@@ -256,7 +269,7 @@ class Scheduler:
 
     def _may_refresh(self, schedule: RunSchedule, now: float) -> bool:
         """A refresh ahead of expiry does not wait: the present credentials are still good."""
-        key = self._executor.backoff_key(schedule.run, Step.REFRESH)
+        key = self.executor.backoff_key(schedule.run, Step.REFRESH)
         return (
             key is not None
             and now >= schedule.refresh_not_before
@@ -266,13 +279,13 @@ class Scheduler:
     def _notify_collector(self, run: OpenRun) -> None:
         """A collector whose job is over may be waiting for the delivery; that of a quarantined run need not."""
         if run.record.has_ended or run.record.state is RunState.QUARANTINED:
-            self._presence.notify(run)
+            self.presence.notify(run)
 
     def _execute(self, schedule: RunSchedule, step: Step, breaker: CircuitBreaker | None, began_at: float) -> None:
         run = schedule.run
         error: Exception | None = None
         try:
-            self._executor.execute(run, step)
+            self.executor.execute(run, step)
         except (DeliveryError, SpoolError) as failure:
             error = failure
         except Exception as failure:
@@ -297,13 +310,13 @@ class Scheduler:
                 if self._is_abandoned:
                     return
                 if breaker is not None:
-                    breaker.release()
+                    breaker.in_flight -= 1
                 if error is None:
                     outcome = self._outcomes.on_success(schedule, step, breaker)
                 else:
                     outcome = self._outcomes.on_failure(schedule, step, breaker, error, began_at)
                 if breaker is not None:
-                    self._queues.admit_next(breaker, self._clock.monotonic())
+                    self._queues.admit_next(breaker, self.clock.monotonic())
             self._record(schedule, step, error, outcome)
         finally:
             self._end_step(schedule, has_failed=error is not None)
@@ -319,16 +332,17 @@ class Scheduler:
             return
         if outcome.quarantine:
             try:
-                quarantine_run(self._spool, run, error)
-                self._counters.quarantined.add(1, step, error_label(error))
+                quarantine_run(self.spool, run, error)
+                self.counters.quarantined.add(1, step, error_label(error))
             except SpoolError as failure:
+                # The spool did not take the new state: the step is repeated, and fails again.
                 with self._lock:
-                    self._outcomes.on_quarantine_failed(schedule)
+                    schedule.not_before = self.clock.monotonic() + backoff(schedule.attempts, rng=self.rng)
                 log.error(  # noqa: TRY400 -- no defect, no trace
                     "cannot park run=%s error=%s", run.record.run_id, failure, extra=run.record.log_fields
                 )
         elif outcome.next_try_at is not None:
-            self._counters.retries.add(1, step, error_label(error))
+            self.counters.retries.add(1, step, error_label(error))
             self._failures.step_failed(run, step, error, outcome.next_try_at)
 
     def _end_step(self, schedule: RunSchedule, *, has_failed: bool) -> None:

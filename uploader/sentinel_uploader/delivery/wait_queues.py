@@ -3,12 +3,14 @@
 import itertools
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sentinel_uploader.delivery.circuit_breaker import CircuitBreaker
 
 MAX_CALLS_PER_DESTINATION = 8
 
 
+@dataclass(kw_only=True)
 class WaitQueues:
     """The destinations' circuit breakers and the runs that wait there. Guarded by the scheduler's lock.
 
@@ -16,16 +18,17 @@ class WaitQueues:
     dequeued. Leaving the queue without a call always wakes the next waiter.
     """
 
-    def __init__(self, *, schedule: Callable[[int, float], None], rng: random.Random) -> None:
-        self._schedule = schedule
-        self._rng = rng
+    schedule: Callable[[int, float], None]
+    rng: random.Random
+
+    def __post_init__(self) -> None:
         self._breakers: dict[str, CircuitBreaker] = {}
         self._waiting_for: dict[int, CircuitBreaker] = {}
 
     def breaker(self, name: str) -> CircuitBreaker:
         """Return the breaker of a destination."""
         if name not in self._breakers:
-            self._breakers[name] = CircuitBreaker(name, max_concurrent=MAX_CALLS_PER_DESTINATION, rng=self._rng)
+            self._breakers[name] = CircuitBreaker(name, max_concurrent=MAX_CALLS_PER_DESTINATION, rng=self.rng)
         return self._breakers[name]
 
     def waiting_for(self, run_id: int) -> CircuitBreaker | None:
@@ -33,7 +36,6 @@ class WaitQueues:
         return self._waiting_for.get(run_id)
 
     def __len__(self) -> int:
-        """Return the number of waiting runs."""
         return len(self._waiting_for)
 
     def failing_count(self) -> int:
@@ -80,9 +82,9 @@ class WaitQueues:
             self._schedule_probe(destination)
             return
         # With no call in flight, nothing would wake the rest later.
-        most = destination.free_slots if destination.in_flight else len(destination.waiting)
+        most = destination.max_concurrent - destination.in_flight if destination.in_flight else len(destination.waiting)
         for run_id in list(itertools.islice(destination.waiting, most)):
-            self._schedule(run_id, now)
+            self.schedule(run_id, now)
 
     def drain(self, destination: CircuitBreaker) -> list[int]:
         """Empty the queue and return its runs."""
@@ -97,4 +99,4 @@ class WaitQueues:
         if destination.is_failing and not destination.in_flight and destination.waiting:
             # At most one run, the sole failing one, has to wait longer than the others.
             run_id = min(itertools.islice(destination.waiting, 2), key=destination.next_try_at)
-            self._schedule(run_id, destination.next_try_at(run_id))
+            self.schedule(run_id, destination.next_try_at(run_id))

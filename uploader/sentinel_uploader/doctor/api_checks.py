@@ -13,16 +13,17 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import SentinelStreamError, UsageError
 from sentinel_protocol.wire.sample import CSV_HEADER
 from sentinel_uploader.backends.http.client import HttpResponse
-from sentinel_uploader.backends.objectstore.s3.store import S3Store
+from sentinel_uploader.backends.objectstore.by_scheme import StoresByScheme
 from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.backends.sentinel.client import DEFAULT_BASE_URL, SentinelClient, run_path
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
 from sentinel_uploader.delivery.csv_batch import gzip_csv
-from sentinel_uploader.doctor.findings import Finding, Severity
+from sentinel_uploader.doctor.findings import Finding, Severity, failed, ok, skipped, warning
+from sentinel_uploader.doctor.machine_checks import OpenRun
 from sentinel_uploader.doctor.probe import ProbeContext
-from sentinel_uploader.doctor.storage_checks import OpenRun, ask_for_credentials, check_storage
+from sentinel_uploader.doctor.storage_checks import ask_for_credentials, check_storage
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import ObjectStore, object_uri
 from sentinel_uploader.runs.types import FinishRequest, Registration, RunDescription
 
 JOB_NAME = "sentinel-uploader doctor"
@@ -38,13 +39,12 @@ def check_backend(
     context = ProbeContext(environ, clock)
     source = token_source(environ)
     if source is None:
-        remedy = "set SENTINEL_API_TOKEN or SENTINEL_API_TOKEN_FILE"
-        yield Finding(Severity.FAILED, "token", "no token is set", remedy)
+        yield failed("token", "no token is set", "set SENTINEL_API_TOKEN or SENTINEL_API_TOKEN_FILE")
         return
     try:
         token = source()
     except TokenError as error:
-        yield Finding(Severity.FAILED, "token", str(error), "write only the token to the file")
+        yield failed("token", str(error), "write only the token to the file")
         return
     yield _token(environ)
     is_taken = False
@@ -57,29 +57,27 @@ def check_backend(
             finding, credentials = ask_for_credentials(context, api, run)
         yield finding
     elif is_taken and not put:
-        yield Finding(
-            Severity.SKIPPED, "credentials", "the API gives them only to a run, and no run is open: --put creates one"
-        )
+        yield skipped("credentials", "the API gives them only to a run, and no run is open: --put creates one")
     is_reachable = True
     for finding in check_storage(context, run, credentials):
         is_reachable = is_reachable and finding.severity is not Severity.FAILED
         yield finding
     if not put:
-        yield Finding(Severity.SKIPPED, "put", "nothing was stored: --put registers, stores and finishes one empty run")
+        yield skipped("put", "nothing was stored: --put registers, stores and finishes one empty run")
     elif is_taken and is_reachable:
         yield from _end_to_end_run(context, SentinelBackend(source, _base_url(environ), clock, environ))
     else:
-        yield Finding(Severity.SKIPPED, "put", "no run is created, because the checks above failed")
+        yield skipped("put", "no run is created, because the checks above failed")
 
 
 def _token(environ: Mapping[str, str]) -> Finding:
     for variable in ("SENTINEL_API_TOKEN", "SENTINEL_API_KEY"):
         if environ.get(variable, "").strip():
-            return Finding(Severity.OK, "token", f"from {variable}")
+            return ok("token", f"from {variable}")
     path = environ["SENTINEL_API_TOKEN_FILE"]
     if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
-        return Finding(Severity.WARNING, "token", f"other users can read {path}", f"chmod 600 {path}")
-    return Finding(Severity.OK, "token", f"from the file {path}")
+        return warning("token", f"other users can read {path}", f"chmod 600 {path}")
+    return ok("token", f"from the file {path}")
 
 
 def _base_url(environ: Mapping[str, str]) -> str:
@@ -90,7 +88,7 @@ def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
     """Ask for credentials of a run that does not exist: with a valid token, the API says that there is none."""
     remedy = "check SENTINEL_API_URL, the network, HTTPS_PROXY and SSL_CERT_FILE"
     try:
-        with context.client(("SSL_CERT_FILE",)) as client:
+        with closing(context.new_client(("SSL_CERT_FILE",))) as client:
             endpoint = SentinelClient(
                 _base_url(context.environ), clock=context.clock, environ=context.environ, client=client
             )
@@ -98,26 +96,25 @@ def _api(context: ProbeContext, token: str) -> Iterator[Finding]:
             path = run_path("probe", f"doctor-{uuid.uuid4().hex}", "refresh-credentials")
             answer = endpoint.post("probe", path, token, b"")
     except (UsageError, DeliveryError) as error:
-        yield Finding(Severity.FAILED, "api", str(error), remedy)
+        yield failed("api", str(error), remedy)
         return
     yield _api_answer(endpoint.base_url, answer)
-    yield context.clock_finding(endpoint.base_url, answer, sent_at)
+    yield context.clock_finding(endpoint.base_url, answer.date(), sent_at)
 
 
 def _api_answer(base_url: str, answer: HttpResponse) -> Finding:
     text = f"{base_url} answers HTTP {answer.status}"
     if answer.status in {401, 403}:
-        return Finding(Severity.FAILED, "api", f"{text}: it refuses the token", "replace the token")
+        return failed("api", f"{text}: it refuses the token", "replace the token")
     if answer.status in {408, 425, 429} or answer.status >= 500:
-        return Finding(Severity.FAILED, "api", text, "wait, or ask its operator; rows are kept meanwhile")
+        return failed("api", text, "wait, or ask its operator; rows are kept meanwhile")
     if not _is_json(answer.body):
-        remedy = "check SENTINEL_API_URL, with its path"
-        return Finding(Severity.FAILED, "api", f"{text}, and not as the Sentinel API does", remedy)
-    return Finding(Severity.OK, "api", f"{base_url} takes the token")
+        return failed("api", f"{text}, and not as the Sentinel API does", "check SENTINEL_API_URL, with its path")
+    return ok("api", f"{base_url} takes the token")
 
 
 def _end_to_end_run(context: ProbeContext, api: SentinelBackend) -> Iterator[Finding]:
-    store = S3Store(environ=context.environ, clock=context.clock)
+    store = StoresByScheme(context.environ, context.clock, context.new_client)
     run = RunDescription(
         uid=uuid.uuid4().hex,
         run_key=JOB_NAME,
@@ -129,19 +126,17 @@ def _end_to_end_run(context: ProbeContext, api: SentinelBackend) -> Iterator[Fin
     )
     try:
         registration = api.register(run)
-        yield Finding(
-            Severity.OK, "register", f"run {registration.run_id}, to be stored under {registration.uri_prefix}"
-        )
+        yield ok("register", f"run {registration.run_id}, to be stored under {registration.uri_prefix}")
         yield from _put_and_finish(context, api, store, run, registration)
     except SentinelStreamError as error:
-        yield Finding(Severity.FAILED, "register", str(error), "ask the operator of the API")
+        yield failed("register", str(error), "ask the operator of the API")
     finally:
         api.close()
         store.close()
 
 
 def _put_and_finish(
-    context: ProbeContext, api: SentinelBackend, store: S3Store, run: RunDescription, registration: Registration
+    context: ProbeContext, api: SentinelBackend, store: ObjectStore, run: RunDescription, registration: Registration
 ) -> Iterator[Finding]:
     uri = object_uri(registration.uri_prefix, 1)
     body = gzip_csv(CSV_HEADER)
@@ -149,11 +144,12 @@ def _put_and_finish(
         store.put(uri, body, registration.credentials)
         is_stored = True
         digest = hashlib.sha256(body).hexdigest()[:12]
-        yield Finding(Severity.OK, "put", f"{uri}, {len(body)} bytes, sha256 {digest}…")
+        yield ok("put", f"{uri}, {len(body)} bytes, sha256 {digest}…")
     except SentinelStreamError as error:
         is_stored = False
-        remedy = "check AWS_ENDPOINT_URL_S3, and the rights that the API's credentials give"
-        yield Finding(Severity.FAILED, "put", str(error), remedy)
+        yield failed(
+            "put", str(error), "check the storage server's address, and the rights that the API's credentials give"
+        )
     ending = FinishRequest(
         run=run,
         run_id=registration.run_id,
@@ -167,9 +163,9 @@ def _put_and_finish(
     )
     try:
         api.finish(ending)
-        yield Finding(Severity.OK, "finish", f"run {registration.run_id} is closed")
+        yield ok("finish", f"run {registration.run_id} is closed")
     except SentinelStreamError as error:
-        yield Finding(Severity.FAILED, "finish", str(error), f"close run {registration.run_id} by hand")
+        yield failed("finish", str(error), f"close run {registration.run_id} by hand")
 
 
 def _is_json(body: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from enum import StrEnum
+from functools import partial
 
 import msgspec
 
@@ -25,6 +26,12 @@ class Finding(msgspec.Struct, frozen=True, rename={"severity": "verdict"}):
     subject: str
     text: str
     remedy: str = ""
+
+
+ok = partial(Finding, Severity.OK)
+skipped = partial(Finding, Severity.SKIPPED)
+warning = partial(Finding, Severity.WARNING)
+failed = partial(Finding, Severity.FAILED)
 
 
 def report(findings: Iterable[Finding]) -> str:

@@ -3,18 +3,19 @@
 import os
 import resource
 import stat
-import tempfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Iterator
+from typing import Any, NamedTuple
 
 from sentinel_protocol.common.errors import KeyFileError, UsageError
 from sentinel_uploader.admin.status_reader import NoSpoolError, read_status
-from sentinel_uploader.doctor.findings import Finding, Severity
+from sentinel_uploader.backends.local import DirectoryStore, uri_of_path
+from sentinel_uploader.doctor.findings import Finding, failed, ok, skipped, warning
 from sentinel_uploader.runs.lifecycle import RunState
 from sentinel_uploader.server.key_store import KeyStore
 from sentinel_uploader.spool.database import database_path
 from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.telemetry.health import MIN_FREE_BYTES, free_bytes
+from sentinel_uploader.util.writable import write_error
 
 MIN_RECOMMENDED_FDS = 1024
 _AT_THE_API = frozenset({RunState.REGISTERED, RunState.FINISHING})
@@ -24,46 +25,51 @@ _GIVE = "give it to the user who runs this"
 _SECRET_SUFFIX = "_secret"  # noqa: S105 -- how such files are named
 
 
+class OpenRun(NamedTuple):
+    """A registered run that has not ended, and the URI prefix of its objects."""
+
+    run_id: str
+    uri_prefix: str
+
+
 def check_spool(directory: str) -> Iterator[Finding]:
     """Check the spool's directory and file, and what its runs wait for."""
     if not os.path.isdir(directory):
         yield _will_be_created("spool", directory)
         return
     if (fault := write_error(directory)) is not None:
-        yield Finding(Severity.FAILED, "spool", f"{directory} cannot be written: {fault}", _GIVE)
+        yield failed("spool", f"{directory} cannot be written: {fault}", _GIVE)
         return
     if stat.S_IMODE(os.stat(directory).st_mode) & 0o077:
-        text = f"other users can read {directory}, which holds samples"
-        yield Finding(Severity.WARNING, "spool", text, f"chmod 700 {directory}")
+        yield warning("spool", f"other users can read {directory}, which holds samples", f"chmod 700 {directory}")
     if not os.path.isfile(database_path(directory)):
-        yield Finding(Severity.OK, "spool", f"{directory}, empty so far")
+        yield ok("spool", f"{directory}, empty so far")
         return
     try:
         status = read_status(directory)
     except NoSpoolError as error:
-        yield Finding(Severity.OK, "spool", str(error))
+        yield ok("spool", str(error))
         return
     except UsageError as error:
-        remedy = "upgrade, or let `serve` set it aside; nothing in it is deleted"
-        yield Finding(Severity.FAILED, "spool", str(error), remedy)
+        yield failed("spool", str(error), "upgrade, or let `serve` set it aside; nothing in it is deleted")
         return
     pid = status["uploader_pid"]
     waiting = sum(run["rows_waiting"] for run in status["runs"])
     owner = "no uploader runs" if pid is None else f"uploader {pid} runs"
-    yield Finding(Severity.OK, "spool", f"{directory}: {len(status['runs'])} runs, {waiting} rows wait, {owner}")
+    yield ok("spool", f"{directory}: {len(status['runs'])} runs, {waiting} rows wait, {owner}")
     yield from _delivery_findings(status)
 
 
-def open_run(directory: str) -> tuple[str, str] | None:
-    """Return id and `s3://` address of the newest open run in the spool that has both."""
+def open_run(directory: str, schemes: Collection[str]) -> OpenRun | None:
+    """Return the newest open run in the spool that has an id, and an address with one of the schemes."""
     try:
         runs = read_status(directory)["runs"]
     except UsageError:
         # `check_spool` reports it.
         return None
-    kept = [run for run in runs if run["state"] in _AT_THE_API and run["location"].startswith("s3://")]
+    kept = [run for run in runs if run["state"] in _AT_THE_API and run["location"].partition("://")[0] in schemes]
     newest = max(kept, key=lambda run: float(run["created_at"]), default=None)
-    return None if newest is None else (newest["run_id"], newest["location"])
+    return None if newest is None else OpenRun(newest["run_id"], newest["location"])
 
 
 def check_disk(directory: str, spool_max_bytes: int) -> Finding:
@@ -73,18 +79,14 @@ def check_disk(directory: str, spool_max_bytes: int) -> Finding:
         free = free_bytes(place)
         used = os.path.getsize(database_path(directory)) if os.path.isfile(database_path(directory)) else 0
     except OSError as error:
-        return Finding(
-            Severity.FAILED, "disk", f"{place} cannot be checked: {error.strerror}", "choose another --spool"
-        )
+        return failed("disk", f"{place} cannot be checked: {error.strerror}", "choose another --spool")
     if free < MIN_FREE_BYTES:
-        return Finding(
-            Severity.FAILED, "disk", f"the disk of {place} is full", "free some space, or choose another --spool"
-        )
+        return failed("disk", f"the disk of {place} is full", "free some space, or choose another --spool")
     text = f"{free // _MIB} MiB free for the spool"
     if free < spool_max_bytes - used:
         text += f", which may grow to {spool_max_bytes // _MIB} MiB"
-        return Finding(Severity.WARNING, "disk", text, "free some space, or lower --spool-max")
-    return Finding(Severity.OK, "disk", text)
+        return warning("disk", text, "free some space, or lower --spool-max")
+    return ok("disk", text)
 
 
 def check_descriptors(directory: str) -> Finding:
@@ -95,17 +97,16 @@ def check_descriptors(directory: str) -> Finding:
         try:
             used, limit = len(os.listdir(f"/proc/{pid}/fd")), _open_files_limit(pid)
         except OSError as error:
-            text = f"those of uploader {pid} cannot be read: {error.strerror}"
-            return Finding(Severity.SKIPPED, "descriptors", text)
+            return skipped("descriptors", f"those of uploader {pid} cannot be read: {error.strerror}")
         text = f"uploader {pid} uses {used} of {limit}"
         if used > _NEARLY_ALL * limit:
-            return Finding(Severity.FAILED, "descriptors", text, remedy)
+            return failed("descriptors", text, remedy)
     else:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         text = f"{limit} at most"
     if limit < MIN_RECOMMENDED_FDS:
-        return Finding(Severity.WARNING, "descriptors", f"{text}, one for each collector", remedy)
-    return Finding(Severity.OK, "descriptors", text)
+        return warning("descriptors", f"{text}, one for each collector", remedy)
+    return ok("descriptors", text)
 
 
 def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
@@ -113,57 +114,47 @@ def check_keys(store: KeyStore, *, named: bool) -> Iterator[Finding]:
     if not store.exists:
         text = f"there is no server key in {store.directory}"
         if named:
-            yield Finding(Severity.FAILED, "keys", text, "sentinel-uploader keys init")
+            yield failed("keys", text, "sentinel-uploader keys init")
         else:
-            yield Finding(Severity.SKIPPED, "keys", f"{text}: collectors of this machine only")
+            yield skipped("keys", f"{text}: collectors of this machine only")
         return
     faults = list(_key_errors(store))
-    yield from (Finding(Severity.FAILED, "keys", text, remedy) for text, remedy in faults)
+    yield from (failed("keys", text, remedy) for text, remedy in faults)
     if not faults:
         clients = sum(not entry.is_revoked for entry in store.clients())
         text = f"{store.directory}: a server key and {clients} clients"
         if clients:
-            yield Finding(Severity.OK, "keys", text)
+            yield ok("keys", text)
         else:
-            yield Finding(Severity.WARNING, "keys", f"{text}: no client can connect", "sentinel-uploader keys add NAME")
+            yield warning("keys", f"{text}: no client can connect", "sentinel-uploader keys add NAME")
 
 
 def check_directory_target(directory: str) -> Finding:
     """Check the directory that runs are delivered to."""
     if not os.path.isdir(directory):
         return _will_be_created("target", directory)
-    if (fault := write_error(directory)) is not None:
-        return Finding(Severity.FAILED, "target", f"{directory} cannot be written: {fault}", _GIVE)
-    return Finding(Severity.OK, "target", f"runs are delivered to {directory}")
-
-
-def write_error(directory: str) -> str | None:
-    """Return why no file can be created there, `None` when one can. Creates a temporary file."""
-    try:
-        with tempfile.TemporaryFile(dir=directory):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
+    for probe in DirectoryStore().probe(uri_of_path(directory), None):
+        if probe.error is not None:
+            return failed("target", f"{directory} cannot be written: {probe.error}", probe.remedy)
+    return ok("target", f"runs are delivered to {directory}")
 
 
 def _delivery_findings(status: dict[str, Any]) -> Iterator[Finding]:
     for entry in status["destinations"]:
         text = f"{entry['name']} has failed {entry['attempts']} times, the last time with: {entry['error']}"
-        yield Finding(Severity.WARNING, "deliveries", text)
+        yield warning("deliveries", text)
     parked = [run["run_id"] or run["key"] for run in status["runs"] if run["state"] == RunState.QUARANTINED]
     if parked:
         remedy = "see `sentinel-uploader status`, then retry or discard"
-        yield Finding(Severity.WARNING, "runs", f"{len(parked)} parked, {parked[0]} is one", remedy)
+        yield warning("runs", f"{len(parked)} parked, {parked[0]} is one", remedy)
 
 
 def _will_be_created(subject: str, directory: str) -> Finding:
     place = _nearest(directory)
     fault = write_error(place)
     if fault is not None:
-        return Finding(
-            Severity.FAILED, subject, f"{directory} cannot be created in {place}: {fault}", f"create it, and {_GIVE}"
-        )
-    return Finding(Severity.OK, subject, f"{directory} will be created")
+        return failed(subject, f"{directory} cannot be created in {place}: {fault}", f"create it, and {_GIVE}")
+    return ok(subject, f"{directory} will be created")
 
 
 def _nearest(path: str) -> str:

@@ -1,12 +1,11 @@
 """Requests of the doctor: as the uploader makes them, with short timeouts. Each response also shows a clock."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_uploader.backends.http.client import HttpClient, HttpResponse
-from sentinel_uploader.doctor.findings import Finding, Severity
+from sentinel_uploader.backends.http.client import HttpClient
+from sentinel_uploader.doctor.findings import Finding, Severity, ok, skipped
 
 MAX_OK_SKEW_S = 5.0
 """The `Date` header has whole seconds, and the response took a while."""
@@ -20,29 +19,23 @@ class ProbeContext(NamedTuple):
     environ: Mapping[str, str]
     clock: Clock
 
-    @contextmanager
-    def client(self, authority_variables: Sequence[str]) -> Iterator[HttpClient]:
-        """Yield an HTTP client; raises `UsageError` for a proxy or certificate authorities that cannot be used."""
-        client = HttpClient(
+    def new_client(self, authority_variables: Sequence[str]) -> HttpClient:
+        """Return an HTTP client; raises `UsageError` for a proxy or certificate authorities that cannot be used."""
+        return HttpClient(
             environ=self.environ,
             clock=self.clock,
             authority_variables=authority_variables,
             read_timeout_s=TIMEOUT_S,
             total_timeout_s=TIMEOUT_S,
         )
-        try:
-            yield client
-        finally:
-            client.close()
 
-    def clock_finding(self, url: str, answer: HttpResponse, sent_at: float) -> Finding:
-        """Compare this machine's clock with the `Date` of a response that has just arrived; `sent_at`: UNIX seconds."""
-        server = answer.date()
+    def clock_finding(self, url: str, server: float | None, sent_at: float) -> Finding:
+        """Compare this machine's clock with that of a response that has just arrived. Times are UNIX seconds."""
         if server is None:
-            return Finding(Severity.SKIPPED, "clock", f"{url} does not tell the time")
+            return skipped("clock", f"{url} does not tell the time")
         ahead_s = (sent_at + self.clock.now()) / 2 - server
         if abs(ahead_s) <= MAX_OK_SKEW_S:
-            return Finding(Severity.OK, "clock", f"agrees with that of {url}")
+            return ok("clock", f"agrees with that of {url}")
         text = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {url}"
         verdict = Severity.WARNING if abs(ahead_s) <= MAX_WARNING_SKEW_S else Severity.FAILED
         return Finding(verdict, "clock", text, "set this machine's clock; rows carry its time")

@@ -1,39 +1,18 @@
 """Checks of credentials and storage that store nothing: for an open run, or as far as possible without one."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import closing
 
 from sentinel_protocol.common.errors import UsageError
-from sentinel_uploader.backends.http.client import Origin
-from sentinel_uploader.backends.objectstore.s3.address import (
-    bucket_location,
-    configured_endpoint,
-    is_region,
-    object_location,
-    parse_uri,
-    region_origin,
-)
-from sentinel_uploader.backends.objectstore.s3.store import AUTHORITY_VARIABLES, FALLBACK_REGION
+from sentinel_uploader.backends.objectstore.by_scheme import StoresByScheme
 from sentinel_uploader.backends.sentinel.backend import SentinelBackend
-from sentinel_uploader.doctor.findings import Finding, Severity
+from sentinel_uploader.doctor.findings import Finding, Severity, failed, ok
+from sentinel_uploader.doctor.machine_checks import OpenRun
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.runs.delivery_error import DeliveryError
-from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import StoreProbe
 from sentinel_uploader.runs.types import Credentials
-
-
-class OpenRun(NamedTuple):
-    """A registered run that has not ended, and the `s3://` prefix of its objects."""
-
-    run_id: str
-    uri_prefix: str
-
-
-class _Server(NamedTuple):
-    origin: Origin
-    path: str
-    is_certain: bool
-    """Whether objects go there; otherwise it is the most likely server."""
+from sentinel_uploader.util.untrusted_text import printable
 
 
 def ask_for_credentials(
@@ -45,52 +24,37 @@ def ask_for_credentials(
         given = api.refresh(run.run_id)
     except DeliveryError as error:
         remedy = "see `sentinel-uploader status`; ask the operator of the API"
-        return Finding(Severity.FAILED, subject, f"of run {run.run_id}: {error}", remedy), None
+        return failed(subject, f"of run {run.run_id}: {error}", remedy), None
     text = f"of run {run.run_id}"
-    if given.region and is_region(given.region):
-        text += f", for {given.region}"
+    if given.region:
+        text += f", for {printable(given.region, 40)}"
     if given.expires_at is None:
-        return Finding(Severity.OK, subject, f"{text}, without an expiry"), given
+        return ok(subject, f"{text}, without an expiry"), given
     left_s = given.expires_at - context.clock.now()
     if left_s <= 0:
         remedy = "compare the clocks; ask the operator of the API"
-        return Finding(
-            Severity.FAILED, subject, f"{text}, were expired {-left_s:.0f} s before they arrived", remedy
-        ), given
-    return Finding(Severity.OK, subject, f"{text}, new ones are good for {left_s / 60:.0f} minutes"), given
+        return failed(subject, f"{text}, were expired {-left_s:.0f} s before they arrived", remedy), given
+    return ok(subject, f"{text}, new ones are good for {left_s / 60:.0f} minutes"), given
 
 
 def check_storage(context: ProbeContext, run: OpenRun | None, credentials: Credentials | None) -> Iterator[Finding]:
-    """Send one HEAD request to the storage server: checks its name, port, certificate and the proxy."""
-    remedy = "check AWS_ENDPOINT_URL_S3, the network, HTTPS_PROXY and AWS_CA_BUNDLE"
-    verdict = Severity.FAILED
+    """Probe the object stores: that of the run, or all."""
+    region = credentials.region if credentials is not None else None
     try:
-        server = _server(context, run, credentials)
-        if not server.is_certain:
-            verdict = Severity.WARNING
-        with context.client(AUTHORITY_VARIABLES) as client:
+        with closing(StoresByScheme(context.environ, context.clock, context.new_client)) as stores:
             sent_at = context.clock.now()
-            answer = client.request("HEAD", "HEAD", server.origin, server.path, headers={})
+            for probe in stores.probe(run.uri_prefix if run else None, region):
+                yield from _storage_findings(context, probe, sent_at)
+                sent_at = context.clock.now()
     except (UsageError, DeliveryError) as error:
-        yield Finding(verdict, "storage", str(error), remedy)
+        yield failed("storage", str(error), "correct the environment, or the API's response")
+
+
+def _storage_findings(context: ProbeContext, probe: StoreProbe, sent_at: float) -> Iterator[Finding]:
+    if probe.error is not None:
+        severity = Severity.FAILED if probe.is_certain else Severity.WARNING
+        yield Finding(severity, "storage", probe.error, probe.remedy)
         return
-    guess = "" if server.is_certain else "; a run's bucket may be elsewhere, --put tries it"
-    yield Finding(Severity.OK, "storage", f"{server.origin.url} answers{guess}")
-    yield context.clock_finding(server.origin.url, answer, sent_at)
-
-
-def _server(context: ProbeContext, run: OpenRun | None, credentials: Credentials | None) -> _Server:
-    configured = configured_endpoint(context.environ)
-    if configured is not None:
-        return _Server(configured.origin, f"{configured.prefix}/", is_certain=True)
-    own = context.environ.get("AWS_REGION") or context.environ.get("AWS_DEFAULT_REGION") or ""
-    region = (credentials.region if credentials is not None else None) or own
-    if region and not is_region(region):
-        raise UsageError(f"{region!r} is not a region")
-    if run is None:
-        return _Server(region_origin(region or FALLBACK_REGION), "/", is_certain=False)
-    address = parse_uri(object_uri(run.uri_prefix, 1))
-    if not region:
-        return _Server(*bucket_location(address.bucket), is_certain=True)
-    origin, _ = object_location(address, region, None)
-    return _Server(origin, "/", is_certain=True)
+    guess = "" if probe.is_certain else "; a run's bucket may be elsewhere, --put tries it"
+    yield ok("storage", f"{probe.url} answers{guess}")
+    yield context.clock_finding(probe.url, probe.server_time, sent_at)

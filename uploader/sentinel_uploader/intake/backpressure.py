@@ -1,7 +1,6 @@
 """Whether the spool takes rows, as the intake has seen it: for the log and for health."""
 
 import logging
-from typing import NamedTuple
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.spool.errors import SpoolError, SpoolFullError
@@ -11,13 +10,6 @@ from sentinel_uploader.util.log_throttle import LogThrottle
 log = logging.getLogger(__name__)
 
 
-class SpoolUnavailable(NamedTuple):
-    """When the spool last refused rows (monotonic seconds), and why."""
-
-    at: float
-    text: str
-
-
 class SpoolAvailability:
     """Written by the intake's thread. Any thread may read `unavailable`."""
 
@@ -25,14 +17,14 @@ class SpoolAvailability:
         self._clock = clock
         self._counters = counters
         self._throttle = LogThrottle(clock)
-        self.unavailable: SpoolUnavailable | None = None
-        """Set while the spool takes no rows."""
+        self.unavailable: tuple[float, str] | None = None
+        """While the spool takes no rows: when it last refused some (monotonic seconds), and why."""
 
     def record_failure(self, error: SpoolError) -> None:
         """Count a write that failed, and log it at most once a minute."""
         is_full = isinstance(error, SpoolFullError)
         self._counters.spool_failures.add(1, "full" if is_full else "unusable")
-        self.unavailable = SpoolUnavailable(self._clock.monotonic(), str(error))
+        self.unavailable = (self._clock.monotonic(), str(error))
         if self._throttle.is_due():
             kind = "spool is full" if is_full else "spool cannot be written"
             log.error("%s, samples are not acknowledged until that changes error=%s", kind, error)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import Ack, Hello, RejectCode, Welcome
 from sentinel_uploader.intake.backpressure import SpoolAvailability
-from sentinel_uploader.intake.responses import ResponseSender, build_ack, build_late_finished
+from sentinel_uploader.intake.responses import ResponseSender, build_late_finished
 from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import sanitize_hello, validate_hello
@@ -89,7 +89,7 @@ class HandshakeHandler:
         undelivered = self._undelivered_runs.count(record.owner)
         self.responses.send(identity, Welcome(session.next_seq, record.run_id, run.last_timestamp, undelivered))
         if record.has_ended:
-            self.responses.send(identity, build_ack(run))
+            self.responses.acknowledge(identity, run)
         self.wake_run(run)
 
     def _handle_hello_after_end(self, identity: bytes, hello: Hello, closed: RunClosedError) -> None:

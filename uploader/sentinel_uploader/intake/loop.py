@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.errors import InvalidMessageError
 from sentinel_protocol.wire.messages import Finish, Hello, Ping, RejectCode, Samples, decode_from_collector
-from sentinel_uploader.intake.backpressure import SpoolAvailability, SpoolUnavailable
+from sentinel_uploader.intake.backpressure import SpoolAvailability
 from sentinel_uploader.intake.commit_window import CommitWindow
 from sentinel_uploader.intake.handshake import HandshakeHandler
 from sentinel_uploader.intake.rate_limiter import AdmissionDecision, RateLimiter
-from sentinel_uploader.intake.responses import ResponseSender, build_ack, build_finished
+from sentinel_uploader.intake.responses import ResponseSender, build_finished
 from sentinel_uploader.intake.sessions import CollectorSession, Sessions
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.write_batch import WriteBatch
@@ -44,7 +44,8 @@ _ERROR_PAUSE_S = 1.0
 
 
 class Intake:
-    """The socket's loop. `wake_run` is called for runs that may have a step due now.
+    """The socket's loop. `wake_run` is called for runs that may have a step due now. `blocked_by` returns the failing
+    destination that a run waits for, or an empty string.
 
     `name_of` returns the client that a public key belongs to, `None` for a key that is not allowed (any more). It is
     called for each message. `known_clients` returns the number of clients on the allow list.
@@ -57,6 +58,7 @@ class Intake:
         spool: Spool,
         clock: Clock,
         wake_run: Callable[[OpenRun], None],
+        blocked_by: Callable[[OpenRun], str] = lambda _: "",
         policy: Policy,
         counters: Counters,
         name_of: Callable[[bytes], str | None] = lambda _: None,
@@ -66,11 +68,12 @@ class Intake:
         limits = limits or ClientLimits()
         self._rate_limiter = RateLimiter(name_of=name_of, limits=limits, counters=counters)
         self._server = server
+        self._spool = spool
         self._clock = clock
         self._counters = counters
         self._sessions = Sessions()
-        self._responses = ResponseSender(server, counters)
-        self._availability = SpoolAvailability(clock, counters)
+        self._responses = ResponseSender(server, counters, blocked_by)
+        self.availability = SpoolAvailability(clock, counters)
         self._commit_window = CommitWindow(clock)
         quota = SpoolQuota(
             spool=spool, share=limits.client_spool_share, known_clients=known_clients, clock=clock, counters=counters
@@ -78,7 +81,7 @@ class Intake:
         self._write_batch = WriteBatch(
             spool=spool,
             responses=self._responses,
-            availability=self._availability,
+            availability=self.availability,
             clock=clock,
             counters=counters,
             policy=policy,
@@ -90,7 +93,7 @@ class Intake:
             spool=spool,
             sessions=self._sessions,
             responses=self._responses,
-            availability=self._availability,
+            availability=self.availability,
             clock=clock,
             counters=counters,
             limits=limits,
@@ -108,11 +111,6 @@ class Intake:
     def is_stalled(self, now: float) -> bool:
         """Whether the loop is late: collectors may have spoken without being heard."""
         return now - self.last_loop_at > STALL_THRESHOLD_S
-
-    @property
-    def spool_unavailable(self) -> SpoolUnavailable | None:
-        """Why the spool takes no rows; `None` when it does."""
-        return self._availability.unavailable
 
     def run(self, stop: threading.Event) -> None:
         """Serve until the event is set; `ZmqServer.wake` makes the loop check the event at once."""
@@ -229,7 +227,7 @@ class Intake:
         session = self._sessions.by_connection(identity)
         if session is None or session.run.record.owner != owner:
             return None
-        session.run.last_seen_at = self._clock.monotonic()
+        self._spool.mark_seen(session.run)
         return session
 
     def _reject(self, identity: bytes, owner: str, decision: AdmissionDecision) -> None:
@@ -250,7 +248,7 @@ class Intake:
             if session is None:
                 continue
             if not record.is_over:
-                self._responses.send(session.identity, build_ack(session.run))
+                self._responses.acknowledge(session.identity, session.run)
                 continue
             self._sessions.remove(session)
             if record.state is RunState.FINISHED:

@@ -1,10 +1,12 @@
-"""What collectors are told: building a message from what is durable, and sending it."""
+"""Builds messages to collectors from the durable state, and sends them."""
+
+from collections.abc import Callable
 
 import msgspec
 
 from sentinel_protocol.wire.messages import Ack, Finished, Reject, RejectCode, UploaderMessage, encode
 from sentinel_uploader.runs.lifecycle import RunState
-from sentinel_uploader.runs.object_names import object_uri
+from sentinel_uploader.runs.ports import object_uri
 from sentinel_uploader.server.zmq_server import ZmqServer
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import RunRecord
@@ -19,11 +21,15 @@ _FORGOTTEN = {"note": "the run was delivered so long ago that its details are no
 
 
 class ResponseSender:
-    """Sends to collectors without blocking; belongs to the thread that owns the socket."""
+    """Sends to collectors without blocking; belongs to the thread that owns the socket.
 
-    def __init__(self, server: ZmqServer, counters: Counters) -> None:
+    `blocked_by` returns the failing destination that a run waits for, or an empty string.
+    """
+
+    def __init__(self, server: ZmqServer, counters: Counters, blocked_by: Callable[[OpenRun], str]) -> None:
         self._server = server
         self._counters = counters
+        self._blocked_by = blocked_by
 
     def send(self, identity: bytes, message: UploaderMessage) -> None:
         """Send to one connection. A message to a peer that is gone or does not read is counted and dropped."""
@@ -37,16 +43,16 @@ class ResponseSender:
         """Send a `Reject`."""
         self.send(identity, Reject(code, text, retry, seq))
 
-
-def build_ack(run: OpenRun) -> Ack:
-    """Return what is durable of the run, and what delays its delivery."""
-    record = run.record
-    return Ack(
-        run.durable_seq,
-        finish=record.has_ended and not record.closed_as_stale,
-        delivery_error=printable(record.last_error or run.blocked_by, _MAX_ERROR_CHARS),
-        quarantined=record.state is RunState.QUARANTINED,
-    )
+    def acknowledge(self, identity: bytes, run: OpenRun) -> None:
+        """Send the number of durable rows of the run, and why its delivery is delayed."""
+        record = run.record
+        ack = Ack(
+            run.durable_seq,
+            finish=record.has_ended and not record.closed_as_stale,
+            delivery_error=printable(record.last_error or self._blocked_by(run), _MAX_ERROR_CHARS),
+            quarantined=record.state is RunState.QUARANTINED,
+        )
+        self.send(identity, ack)
 
 
 def build_finished(record: RunRecord) -> Finished:

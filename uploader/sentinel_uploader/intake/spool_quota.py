@@ -55,7 +55,7 @@ class SpoolQuota:
             self._free_bytes = self._read_free_bytes()
         if self._free_bytes == math.inf and not self._throttled:
             return True
-        held = self.spool.client_bytes(owner) + self._reserved[owner]
+        held = self.spool.usage.spool_bytes(owner) + self._reserved[owner]
         free = self._free_bytes - self._reserved.total()
         over = (held + size) * (1.0 - self.share) > free * self.share or size > free
         if over and held + size > _MIN_GUARANTEED_BYTES:
@@ -67,7 +67,7 @@ class SpoolQuota:
         return True
 
     def _read_free_bytes(self) -> float:
-        if self.share >= 1.0 or max(self.spool.client_count(), self.known_clients()) <= 1:
+        if self.share >= 1.0 or max(self.spool.usage.clients, self.known_clients()) <= 1:
             return float("inf")
         try:
             used, limit, _ = self.spool.size()

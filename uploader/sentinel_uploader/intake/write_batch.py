@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import MAX_SEQUENCE, Finish, RejectCode, Samples, encode
 from sentinel_uploader.intake.backpressure import SpoolAvailability
-from sentinel_uploader.intake.responses import ResponseSender, build_ack
+from sentinel_uploader.intake.responses import ResponseSender
 from sentinel_uploader.intake.sessions import CollectorSession
 from sentinel_uploader.intake.spool_quota import SpoolQuota
 from sentinel_uploader.intake.validation import has_valid_timestamps, is_valid_finish
@@ -104,10 +104,8 @@ class WriteBatch:
 
     def commit(self) -> bool:
         """Make the batch durable and acknowledge it, or tell its collectors to wait; False when there was nothing."""
-        sessions, self._sessions = self._sessions, {}
-        frames, self._frames = self._frames, []
-        self.rows = 0
-        self.quota.reset()
+        sessions, frames = self._sessions, self._frames
+        self.clear()
         finishes = [(session.run, session.finish) for session in sessions.values() if session.finish is not None]
         if frames or finishes:
             began_at = self.clock.monotonic()
@@ -132,7 +130,7 @@ class WriteBatch:
             # The run ended between the message and this transaction, so the rows do not belong to it.
             self.responses.reject(session.identity, RejectCode.CLOSED, "this run has ended", seq=run.durable_seq)
             return
-        self.responses.send(session.identity, build_ack(run))
+        self.responses.acknowledge(session.identity, run)
         if run.record.has_ended or self._is_batch_full(run):
             self.wake_run(run)
 
@@ -162,6 +160,6 @@ class WriteBatch:
         except SpoolError as error:
             self.availability.record_failure(error)
             return False
-        self.responses.send(session.identity, build_ack(session.run))
+        self.responses.acknowledge(session.identity, session.run)
         self.wake_run(session.run)
         return True

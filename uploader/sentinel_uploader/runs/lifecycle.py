@@ -54,16 +54,12 @@ _TRANSITIONS: dict[tuple[RunState, Event], RunState] = {
     (RunState.REGISTERED, Event.ENDED): RunState.FINISHING,
     (RunState.FINISHING, Event.ACCEPTED): RunState.FINISHED,
     (RunState.FINISHING, Event.CLOSED_STALE): RunState.STALE_CLOSED,
-    (RunState.NEW, Event.PERMANENT_FAILURE): RunState.QUARANTINED,
-    (RunState.REGISTERED, Event.PERMANENT_FAILURE): RunState.QUARANTINED,
-    (RunState.FINISHING, Event.PERMANENT_FAILURE): RunState.QUARANTINED,
     # A quarantined run may still end. Another attempt starts from the first state.
     (RunState.QUARANTINED, Event.ENDED): RunState.QUARANTINED,
     (RunState.QUARANTINED, Event.REQUEUED): RunState.NEW,
-    (RunState.NEW, Event.DISCARDED): RunState.DISCARDED,
-    (RunState.REGISTERED, Event.DISCARDED): RunState.DISCARDED,
-    (RunState.FINISHING, Event.DISCARDED): RunState.DISCARDED,
     (RunState.QUARANTINED, Event.DISCARDED): RunState.DISCARDED,
+    **{(state, Event.PERMANENT_FAILURE): RunState.QUARANTINED for state in OPEN_STATES},
+    **{(state, Event.DISCARDED): RunState.DISCARDED for state in OPEN_STATES},
 }
 
 

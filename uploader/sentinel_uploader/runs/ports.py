@@ -1,5 +1,6 @@
-"""What delivery needs from a backend: a Sentinel API and an object store."""
+"""The interfaces of a backend: a Sentinel API and an object store."""
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
@@ -32,6 +33,18 @@ class SentinelAPI(Protocol):
         """Close connections; calls in flight may fail."""
 
 
+class StoreProbe(NamedTuple):
+    """The result of a probe: the server of objects, and why it cannot be used."""
+
+    url: str
+    is_certain: bool
+    """False: this is only the most likely server."""
+    server_time: float | None = None
+    """The server's clock (UNIX seconds), if it shows one."""
+    error: str | None = None
+    remedy: str = ""
+
+
 class ObjectStore(Protocol):
     """Stores objects."""
 
@@ -40,6 +53,12 @@ class ObjectStore(Protocol):
 
     def put(self, uri: str, body: bytes, credentials: Credentials | None) -> None:
         """Store the object durably under `uri`: one attempt, idempotent. Raises `DeliveryError`."""
+
+    def probe(self, uri_prefix: str | None, region: str | None) -> Iterable[StoreProbe]:
+        """Try the servers of a run's objects without storing any; `None`: of a run that is not known yet.
+
+        May block for the length of a request's timeout. Never raises `DeliveryError`: the results tell.
+        """
 
     def close(self) -> None:
         """Close connections; calls in flight may fail."""
@@ -51,3 +70,8 @@ class Backend(NamedTuple):
     api: SentinelAPI
     store: ObjectStore
     needs_credentials: bool
+
+
+def object_uri(prefix: str, number: int) -> str:
+    """Return the URI of a run's object `number` (from 1)."""
+    return f"{prefix.rstrip('/')}/{number:04d}.csv.gz"

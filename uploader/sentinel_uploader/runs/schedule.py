@@ -33,6 +33,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     inline_limit_bytes: int = 0
     cloud_wait_s: float = 3.0
 
+    def stale_deadline(self, *, silent_since: float, interval_s: float) -> float:
+        """Return when (monotonic seconds) a collector that is silent since then counts as gone."""
+        return silent_since + max(self.stale_after_s, 3 * interval_s)
+
 
 class SchedulingFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The inputs of `next_step`. Times are monotonic seconds."""
@@ -104,17 +108,9 @@ def upload_phase(run_id: int) -> float:
     return (run_id - 1) * _GOLDEN_RATIO % 1.0 * min(1.0, (run_id - 1) / _CROWD)
 
 
-def stale_deadline(policy: Policy, *, silent_since: float, interval_s: float) -> float:
-    """Return when (monotonic seconds) a collector that is silent since then counts as gone."""
-    return silent_since + max(policy.stale_after_s, 3 * interval_s)
-
-
-def _stale_deadline(facts: SchedulingFacts, policy: Policy) -> float:
-    return stale_deadline(policy, silent_since=facts.silent_since, interval_s=facts.interval_s)
-
-
 def _next_for_new(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
-    if not facts.has_ended and now >= _stale_deadline(facts, policy):
+    stale_at = policy.stale_deadline(silent_since=facts.silent_since, interval_s=facts.interval_s)
+    if not facts.has_ended and now >= stale_at:
         return Step.CLOSE_STALE, now
     wait_until = facts.created_at + policy.cloud_wait_s
     if facts.cloud_pending and not facts.has_ended and now < wait_until:
@@ -123,13 +119,14 @@ def _next_for_new(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[S
 
 
 def _next_for_registered(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
-    if now >= _stale_deadline(facts, policy):
+    stale_at = policy.stale_deadline(silent_since=facts.silent_since, interval_s=facts.interval_s)
+    if now >= stale_at:
         return Step.CLOSE_STALE, now
     interval_s = policy.upload_interval_s * (1.0 - facts.upload_phase / 2)
     if not facts.unbatched_rows:
         # Rows that come now are due one interval later at the earliest.
-        return None, min(max(facts.sealed_at, now) + interval_s, _stale_deadline(facts, policy))
+        return None, min(max(facts.sealed_at, now) + interval_s, stale_at)
     due = facts.sealed_at + interval_s
     if now >= due:
         return Step.SEAL_BATCH, now
-    return None, min(due, _stale_deadline(facts, policy))
+    return None, min(due, stale_at)

@@ -9,9 +9,7 @@ import os
 import threading
 
 from sentinel_protocol.common.clock import Clock
-from sentinel_protocol.common.errors import KeyFileError
-from sentinel_protocol.wire.curve_keys import KeyPair, read_public
-from sentinel_uploader.server.key_store import KeyStore, client_name_from_file
+from sentinel_uploader.server.key_store import KeyStore, read_client_keys
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +26,7 @@ class AllowList:
 
     def __init__(self, store: KeyStore, *, clock: Clock) -> None:
         """Read the server's pair and the list; raises `KeyFileError` when the pair cannot be used."""
-        self.pair: KeyPair = store.server_pair()
+        self.pair = store.server_pair()
         self._directory = store.clients_dir
         self._clock = clock
         self._lock = threading.Lock()
@@ -97,18 +95,11 @@ class AllowList:
 
     def _read(self) -> dict[bytes, str]:
         names: dict[bytes, str] = {}
-        for file in sorted(os.listdir(self._directory)):
-            name = client_name_from_file(file)
-            if name is None:
-                continue
-            path = os.path.join(self._directory, file)
-            try:
-                key = read_public(path)
-                complaint = f"the same key as that of {names[key]}" if key in names else ""
-                names.setdefault(key, name)
-            except KeyFileError as error:
-                complaint = str(error)
-            self._log_once(path, complaint and f"client {name} cannot connect: {complaint}")
+        for name, path, key, unusable in read_client_keys(self._directory):
+            error = unusable or (f"the same key as that of {names[key]}" if key in names else "")
+            if not error:
+                names[key] = name
+            self._log_once(path, error and f"client {name} cannot connect: {error}")
         return names
 
     def _log_once(self, path: str, text: str) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import zmq
 
@@ -26,41 +27,31 @@ SWEEP_INTERVAL_S = 0.25
 MONITOR_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_ACCEPT_FAILED
 
 
+@dataclass(eq=False)
 class ConnectionGuard:
     """Guards the sockets of one context. `monitors` belong to these sockets and report `MONITOR_EVENTS`."""
 
-    def __init__(
-        self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
-        monitors: Sequence["zmq.Socket[bytes]"],
-        *,
-        connections: ConnectionTable,
-        allow_list: CurveAllowList | None,
-        rejections: RejectionLog,
-        clock: Clock,
-    ) -> None:
-        self._monitors = monitors
-        self._connections = connections
-        self._allow_list = allow_list
-        self._rejections = rejections
-        self._clock = clock
+    context: "zmq.Context[zmq.Socket[bytes]]"
+    monitors: Sequence["zmq.Socket[bytes]"]
+    connections: ConnectionTable
+    allow_list: CurveAllowList | None
+    rejections: RejectionLog
+    clock: Clock
+
+    def __post_init__(self) -> None:
         self._zap: ZapAuthenticator | None = None
-        if allow_list is not None:
+        if self.allow_list is not None:
             self._zap = ZapAuthenticator(
-                context,
-                allow_list=allow_list,
-                connections=connections,
-                on_rejected=rejections.on_rejected,
-                clock=clock,
+                self.context, self.allow_list, self.connections, self.rejections.on_rejected, self.clock
             )
         self._list_revision: int | None = None
-        self._budget = InspectionBudget(connections.limits.max_unread_bytes)
+        self._budget = InspectionBudget(self.connections.limits.max_unread_bytes)
         self._wake_fd, self._wake_write_fd = os.pipe()
         self._thread = threading.Thread(target=self._run, name="connection-guard", daemon=True)
 
     def start(self, endpoints: Sequence[Sequence[str]]) -> None:
         """Start the thread, once the sockets listen; `endpoints` are those of each socket, in the monitors' order."""
-        self._connections.set_listen_endpoints(endpoints)
+        self.connections.set_listen_endpoints(endpoints)
         self._thread.start()
 
     def stop(self) -> None:
@@ -74,7 +65,7 @@ class ConnectionGuard:
         self.stop()
         os.close(self._wake_write_fd)
         os.close(self._wake_fd)
-        for monitor in self._monitors:
+        for monitor in self.monitors:
             monitor.close(linger=0)
         if self._zap is not None:
             self._zap.close()
@@ -83,55 +74,55 @@ class ConnectionGuard:
         # Signals are handled by the main thread.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         poller = zmq.Poller()
-        for source in (self._wake_fd, *self._monitors, *([self._zap.socket] if self._zap is not None else [])):
+        for source in (self._wake_fd, *self.monitors, *([self._zap.socket] if self._zap is not None else [])):
             poller.register(source, zmq.POLLIN)
-        swept_at = self._clock.monotonic()
+        swept_at = self.clock.monotonic()
         while self._wake_fd not in dict(
-            poller.poll(max(0, round(1000 * (swept_at + SWEEP_INTERVAL_S - self._clock.monotonic()))))
+            poller.poll(max(0, round(1000 * (swept_at + SWEEP_INTERVAL_S - self.clock.monotonic()))))
         ):
             try:
-                for index, monitor in enumerate(self._monitors):
+                for index, monitor in enumerate(self.monitors):
                     while (event := next_event(monitor)) is not None:
                         self._on_monitor_event(index, event)
                 if self._zap is not None:
                     self._zap.handle_requests()
-                now = self._clock.monotonic()
+                now = self.clock.monotonic()
                 if now - swept_at >= SWEEP_INTERVAL_S:
                     swept_at = now
                     self._sweep_connections(now)
             except Exception as error:  # noqa: BLE001 -- a connection that was not admitted by then stays outside
-                self._rejections.on_error(error)
+                self.rejections.on_error(error)
 
     def _on_monitor_event(self, index: int, event: SocketEvent) -> None:
         connection_id = ConnectionId(index, event.value)
         if event.kind == zmq.EVENT_ACCEPT_FAILED:
             if event.value in {errno.EMFILE, errno.ENFILE}:
-                self._rejections.on_rejected("descriptors")
-                self._rejections.on_limit_reached(len(self._connections), self._connections.limits.max_connections)
+                self.rejections.on_rejected("descriptors")
+                self.rejections.on_limit_reached(len(self.connections), self.connections.limits.max_connections)
                 # ZeroMQ retries in a busy loop until there is a descriptor.
-                self._connections.drop_newest_pending()
+                self.connections.drop_newest_pending()
         elif event.kind == zmq.EVENT_DISCONNECTED:
             # Probes at a Unix socket are not counted: only this user reaches it, and each command probes it.
-            if self._connections.on_closed(connection_id) and not event.endpoint.startswith("ipc:"):
-                self._rejections.on_rejected("silent")
-        elif not self._connections.on_accepted(connection_id, self._clock.monotonic()):
-            self._rejections.on_rejected("connections")
-            self._rejections.on_limit_reached(len(self._connections), self._connections.limits.max_connections)
+            if self.connections.on_closed(connection_id) and not event.endpoint.startswith("ipc:"):
+                self.rejections.on_rejected("silent")
+        elif not self.connections.on_accepted(connection_id, self.clock.monotonic()):
+            self.rejections.on_rejected("connections")
+            self.rejections.on_limit_reached(len(self.connections), self.connections.limits.max_connections)
 
     def _sweep_connections(self, now: float) -> None:
         self._drop_revoked()
-        self._connections.drop_expired_pending(now)
-        stalled, _ = self._connections.inspect_some(now, self._budget.count(len(self._connections)))
+        self.connections.drop_expired_pending(now)
+        stalled, _ = self.connections.inspect_some(now, self._budget.count(len(self.connections)))
         for _ in range(stalled):
-            self._rejections.on_rejected("unread")
+            self.rejections.on_rejected("unread")
 
     def _drop_revoked(self) -> None:
-        if self._allow_list is None:
+        if self.allow_list is None:
             return
-        revision = self._allow_list.revision()
+        revision = self.allow_list.revision()
         if revision != self._list_revision:
-            for _ in range(self._connections.drop_revoked(self._allow_list.is_allowed)):
-                self._rejections.on_rejected("revoked")
+            for _ in range(self.connections.drop_revoked(self.allow_list.is_allowed)):
+                self.rejections.on_rejected("revoked")
             # Last: when a look at the list fails, all keys are looked at again.
             self._list_revision = revision
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from sentinel_protocol.common.unix_peer import foreign_peer_uid
 from sentinel_uploader.server.fd_sockets import socket_from_fd, tcp_bytes_received
 
 PENDING_TIMEOUT_S = 90.0
@@ -150,6 +151,19 @@ class ConnectionTable:
             self._ids_by_key.setdefault(key, set()).add(connection_id)
             self._heard_at[identity] = self._now
             return True
+
+    def drop_foreign(self, connection_id: ConnectionId) -> bool:
+        """Close a connection at a Unix socket whose peer is neither this user nor root; True if it was."""
+        try:
+            if foreign_peer_uid(connection_id.descriptor) is None:
+                return False
+        except OSError:
+            # It is closed already: what it has sent is of unknown origin.
+            return True
+        with self._lock:
+            if connection_id in self._pending:
+                self._drop_pending(connection_id)
+        return True
 
     def disconnect(self, identity: bytes) -> bool:
         """Close a registered connection; False when there is none with this identity."""

@@ -11,14 +11,16 @@ Directories have mode 0700 and files 0600. Files are written atomically.
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import zmq
+import zmq.utils.z85
 
 from sentinel_protocol.common.atomic_file import sync_directory, write_atomically
 from sentinel_protocol.common.errors import KeyFileError, UsageError
 from sentinel_protocol.common.paths import make_private_dir
-from sentinel_protocol.wire.curve_keys import KeyPair, decode_key, format_certificate, read_key_pair, read_public
+from sentinel_protocol.wire.curve_keys import KeyPair, format_certificate, read_key_pair, read_public
 
 _PUBLIC = ".key"
 _SECRET = ".key_secret"  # noqa: S105 -- how the files are called
@@ -108,7 +110,7 @@ class KeyStore:
 
     def clients(self) -> list[ClientEntry]:
         """Return all clients by name, revoked ones after the others."""
-        found = [*_entries(self.clients_dir, is_revoked=False)]
+        found = list(_entries(self.clients_dir, is_revoked=False))
         active = {entry.name for entry in found}
         return found + [entry for entry in _entries(self._revoked_dir, is_revoked=True) if entry.name not in active]
 
@@ -116,33 +118,30 @@ class KeyStore:
         return os.path.join(directory, name + suffix)
 
 
-def client_name_from_file(file: str) -> str | None:
-    """Return the client of a public key file, `None` for any other file."""
-    name = file.removesuffix(_PUBLIC)
-    return name if name != file and _NAME.fullmatch(name) else None
-
-
-def _entries(directory: str, *, is_revoked: bool) -> list[ClientEntry]:
-    try:
-        files = sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UsageError(f"cannot list {directory}: {error.strerror}") from error
-    entries = []
-    for file in files:
-        name = client_name_from_file(file)
-        if name is None:
+def read_client_keys(directory: str) -> Iterator[tuple[str, str, bytes, str]]:
+    """Yield each client's name, the path of its public key, the key, and why it cannot be used; raises `OSError`."""
+    for file in sorted(os.listdir(directory)):
+        name = file.removesuffix(_PUBLIC)
+        if name == file or not _NAME.fullmatch(name):
             continue
         path = os.path.join(directory, file)
-        key, trouble = b"", ""
+        key, error = b"", ""
         try:
             key = read_public(path)
-        except KeyFileError as error:
-            trouble = str(error)
-        with contextlib.suppress(OSError):
-            entries.append(ClientEntry(name, key, is_revoked, os.lstat(path).st_mtime, trouble))
-    return entries
+        except KeyFileError as cause:
+            error = str(cause)
+        yield name, path, key, error
+
+
+def _entries(directory: str, *, is_revoked: bool) -> Iterator[ClientEntry]:
+    try:
+        for name, path, key, error in read_client_keys(directory):
+            with contextlib.suppress(OSError):
+                yield ClientEntry(name, key, is_revoked, os.lstat(path).st_mtime, error)
+    except FileNotFoundError:
+        return
+    except OSError as cause:
+        raise UsageError(f"cannot list {directory}: {cause.strerror}") from cause
 
 
 def _check_name(name: str) -> None:
@@ -151,10 +150,8 @@ def _check_name(name: str) -> None:
 
 
 def _new_pair() -> KeyPair:
-    halves = [decode_key(half.decode("ascii")) for half in zmq.curve_keypair()]
-    assert halves[0] is not None
-    assert halves[1] is not None
-    return KeyPair(halves[0], halves[1])
+    public, secret = zmq.curve_keypair()
+    return KeyPair(zmq.utils.z85.decode(public), zmq.utils.z85.decode(secret))
 
 
 def _write(path: str, content: str, *, replace: bool = False) -> None:

@@ -4,6 +4,7 @@ Fails closed: `ZAP_ENFORCE_DOMAIN` makes ZeroMQ admit no connection that was not
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import zmq
@@ -31,24 +32,19 @@ class CurveAllowList(Protocol):
         """Whether a client with this public key may connect and stay connected."""
 
 
+@dataclass(eq=False)
 class ZapAuthenticator:
     """Answers the requests of one context, from one thread. An answer of 200 also sets the connection's routing id."""
 
-    def __init__(
-        self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
-        *,
-        allow_list: CurveAllowList,
-        connections: ConnectionTable,
-        on_rejected: Callable[[str], None],
-        clock: Clock,
-    ) -> None:
-        self._allow_list = allow_list
-        self._connections = connections
-        self._on_rejected = on_rejected
-        self._clock = clock
-        self._routing_ids = RoutingIdAllocator(context)
-        self.socket = context.socket(zmq.REP)
+    context: "zmq.Context[zmq.Socket[bytes]]"
+    allow_list: CurveAllowList
+    connections: ConnectionTable
+    on_rejected: Callable[[str], None]
+    clock: Clock
+
+    def __post_init__(self) -> None:
+        self._routing_ids = RoutingIdAllocator(self.context)
+        self.socket = self.context.socket(zmq.REP)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.bind(_ENDPOINT)
 
@@ -63,19 +59,19 @@ class ZapAuthenticator:
             try:
                 if not self._is_authorized(request):
                     status, text = b"400", b"not on the list"
-                elif self._connections.has_reached_limit(request[_KEY_PART]):
+                elif self.connections.has_reached_limit(request[_KEY_PART]):
                     # 300 is a temporary failure: the connection ends without an error, and the collector comes back.
                     status, text, reason = b"300", b"too many connections", "connections-of-client"
                 else:
                     metadata = self._routing_ids.allocate()
                     status, text, user = b"200", b"OK", request[_KEY_PART].hex().encode()
                     host = normalize_host(request[_HOST_PART].decode("ascii", "replace"))
-                    self._connections.on_authenticated(request[_KEY_PART], host, self._clock.monotonic())
+                    self.connections.on_authenticated(request[_KEY_PART], host, self.clock.monotonic())
             finally:
                 request_id = request[1] if len(request) > 1 else b""
                 self.socket.send_multipart((b"1.0", request_id, status, text, user, metadata))
             if status != b"200":
-                self._on_rejected(reason)
+                self.on_rejected(reason)
 
     def close(self) -> None:
         """Close the sockets: from now on no connection is admitted."""
@@ -86,4 +82,4 @@ class ZapAuthenticator:
         if len(request) != _KEY_PART + 1:
             return False
         is_ours = (request[0], request[2], request[5]) == (b"1.0", ZAP_DOMAIN, b"CURVE")
-        return is_ours and len(request[_KEY_PART]) == KEY_BYTES and self._allow_list.is_allowed(request[_KEY_PART])
+        return is_ours and len(request[_KEY_PART]) == KEY_BYTES and self.allow_list.is_allowed(request[_KEY_PART])

@@ -200,6 +200,10 @@ class ZmqServer(ZmqContextOwner):
                 return None
         if not self._connections.is_registered(identity):
             connection_id = ConnectionId(identity[0], int(frame.get("__fd")))
+            # Unix sockets listen without keys.
+            if not key and self._connections.drop_foreign(connection_id):
+                self._rejections.on_rejected("user")
+                return None
             if not self._connections.register(identity, connection_id, key):
                 self._rejections.on_rejected("connections-of-client")
                 return None

@@ -9,10 +9,9 @@ import msgspec
 from sentinel_protocol.common.clock import Clock
 from sentinel_uploader.spool import tables
 from sentinel_uploader.spool.group_commit import Apply, Write
-from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.open_run import ClientUsage, OpenRun
 from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.types import Batch, UnbatchedFrames
-from sentinel_uploader.spool.usage import ClientUsage
 
 
 def seal(

@@ -41,23 +41,24 @@ class Database:
         self.quarantined_path: str | None = None
         self.migrated_from: int | None = None
         """Version of the file, where it was an older one."""
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
+        """The size limit."""
         self._extra_bytes = 0
         self._page_limit = max_bytes // PAGE_BYTES
         self.uncounted_pages = 0
         """Pages that do not count against the limit."""
         self._closed = False
         try:
-            self.connection = self._open()
+            self._open()
         except SpoolDamagedError:
             self.quarantined_path = self._quarantine()
-            self.connection = self._open()
+            self._open()
 
     def recreate(self) -> None:
         """Rename the file, because its content cannot be read, and create an empty one."""
         self.connection.close()
         self.quarantined_path = self._quarantine()
-        self.connection = self._open()
+        self._open()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -97,21 +98,16 @@ class Database:
         """Pages of the file, without free pages; raises `SpoolError`."""
         return self._pragma("page_count") - self._pragma("freelist_count")
 
-    @property
-    def max_bytes(self) -> int:
-        """The size limit."""
-        return self._max_bytes
-
     def reserve_extra_bytes(self, beside_bytes: int) -> None:
         """Let the file grow beyond the limit by this much, for tombstones; raises `SpoolError`."""
         self._extra_bytes = beside_bytes
         with self._translate_errors():
-            self._limit_pages(self.connection, at_least=self._pages_needed(self.connection))
+            self._limit_pages(at_least=self._pages_needed())
 
     @property
     def rows_limit_bytes(self) -> int:
         """Rows are accepted up to here, so that changes of state always have room."""
-        return self._max_bytes - max(_RESERVE_BYTES, min(self._max_bytes // 20, 8 << 20))
+        return self.max_bytes - max(_RESERVE_BYTES, min(self.max_bytes // 20, 8 << 20))
 
     def compact(self) -> bool:
         """Release free pages and the WAL to the file system; True when there are more.
@@ -130,8 +126,8 @@ class Database:
                 self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:
                 self.connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-            still_needed = min(self._page_limit, self._pages_needed(self.connection))
-            self._limit_pages(self.connection, at_least=still_needed)
+            still_needed = min(self._page_limit, self._pages_needed())
+            self._limit_pages(at_least=still_needed)
         return worthwhile and free > _COMPACT_PAGES
 
     def data_version(self) -> int:
@@ -145,7 +141,6 @@ class Database:
 
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Translate every SQLite error."""
         if self._closed:
             raise SpoolError(f"the spool {self.path} is closed")
         try:
@@ -157,24 +152,21 @@ class Database:
         ((value,),) = self.query(f"PRAGMA {name}")
         return int(value)
 
-    def _open(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = None
+    def _open(self) -> None:
         try:
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            connection = connect(self.path)
-            self._prepare(connection)
-        except BaseException as error:
-            if connection is not None:
-                connection.close()
-            if isinstance(error, sqlite3.Error):
-                raise _translate(error, self.path) from error
-            if isinstance(error, OSError):
-                raise SpoolError(f"cannot open the spool {self.path}: {error.strerror}") from error
-            raise
-        return connection
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        except OSError as error:
+            raise SpoolError(f"cannot open the spool {self.path}: {error.strerror}") from error
+        with self._translate_errors():
+            self.connection = connect(self.path)
+            try:
+                self._prepare(self.connection)
+            except BaseException:
+                self.connection.close()
+                raise
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        version = self._pragma("user_version")
         if version > SCHEMA_VERSION:
             # Checked before anything is written.
             raise SpoolError(
@@ -187,23 +179,21 @@ class Database:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
         # The WAL of a small spool must not be many times the spool.
-        pages = max(16, min(_CHECKPOINT_PAGES, self._max_bytes // PAGE_BYTES // 4))
+        pages = max(16, min(_CHECKPOINT_PAGES, self.max_bytes // PAGE_BYTES // 4))
         connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
         # The limit may have been lowered below the file's size: changes of state still need room.
-        self._limit_pages(connection, at_least=self._pages_needed(connection))
+        self._limit_pages(at_least=self._pages_needed())
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise SpoolDamagedError(f"the spool {self.path} is damaged: {verdict}")
         self._migrate(connection, version)
 
-    def _limit_pages(self, connection: sqlite3.Connection, *, at_least: int) -> None:
-        self._page_limit = max((self._max_bytes + self._extra_bytes) // PAGE_BYTES, at_least)
-        connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
+    def _limit_pages(self, *, at_least: int) -> None:
+        self._page_limit = max((self.max_bytes + self._extra_bytes) // PAGE_BYTES, at_least)
+        self.connection.execute(f"PRAGMA max_page_count = {self._page_limit}")
 
-    def _pages_needed(self, connection: sqlite3.Connection) -> int:
-        (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-        return int(pages - free + _RESERVE_BYTES // PAGE_BYTES)
+    def _pages_needed(self) -> int:
+        return self.pages_in_use() + _RESERVE_BYTES // PAGE_BYTES
 
     def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
         if version == 0:

@@ -66,7 +66,9 @@ class EndedRuns:
                 break
             number, name, blob = oldest
             connection.execute("DELETE FROM runs WHERE id = ?", (number,))
-            pages = self._tombstones.put(connection, name, _tombstone_of(name, blob), pages=pages)
+            ended = _read(name, blob)
+            tombstone = ended if isinstance(ended, Tombstone) else Tombstone.of(ended)
+            pages = self._tombstones.put(connection, name, tombstone, pages=pages)
             count, total = count - 1, total - len(blob)
         return RetentionState(count, total, pages)
 
@@ -78,8 +80,3 @@ def _read(name: str, blob: bytes) -> RunRecord | Tombstone:
         # Rows that are sent for it are rejected as those of a closed run: neither lost nor delivered twice.
         log.error("record of an ended run cannot be read key=%s error=%s", name, error)  # noqa: TRY400 -- no defect
         return Tombstone(0, 0, None, "")
-
-
-def _tombstone_of(name: str, blob: bytes) -> Tombstone:
-    ended = _read(name, blob)
-    return ended if isinstance(ended, Tombstone) else Tombstone.of(ended)

@@ -49,7 +49,7 @@ class SpoolLock:
         owner = ""
         for _ in range(_LOCK_TRIES):
             make_private_dir(self._directory)
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # The previous owner may have removed the file between our open and our lock.

@@ -9,14 +9,14 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import Finish, Hello
 from sentinel_uploader.runs.lifecycle import Event, transition
-from sentinel_uploader.runs.schedule import Policy, stale_deadline
+from sentinel_uploader.runs.schedule import Policy
 from sentinel_uploader.spool import batch_changes, tables
 from sentinel_uploader.spool.control_channel import ControlChannel
 from sentinel_uploader.spool.database import Database
@@ -24,8 +24,7 @@ from sentinel_uploader.spool.ended_runs import EndedRuns, RetentionState
 from sentinel_uploader.spool.epochs import check_epoch, continuation
 from sentinel_uploader.spool.errors import SpoolDamagedError, SpoolFullError
 from sentinel_uploader.spool.group_commit import Apply, GroupCommit
-from sentinel_uploader.spool.loading import load_runs, mirror_of
-from sentinel_uploader.spool.open_run import OpenRun
+from sentinel_uploader.spool.open_run import ClientUsage, OpenRun
 from sentinel_uploader.spool.run_record import RunRecord, new_record
 from sentinel_uploader.spool.schema import SCHEMA_VERSION
 from sentinel_uploader.spool.types import (
@@ -36,7 +35,6 @@ from sentinel_uploader.spool.types import (
     RunLimitError,
     UnbatchedFrames,
 )
-from sentinel_uploader.spool.usage import ClientUsage
 
 log = logging.getLogger(__name__)
 
@@ -44,15 +42,6 @@ _UNLIMITED = 1 << 62
 _READ_FRAMES = 256
 """Frames that are read while the lock is held once."""
 _T = TypeVar("_T")
-
-
-class SpoolSize(NamedTuple):
-    """Bytes."""
-
-    used: int
-    rows_limit: int
-    """No rows are accepted above this."""
-    limit: int
 
 
 class Spool:
@@ -68,7 +57,8 @@ class Spool:
         self._database = database
         self._runs: dict[int, OpenRun] = {}
         self._by_name: dict[str, OpenRun] = {}
-        self._usage = ClientUsage()
+        self.usage = ClientUsage()
+        """Its numbers are read without the lock: the intake asks for every message."""
         self._next_frame_id = 1
         self._next_run_id = 1
         """No id is used twice while this process lives: a notification about a closed run may still be on its way."""
@@ -118,12 +108,6 @@ class Spool:
                 return [read(run) for run in self._runs.values()]
             return [read(run) for run_id in run_ids if (run := self._runs.get(run_id)) is not None]
 
-    def ended_record(self, key: str, *, owner: str) -> RunRecord | None:
-        """Return the record of a run that has ended, as long as it is kept."""
-        with self._lock:
-            ended = self._ended.find(_name(key, owner))
-        return ended if isinstance(ended, RunRecord) else None
-
     def read_unbatched(self, run: OpenRun, *, max_rows: int) -> UnbatchedFrames | None:
         """Read the oldest frames that are in no batch: at most `max_rows` rows, but at least one frame.
 
@@ -165,29 +149,22 @@ class Spool:
         with self._lock:
             return self._next_frame_id
 
-    def size(self) -> SpoolSize:
-        """Return how much is used and allowed; raises `SpoolError`."""
+    def size(self) -> tuple[int, int, int]:
+        """Return the bytes in use, those above which no rows are accepted, and the limit; raises `SpoolError`."""
         with self._lock:
             database = self._database
-            return SpoolSize(database.used_bytes(), database.rows_limit_bytes, database.max_bytes)
-
-    def client_count(self) -> int:
-        """How many clients have open runs. Takes no lock: it is asked for every message."""
-        return self._usage.clients
-
-    def client_bytes(self, owner: str) -> int:
-        """About how many bytes the client's open runs take. Takes no lock: it is asked for every message."""
-        return self._usage.spool_bytes(owner)
+            return database.used_bytes(), database.rows_limit_bytes, database.max_bytes
 
     def data_version(self) -> int:
         """Return a number that changes when another process has written; raises `SpoolError`."""
         with self._lock:
             return self._database.data_version()
 
-    def require_room(self) -> None:
-        """Raise `SpoolError` when the limit leaves no room for rows."""
+    def require_room(self, size: int = 0) -> None:
+        """Raise `SpoolFullError` when the limit leaves no room for rows of `size` bytes, or `SpoolError`."""
         with self._lock:
-            self._require_room(0)
+            if self._database.used_bytes() + size > self._database.rows_limit_bytes:
+                raise SpoolFullError(f"the spool has reached its limit of {self._database.max_bytes} bytes")
 
     def open_run(
         self,
@@ -210,13 +187,17 @@ class Spool:
                 run = self._create_run(hello, owner, max_runs, try_reserve)
             check_epoch(run.record, run.durable_seq, hello)
             # Before anything is written: a full disk does not make a collector silent.
-            run.last_seen_at = self._clock.monotonic()
+            self.mark_seen(run)
             changes = continuation(run.record, run.durable_seq, hello)
             if changes:
                 self.update(run, **changes)
                 run.durable_seq = max(run.durable_seq, run.record.batched_seq)
             run.cloud_pending = hello.cloud_pending
             return run
+
+    def mark_seen(self, run: OpenRun) -> None:
+        """A message of the run's collector has arrived. Takes no lock: it is called for every message."""
+        run.last_seen_at = self._clock.monotonic()
 
     def append(self, frames: Sequence[PendingFrame], finishes: Sequence[tuple[OpenRun, Finish]]) -> int:
         """Make rows and ends durable in one transaction, and return the number of rows.
@@ -229,7 +210,7 @@ class Spool:
         def write(connection: sqlite3.Connection) -> Apply:
             accepted = [frame for frame in frames if self._accepts_rows(frame.run)]
             if accepted:
-                self._require_room(sum(len(frame.payload) for frame in accepted))
+                self.require_room(sum(len(frame.payload) for frame in accepted))
             first_id = self._next_frame_id
             ended = [
                 (run, self._apply_events(run, Event.ENDED, finish=finish))
@@ -252,19 +233,19 @@ class Spool:
         for frame_id, frame in enumerate(frames, first_id):
             frame.run.add_frame(frame_id, frame.first_seq, frame.rows, len(frame.payload), received_at=now)
             frame.run.last_timestamp = frame.last_timestamp
-            self._usage.recompute(frame.run)
+            self.usage.recompute(frame.run)
         for run, record in ended:
             run.record = record
         return sum(frame.rows for frame in frames)
 
     def seal_batch(self, run: OpenRun, frames: UnbatchedFrames, batch: Batch, **changes: Any) -> None:
         """Turn the oldest frames into a batch: from now on its range and its bytes are fixed."""
-        write = batch_changes.seal(run, frames, batch, changes, usage=self._usage, clock=self._clock)
+        write = batch_changes.seal(run, frames, batch, changes, usage=self.usage, clock=self._clock)
         self._commits.commit({run.id}, write)
 
     def confirm_batch(self, run: OpenRun, batch: Batch) -> None:
         """Remove a batch whose upload is confirmed."""
-        self._commits.commit({run.id}, batch_changes.confirm(run, batch, usage=self._usage))
+        self._commits.commit({run.id}, batch_changes.confirm(run, batch, usage=self.usage))
 
     def update(self, run: OpenRun, *events: Event, **changes: Any) -> None:
         """Apply events and changes to a run's record, durably; raises `TransitionError` for an event not allowed."""
@@ -290,7 +271,7 @@ class Spool:
     def end_if_stale(self, run: OpenRun, policy: Policy) -> bool:
         """End a run whose collector is silent; False when the collector was heard, or ended the run, meanwhile."""
         with self._lock:
-            gone_at = stale_deadline(policy, silent_since=run.last_seen_at, interval_s=run.record.interval_s)
+            gone_at = policy.stale_deadline(silent_since=run.last_seen_at, interval_s=run.record.interval_s)
             if run.record.has_ended or self._clock.monotonic() < gone_at:
                 return False
             finish = Finish(last_seq=run.durable_seq, exit_code=None, status="failed", time=self._clock.now())
@@ -315,7 +296,7 @@ class Spool:
             run.drop_rows()
             del self._runs[run.id]
             del self._by_name[_name(record.key, record.owner)]
-            self._usage.remove(run)
+            self.usage.remove(run)
 
         # One at a time: each decides which ended runs are kept.
         self._commits.commit({run.id, self._ended}, write)
@@ -323,7 +304,7 @@ class Spool:
     def require_writable(self) -> None:
         """Raise `SpoolError` when rows cannot be made durable now; nothing changes, but it is a commit."""
         with self._lock:
-            self._require_room(0)
+            self.require_room()
             with self._database.transaction() as connection:
                 connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
@@ -340,28 +321,24 @@ class Spool:
     def _accepts_rows(self, run: OpenRun) -> bool:
         return run.id in self._runs and not run.record.has_ended
 
-    def _require_room(self, size: int) -> None:
-        if self._database.used_bytes() + size > self._database.rows_limit_bytes:
-            raise SpoolFullError(f"the spool has reached its limit of {self._database.max_bytes} bytes")
-
     def _create_run(self, hello: Hello, owner: str, max_runs: int, try_reserve: Callable[[str, int], bool]) -> OpenRun:
         name = _name(hello.run_key, owner)
         ended = self._ended.find(name)
         if ended is not None:
             raise RunClosedError(ended.batched_seq, ended)
-        if self._usage.open_runs(owner) >= max_runs:
+        if self.usage.open_runs(owner) >= max_runs:
             raise RunLimitError(f"{max_runs} runs of this client are open already")
         record = new_record(hello, uid=uuid.uuid4().hex, owner=owner, now=self._clock.now())
         blob = msgspec.msgpack.encode(record)
         if not try_reserve(owner, len(blob)):
             raise QuotaExceededError
         # The reserve is for changes of the runs that are there.
-        self._require_room(len(blob))
+        self.require_room(len(blob))
         run_id = self._next_run_id
         with self._database.transaction() as connection:
             tables.insert_run(connection, run_id, name, record.state, blob)
         self._next_run_id += 1
-        run = mirror_of(run_id, record, len(blob), self._clock)
+        run = tables.mirror_of(run_id, record, len(blob), self._clock)
         self._add(run)
         return run
 
@@ -372,7 +349,7 @@ class Spool:
         return msgspec.structs.replace(run.record, state=state, **changes)
 
     def _load(self) -> None:
-        runs, self._next_run_id, self._next_frame_id = load_runs(self._database, self._clock)
+        runs, self._next_run_id, self._next_frame_id = tables.load_runs(self._database, self._clock)
         for run in runs:
             self._add(run)
         # These requests were answered by the previous uploader, or given up. A full disk is no hindrance.
@@ -382,7 +359,7 @@ class Spool:
     def _add(self, run: OpenRun) -> None:
         self._runs[run.id] = run
         self._by_name[_name(run.record.key, run.record.owner)] = run
-        self._usage.add(run)
+        self.usage.add(run)
 
 
 def _name(key: str, owner: str) -> str:

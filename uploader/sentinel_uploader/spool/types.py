@@ -1,8 +1,11 @@
 """Values that go into the spool and come out of it, and why it rejects some."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.common.errors import InvalidMessageError, SentinelStreamError
+from sentinel_protocol.wire.messages import Samples, decode_from_collector
+from sentinel_protocol.wire.sample import Sample
 from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.run_record import RunRecord
 from sentinel_uploader.spool.tombstones import Tombstone
@@ -63,3 +66,17 @@ class Batch(NamedTuple):
     rows: int
     body: bytes
     sha256: bytes
+
+
+def decode_frames(payloads: Iterable[bytes]) -> list[Sample]:
+    """Return the samples of stored frames, in order.
+
+    They were validated when received. Raises `InvalidMessageError` for one that was damaged since.
+    """
+    samples: list[Sample] = []
+    for payload in payloads:
+        message = decode_from_collector(payload)
+        if not isinstance(message, Samples):
+            raise InvalidMessageError(f"a {type(message).__name__} where samples were stored")
+        samples.extend(message.samples)
+    return samples

@@ -26,7 +26,7 @@ PUT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 12
 _OFFSET_WINDOW_S = 60.0
 REJECT_REASONS = (
     # Connections (`server/connection_guard.py`, `server/zap_authenticator.py`) and messages.
-    *("silent", "key", "revoked", "descriptors", "malformed", "bad", "gap"),
+    *("silent", "key", "revoked", "descriptors", "malformed", "bad", "gap", "user"),
     # Hellos (`intake/validation.py`).
     *("version", "incarnation", "interval", "sequence"),
     *LIMIT_REASONS,

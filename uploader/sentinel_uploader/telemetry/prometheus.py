@@ -1,17 +1,12 @@
 """Exports the metrics to Prometheus. Only this module imports `prometheus_client`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client import metrics_core as families
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from sentinel_protocol import __version__
 from sentinel_uploader.runs.lifecycle import OPEN_STATES, RunState
@@ -54,7 +49,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics of the uploader."""
-        yield InfoMetricFamily(f"{PREFIX}build", "What is running", {"version": __version__})
+        yield families.InfoMetricFamily(f"{PREFIX}build", "What is running", {"version": __version__})
         yield from self._event_metrics()
         yield from self._backlog_gauges()
         yield from self._spool_gauges()
@@ -62,21 +57,21 @@ class Metrics:
 
     def _event_metrics(self) -> Iterator[Metric]:
         for count in self.counters.counters():
-            family = CounterMetricFamily(PREFIX + count.name, count.help, labels=count.labels)
+            family = families.CounterMetricFamily(PREFIX + count.name, count.help, labels=count.labels)
             for values, number in sorted(count.all().items()):
                 family.add_metric(values, number)
             yield family
         for times in self.counters.histograms():
             counts, total_s = times.all()
             bounds = [*(repr(bound) for bound in times.bounds_s), "+Inf"]
-            yield HistogramMetricFamily(
+            yield families.HistogramMetricFamily(
                 PREFIX + times.name, times.help, buckets=list(zip(bounds, counts, strict=True)), sum_value=total_s
             )
 
     def _backlog_gauges(self) -> Iterator[Metric]:
         yield _gauge("connections", "Connections of collectors", self.connections())
         backlog = self.backlog()
-        runs = GaugeMetricFamily(f"{PREFIX}runs", "Runs that are not over", labels=["state"])
+        runs = _gauge("runs", "Runs that are not over", labels=["state"])
         for state in _SHOWN_STATES:
             runs.add_metric([state], backlog.runs[state])
         yield runs
@@ -100,25 +95,18 @@ class Metrics:
         yield _gauge("spool_limit_bytes", "The spool's largest size", largest)
 
     def _client_gauges(self) -> Iterator[Metric]:
-        seen = GaugeMetricFamily(
-            f"{PREFIX}client_last_seen_timestamp_seconds", "When a client was heard last", labels=["client"]
-        )
-        offset = GaugeMetricFamily(
-            f"{PREFIX}client_clock_offset_seconds", "How far a client's clock is ahead of ours", labels=["client"]
-        )
-        held = GaugeMetricFamily(
-            f"{PREFIX}client_spool_bytes", "About what a client's open runs take of the spool", labels=["client"]
-        )
+        by_client = ["client"]
+        seen = _gauge("client_last_seen_timestamp_seconds", "When a client was heard last", labels=by_client)
+        offset = _gauge("client_clock_offset_seconds", "How far a client's clock is ahead of ours", labels=by_client)
+        held = _gauge("client_spool_bytes", "About what a client's open runs take of the spool", labels=by_client)
         for client in self.counters.clients.all():
             owner = "" if client.name == UNNAMED else client.name
-            held.add_metric([client.name], self.spool.client_bytes(owner))
+            held.add_metric([client.name], self.spool.usage.spool_bytes(owner))
             seen.add_metric([client.name], client.seen_at)
             if client.clock_offset_s is not None:
                 offset.add_metric([client.name], client.clock_offset_s)
-        yield held
-        yield seen
-        yield offset
+        yield from (held, seen, offset)
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(PREFIX + name, text, value)
+def _gauge(name: str, text: str, value: float | None = None, labels: Sequence[str] | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(PREFIX + name, text, value, labels)

@@ -5,7 +5,7 @@ can be asked for, GPUs from the peak where any were used.
 """
 
 from collections.abc import Callable, Sequence
-from math import ceil
+from math import ceil, inf
 from typing import NamedTuple
 
 from sentinel_viewer.analysis.figures import Figures
@@ -26,7 +26,9 @@ _FOREIGN_CORES, _FOREIGN_FACTOR = 0.25, 1.25
 _LOW_DISK_SHARE = 0.02
 _IDLE_GPU = 0.05
 _MOSTLY = 0.5
-_AWAKE_CORES = 0.05
+_UNITS = (("a second", 1, 60), ("a minute", 60, 3600), ("an hour", 3600, inf))
+"""How growth is told: its unit in seconds, and for how long a time it is told by that."""
+_AWAKE_CORES = 0.1
 """A job that uses less sleeps: it waits for no CPU."""
 
 
@@ -157,11 +159,12 @@ def _memory(evidence: Evidence, growth: Growth | None) -> list[Advice]:
 
 
 def _leak(evidence: Evidence, growth: Growth, limit: float | None) -> Advice:
-    text = f"memory was still growing at the end, by {mebibytes(growth.mib_per_hour)} an hour"
+    unit, unit_s = next((unit, seconds) for unit, seconds, limit_s in _UNITS if growth.duration_s < limit_s)
+    text = f"memory was still growing at the end, by {mebibytes(growth.mib_per_s * unit_s)} {unit}"
     room = (limit or evidence.run.host_memory_mib or 0.0) - growth.last_mib
     if room > 0:
         where = "limit" if limit else "machine's memory"
-        text += f": the {where} would be reached in {duration(3600 * room / growth.mib_per_hour)}"
+        text += f": the {where} would be reached in {duration(room / growth.mib_per_s)}"
     basis = f"straight line through the last {duration(growth.duration_s)} of rows (R² {growth.fit:.2f})"
     return Advice("memory", PROBLEM, text, basis, "fairly sure: a job that fills a cache once looks alike")
 

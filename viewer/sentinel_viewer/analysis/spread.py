@@ -12,5 +12,5 @@ _EARLIER = 20
 def spread_of(library: Library, found: Sequence[FoundRun]) -> list[Figures]:
     """Return the figures of further runs of the first one's job that ended well."""
     compared = {one.run.run_id for one in found}
-    others = library.same_job(found[0].run, _EARLIER)
+    others = library.same_job(found[0], _EARLIER)
     return [figures_of_description(one) for one in others if outcome_of(one).kind == OK and one.run_id not in compared]

@@ -7,7 +7,8 @@ from sentinel_viewer.rows.table import Rows, known_with
 
 _TAIL = 0.5
 """The share of the run, from its end, through which a line is laid."""
-_MIN_ROWS = 20
+_MIN_ROWS = 10
+_EXIT_ROWS = 2
 _MIN_FIT = 0.8
 _MIN_SHARE = 0.05
 _MIN_MIB = 8.0
@@ -16,7 +17,7 @@ _MIN_MIB = 8.0
 class Growth(NamedTuple):
     """A straight line through the last rows: its slope, how well it fits (R², 0 to 1), and where it ends."""
 
-    mib_per_hour: float
+    mib_per_s: float
     fit: float
     duration_s: float
     last_mib: float
@@ -28,6 +29,11 @@ def memory_growth(rows: Rows, column: str) -> Growth | None:
     Growth counts when the line fits, gains at least 5 % of the peak and 8 MiB, and both quarters of the tail grow.
     """
     values, times = known_with(rows.values(column), rows.times)
+    # A job that ends gives its memory back, and the last rows may see some of that: they end with the first fall.
+    for back in range(min(_EXIT_ROWS, len(values) - 1), 0, -1):
+        if values[-back] < values[-back - 1]:
+            del values[-back:], times[-back:]
+            break
     if len(values) < 2 * _MIN_ROWS:
         return None
     begin = bisect_left(times, times[-1] - (times[-1] - times[0]) * _TAIL)
@@ -42,7 +48,7 @@ def memory_growth(rows: Rows, column: str) -> Growth | None:
     half = len(values) // 2
     if min(_line(times[:half], values[:half])[0], _line(times[half:], values[half:])[0]) < slope / 3:
         return None
-    return Growth(slope * 3600, fit, duration, values[-1])
+    return Growth(slope, fit, duration, values[-1])
 
 
 def _line(times: list[float], values: list[float]) -> tuple[float, float]:

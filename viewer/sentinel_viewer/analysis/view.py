@@ -36,6 +36,6 @@ def view_of(found: FoundRun, library: Library) -> RunView:
     statistics = all_statistics(rows)
     run = found.run
     figures = figures_of_rows(run, rows, statistics) if len(rows) else figures_of_description(run)
-    earlier = [figures_of_description(one) for one in library.same_job(run, _EARLIER) if outcome_of(one).kind == OK]
+    earlier = [figures_of_description(one) for one in library.same_job(found, _EARLIER) if outcome_of(one).kind == OK]
     advice = advise(Evidence(run, rows, figures, earlier))
     return RunView(found, rows, statistics, figures, outcome_of(run), advice)

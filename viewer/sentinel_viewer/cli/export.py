@@ -22,6 +22,7 @@ from sentinel_viewer.runs.naming import FoundRun
 _FORMATS = ("csv", "json", "parquet")
 _FIRST = ("run_id", "interval_seconds")
 _LINES = 4096
+_json = msgspec.json.Encoder()
 
 
 def run(words: list[str]) -> int:
@@ -56,9 +57,9 @@ def _write_csv(file: IO[str], found: Sequence[FoundRun]) -> None:
             file.write(",".join([*_FIRST, *names]) + "\n")
         if left_out := [name for name in rows.columns if name not in names]:
             note(f"{one.run.run_id}: columns that the first run does not have are left out: {', '.join(left_out)}")
-        first = f"{_csv_text(one.run.run_id)},{_text(one.run.interval_s)}"
-        columns = [_texts(rows, name) for name in names]
-        lines = (f"{first},{','.join(cells)}\n" for cells in zip(*columns, strict=True))
+        first = f"{_csv_text(one.run.run_id)},{_numbers_text([one.run.interval_s])}"
+        columns = [_values(rows, name) for name in names]
+        lines = (f"{first},{_numbers_text(cells)}\n" for cells in zip(*columns, strict=True))
         while part := "".join(islice(lines, _LINES)):
             file.write(part)
 
@@ -115,13 +116,9 @@ def _values(rows: Rows, name: str) -> Iterator[float | None]:
         yield None if value != value else int(value) if is_whole else value
 
 
-def _texts(rows: Rows, name: str) -> Iterator[str]:
-    return map(_text, _values(rows, name))
-
-
-def _text(value: float | None) -> str:
-    # As the collector writes it: 0.000099, where Python's repr has 9.9e-05.
-    return "" if value is None else msgspec.json.encode(value).decode()
+def _numbers_text(values: Sequence[float | None]) -> str:
+    """Return numbers as a collector writes them: as short as they can be told apart, unknown is empty."""
+    return _json.encode(values)[1:-1].replace(b"null", b"").decode("ascii")
 
 
 def _csv_text(text: str) -> str:

@@ -24,6 +24,7 @@ commands:
   rm RUN…         delete runs
   top             runs that are being recorded, live
   web             all of this in a browser
+  completion      completion for bash, zsh and fish
 `sentinel-stream COMMAND --help` says more.
 
 a RUN is:
@@ -45,7 +46,7 @@ options:
   --version       show the version
   --help          show this help
 """
-_COMMANDS = ("ls", "show", "report", "open", "compare", "export", "rm", "top", "web")
+COMMANDS = ("ls", "show", "report", "open", "compare", "export", "rm", "top", "web", "completion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,9 +90,9 @@ def _run(words: list[str]) -> int:
         write(_HELP)
         return 2 if before else 0
     command = words.pop(0)
-    if command not in _COMMANDS:
+    if command not in COMMANDS:
         raise UsageError(
-            f"there is no command {command!r}{did_you_mean(command, _COMMANDS)}; see `sentinel-stream --help`"
+            f"there is no command {command!r}{did_you_mean(command, COMMANDS)}; see `sentinel-stream --help`"
         )
     module = importlib.import_module(f"sentinel_viewer.cli.{command}")
     code: int = module.run([*before, *words])

@@ -50,7 +50,7 @@ def run(words: list[str]) -> int:
 
 
 def open_run(words: list[str]) -> int:
-    """Write the report where nobody has to care for it, and open it in the browser."""
+    """Write the report into the cache and open it in the browser."""
     parser = options.parser("open", "Open the report of a run, or of several on top of each other, in the browser.")
     parser.add_argument("run", metavar="RUN", nargs="*", help="default latest; see `sentinel-stream --help`")
     args = parser.parse_args(words)

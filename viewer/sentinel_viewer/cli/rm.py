@@ -1,5 +1,6 @@
 """`sentinel-stream rm`: deletes runs, after it has asked."""
 
+from sentinel_protocol.common.errors import UsageError
 from sentinel_viewer.analysis.outcome import outcome_of
 from sentinel_viewer.cli import options
 from sentinel_viewer.output import units
@@ -15,6 +16,8 @@ def run(words: list[str]) -> int:
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
     parser.add_argument("--force", action="store_true", help="also a run that has not ended")
     args = parser.parse_args(words)
+    if files := [word for word in args.run if word.endswith((".csv", ".csv.gz"))]:
+        raise UsageError(f"{files[0]} is a file: rm deletes whole runs, name the run")
     found = {one.location: one for one in options.library(args).find(args.run)}
     left = 0
     for one in found.values():

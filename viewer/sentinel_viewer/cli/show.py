@@ -8,10 +8,14 @@ from sentinel_viewer.analysis.advice import NOTE, PROBLEM, Advice
 from sentinel_viewer.analysis.facts import facts_of
 from sentinel_viewer.analysis.view import RunView, view_of
 from sentinel_viewer.cli import options
+from sentinel_viewer.errors import ReadError, RunNotFoundError
+from sentinel_viewer.live.lookup import found_live, named_live
+from sentinel_viewer.live.uploaders import LiveRun, live_runs
 from sentinel_viewer.output import units
 from sentinel_viewer.output.console import columns, write
 from sentinel_viewer.output.sparkline import row_sparkline
 from sentinel_viewer.output.text_table import printable, table
+from sentinel_viewer.runs.naming import FoundRun, Library
 
 _MARKS = {PROBLEM: "!!", NOTE: " ·"}
 _CHANGE_MARK = " >"
@@ -24,22 +28,50 @@ def run(words: list[str]) -> int:
     parser = options.parser("show", "Show a run: what it was, what it used, and what the next one needs.")
     parser.add_argument("run", metavar="RUN", nargs="?", default="latest", help="default latest")
     parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--spool", metavar="DIR", help="for a live run: the spool of its uploader")
     args = parser.parse_args(words)
     library = options.library(args)
-    view = view_of(library.find([args.run])[0], library)
-    write(_as_json(view) if args.json else shown(view, columns()))
+    found, live = _found(library, args.run, args.spool)
+    view = view_of(found, library)
+    write(_as_json(view) if args.json else shown(view, columns(), live))
     return 0
 
 
-def shown(view: RunView, width: int) -> str:
+def _found(library: Library, word: str, spool: str | None) -> tuple[FoundRun, LiveRun | None]:
+    """Return a run, and what its uploader has of it if it is live; a run may be known only there."""
+    try:
+        found = library.find([word])[0]
+    except RunNotFoundError:
+        live = named_live(_live_runs(spool), word)
+        if live is None:
+            raise
+        return found_live(live, library), live
+    if not found.run.is_running:
+        return found, None
+    return found, named_live(_live_runs(spool), found.run.run_id)
+
+
+def _live_runs(spool: str | None) -> list[LiveRun]:
+    try:
+        return live_runs(spool)
+    except ReadError:
+        # Without an uploader there is what was delivered.
+        return []
+
+
+def shown(view: RunView, width: int, live: LiveRun | None = None) -> str:
     """Return a run as text for a terminal that is so wide."""
-    parts = [printable(view.run.title) + "\n", table(facts_of(view), indent="  ")]
+    facts = facts_of(view)
+    if live is not None:
+        trouble = f"; {' '.join(live.trouble.split())}" if live.trouble else ""
+        facts.append(("uploader", f"{units.counted(live.rows_waiting, 'row')} waiting{trouble}"))
+    parts = [printable(view.run.title) + "\n", table(facts, indent="  ")]
     parts += [f"  {printable(remark)}\n" for remark in view.rows.remarks]
-    if len(view.rows):
+    if len(view.rows) or view.figures.mean_cores is not None:
         spark = max(_MIN_SPARK, min(_MAX_SPARK, width - _TEXT_COLUMNS))
         parts += ["\n", table(list(_usage(view, spark)), indent="  ")]
     elif view.run.is_running:
-        parts.append("\n  no rows are delivered yet; `sentinel-uploader status` says when they will be\n")
+        parts.append("\n  no rows are delivered yet\n")
     if view.advice:
         parts.append("\nadvice (!! problem, > change, · good to know)\n")
         parts += [_advice(advice) for advice in view.advice]

@@ -15,6 +15,7 @@ from sentinel_viewer.output.console import note
 _PORT = 7750
 _TOKEN_VARIABLE = "SENTINEL_VIEW_TOKEN"  # noqa: S105 -- its name
 _MIN_TOKEN_CHARS = 16
+_FRESH_S = 1.5
 
 
 def run(words: list[str]) -> int:
@@ -40,10 +41,15 @@ def run(words: list[str]) -> int:
     watch = Watch(lambda: live_runs(args.spool), library)
     token = _token(new_token()) if needs_token(args.host) else None
 
+    latest: tuple[float, list[LiveEntry]] | None = None
+
     def look() -> list[LiveEntry]:
-        # Requests come in several threads, and each would ask the uploader.
+        # Requests come in several threads; one answer of the uploader does for all that come within a moment.
+        nonlocal latest
         with lock:
-            return watch.look(clock.now())
+            if latest is None or clock.monotonic() - latest[0] > _FRESH_S:
+                latest = clock.monotonic(), watch.look(clock.now())
+            return latest[1]
 
     opened = listen(args.host, args.port)
     address = address_of(opened, args.host, token)

@@ -47,5 +47,5 @@ def columns() -> int:
 
 
 def discard_output() -> None:
-    """Let what is buffered go nowhere: it would be tried once more, with a traceback, at the end of the process."""
+    """Drop buffered output: the interpreter would try it again at its end, and print a traceback."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

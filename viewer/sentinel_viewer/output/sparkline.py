@@ -18,9 +18,11 @@ def sparkline(values: Sequence[float | None], highest: float | None = None) -> s
 
 def row_sparkline(rows: Rows, series: Sequence[float], width: int, highest: float | None = None) -> str:
     """Draw a series over the run's time, the highest value of each stretch, in `width` characters at most."""
+    if not len(rows):
+        return ""
     if len(rows) <= width and not rows.gaps:
         return sparkline([value if value == value else None for value in series], highest)
-    count = max(1, min(width, len(rows)))
+    count = min(width, len(rows))
     buckets = into_buckets(rows.times, series, rows.start, rows.end, count)
     return sparkline([bucket.high for bucket in buckets], highest)
 

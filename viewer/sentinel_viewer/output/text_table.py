@@ -22,10 +22,15 @@ def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = (), indent: s
 
 
 def printable(text: str) -> str:
-    """Replace what would steer a terminal, or turn the direction of writing: names come from anywhere."""
+    """Replace what would steer a terminal, or turn the direction of writing: names come from anywhere.
+
+    The line ends and tabs of a command become spaces.
+    """
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return "".join(
+        char if char.isprintable() else " " if char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
 
 
 def width(text: str) -> int:

@@ -82,7 +82,7 @@ _MEMORY = {"process": "process_memory_mib", "system": "system_memory_used_mib"}
 
 
 def charts_of(view: RunView) -> list[Chart]:
-    """Return the charts of one run: the job filled, the machine behind it. A resource that nobody used has none."""
+    """Return the charts of one run: the job filled, the machine behind it. An unused resource has none."""
     charts = []
     for resource in _RESOURCES:
         series = [one for scope in reversed(resource.scopes) for one in _series(view, resource, scope)]
@@ -147,7 +147,7 @@ def _is_used(view: RunView, column: str) -> bool:
 
 def _is_too_high(view: RunView, host: str, job: str) -> bool:
     high, low = view.statistics.get(host), view.statistics.get(job)
-    return high is not None and low is not None and high.high > low.high * _TOO_HIGH
+    return high is not None and low is not None and 0 < low.high * _TOO_HIGH < high.high
 
 
 def _marks(view: RunView, chart: str) -> list[Mark]:

@@ -1,8 +1,8 @@
-"""Reads a run's objects into `Rows`. What is damaged, or of another version, is read as far as it goes."""
+"""Reads a run's objects into `Rows`. Cut or foreign objects are read as far as possible."""
 
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import inf, nan
 
@@ -115,13 +115,21 @@ class _Reader:
                 values.extend(array("d", [nan]) * (self._count - len(values)))
 
 
-def _numbers(texts: Iterable[str]) -> list[float]:
+def _numbers(texts: Sequence[str]) -> list[float]:
+    # Many columns hardly ever change.
+    if texts.count(texts[0]) == len(texts):
+        return _numbers(texts[:1]) * len(texts) if len(texts) > 1 else [_finite(texts[0])]
     try:
         numbers = [float(text) if text else nan for text in texts]
     except ValueError:
         numbers = [_number(text) for text in texts]
     # Infinity is not a measurement.
     return numbers if inf not in numbers and -inf not in numbers else [nan if abs(n) == inf else n for n in numbers]
+
+
+def _finite(text: str) -> float:
+    number = _number(text)
+    return nan if abs(number) == inf else number
 
 
 def _number(text: str) -> float:

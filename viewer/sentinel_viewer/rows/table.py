@@ -94,7 +94,7 @@ class Rows:
 
     @cached_property
     def gaps(self) -> list[Gap]:
-        """Times between rows that nobody sampled."""
+        """Times between rows that no sample covers."""
         times, lengths = self.times, self.lengths
         return [Gap(times[row - 1], max(times[row - 1], times[row] - lengths[row])) for row in self._gap_rows]
 

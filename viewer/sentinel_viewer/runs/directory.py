@@ -69,7 +69,7 @@ class DirectoryPlace:
         return os.path.join(self.uri, name)
 
     def delete_run(self, name: str) -> None:
-        """Delete what is the run's own: a file that somebody has put there stays, and so does the directory then."""
+        """Delete description and objects. The directory goes too, unless it holds other files."""
         directory = self.locate(name)
         try:
             for file in os.listdir(directory):
@@ -82,7 +82,7 @@ class DirectoryPlace:
 
 
 def _content(path: str) -> bytes:
-    """Read a regular file; a pipe, in a directory that somebody sent, would never end. Raises `OSError`."""
+    """Read a regular file; reading a pipe would never end. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -50,9 +50,13 @@ class Library:
             self._runs = list_runs(self.place, self.environ)
         return self._runs
 
-    def same_job(self, run: Run, limit: int) -> list[Run]:
-        """Return up to `limit` ended runs of the same job, `run` not among them, the newest last."""
-        if not run.job:
+    def same_job(self, found: FoundRun, limit: int) -> list[Run]:
+        """Return up to `limit` other ended runs of the same job in the same place, the newest last.
+
+        A run from elsewhere has none here: what is called alike on another machine is another job.
+        """
+        run = found.run
+        if not run.job or found.place.uri != self.place.uri:
             return []
         others = [
             other

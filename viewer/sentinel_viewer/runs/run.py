@@ -1,6 +1,6 @@
 """One run as its description (`run.json`) tells of it, whichever version wrote that.
 
-A description may come from somebody else: every field is checked, and a field of another type counts as unknown.
+A description is untrusted: every field is checked, and a field of another type counts as unknown.
 """
 
 from datetime import UTC, datetime

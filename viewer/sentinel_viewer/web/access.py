@@ -1,6 +1,7 @@
-"""Who may look: on loopback every user of this machine's browser, beyond it only who has the token.
+"""Access control: on loopback any browser of this machine, beyond it only a browser with the token.
 
-A name that a stranger's page resolves to this machine does not get in either: only the hosts that are meant are served.
+Without a token the `Host` header must name this machine. A page of another site whose name resolves to 127.0.0.1 (DNS
+rebinding) is refused.
 """
 
 import hmac
@@ -37,7 +38,7 @@ def is_loopback(host: str) -> bool:
 
 
 def new_token() -> str:
-    """Return a token that nobody guesses."""
+    """Return a token that cannot be guessed."""
     return secrets.token_urlsafe(24)
 
 
@@ -49,7 +50,7 @@ class Access:
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check host and token; whoever brings the token in the address gets it as a cookie instead."""
+        """Check host and token. A token in the address is moved into a cookie."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -16,6 +16,7 @@ LIMIT = 200
 _MORE = 5
 _LIVE_COLUMNS = ("job", "host", "state", "age", "cpu", "history", "memory", "gpu", "waiting", "row", "trouble")
 _TITLE_CHARS = 80
+_NUMBERS = frozenset({2, 4, 5})
 
 
 class Query(NamedTuple):
@@ -88,7 +89,7 @@ def _attribute(value: str) -> Markup:
 
 
 def _table(runs: Sequence[Run]) -> Markup:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for run in runs:
         figures, outcome = figures_of_description(run), outcome_of(run)
         title = run.title if len(run.title) <= _TITLE_CHARS else run.title[: _TITLE_CHARS - 1] + "…"
@@ -108,6 +109,13 @@ def _table(runs: Sequence[Run]) -> Markup:
             )
         )
     head = ("job or command", "start", "duration", "result", "CPU", "memory", "host", "run", "compare")
-    content = table(head, rows, caption="Recorded runs", numbers=(2, 4, 5))
+    # A column in which nothing is known takes the place of one in which something is.
+    shown = [place for place in range(len(head)) if any(row[place] not in ("", units.NOTHING) for row in rows)]
+    content = table(
+        [head[place] for place in shown],
+        [[row[place] for place in shown] for row in rows],
+        caption="Recorded runs",
+        numbers=[number for number, place in enumerate(shown) if place in _NUMBERS],
+    )
     button = element("button", "compare the chosen runs", type="submit")
     return element("form", content, element("p", button), action="/compare", method="get")

@@ -23,13 +23,14 @@ from sentinel_collector.delivery.overflow_file.format import (
     RESET,
     ROWS,
     SEQ_BASE,
+    OverflowFileError,
+    OverflowHeader,
     Record,
     decode_rows,
     encode_record,
     read_payload,
     read_records,
 )
-from sentinel_collector.delivery.overflow_file.header import OverflowFileError, OverflowHeader
 from sentinel_protocol.wire.messages import Finish
 from sentinel_protocol.wire.sample import decode_sample, shift_timestamp
 
@@ -70,7 +71,8 @@ class OverflowFile:
     def __init__(self, fd: int, path: str) -> None:
         self._fd = fd
         self.path = path
-        self._size = os.fstat(fd).st_size
+        self.size_bytes = os.fstat(fd).st_size
+        """Bytes on disk."""
         self._shifts: list[_Shift] = []
         self.header: OverflowHeader | None = None
         self.finish: Finish | None = None
@@ -153,22 +155,19 @@ class OverflowFile:
         self._append(FINISH, _encode(finish), is_synced=True)
         self.finish = finish
 
-    def rows_from(self, position: Position) -> Iterator[tuple[bytes, Position]]:
-        """Yield encoded samples from `position` on, each with the position after it.
-
-        Raises `OSError`, `OverflowFileError`.
-        """
+    def rows_from(self, position: Position) -> Iterator[bytes]:
+        """Yield encoded samples from `position` on; raises `OSError`, `OverflowFileError`."""
         for record in self._records(position.offset):
             if record.kind != ROWS:
                 continue
             skip = position.row_index if record.offset == position.offset else 0
-            rows = decode_rows(record, read_payload(self._fd, record))
-            if rows is None:
-                raise OverflowFileError(f"{self.path}: damaged at byte {record.offset}")
+            try:
+                rows = decode_rows(record, read_payload(self._fd, record))
+            except msgspec.DecodeError as error:
+                raise OverflowFileError(f"{self.path}: damaged at byte {record.offset}") from error
             shift_ms = sum(shift.shift_ms for shift in self._shifts if shift.start <= record.offset < shift.end)
-            for index in range(skip, len(rows)):
-                after = Position(record.end, 0) if index + 1 == len(rows) else Position(record.offset, index + 1)
-                yield shift_timestamp(rows[index], shift_ms) if shift_ms else rows[index], after
+            for row in rows[skip:]:
+                yield shift_timestamp(row, shift_ms) if shift_ms else row
 
     def advance(self, position: Position, count: int) -> Position:
         """Return the position `count` rows later; reads record headers only."""
@@ -196,7 +195,7 @@ class OverflowFile:
         first = next(self._records(len(MAGIC)), None)
         if first is not None and first.kind == HEADER and read_payload(self._fd, first) == payload:
             os.ftruncate(self._fd, first.end)
-            self._size = first.end
+            self.size_bytes = first.end
         else:
             self._replace(MAGIC + encode_record(HEADER, payload, rows=0, first_seq=0))
         self._shifts.clear()
@@ -209,17 +208,12 @@ class OverflowFile:
     @property
     def has_no_header(self) -> bool:
         """Whether the file has no records at all."""
-        return self._size <= len(MAGIC) and self.quarantined_path is None
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk."""
-        return self._size
+        return self.size_bytes <= len(MAGIC) and self.quarantined_path is None
 
     @property
     def end(self) -> Position:
         """Position of the next row."""
-        return Position(self._size, 0)
+        return Position(self.size_bytes, 0)
 
     @property
     def modified_at(self) -> float:
@@ -241,7 +235,7 @@ class OverflowFile:
     def _append(self, kind: int, payload: bytes, *, rows: int = 0, first_seq: int = 0, is_synced: bool = False) -> int:
         """Append a whole record or nothing, and return its offset."""
         record = encode_record(kind, payload, rows=rows, first_seq=first_seq)
-        offset = self._size
+        offset = self.size_bytes
         try:
             written = os.pwrite(self._fd, record, offset)
             if written != len(record):
@@ -251,13 +245,13 @@ class OverflowFile:
         except OSError:
             os.ftruncate(self._fd, offset)
             raise
-        self._size += len(record)
+        self.size_bytes += len(record)
         return offset
 
     def _replace(self, content: bytes) -> None:
         """Replace the file by a locked one with `content`, atomically."""
         aside = self.path + _NEW_SUFFIX
-        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.write(fd, content) != len(content):
@@ -271,10 +265,10 @@ class OverflowFile:
             raise
         # A process that has opened the old file meanwhile finds it unlinked.
         os.close(self._fd)
-        self._fd, self._size = fd, len(content)
+        self._fd, self.size_bytes = fd, len(content)
 
     def _records(self, offset: int) -> Iterator[Record]:
-        return read_records(self._fd, offset, self._size)
+        return read_records(self._fd, offset, self.size_bytes)
 
     def _note_shift(self, start: int, end: int, shift_ms: int) -> None:
         if shift_ms:
@@ -290,7 +284,7 @@ class OverflowFile:
         if magic != MAGIC:
             if os.pwrite(self._fd, MAGIC, 0) != len(MAGIC):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path)
-            self._size = len(MAGIC)
+            self.size_bytes = len(MAGIC)
             return
         intact = len(MAGIC)
         is_damaged = False
@@ -300,15 +294,12 @@ class OverflowFile:
             if is_damaged:
                 break
             intact = record.end
-        if intact < self._size:
-            self._truncate_tail(intact, is_damaged=is_damaged)
-
-    def _truncate_tail(self, intact: int, *, is_damaged: bool) -> None:
-        """Truncate the unreadable tail; copy it first unless it is just an incomplete record."""
-        if is_damaged or self._size - intact > _MAX_TORN_BYTES:
-            self.quarantined_path = self._quarantine_tail(intact)
-        os.ftruncate(self._fd, intact)
-        self._size = intact
+        if intact < self.size_bytes:
+            if is_damaged or self.size_bytes - intact > _MAX_TORN_BYTES:
+                # More than an incomplete record.
+                self.quarantined_path = self._quarantine_tail(intact)
+            os.ftruncate(self._fd, intact)
+            self.size_bytes = intact
 
     def _quarantine_tail(self, offset: int) -> str:
         for number in range(1, _MAX_QUARANTINED):
@@ -328,8 +319,8 @@ class OverflowFile:
         """Apply one record; False when it is damaged."""
         try:
             if record.kind == ROWS:
-                return self._replay_rows(record, payload)
-            if record.kind == HEADER:
+                self._replay_rows(record, payload)
+            elif record.kind == HEADER:
                 self.header = msgspec.msgpack.decode(payload, type=OverflowHeader)
             elif record.kind == SEQ_BASE:
                 self._replay_seq_base(record, *_SHIFT.unpack(payload))
@@ -343,12 +334,10 @@ class OverflowFile:
             return False
         return True
 
-    def _replay_rows(self, record: Record, payload: bytes) -> bool:
-        rows = decode_rows(record, payload)
-        if rows is None:
-            return False
-        decode_sample(rows[-1])
-        self.last_row = rows[-1]
+    def _replay_rows(self, record: Record, payload: bytes) -> None:
+        last_row = decode_rows(record, payload)[-1]
+        decode_sample(last_row)
+        self.last_row = last_row
         if not record.first_seq or self.unnumbered_rows:
             self.unnumbered_rows += record.rows
         elif self.numbered_rows and record.first_seq == self.first_seq + self.numbered_rows:
@@ -358,7 +347,6 @@ class OverflowFile:
             self.start = Position(record.offset, 0)
             self.first_seq = record.first_seq
             self.numbered_rows = record.rows
-        return True
 
     def _replay_seq_base(self, record: Record, shift_ms: int) -> None:
         unnumbered = self.advance(self.start, self.numbered_rows)

@@ -1,4 +1,4 @@
-"""The format of an overflow file: 8 magic bytes, then records.
+"""The format of an overflow file: 8 magic bytes, then records. A header record says which run the rows belong to.
 
 A record is a 21-byte header (kind, payload bytes, rows, first sequence number, CRC-32 of these and of the payload;
 little endian) and a payload. The `write_` methods of `OverflowFile` explain the kinds.
@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from sentinel_protocol.common.errors import SentinelStreamError
+from sentinel_protocol.wire.messages import Hello
+
 MAGIC = b"SSPILL1\n"
 HEADER, ROWS, SEQ_BASE, FINISH, RESET = 1, 2, 3, 4, 5
 MAX_RECORD_ROWS = 128
@@ -22,6 +25,21 @@ _RECORD_HEADER_BYTES = _FIELDS.size + _CRC.size
 _MAX_PAYLOAD_BYTES = 16 << 20
 
 _decode_rows = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+
+
+class OverflowFileError(SentinelStreamError):
+    """An overflow file cannot be used."""
+
+
+class OverflowHeader(msgspec.Struct, frozen=True, kw_only=True):
+    """The run and the uploader that the rows are for."""
+
+    run_key: str
+    incarnation: str
+    uploader_url: str = msgspec.field(name="destination")
+    """Address of the uploader. The field keeps the name of released versions in the file."""
+    hello: bytes
+    """The encoded `Hello` of the run."""
 
 
 class Record(NamedTuple):
@@ -69,13 +87,21 @@ def read_payload(fd: int, record: Record) -> bytes:
     return os.pread(fd, record.size, record.offset + _RECORD_HEADER_BYTES)
 
 
-def decode_rows(record: Record, payload: bytes) -> list[bytes] | None:
-    """Return a record's rows, `None` when they do not match the header."""
+def decode_rows(record: Record, payload: bytes) -> list[bytes]:
+    """Return a record's rows, at least one; raises `msgspec.DecodeError` when they do not match the header."""
+    rows = [bytes(row) for row in _decode_rows(payload)]
+    if not rows or len(rows) != record.rows:
+        raise msgspec.DecodeError(f"{len(rows)} rows in a record of {record.rows}")
+    return rows
+
+
+def decode_hello(header: OverflowHeader) -> Hello:
+    """Return the `Hello` of a run whose collector has ended; raises `OverflowFileError`."""
     try:
-        rows = [bytes(row) for row in _decode_rows(payload)]
-    except msgspec.DecodeError:
-        return None
-    return rows if rows and len(rows) == record.rows else None
+        hello = msgspec.msgpack.decode(header.hello, type=Hello)
+    except msgspec.DecodeError as error:
+        raise OverflowFileError(f"the run {header.run_key!r} was recorded by another version: {error}") from error
+    return msgspec.structs.replace(hello, cloud_pending=False)
 
 
 def _crc(fields: bytes, payload: bytes) -> int:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Mapping
 
 from sentinel_collector.discovery.cloud.dmi import DMI_DIR, vendor_from_dmi
-from sentinel_collector.discovery.cloud.http import parse_base_url
+from sentinel_collector.discovery.cloud.http import Address
 from sentinel_collector.discovery.cloud.probing import ConcurrentProbe, ProbeTarget
 from sentinel_collector.discovery.cloud.providers import PROVIDERS, Context
 from sentinel_collector.discovery.cloud.responses import ACCOUNT_FIELD, Fields
@@ -22,8 +22,7 @@ TOTAL_LIMIT_S = 2.0
 class CloudDiscovery:
     """Finds the contract's `cloud_*` fields. It sends nothing before `start`, and never raises after it.
 
-    `base_urls` (vendor id → `http://IPV4-ADDRESS[:PORT]`) replaces the table of providers: only these are asked, and
-    only there. `__init__` raises `ValueError` for an unknown vendor or another form of URL.
+    `addresses` (vendor id → address) replaces those of the table of providers: only these are asked, and only there.
     """
 
     def __init__(
@@ -31,14 +30,14 @@ class CloudDiscovery:
         *,
         clock: Clock,
         share_identity: bool,
-        base_urls: Mapping[str, str] | None = None,
+        addresses: Mapping[str, Address] | None = None,
         dmi_dir: str = DMI_DIR,
         provider_limit_s: float = PROVIDER_LIMIT_S,
         total_limit_s: float = TOTAL_LIMIT_S,
     ) -> None:
         self._clock = clock
         self._share_identity = share_identity
-        self._targets = _probe_targets(base_urls)
+        self._targets = _probe_targets(addresses)
         self._dmi_dir = dmi_dir
         self._provider_limit_s = provider_limit_s
         self._total_limit_s = total_limit_s
@@ -103,13 +102,9 @@ class CloudDiscovery:
         self._result = fields
 
 
-def _probe_targets(base_urls: Mapping[str, str] | None) -> list[ProbeTarget]:
-    if base_urls is not None:
-        unknown = set(base_urls) - {provider.vendor_id for provider in PROVIDERS}
-        if unknown:
-            raise ValueError(f"unknown cloud vendors: {sorted(unknown)}")
+def _probe_targets(addresses: Mapping[str, Address] | None) -> list[ProbeTarget]:
     return [
-        ProbeTarget(rank, provider.vendor_id, parse_base_url(url))
+        ProbeTarget(rank, provider.vendor_id, address)
         for rank, provider in enumerate(PROVIDERS)
-        if (url := provider.base_url if base_urls is None else base_urls.get(provider.vendor_id)) is not None
+        if (address := provider.address if addresses is None else addresses.get(provider.vendor_id)) is not None
     ]

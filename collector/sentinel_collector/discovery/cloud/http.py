@@ -44,19 +44,6 @@ class SocketWait(NamedTuple):
     deadline: float
 
 
-def parse_base_url(url: str) -> Address:
-    """Return (IPv4 address, port) of `http://ADDRESS[:PORT]`; raises `ValueError` for anything else."""
-    scheme, _, rest = url.partition("://")
-    host, colon, port = rest.rstrip("/").partition(":")
-    try:
-        socket.inet_pton(socket.AF_INET, host)
-    except OSError:
-        scheme = ""
-    if scheme != "http" or (colon and not port.isdecimal()):
-        raise ValueError(f"metadata service {url!r}: expected http://IPV4-ADDRESS[:PORT]")
-    return host, int(port or 80)
-
-
 def exchange(address: Address, request: Request, deadline: float) -> Generator[SocketWait, None, HttpResponse | None]:
     """Send one request and return its response; `None` when no complete response with status 200 came.
 

@@ -12,19 +12,20 @@ import re
 from collections.abc import Callable, Generator
 from typing import NamedTuple
 
-from sentinel_collector.discovery.cloud.http import HttpResponse, Request
+from sentinel_collector.discovery.cloud.http import Address, HttpResponse, Request
 from sentinel_collector.discovery.cloud.responses import (
     Fields,
     basename,
     cloud_fields,
     get_str,
+    get_strs,
     header_token,
     json_object,
     text,
     validated_word,
 )
 
-_LINK_LOCAL = "http://169.254.169.254"
+_LINK_LOCAL = ("169.254.169.254", 80)
 _TOKEN_LIMIT_SHARE = 0.5
 """A container one hop too far away never gets IMDSv2's token. The rest of the time is for a request without it."""
 
@@ -43,7 +44,7 @@ class Provider(NamedTuple):
     """A metadata service."""
 
     vendor_id: str
-    base_url: str
+    address: Address
     steps: Callable[[Context], Steps]
 
 
@@ -56,7 +57,7 @@ def _aws(_context: Context) -> Steps:
     token = header_token((yield _token_request("/latest/api/token", "X-aws-ec2-metadata-token-ttl-seconds")))
     headers = (("X-aws-ec2-metadata-token", token),) if token else ()
     document = json_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
-    region, zone, account = (get_str(document, key) for key in ("region", "availabilityZone", "accountId"))
+    region, zone, account = get_strs(document, "region", "availabilityZone", "accountId")
     if not (
         re.fullmatch(r"\d{12}", account)
         and re.fullmatch(r"i-[0-9a-f]{8,17}", get_str(document, "instanceId"))
@@ -75,7 +76,8 @@ def _gcp(context: Context) -> Steps:
     headers = (("Metadata-Flavor", "Google"),)
     zone_response = yield Request("/computeMetadata/v1/instance/zone", headers)
     zone = basename(zone_response)
-    if not _is_google(zone_response) or not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
+    is_google = zone_response is not None and zone_response.headers.get("metadata-flavor") == "Google"
+    if not is_google or not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", zone):
         return None
     machine_type = basename((yield Request("/computeMetadata/v1/instance/machine-type", headers)))
     account = ""
@@ -90,13 +92,7 @@ def _azure(_context: Context) -> Steps:
     compute = json_object((yield Request(path, (("Metadata", "true"),))))
     if not get_str(compute, "azEnvironment").lower().startswith("azure") or not get_str(compute, "location"):
         return None
-    return cloud_fields(
-        "azure",
-        get_str(compute, "location"),
-        get_str(compute, "zone"),
-        get_str(compute, "vmSize"),
-        get_str(compute, "subscriptionId"),
-    )
+    return cloud_fields("azure", *get_strs(compute, "location", "zone", "vmSize", "subscriptionId"))
 
 
 def _hcloud(_context: Context) -> Steps:
@@ -139,13 +135,8 @@ def _oracle(_context: Context) -> Steps:
     document = json_object((yield Request("/opc/v2/instance/", (("Authorization", "Bearer Oracle"),))))
     if not get_str(document, "id").startswith("ocid1.instance."):
         return None
-    return cloud_fields(
-        "oracle",
-        get_str(document, "canonicalRegionName"),
-        get_str(document, "availabilityDomain"),
-        get_str(document, "shape"),
-        get_str(document, "tenantId"),
-    )
+    names = ("canonicalRegionName", "availabilityDomain", "shape", "tenantId")
+    return cloud_fields("oracle", *get_strs(document, *names))
 
 
 def _linode(_context: Context) -> Steps:
@@ -166,10 +157,10 @@ def _alicloud(_context: Context) -> Steps:
     token = header_token((yield _token_request("/latest/api/token", "X-aliyun-ecs-metadata-token-ttl-seconds")))
     headers = (("X-aliyun-ecs-metadata-token", token),) if token else ()
     document = json_object((yield Request("/latest/dynamic/instance-identity/document", headers)))
-    region, account = get_str(document, "region-id"), get_str(document, "owner-account-id")
-    if not region or not account or not get_str(document, "instance-type").startswith("ecs."):
+    region, zone, kind, account = get_strs(document, "region-id", "zone-id", "instance-type", "owner-account-id")
+    if not region or not account or not kind.startswith("ecs."):
         return None
-    return cloud_fields("alicloud", region, get_str(document, "zone-id"), get_str(document, "instance-type"), account)
+    return cloud_fields("alicloud", region, zone, kind, account)
 
 
 def _scaleway(_context: Context) -> Steps:
@@ -232,8 +223,8 @@ PROVIDERS = (
     Provider("vultr", _LINK_LOCAL, _vultr),
     Provider("oracle", _LINK_LOCAL, _oracle),
     Provider("linode", _LINK_LOCAL, _linode),
-    Provider("alicloud", "http://100.100.100.200", _alicloud),
-    Provider("scaleway", "http://169.254.42.42", _scaleway),
+    Provider("alicloud", ("100.100.100.200", 80), _alicloud),
+    Provider("scaleway", ("169.254.42.42", 80), _scaleway),
     Provider("aws", _LINK_LOCAL, _aws),
     Provider("ovh", _LINK_LOCAL, _ovh),
     Provider("exoscale", _LINK_LOCAL, _exoscale),
@@ -243,7 +234,3 @@ PROVIDERS = (
 
 def _token_request(path: str, lifetime_header: str) -> Request:
     return Request(path, ((lifetime_header, "60"),), "PUT", _TOKEN_LIMIT_SHARE)
-
-
-def _is_google(response: HttpResponse | None) -> bool:
-    return response is not None and response.headers.get("metadata-flavor") == "Google"

@@ -65,3 +65,8 @@ def get_str(document: object, *keys: str) -> str:
     for key in keys:
         document = document.get(key) if isinstance(document, dict) else None
     return document if isinstance(document, str) else ""
+
+
+def get_strs(document: object, *keys: str) -> list[str]:
+    """Return the string of each key; empty ones for those that are missing or no string."""
+    return [get_str(document, key) for key in keys]

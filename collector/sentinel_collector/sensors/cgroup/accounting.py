@@ -44,7 +44,7 @@ class RunCgroupScope:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self.close()
 
     def spawn_inside(self, start: Callable[[], T]) -> T:
         """Call `start` within the run's own cgroup where one can be made; raises only the errors of `start`."""
@@ -75,9 +75,10 @@ class RunCgroupScope:
             except OSError as error:
                 # The counter would include our own time from now on.
                 self._unavailable_reason = f"cannot leave {self.counter.path}: {error}"
-                self._close()
+                self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Remove the cgroup; may be called twice."""
         counter, self.counter = self.counter, None
         if counter is not None:
             counter.close()

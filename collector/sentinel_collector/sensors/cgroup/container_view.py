@@ -52,13 +52,14 @@ class ContainerView:
     """The limits and the usage.
 
     `vcpus` is the quota, rounded up, or the number of processors in the cpuset where that is less. `memory_mib` is the
-    memory limit (`None`: no limit). `limited` says whether there is a quota or a memory limit.
+    memory limit (`None`: no limit). `limited` says whether there is a quota or a memory limit, `has_cpu` and
+    `has_memory` whether CPU time and memory are counted.
     """
 
     def __init__(self, *, proc: str = "/proc") -> None:
         mounts = find_mounts(proc)
         memory, quota = _mount_of(mounts, "memory"), _mount_of(mounts, "cpu")
-        host_bytes = _host_memory_bytes(proc)
+        host_bytes = int(read_whole(f"{proc}/meminfo").split(None, 2)[1]) * 1024
         limit_bytes, memory_level = _strictest_limit(memory, _memory_limit)
         if limit_bytes >= host_bytes:
             # v1 writes "no limit" as a huge number.
@@ -73,22 +74,14 @@ class ContainerView:
         self._memory_cgroup = memory_level or _own_cgroup(memory)
         if _integer(self._memory_file()) is None:
             self._memory_cgroup = ""
+        self.has_memory = bool(self._memory_cgroup)
         self._cpu = _cpu_counter(_mount_of(mounts, "cpuacct"), quota, quota_level)
+        self.has_cpu = self._cpu is not None
         self._last_us = self._cpu_times()
         self._count_cgroup = ""
         if link_target(f"{proc}/self/ns/pid") == INITIAL_PID_NAMESPACE:
             # In a name space of its own, /proc lists the container's processes and no others.
             self._count_cgroup = self._memory_cgroup or quota_level
-
-    @property
-    def has_cpu(self) -> bool:
-        """Whether the container's CPU time is counted."""
-        return self._cpu is not None
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether the container's memory is counted."""
-        return bool(self._memory_cgroup)
 
     def cpu_growth_us(self) -> tuple[int, int] | None:
         """Return user and system microseconds since the last call or since `__init__`; `None` when unreadable."""
@@ -266,11 +259,6 @@ def _count_processes(directory: str) -> int:
     except OSError:
         return count
     return count + sum(map(_count_processes, children))
-
-
-def _host_memory_bytes(proc: str) -> int:
-    words = read_whole(f"{proc}/meminfo").split(None, 2)
-    return int(words[1]) * 1024
 
 
 def _integer(path: str) -> int | None:

@@ -14,8 +14,6 @@ _READ_BYTES = 4096
 class CpuCounter:
     """The total is exact, from the scheduler. Its split into user and system mode is the kernel's estimate by ticks."""
 
-    __slots__ = ("_is_v2", "_last", "_split_fd", "_system_us", "_total_fd", "_user_us")
-
     def __init__(self, directory: str, *, is_v2: bool) -> None:
         """Raises `OSError` when the files are not there."""
         self._is_v2 = is_v2

@@ -17,8 +17,6 @@ class CgroupMount:
     one: the root of the hierarchy, or a container's own cgroup.
     """
 
-    __slots__ = ("controllers", "directory", "is_v2", "top")
-
     def __init__(self, *, controllers: frozenset[str], is_v2: bool, top: str, directory: str) -> None:
         self.controllers = controllers
         self.is_v2 = is_v2

@@ -49,6 +49,7 @@ class RunCgroup:
         self._membership_file = "cgroup.procs" if is_v2 else "tasks"
         self._own_us = 0
         self._reported = (0, 0)
+        self._lock_fd = -1
         os.mkdir(path)
         try:
             self._cpu = CpuCounter(path, is_v2=is_v2)
@@ -66,6 +67,7 @@ class RunCgroup:
 
     def leave(self) -> None:
         """Move back to the parent; raises `OSError` when that is refused: the counter then includes our own time."""
+        self._lock_fd = _hold(self.path)
         # Nobody else was in it before, so all of its time until now is ours.
         self._own_us = self._before_us + _own_us() - self._own_before_us
         _move_self(f"{os.path.dirname(self.path)}/{self._membership_file}")
@@ -84,6 +86,12 @@ class RunCgroup:
         self._cpu.close()
         remove_stale(self.path)
         _rmdir(self.path)
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
 
 
 def enter_cgroup(*, proc: str = "/proc") -> RunCgroup:
@@ -95,7 +103,9 @@ def enter_cgroup(*, proc: str = "/proc") -> RunCgroup:
             reason = _unsuitable_reason(mount)
             if not reason:
                 try:
-                    return RunCgroup(f"{mount.directory}/{_name(proc)}", is_v2=mount.is_v2)
+                    # Identifies this collector: pid name space, pid, and start time in ticks after boot.
+                    name = f"{_PREFIX}.{_pid_namespace(proc)}.{os.getpid()}.{_start(proc, 'self')}"
+                    return RunCgroup(f"{mount.directory}/{name}", is_v2=mount.is_v2)
                 except (OSError, ValueError) as error:
                     reason = str(error)
             reasons.append(reason)
@@ -117,7 +127,7 @@ def remove_stale(directory: str, *, proc: str = "/proc") -> None:
     except OSError:
         return
     for name in names:
-        if name.startswith(f"{_PREFIX}.") and _is_stale(name, proc):
+        if name.startswith(f"{_PREFIX}.") and _is_stale(directory, name, proc):
             remove_stale(f"{directory}/{name}", proc=proc)
             _rmdir(f"{directory}/{name}")
 
@@ -142,17 +152,49 @@ def _unsuitable_reason(mount: CgroupMount) -> str:
     return ""
 
 
-def _name(proc: str) -> str:
-    """Return a name that identifies this collector: pid name space, pid, and start time in ticks after boot."""
-    return f"{_PREFIX}.{_pid_namespace(proc)}.{os.getpid()}.{_start(proc, 'self')}"
-
-
-def _is_stale(name: str, proc: str) -> bool:
-    """Whether its collector has ended; False where it belongs to another pid name space, which cannot be seen."""
+def _is_stale(directory: str, name: str, proc: str) -> bool:
+    """Whether its collector has ended. A collector in another pid name space cannot be seen, but its lock can."""
     parts = name.split(".")
-    if len(parts) != 4 or not parts[2].isdigit() or parts[1] != _pid_namespace(proc):
+    if len(parts) != 4 or not parts[2].isdigit():
         return False
+    if parts[1] != _pid_namespace(proc):
+        return _is_unheld(f"{directory}/{name}")
     return _start(proc, parts[2]) != parts[3]
+
+
+def _hold(path: str) -> int:
+    """Lock a cgroup for as long as this process, or one that inherits the descriptor, lives; -1 where that fails.
+
+    The job runs by now. Before that, nobody can remove the cgroup, because this process is in it.
+    """
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return -1
+    return descriptor
+
+
+def _is_unheld(path: str) -> bool:
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _start(proc: str, pid: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from sentinel_collector.procfs import read_file
-from sentinel_collector.sensors.gpu.devices import DeviceFacts, DeviceReading, GpuFaultError
+from sentinel_collector.sensors.gpu.devices import DeviceFacts, DeviceReading, GpuFaultError, unreadable
 from sentinel_collector.sensors.gpu.drm_clients import ENGINE_COUNT, DrmClient, DrmClients
 from sentinel_protocol.common.clock import Clock
 
@@ -52,9 +52,16 @@ class AmdGpus:
         self._read_at: float | None = None
 
     def devices(self, pids: Collection[int]) -> list[DeviceReading]:
-        """Read every card; raises `GpuFaultError` when a card is gone."""
-        shares = self._shares(pids)
-        return [DeviceReading(*_read_card(card), *share) for card, share in zip(self._cards, shares, strict=True)]
+        """Read every card; raises `GpuFaultError` when all are gone."""
+        readings = []
+        for card, share in zip(self._cards, self._shares(pids), strict=True):
+            try:
+                readings.append(DeviceReading(*_read_card(card), *share))
+            except GpuFaultError as fault:
+                readings.append(unreadable(str(fault)))
+        if all(reading.fault for reading in readings):
+            raise GpuFaultError(readings[0].fault)
+        return readings
 
     def facts(self) -> list[DeviceFacts]:
         """Return model (the product's name, else the PCI id) and memory of every card."""

@@ -17,13 +17,19 @@ class DeviceReading(NamedTuple):
     """One GPU: `usage` 0..1 of the device, memory in MiB (2^20); `process_*` is the tracked tree's share.
 
     `None` is unknown: the device, its mode or the permissions do not allow the figure. Without a tracked process the
-    share is zero.
+    share is zero. `fault` says why a device cannot be read at all.
     """
 
     usage: float | None
     vram_mib: float | None
     process_usage: float | None
     process_vram_mib: float | None
+    fault: str = ""
+
+
+def unreadable(fault: str) -> DeviceReading:
+    """Return the reading of a device that cannot be read."""
+    return DeviceReading(None, None, None, None, fault)
 
 
 class DeviceFacts(NamedTuple):
@@ -37,26 +43,27 @@ class GpuSource(Protocol):
     """All GPUs of one vendor. Both methods may block for as long as the driver does."""
 
     def devices(self, pids: Collection[int]) -> list[DeviceReading]:
-        """Read every device now. Raises `GpuFaultError`."""
+        """Read every device now. Raises `GpuFaultError` when none can be read."""
 
     def facts(self) -> list[DeviceFacts]:
         """Return the facts of each device; does not raise for a device that cannot be read."""
 
 
 def sum_devices(devices: Sequence[DeviceReading]) -> GpuReading:
-    """Return the columns' figures. One unknown figure makes its sum unknown.
+    """Return the columns' figures: sums over the devices that can be read. One unknown figure makes its sum unknown.
 
     "Utilized" counts devices with a usage above zero, for the system and for the tree: a process that only holds memory
     does not use the GPU.
     """
-    usage = [device.usage for device in devices]
-    process_usage = [device.process_usage for device in devices]
+    readable = [device for device in devices if not device.fault]
+    usage = [device.usage for device in readable]
+    process_usage = [device.process_usage for device in readable]
     return GpuReading(
         system_usage=sum_or_unknown(usage),
-        system_vram_mib=sum_or_unknown([device.vram_mib for device in devices]),
+        system_vram_mib=sum_or_unknown([device.vram_mib for device in readable]),
         system_utilized=_count_above_zero(usage),
         process_usage=sum_or_unknown(process_usage),
-        process_vram_mib=sum_or_unknown([device.process_vram_mib for device in devices]),
+        process_vram_mib=sum_or_unknown([device.process_vram_mib for device in readable]),
         process_utilized=_count_above_zero(process_usage),
     )
 
@@ -84,9 +91,5 @@ def sum_or_unknown(figures: Sequence[float | None]) -> float | None:
 
 
 def _count_above_zero(figures: Sequence[float | None]) -> int | None:
-    count = 0
-    for figure in figures:
-        if figure is None:
-            return None
-        count += figure > 0
-    return count
+    known = [figure for figure in figures if figure is not None]
+    return sum(figure > 0 for figure in known) if len(known) == len(figures) else None

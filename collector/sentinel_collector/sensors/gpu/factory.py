@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from sentinel_collector.procfs import read_file
 from sentinel_protocol.common.clock import Clock
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from sentinel_collector.sensors.gpu.devices import GpuSource
     from sentinel_collector.sensors.gpu.worker import GpuWorker, OpenedSources
 
+_NVIDIA = b"0x10de"
+_DRIVER_NOT_LOADED = 9
+"""`NVML_ERROR_DRIVER_NOT_LOADED` of nvml.h."""
 START_WAIT_S = 0.5
 """How long opening waits for a driver. Without persistence mode NVML takes seconds; it then reports later."""
 
@@ -24,8 +28,8 @@ def open_gpu_sensor(
 ) -> "GpuWorker | None":
     """Return a `GpuSensor` for all GPUs, `None` where there are none (the columns are zero then).
 
-    A driver that is installed but does not start counts as no GPU and causes one warning. For one that takes longer
-    than `START_WAIT_S` to start, all figures are unknown until it has started.
+    While a driver does not start, all figures are unknown, and it is tried again. A library without a kernel driver and
+    without a device (an image for GPUs on another machine) counts as no GPU.
     """
     with_nvidia = nvml_loads()
     cards = _amd_cards(sysfs)
@@ -33,7 +37,7 @@ def open_gpu_sensor(
         return None
     from sentinel_collector.sensors.gpu.worker import GpuWorker
 
-    open_sources = partial(_open_sources, with_nvidia=with_nvidia, cards=cards, clock=clock, proc=proc)
+    open_sources = partial(_open_sources, with_nvidia=with_nvidia, cards=cards, clock=clock, proc=proc, sysfs=sysfs)
     sensor = GpuWorker(open_sources, clock=clock, warn=warn)
     if sensor.wait_until_open(START_WAIT_S) and not sensor.has_devices():
         sensor.close()
@@ -60,8 +64,16 @@ def _amd_cards(sysfs: str) -> "list[AmdCard]":
     return find_amd_cards(sysfs)
 
 
-def _open_sources(*, with_nvidia: bool, cards: "list[AmdCard]", clock: Clock, proc: str) -> "OpenedSources":
-    from sentinel_collector.sensors.gpu.devices import GpuFaultError
+def _has_nvidia_device(sysfs: str) -> bool:
+    """Whether a PCI device is NVIDIA's, or the list of devices cannot be read."""
+    try:
+        devices = os.listdir(f"{sysfs}/bus/pci/devices")
+        return any(read_file(f"{sysfs}/bus/pci/devices/{name}/vendor").strip() == _NVIDIA for name in devices)
+    except OSError:
+        return True
+
+
+def _open_sources(*, with_nvidia: bool, cards: "list[AmdCard]", clock: Clock, proc: str, sysfs: str) -> "OpenedSources":
     from sentinel_collector.sensors.gpu.worker import OpenedSources
 
     sources: list[GpuSource] = []
@@ -69,13 +81,11 @@ def _open_sources(*, with_nvidia: bool, cards: "list[AmdCard]", clock: Clock, pr
     if with_nvidia:
         from sentinel_collector.sensors.gpu.nvidia import NvidiaGpus
 
-        try:
-            nvidia = NvidiaGpus(clock=clock, proc=proc)
-        except GpuFaultError as fault:
-            warnings.append(str(fault))
-        else:
-            if nvidia.facts():
-                sources.append(nvidia)
+        nvidia = NvidiaGpus(clock=clock, proc=proc)
+        if nvidia.start_error == _DRIVER_NOT_LOADED and not _has_nvidia_device(sysfs):
+            warnings.append(nvidia.start_fault)
+        elif nvidia.start_fault or nvidia.facts():
+            sources.append(nvidia)
     if cards:
         from sentinel_collector.sensors.gpu.amd import AmdGpus
 

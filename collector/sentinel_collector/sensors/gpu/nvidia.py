@@ -11,12 +11,18 @@ from collections.abc import Collection
 from typing import Any
 
 from sentinel_collector.procfs import INITIAL_PID_NAMESPACE, link_target
-from sentinel_collector.sensors.gpu.devices import DeviceFacts, DeviceReading, GpuFaultError, sum_or_unknown
+from sentinel_collector.sensors.gpu.devices import (
+    DeviceFacts,
+    DeviceReading,
+    GpuFaultError,
+    sum_or_unknown,
+    unreadable,
+)
 from sentinel_collector.sensors.gpu.nvml_process_usage import ProcessUsage, UsageSample
 from sentinel_protocol.common.clock import Clock
 
 REOPEN_AFTER_S = 30.0
-"""How often NVML is restarted while readings fail. Without it, a GPU that was reset is not found again."""
+"""How often NVML is started again while it does not start or readings fail: a GPU that was reset is found again."""
 IDLE_VRAM_MIB = 64.0
 """More memory than the driver keeps on an idle GPU: some process uses the GPU."""
 
@@ -31,7 +37,7 @@ _PROCESS_LISTS = (
 
 
 class NvidiaGpus:
-    """Every GPU that NVML shows. One thread reads them. `__init__` raises `GpuFaultError` when NVML does not start."""
+    """Every GPU that NVML shows. One thread reads them. NVML may start later than `__init__`."""
 
     def __init__(self, *, clock: Clock, proc: str) -> None:
         import pynvml
@@ -52,18 +58,32 @@ class NvidiaGpus:
             }
         )
         self._failing = False
-        self._open()
-        self._count_at_start = len(self._usage)
+        self._handles: dict[int, Any] = {}
+        self._usage: list[ProcessUsage] = []
+        self._most_devices = 0
+        self.start_error: int | None = None
+        """NVML's error code while it has not started."""
+        self.start_fault = ""
+        try:
+            self._open()
+        except GpuFaultError as fault:
+            self._failing = True
+            self.start_fault = str(fault)
 
     def devices(self, pids: Collection[int]) -> list[DeviceReading]:
-        """Read every device; raises `GpuFaultError` at the first lost one."""
+        """Read every device; raises `GpuFaultError` when none can be read."""
         if self._failing and self._clock.monotonic() - self._opened_at >= REOPEN_AFTER_S:
             self._reopen()
         self._failing = True
-        if len(self._usage) < self._count_at_start:
-            raise GpuFaultError(f"NVML: {len(self._usage)} of {self._count_at_start} GPUs are left")
+        if self.start_fault:
+            raise GpuFaultError(self.start_fault)
         readings = [self._read(index, pids) for index in range(len(self._usage))]
-        self._failing = False
+        lost = self._most_devices - len(readings)
+        readings += [unreadable(f"NVML: {len(readings)} of {self._most_devices} GPUs are left")] * lost
+        faults = [reading.fault for reading in readings if reading.fault]
+        if faults and len(faults) == len(readings):
+            raise GpuFaultError(faults[0])
+        self._failing = bool(faults)
         return readings
 
     def facts(self) -> list[DeviceFacts]:
@@ -76,9 +96,12 @@ class NvidiaGpus:
             self._nvml.nvmlInit()
             count = self._nvml.nvmlDeviceGetCount()
         except self._nvml.NVMLError as error:
-            raise GpuFaultError(f"NVML: {error}") from error
-        self._handles: dict[int, Any] = {}
+            self.start_error, self.start_fault = error.value, f"NVML: {error}"
+            raise GpuFaultError(self.start_fault) from error
+        self.start_error, self.start_fault = None, ""
+        self._handles = {}
         self._usage = [ProcessUsage() for _ in range(count)]
+        self._most_devices = max(self._most_devices, count)
 
     def _reopen(self) -> None:
         try:
@@ -102,7 +125,7 @@ class NvidiaGpus:
                 return self._read_whole(handle, self._usage[index], pids)
             return self._read_parts(parts, pids)
         except self._nvml.NVMLError as error:
-            raise GpuFaultError(f"NVIDIA GPU {index}: {error}") from error
+            return unreadable(f"NVIDIA GPU {index}: {error}")
 
     def _read_whole(self, handle: Any, usage: ProcessUsage, pids: Collection[int]) -> DeviceReading:
         rates = self._ask("nvmlDeviceGetUtilizationRates", handle)

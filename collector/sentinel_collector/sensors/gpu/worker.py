@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
-from sentinel_collector.sensors.gpu.devices import GpuSource, describe_devices, sum_devices
+from sentinel_collector.sensors.gpu.devices import DeviceReading, GpuSource, describe_devices, sum_devices
 from sentinel_collector.sensors.interfaces import GpuReading
 from sentinel_protocol.common.clock import Clock
 
@@ -30,6 +30,8 @@ class _Result(NamedTuple):
     asked_at: float
     reading: GpuReading
     fault: str | None
+    lost: tuple[str, ...] = ()
+    """Why single devices are left out of the reading."""
 
 
 class GpuWorker:
@@ -90,6 +92,8 @@ class GpuWorker:
             return UNKNOWN
         if finished.fault is not None:
             self._warn_once(f"GPU: {finished.fault}; the GPU fields stay empty until it can be read again")
+        for fault in finished.lost:
+            self._warn_once(f"GPU: {fault}; it is left out of the GPU fields until it can be read again")
         age_s = now - finished.asked_at
         if age_s > 0 and (interval_s is None or age_s > MAX_AGE_INTERVALS * interval_s):
             return UNKNOWN
@@ -114,7 +118,7 @@ class GpuWorker:
     def _serve(self) -> None:
         try:
             opened = self._open_sources()
-            facts = describe_devices([fact for source in opened.sources for fact in source.facts()])
+            facts = _facts(opened.sources)
         except Exception as error:  # noqa: BLE001 - any error of a driver becomes a warning
             opened, facts = OpenedSources([], [f"{type(error).__name__}: {error}"]), {}
         with self._lock:
@@ -122,8 +126,11 @@ class GpuWorker:
             self._answered.set()
         while (request := self._next_request()) is not None:
             finished = _read(opened.sources, *request)
+            if not facts and finished.fault is None:
+                # A driver has started later.
+                facts = _facts(opened.sources)
             with self._lock:
-                self._finished, self._busy_since = finished, None
+                self._finished, self._facts, self._busy_since = finished, facts, None
                 self._answered.set()
 
     def _next_request(self) -> tuple[Collection[int], float] | None:
@@ -147,9 +154,20 @@ class GpuWorker:
             self._warn(text)
 
 
+def _facts(sources: list[GpuSource]) -> dict[str, str | int | float]:
+    devices = [fact for source in sources for fact in source.facts()]
+    return describe_devices(devices) if devices else {}
+
+
 def _read(sources: list[GpuSource], pids: Collection[int], asked_at: float) -> _Result:
-    try:
-        devices = [device for source in sources for device in source.devices(pids)]
-    except Exception as error:  # noqa: BLE001 - any error of a driver becomes a warning
-        return _Result(asked_at, UNKNOWN, str(error) or type(error).__name__)
-    return _Result(asked_at, sum_devices(devices), None)
+    devices: list[DeviceReading] = []
+    faults = []
+    for source in sources:
+        try:
+            devices += source.devices(pids)
+        except Exception as error:  # noqa: BLE001 - any error of a driver becomes a warning
+            faults.append(str(error) or type(error).__name__)
+    if not devices:
+        return _Result(asked_at, UNKNOWN, faults[0] if faults else None)
+    faults += [device.fault for device in devices if device.fault]
+    return _Result(asked_at, sum_devices(devices), None, tuple(faults))

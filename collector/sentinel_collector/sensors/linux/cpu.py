@@ -1,26 +1,14 @@
 """CPU time of the whole machine, from `/proc/stat` (`proc(5)`)."""
 
 import os
-from typing import NamedTuple
 
 from sentinel_collector.procfs import ProcFile, read_with_reopen
+from sentinel_collector.sensors.interfaces import CpuReading
 
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 """Microseconds per tick of `/proc/stat` and `/proc/PID/stat`: 10,000 nearly everywhere."""
 
 _STAT_BYTES = 1 << 16
-
-
-class CpuReading(NamedTuple):
-    """`user_us` is user and nice, guests included; `system_us` is system mode without interrupts.
-
-    `cpus` counts the processors that are online, `forks` the processes and threads since boot (0: unknown).
-    """
-
-    cpus: int
-    forks: int
-    user_us: int | None
-    system_us: int | None
 
 
 class CpuSensor:
@@ -43,12 +31,8 @@ class CpuSensor:
         if last is None:
             return CpuReading(self._cpus, _forks(data), None, None)
         # A counter may fall (a processor taken offline, lxcfs): that is no growth.
-        return CpuReading(
-            self._cpus,
-            _forks(data),
-            max(0, times[0] - last[0]) * TICK_US,
-            max(0, times[1] - last[1]) * TICK_US,
-        )
+        user_us, system_us = max(0, times[0] - last[0]) * TICK_US, max(0, times[1] - last[1]) * TICK_US
+        return CpuReading(self._cpus, _forks(data), user_us, system_us)
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -1,11 +1,15 @@
 """Bytes read from and written to whole disks, from `/proc/diskstats` (the kernel's `iostats.rst`).
 
 A whole disk is a device of `/sys/block` (so no partition) that is not made of other disks. It has no `slaves` (device
-mapper, md, bcache), none of the drivers that put a disk on a file, on memory or on another disk, and is not hidden (a
-path of a multipath NVMe name space, whose head counts). So each byte counts once, at the disk that stores it.
+mapper, md, bcache), none of the drivers that put a disk on a file, on memory or on another disk, and is not hidden. So
+each byte counts once, at the disk that stores it.
+
+A multipath NVMe name space has a head (`nvme0n1`) and hidden paths (`nvme0c1n1`). Kernels before 6.4 count its I/O in
+the paths only. There the paths count.
 """
 
 import os
+import re
 from collections.abc import Iterator
 
 from sentinel_collector.procfs import read_file
@@ -17,12 +21,17 @@ SECTOR_BYTES = 512
 _COMPOSED = ("loop", "ram", "zram", "dm-", "md", "zd", "drbd", "bcache")
 
 
+_NVME_PATH = re.compile(rb"(nvme[0-9]+)c[0-9]+(n[0-9]+)")
+
+
 class DiskSensor:
     """Growth of the counters of all whole disks. The first is measured against `baseline`."""
 
     def __init__(self, *, proc: str, sys: str, baseline: bytes) -> None:
         self._sys = sys
         self._whole: dict[bytes, bool] = {}
+        self._heads: dict[bytes, bytes] = {}
+        """The head of each NVMe path."""
         self._file = CounterFile(f"{proc}/diskstats", baseline=baseline, parse=self._parse)
 
     def read(self) -> tuple[int | None, int | None]:
@@ -35,7 +44,9 @@ class DiskSensor:
         self._file.close()
 
     def _parse(self, data: bytes) -> Iterator[tuple[bytes, int, int]]:
-        whole = self._whole
+        whole, heads = self._whole, self._heads
+        paths: list[tuple[bytes, int, int]] = []
+        counting: set[bytes] = set()
         for line in data.splitlines():
             head = line.split(None, 3)
             if len(head) < 4:
@@ -44,11 +55,24 @@ class DiskSensor:
             known = whole.get(name)
             if known is None:
                 known = whole[name] = is_whole_disk(name.decode(errors="replace"), sys=self._sys)
-            if not known:
+                if path := _NVME_PATH.fullmatch(name):
+                    heads[name] = path[1] + path[2]
+            if not known and name not in heads:
                 continue
             fields = head[3].split(None, 7)
-            if len(fields) >= 7 and (pair := parse_pair(fields[2], fields[6])) is not None:
-                yield name, *pair
+            if len(fields) < 7:
+                continue
+            pair = parse_pair(fields[2], fields[6])
+            if name in heads:
+                paths.append((name, *pair))
+                continue
+            if heads and any(pair):
+                counting.add(name)
+            yield name, *pair
+        # A path is listed before or after its head.
+        for path_reading in paths:
+            if heads[path_reading[0]] not in counting:
+                yield path_reading
 
 
 def is_whole_disk(name: str, *, sys: str = "/sys") -> bool:

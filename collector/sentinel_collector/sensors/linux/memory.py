@@ -27,6 +27,7 @@ class MemorySensor:
     def __init__(self, *, proc: str) -> None:
         self._file = ProcFile(f"{proc}/meminfo")
         self._names: tuple[bytes, ...] = ()
+        self._missing: set[bytes] = set()
         self._words = -1
         self._names_of: _Getter = itemgetter(0)
         self._values_of: _Getter = itemgetter(0)
@@ -35,7 +36,7 @@ class MemorySensor:
         """Read `/proc/meminfo` once; all `None` when it cannot be read."""
         data = read_with_reopen(self._file)
         words = data.split(None, self._words)
-        if not (self._names and self._fits(words)):
+        if not self._names or len(words) < self._words or self._names_of(words) != self._names:
             words = data.split()
             if not self._learn(words):
                 return MemoryReading()
@@ -45,17 +46,25 @@ class MemorySensor:
         except ValueError:
             return MemoryReading()
         cached += slab
-        if b"MemAvailable:" not in self._names:
+        missing = self._missing
+        if not missing:
+            return MemoryReading(free, max(0, total - available), buffers, cached, active, inactive)
+        used: int | None = max(0, total - available)
+        if b"MemAvailable:" in missing:
             # Kernels before 3.14 do not have it; free(1) estimated it like this.
-            available = free + buffers + cached
-        return MemoryReading(free, max(0, total - available), buffers, cached, active, inactive)
+            used = None if missing & {b"Buffers:", b"Cached:"} else max(0, total - free - buffers - cached)
+        return MemoryReading(
+            free,
+            used,
+            None if b"Buffers:" in missing else buffers,
+            None if b"Cached:" in missing else cached,
+            None if b"Active:" in missing else active,
+            None if b"Inactive:" in missing else inactive,
+        )
 
     def close(self) -> None:
         """Give the descriptor back."""
         self._file.close()
-
-    def _fits(self, words: list[bytes]) -> bool:
-        return len(words) >= self._words and self._names_of(words) == self._names
 
     def _learn(self, words: list[bytes]) -> bool:
         where = {word: index for index, word in enumerate(words[:-1]) if word.endswith(b":")}
@@ -63,6 +72,7 @@ class MemorySensor:
         if not where.keys() >= _NEEDED:
             return False
         self._names = tuple(name for name in _WANTED if name in where)
+        self._missing = set(_WANTED) - where.keys()
         self._words = max(where[name] for name in self._names) + 2
         self._names_of = itemgetter(*(where[name] for name in self._names))
         # The value of a missing name is the zero that `read` appends.

@@ -4,7 +4,8 @@ Loopback never counts, and each byte counts once. Where the network name space h
 `device` link in `/sys/class/net`), only the hardware counts. Bridges, bonds, VLANs, tunnels and the host's ends of
 containers' links carry the same bytes, or bytes that never leave the machine. Hardware below other hardware (a virtual
 function under its synthetic twin) counts through the upper one. Without hardware, as in a container, an interface
-counts unless it is stacked on another (`lower_*`) or is a bridge, bond, tunnel or dummy.
+counts unless it is stacked on another (`lower_*`) or is a bridge, bond, tunnel or dummy. Where that leaves none, taps
+and tuns count: a rootless container (slirp4netns, pasta) has no other interface.
 """
 
 import os
@@ -13,7 +14,8 @@ from collections.abc import Iterator
 from sentinel_collector.procfs import link_target
 from sentinel_collector.sensors.linux.byte_counters import CounterFile, parse_pair
 
-_UNCOUNTED_FILES = ("bridge", "bonding", "tun_flags", "brport")
+_UNCOUNTED_FILES = ("bridge", "bonding", "brport")
+_TUN_FILE = "tun_flags"
 _UNCOUNTED_NAMES = ("dummy", "ifb", "tunl", "sit", "gre", "erspan", "ip6tnl", "ip_vti", "teql")
 
 
@@ -36,23 +38,21 @@ class NetworkSensor:
     def _parse(self, data: bytes) -> Iterator[tuple[bytes, int, int]]:
         counted = self._counted
         lines = [line.rpartition(b":") for line in data.splitlines()[2:]]
-        for padded_name, separator, values in lines:
-            name = padded_name.strip()
-            if not separator:
-                continue
-            if name not in counted:
-                self._classify([other.strip() for other, _, _ in lines])
-            if counted[name]:
+        names = [padded_name.strip() for padded_name, _, _ in lines]
+        if not counted.keys() >= set(names):
+            self._classify(names)
+        for name, (_, separator, values) in zip(names, lines, strict=True):
+            if separator and counted[name]:
                 fields = values.split(None, 9)
-                if len(fields) >= 9 and (pair := parse_pair(fields[0], fields[8])) is not None:
-                    yield name, *pair
+                if len(fields) >= 9:
+                    yield name, *parse_pair(fields[0], fields[8])
 
     def _classify(self, names: list[bytes]) -> None:
-        """Decide about new names. A decision stays: a later one would show the whole counter as growth."""
+        """Decide about all names: a new one may carry the bytes of others. One that counts from now on starts anew."""
         text = {name: name.decode(errors="replace") for name in names}
         counted = counted_interfaces(sys_net=self._sys, names=list(text.values()))
-        for name in names:
-            self._counted.setdefault(name, text[name] in counted)
+        self._counted.clear()
+        self._counted.update((name, text[name] in counted) for name in names)
 
 
 def counted_interfaces(*, sys_net: str, names: list[str]) -> set[str]:
@@ -68,7 +68,8 @@ def counted_interfaces(*, sys_net: str, names: list[str]) -> set[str]:
             for name in names
             if name in hardware and os.path.basename(link_target(f"{sys_net}/{name}/master")) not in hardware
         }
-    return {name for name in names if name != "lo" and not _is_stacked(sys_net, name)}
+    single = {name for name in names if name != "lo" and not _is_stacked(sys_net, name)}
+    return {name for name in single if not os.path.exists(f"{sys_net}/{name}/{_TUN_FILE}")} or single
 
 
 def _is_stacked(sys_net: str, name: str) -> bool:

@@ -11,14 +11,13 @@ class ProcessCountSensor:
     """The number of processes: from the link count of `/proc`, which includes them, or by listing it.
 
     The kernel adds the number of all processes of the machine to the link count of `/proc`. So the link count is used
-    in the initial pid name space only. Its offset is learnt from a listing and checked every `verify_every` readings.
+    in the initial pid name space only. Its offset is learnt from a listing and checked every `_VERIFY_EVERY` readings.
     Where the check fails (a sandbox, a module that adds a directory), the offset is learnt again. After the third
     failure in a row, processes are listed from then on.
     """
 
-    def __init__(self, *, proc: str, verify_every: int = _VERIFY_EVERY) -> None:
+    def __init__(self, *, proc: str) -> None:
         self._proc = proc
-        self._verify_every = verify_every
         self._until_check = 0
         self._offset = 0
         self._failures = 0
@@ -48,7 +47,7 @@ class ProcessCountSensor:
             return processes
         self._failures = 0
         self._offset = offset
-        self._until_check = self._verify_every
+        self._until_check = _VERIFY_EVERY
         return after - offset
 
 

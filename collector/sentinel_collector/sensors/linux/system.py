@@ -1,5 +1,7 @@
 """All sensors of the machine or the container on Linux, read one after the other."""
 
+from collections.abc import Callable
+
 from sentinel_collector.sensors.baseline import Baseline, network_proc
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.sensors.interfaces import MemoryReading, SystemReading
@@ -25,6 +27,8 @@ class LinuxSystem:
         baseline: Baseline,
         container: ContainerView | None = None,
         host_root: str = "",
+        warn: Callable[[str], None] = lambda _: None,
+        on_started: Callable[[int], None] = lambda _: None,
         proc: str = "/proc",
         sys: str = "/sys",
     ) -> None:
@@ -34,38 +38,24 @@ class LinuxSystem:
         self._cpu = CpuSensor(proc=proc, baseline=baseline.stat)
         self._memory = MemorySensor(proc=proc)
         self._disk = DiskSensor(proc=proc, sys=sys, baseline=baseline.diskstats)
-        self._filesystems = FilesystemSensor(proc=proc)
+        self._filesystems = FilesystemSensor(proc=proc, warn=warn, on_started=on_started)
         self._network = NetworkSensor(proc=network, sys=sys, baseline=baseline.net_dev)
         self._process_count = ProcessCountSensor(proc=proc)
 
     def read(self) -> SystemReading:
         """Read all sensors. CPU time comes last, close to the tree's, which is read next."""
         memory = self._read_memory()
-        disk_read, disk_written = self._disk.read()
+        disk = self._disk.read()
         space = self._filesystems.read()
-        received, sent = self._network.read()
+        network = self._network.read()
         processes = self._container.processes() if self._container is not None else None
         if processes is None:
             processes = self._process_count.read()
         cpu = self._cpu.read()
-        user_us, system_us = cpu.user_us, cpu.system_us
         if self._container is not None and self._container.has_cpu:
             user_us, system_us = self._container.cpu_growth_us() or (None, None)
-        return SystemReading(
-            cpus=cpu.cpus,
-            forks=cpu.forks,
-            user_us=user_us,
-            system_us=system_us,
-            processes=processes,
-            memory=memory,
-            disk_read=disk_read,
-            disk_written=disk_written,
-            space_total=space.total if space else None,
-            space_used=space.used if space else None,
-            space_free=space.free if space else None,
-            net_received=received,
-            net_sent=sent,
-        )
+            cpu = cpu._replace(user_us=user_us, system_us=system_us)
+        return SystemReading(cpu, processes, memory, disk, space, network)
 
     def _read_memory(self) -> MemoryReading:
         host = self._memory.read()

@@ -1,9 +1,7 @@
-"""Anonymous memory of processes that were forked by one another.
+"""Anonymous memory of processes that were forked by one another (`docs/design/pss.md`, "Forks").
 
-Only a fork shares anonymous pages. Shares that were read together add up. Shares that were read at different times are
-parts of different wholes: a child that comes or goes would halve or double the sum of a row. Instead, the first process
-of a group counts with all that it has, and each other one with its exclusive pages. This needs no reading. It
-misses pages that only the children share, so shares that were read together are preferred.
+Shares that were read together add up. Else the first process of a group counts with all that it has, and each other one
+with its exclusive pages: this misses pages that only the children share.
 """
 
 from sentinel_collector.sensors.process_tree.process import TrackedProcess

@@ -12,7 +12,7 @@ from sentinel_collector.procfs import (
     read_file,
     stat_fields,
 )
-from sentinel_collector.sensors.linux.byte_counters import parse_pair
+from sentinel_collector.sensors.linux.byte_counters import DAMAGED, parse_pair
 from sentinel_collector.sensors.linux.cpu import TICK_US
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
 from sentinel_collector.sensors.process_tree.pss_state import PAGE_KIB, PssState
@@ -24,26 +24,6 @@ _STAT_FIELDS = 22
 class TrackedProcess:
     """A process by pid and start time. Reading a process that is gone raises nothing."""
 
-    __slots__ = (
-        "_budget",
-        "_children_files",
-        "_directory",
-        "_io_file",
-        "_last_io",
-        "_last_stat",
-        "_stat_file",
-        "account",
-        "faults",
-        "io_readable",
-        "is_zombie",
-        "parent_pid",
-        "pid",
-        "pss",
-        "rss_kib",
-        "start",
-        "threads",
-    )
-
     def __init__(self, pid: int, *, proc: str, budget: FdBudget, parent: ProcessAccount | None) -> None:
         self.pid = pid
         self.start = b""
@@ -51,6 +31,8 @@ class TrackedProcess:
         self.parent_pid = 0
         self.threads = 1
         self.is_zombie = False
+        self.is_hidden = False
+        """It is alive, and cannot be read: another user's under `hidepid` (`proc(5)`), or no descriptor is left."""
         self.rss_kib = 0
         self.faults = 0
         """Minor page faults so far."""
@@ -70,10 +52,12 @@ class TrackedProcess:
         try:
             data = self._stat_file.read()
         except (ProcessLookupError, FileNotFoundError):
-            return False
+            self.is_hidden = self._exists_unseen()
+            return self.is_hidden
         except OSError:
-            # Out of descriptors or memory: the process may still run.
+            self.is_hidden = True
             return True
+        self.is_hidden = False
         # The line of an idle process stays the same to the byte.
         if data != self._last_stat and not self._parse_stat(data, ledger):
             return False
@@ -86,7 +70,7 @@ class TrackedProcess:
         try:
             fields = stat_fields(self._stat_file.read(), _STAT_FIELDS)
         except (ProcessLookupError, FileNotFoundError):
-            return False
+            return self._exists_unseen()
         except (OSError, ValueError):
             return True
         return not _is_zombie(fields) and (not self.start or fields[STAT_START] == self.start)
@@ -146,6 +130,18 @@ class TrackedProcess:
         self._last_stat = data
         return True
 
+    def _exists_unseen(self) -> bool:
+        """Whether there is a process of this pid although `/proc` does not show it."""
+        if not self._directory.startswith("/proc/"):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return not os.path.exists(self._directory)
+
     def _read_io(self, ledger: CpuLedger) -> None:
         try:
             data = self._io_file.read()
@@ -165,7 +161,7 @@ class TrackedProcess:
                 io = parse_pair(words[index + 1], words[index + 3])
             except (ValueError, IndexError):
                 return
-            if io is not None:
+            if io != DAMAGED:
                 ledger.count_io(self.account, io)
 
 

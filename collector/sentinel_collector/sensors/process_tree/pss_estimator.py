@@ -1,23 +1,9 @@
 """Memory of the tree: PSS is read as often as a budget allows, and moved by the change of resident pages in between.
 
-`smaps_rollup` costs 47 µs and more, 12 µs for each resident MiB of small pages, and holds the job's memory-map lock
-meanwhile. RSS comes for nothing with `/proc/PID/stat`. When it has changed by more than noise, `/proc/PID/statm` tells
-for 10 µs how much of it is anonymous and how much is shared (files and shared memory).
-
-Between two readings:
-
-* A change of the anonymous pages is a change of PSS: they are the process' own, and add up.
-* Shared pages that were touched may be those of the others, and processes that work on the same memory touch the same.
-  So the tree's shared memory is the sum of the shares that were read, or, where that is more, the pages of the process
-  whose shared pages grew most (`pss_sum`).
-* Sharing itself changes unseen: when processes come and go, when pages that a fork left to both are written, and when
-  processes touch different shared pages. After such an event, a process that has or may have shared pages is read
-  again, within `share` of the elapsed time. So it is when another one's reading shows that it shares more. All others
-  are read now and then, within a thirtieth of that.
-
-When many shared pages are touched at once (a pool of workers begins), shares that were read one after the other belong
-to different moments, and their sum is too high. During such a burst the sum is a lower bound, until all processes have
-been read while hardly a shared page was touched.
+Costs, and what changes between two readings: `docs/design/pss.md`. `smaps_rollup` takes 12 µs for each resident MiB of
+small pages, `statm` 10 µs; RSS comes for nothing with `/proc/PID/stat`. After an event that may change who shares pages
+(an *epoch*), a process that has or may have shared pages is read again. Shares of one *generation* add up. During a
+burst of touched shared pages, the sum is a lower bound.
 """
 
 import contextlib
@@ -317,15 +303,7 @@ class PssEstimator:
         self._read_now.append(process)
         begin = self._clock.thread_time()
         try:
-            reading = PssReading(
-                process.read_file("smaps_rollup"),
-                rss_kib=process.rss_kib,
-                # Taken before PSS: pages that came in between count as grown, and the sum bounds that by what is there.
-                anon_kib=state.anon_kib,
-                shared_kib=state.shared_kib,
-                faults=process.faults,
-                sharers=0 if state.fork_group is None else state.fork_group.living,
-            )
+            reading = PssReading(process.read_file("smaps_rollup"), state, faults=process.faults)
         except PermissionError:
             state.denied = True
         except (OSError, ValueError, IndexError) as error:

@@ -11,26 +11,29 @@ PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 class PssReading:
     """One `smaps_rollup` of a process (`proc(5)`), and its resident set at that time."""
 
-    def __init__(
-        self, rollup: bytes, *, rss_kib: int, anon_kib: int, shared_kib: int, faults: int, sharers: int
-    ) -> None:
-        """`sharers` is how many processes may have the same anonymous pages. Raises `ValueError` or `IndexError`."""
+    def __init__(self, rollup: bytes, state: "PssState", *, faults: int) -> None:
+        """`state` is from before: pages that came in between count as grown, and the sum bounds that by what is there.
+
+        Raises `ValueError` or `IndexError`.
+        """
+        # How many processes may have the same anonymous pages.
+        sharers = 2 if state.fork_group is None else max(2, state.fork_group.living)
         self.kib = _field_kib(rollup, b"\nPss:")
         if b"\nPss_Anon:" in rollup:
             self.anon_pss_kib = _field_kib(rollup, b"\nPss_Anon:")
-            self.exclusive_anon_kib, self.cow_shared_kib = _anon_parts(rollup, self.anon_pss_kib, max(2, sharers))
+            self.exclusive_anon_kib, self.cow_shared_kib = _anon_parts(rollup, self.anon_pss_kib, sharers)
         else:
             # Linux before 5.4 does not say: all anonymous pages count as the process' own.
-            self.anon_pss_kib = self.exclusive_anon_kib = min(self.kib, anon_kib)
+            self.anon_pss_kib = self.exclusive_anon_kib = min(self.kib, state.anon_kib)
             self.cow_shared_kib = 0
         self.shared_pss_kib = self.kib - self.anon_pss_kib
         """Its share of its shared pages."""
         exclusive_kib = _field_kib(rollup, b"\nPrivate_Clean:") + _field_kib(rollup, b"\nPrivate_Dirty:")
         self.exclusive_shared_kib = max(0, exclusive_kib - self.anon_pss_kib)
         """A lower bound of its shared pages that no other process had."""
-        self.rss_kib = rss_kib
-        self.anon_kib = anon_kib
-        self.shared_kib = shared_kib
+        self.rss_kib = state.rss_kib
+        self.anon_kib = state.anon_kib
+        self.shared_kib = state.shared_kib
         self.faults = faults
         """Minor page faults until then."""
         self.epoch = 0

@@ -6,14 +6,12 @@ the ledger needs it. The kernel's count of forks (`processes` of `/proc/stat`) s
 while it stands still, no search is made.
 """
 
-import contextlib
 import itertools
 import os
 from collections.abc import Collection, Iterable
-from resource import struct_rusage
 
 from sentinel_collector.procfs import FdBudget, ProcFile
-from sentinel_collector.sensors.interfaces import Reap, TreeReading
+from sentinel_collector.sensors.interfaces import Reap, RUsage, TakeReaped, TreeReading
 from sentinel_collector.sensors.process_tree.children import children_by_parent, has_children_files
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger, ProcessAccount
 from sentinel_collector.sensors.process_tree.process import TrackedProcess
@@ -28,11 +26,11 @@ _SEARCH_ANYWAY_EVERY = 60
 class ProcessTree:
     """`TreeSensor` from `/proc`.
 
-    * `own_child`: this process started the root after the baseline, so all of the root's time counts. Otherwise usage
-      before `__init__` does not count.
-    * `adopt_orphans`: this process is a sub-reaper. Its other children are daemons of the job: they belong to the tree,
-      and the sensor waits for them when they have ended.
-    * `inherited_kib`: this process' peak (`VmHWM`) when it started the root. It is a lower bound of the root's
+    * `own_child`: the root was started after the baseline, so all of its time counts. Otherwise usage before `__init__`
+      does not count.
+    * `adopter_pid`: the sub-reaper that started the root, 0 when there is none. Its other children are daemons of the
+      job and belong to the tree. `take_reaped` returns those that it has reaped.
+    * `inherited_kib`: the peak (`VmHWM`) of the process that started the root. It is a lower bound of the root's
       `ru_maxrss`, because `exec` keeps the peak of the memory map that it replaces, which was ours.
     """
 
@@ -42,7 +40,8 @@ class ProcessTree:
         clock: Clock,
         root_pid: int,
         own_child: bool,
-        adopt_orphans: bool = False,
+        adopter_pid: int = 0,
+        take_reaped: TakeReaped = tuple,
         interval_s: float,
         pss_share: float = DEFAULT_SHARE,
         inherited_kib: int = 0,
@@ -51,20 +50,25 @@ class ProcessTree:
     ) -> None:
         self._proc = proc
         self._budget = budget or FdBudget()
-        self._own_pid = os.getpid()
+        self._adopter_pid = adopter_pid
+        self._take_reaped = take_reaped
+        self._own_child = own_child
         self._inherited_kib = inherited_kib
         self._reaped_peak_kib = 0
-        self._adopt_orphans = adopt_orphans
-        self._excluded: set[int] = set()
+        self._excluded = {os.getpid()}
+        self._gone: dict[int, ProcessAccount] = {}
+        """Processes that the last reading missed: their adopter may tell a moment later that it has reaped them."""
         self._ledger = CpuLedger()
         self._pss = PssEstimator(clock=clock, share=pss_share, interval_s=interval_s, is_closed=own_child)
         self._has_children_files = has_children_files(proc)
-        self._own_children = ProcFile(f"{proc}/self/task/{self._own_pid}/children")
+        self._adopted_children = ProcFile(f"{proc}/{adopter_pid}/task/{adopter_pid}/children")
         self._forks = 0
         self._forks_count_up = True
         self._searches_left = _SEARCHES_AFTER_CHANGE
         self._until_search = _SEARCH_ANYWAY_EVERY
         self._io_readable = False
+        self._has_hidden = False
+        """Whether a process was ever alive and could not be seen."""
         self._processes: dict[int, TrackedProcess] = {}
         self._root_pid = root_pid
         self._root = self._add(root_pid, None)
@@ -89,6 +93,8 @@ class ProcessTree:
             self.reaped(self._root_pid, usage)
         processes = self._processes.values()
         memory_kib = self._pss.update(processes, elapsed_s)
+        if self._has_hidden and any(process.is_hidden for process in processes):
+            return self._reading_with_hidden()
         children = sum(not process.is_zombie for process in processes) - (
             self._root_pid in self._processes and not self._root.is_zombie
         )
@@ -103,15 +109,25 @@ class ProcessTree:
             written_bytes=counted[3] - reported[3] if self._io_readable else None,
         )
 
-    def reaped(self, pid: int, usage: struct_rusage) -> None:
-        """Take the exact total of a process of the tree that this process waited for."""
+    def _reading_with_hidden(self) -> TreeReading:
+        """Return a reading without the figures that the hidden processes would be part of."""
+        return TreeReading(
+            user_us=None, system_us=None, children=None, memory_kib=None, read_bytes=None, written_bytes=None
+        )
+
+    def reaped(self, pid: int, usage: RUsage) -> None:
+        """Take the exact total of a process of the tree that its parent waited for."""
+        if pid in self._excluded:
+            return
         self._reaped_peak_kib = max(self._reaped_peak_kib, usage.ru_maxrss)
         user_us, system_us = round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6)
         process = self._processes.pop(pid, None)
         if process is None:
-            if self._adopt_orphans and pid not in self._excluded and pid != self._root_pid:
-                # An orphan that was adopted and ended between two readings.
-                self._ledger.close_with_rusage(ProcessAccount(None), user_us, system_us, was_final=True)
+            account = self._gone.pop(pid, None)
+            if account is not None or (self._own_child if pid == self._root_pid else self._adopter_pid):
+                # Without an account: it came and ended between two readings.
+                account = account or ProcessAccount(None)
+                self._ledger.close_with_rusage(account, user_us, system_us, was_final=True)
             return
         self._ledger.close_with_rusage(process.account, user_us, system_us, was_final=process.is_zombie)
         process.close()
@@ -142,7 +158,7 @@ class ProcessTree:
         """Give descriptors back."""
         for process in self._processes.values():
             process.close()
-        self._own_children.close()
+        self._adopted_children.close()
 
     def _should_search(self, forks: int) -> tuple[bool, bool]:
         """Return whether to search, and whether the search only checks that the count of forks can be trusted."""
@@ -168,18 +184,23 @@ class ProcessTree:
         known = len(queue)
         gone: list[TrackedProcess] = []
         self._read_from(0, queue, gone, search=search, by_parent=by_parent)
-        if search and self._adopt_orphans:
+        if search and self._adopter_pid:
             # After all parents: a process that loses its parent meanwhile is found here.
             start = len(queue)
-            self._find_new(self._own_child_pids(by_parent), None, queue)
+            self._find_new(self._adopted_pids(by_parent), None, queue)
             self._read_from(start, queue, gone, search=True, by_parent=by_parent)
+        for pid, usage in self._take_reaped():
+            self.reaped(pid, usage)
+        self._gone = {}
         for process in gone:
+            if process.account.closed:
+                continue
+            self._ledger.close(process.account)
+            self._gone[process.pid] = process.account
             self._processes.pop(process.pid, None)
             process.close()
             self._pss.on_process_gone(process)
         self._ledger.end_reading()
-        if self._adopt_orphans:
-            self._reap_orphans()
         found = len(queue) > known
         if found:
             self._pss.on_processes_changed()
@@ -202,8 +223,10 @@ class ProcessTree:
         for process in itertools.islice(queue, start, None):
             old_parent, is_new = process.parent_pid, not process.start
             if not process.read(ledger):
-                ledger.close(process.account)
                 gone.append(process)
+                continue
+            if process.is_hidden:
+                self._has_hidden = True
                 continue
             if process.parent_pid != old_parent:
                 new_parent = self._processes.get(process.parent_pid)
@@ -222,24 +245,15 @@ class ProcessTree:
         unknown = [pid for pid in pids if pid not in self._processes and pid not in self._excluded]
         queue.extend(self._add(pid, parent) for pid in unknown)
 
-    def _own_child_pids(self, by_parent: dict[int, list[int]] | None) -> Iterable[int]:
+    def _adopted_pids(self, by_parent: dict[int, list[int]] | None) -> Iterable[int]:
         if by_parent is not None:
-            return by_parent.get(self._own_pid, ())
+            return by_parent.get(self._adopter_pid, ())
         try:
             # The kernel gives orphans to the sub-reaper's first living thread, the main one.
-            return [int(pid) for pid in self._own_children.read_list().split()]
+            return [int(pid) for pid in self._adopted_children.read_list().split()]
         except (OSError, ValueError):
-            self._own_children.close()
+            self._adopted_children.close()
             return ()
-
-    def _reap_orphans(self) -> None:
-        for process in list(self._processes.values()):
-            if not process.is_zombie or process.parent_pid != self._own_pid or process is self._root:
-                continue
-            with contextlib.suppress(ChildProcessError):
-                pid, _status, usage = os.wait4(process.pid, os.WNOHANG)
-                if pid == process.pid:
-                    self.reaped(pid, usage)
 
     def _add(self, pid: int, parent: TrackedProcess | None) -> TrackedProcess:
         process = TrackedProcess(
@@ -249,6 +263,6 @@ class ProcessTree:
             parent=parent.account if parent is not None else None,
         )
         # If the first reading shows another parent, the process has been re-parented.
-        process.parent_pid = parent.pid if parent is not None else self._own_pid
+        process.parent_pid = parent.pid if parent is not None else self._adopter_pid
         self._processes[pid] = process
         return process

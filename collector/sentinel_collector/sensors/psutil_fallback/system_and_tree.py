@@ -6,11 +6,10 @@ are no bytes per process on macOS.
 
 import contextlib
 from collections.abc import Collection
-from resource import struct_rusage
 
 import psutil
 
-from sentinel_collector.sensors.interfaces import MemoryReading, Reap, SystemReading, TreeReading
+from sentinel_collector.sensors.interfaces import CpuReading, MemoryReading, Reap, RUsage, SystemReading, TreeReading
 from sentinel_collector.sensors.linux.byte_counters import ByteCounters
 from sentinel_collector.sensors.process_tree.cpu_ledger import CpuLedger
 from sentinel_collector.sensors.psutil_fallback.process import PsutilProcess
@@ -35,24 +34,9 @@ class PsutilSystem:
         user = system = None
         if before is not None and self._cpu is not None:
             user, system = max(0, self._cpu[0] - before[0]), max(0, self._cpu[1] - before[1])
-        read, written = self._disk_growth()
-        received, sent = self._network_growth()
-        total, used, free = _space()
-        return SystemReading(
-            cpus=psutil.cpu_count() or 1,
-            forks=0,
-            user_us=user,
-            system_us=system,
-            processes=len(psutil.pids()),
-            memory=_memory(),
-            disk_read=read,
-            disk_written=written,
-            space_total=total,
-            space_used=used,
-            space_free=free,
-            net_received=received,
-            net_sent=sent,
-        )
+        cpu = CpuReading(psutil.cpu_count() or 1, 0, user, system)
+        processes = len(psutil.pids())
+        return SystemReading(cpu, processes, _memory(), self._disk_growth(), _space(), self._network_growth())
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -88,7 +72,8 @@ class PsutilTree:
         self._ledger = CpuLedger()
         self._processes: dict[int, PsutilProcess] = {}
         self._excluded: set[int] = set()
-        self._peak_kib = 0
+        self.peak_kib = 0
+        """The highest sum of a reading, or the highest resident set of a reaped process."""
         self._io_readable = False
         self._add(root_pid, None)
         if not own_child:
@@ -112,10 +97,10 @@ class PsutilTree:
             written_bytes=counted[3] - reported[3] if self._io_readable else None,
         )
 
-    def reaped(self, pid: int, usage: struct_rusage) -> None:
+    def reaped(self, pid: int, usage: RUsage) -> None:
         """Take the exact total of a process that this process waited for."""
         unit = 1 if psutil.LINUX or psutil.BSD else 1024
-        self._peak_kib = max(self._peak_kib, usage.ru_maxrss // unit)
+        self.peak_kib = max(self.peak_kib, usage.ru_maxrss // unit)
         process = self._processes.pop(pid, None)
         if process is not None:
             user_us, system_us = round(usage.ru_utime * 1e6), round(usage.ru_stime * 1e6)
@@ -134,11 +119,6 @@ class PsutilTree:
     def pids(self) -> Collection[int]:
         """All processes of the last reading."""
         return self._processes.keys()
-
-    @property
-    def peak_kib(self) -> int:
-        """The highest sum of a reading, or the highest resident set of a reaped process."""
-        return self._peak_kib
 
     def close(self) -> None:
         """Nothing is kept open."""
@@ -170,7 +150,7 @@ class PsutilTree:
         for pid in gone:
             self._processes.pop(pid, None)
         self._ledger.end_reading()
-        self._peak_kib = max(self._peak_kib, total_kib)
+        self.peak_kib = max(self.peak_kib, total_kib)
         return total_kib
 
 
@@ -189,9 +169,9 @@ def _memory() -> MemoryReading:
     )
 
 
-def _space() -> tuple[int | None, int | None, int | None]:
+def _space() -> tuple[int, int, int] | None:
     """Return the space of the root alone: the volumes of an APFS container share theirs, a sum would count it twice."""
     with contextlib.suppress(*_FAILURES):
         found = psutil.disk_usage("/")
         return found.total, found.used, found.free
-    return None, None, None
+    return None

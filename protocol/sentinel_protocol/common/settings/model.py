@@ -16,7 +16,7 @@ from sentinel_protocol.common.errors import UsageError
 
 TYPE_CHECKING = False  # `typing` itself would delay the job's start by milliseconds
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
     Parse = Callable[[Any], Any]
@@ -43,8 +43,6 @@ class Setting:
     (`"2GiB"`); `default_text` describes a default that is computed later.
     """
 
-    __slots__ = ("default", "default_text", "env", "flag", "help", "metavar", "name", "parse", "repeatable", "short")
-
     def __init__(
         self,
         *,
@@ -66,14 +64,10 @@ class Setting:
         self.default = default
         self.env = env
         self.metavar = metavar or getattr(parse, "metavar", None)
-        self.repeatable = repeatable
+        self.is_multi_valued = repeatable or parse is key_value
+        """Whether several values are collected, into a list or a map."""
         self.default_text = default_text
         self.short = short
-
-    @property
-    def is_multi_valued(self) -> bool:
-        """Whether several values are collected, into a list or a map."""
-        return self.repeatable or self.parse is key_value
 
     def default_value(self) -> Any:
         """Return a new copy of the default, parsed if it is text."""
@@ -224,17 +218,6 @@ def key_value(value: Any) -> tuple[str, str]:
     if not key.strip() or not separator:
         raise ValueError("must be KEY=VALUE")
     return key.strip(), rest
-
-
-def markdown_table(settings: Sequence[Setting]) -> str:
-    """Return the table for the documentation, one line a setting, `\\n` after each."""
-    lines = ["| key | flag | environment | default | meaning |", "| --- | --- | --- | --- | --- |"]
-    for each in settings:
-        flag = each.flag and " ".join(filter(None, (each.flag, each.metavar)))
-        code = [f"`{word}`" if word else "" for word in (each.name, flag, each.env)]
-        cells = (*code, each.format_default() or "", each.help)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def abbreviate(value: Any) -> str:

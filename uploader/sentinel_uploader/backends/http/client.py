@@ -9,6 +9,7 @@ import math
 import ssl
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass
 from typing import NamedTuple
 
 import urllib3
@@ -108,6 +109,7 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     return min(seconds, MAX_RETRY_AFTER_S) if seconds >= 0 and math.isfinite(seconds) else None
 
 
+@dataclass(kw_only=True, eq=False)
 class HttpClient:
     """Pooled connections to any number of servers; may be used from several threads at once.
 
@@ -115,24 +117,17 @@ class HttpClient:
     is set wins. Raises `UsageError` for an unusable proxy or authority file.
     """
 
-    def __init__(
-        self,
-        *,
-        environ: Mapping[str, str],
-        clock: Clock,
-        authority_variables: Sequence[str] = ("SSL_CERT_FILE",),
-        connect_timeout_s: float = CONNECT_TIMEOUT_S,
-        read_timeout_s: float = READ_TIMEOUT_S,
-        total_timeout_s: float = TOTAL_TIMEOUT_S,
-        max_response_bytes: int = MAX_RESPONSE_BYTES,
-    ) -> None:
-        self._clock = clock
+    environ: InitVar[Mapping[str, str]]
+    clock: Clock
+    authority_variables: InitVar[Sequence[str]] = ("SSL_CERT_FILE",)
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    read_timeout_s: float = READ_TIMEOUT_S
+    total_timeout_s: float = TOTAL_TIMEOUT_S
+    max_response_bytes: int = MAX_RESPONSE_BYTES
+
+    def __post_init__(self, environ: Mapping[str, str], authority_variables: Sequence[str]) -> None:
         self._proxies = Proxies(environ)
         self._authorities = certificate_authorities(environ, authority_variables)
-        self._connect_timeout_s = connect_timeout_s
-        self._read_timeout_s = read_timeout_s
-        self._total_timeout_s = total_timeout_s
-        self._max_response_bytes = max_response_bytes
         self._lock = threading.Lock()
         self._managers: dict[tuple[str | None, bool], urllib3.PoolManager] = {}
         self._calls: set[RequestDeadline] = set()
@@ -150,9 +145,12 @@ class HttpClient:
         proxy = self._proxies.choose(origin.scheme, origin.host, origin.port)
         is_forwarded = proxy is not None and origin.scheme == "http"
         target = origin.url + path if is_forwarded else path
-        total_s = self._total_timeout_s + len(body) / SLOWEST_UPLINK_BYTES_PER_S
-        call = RequestDeadline(self._clock, target=target, total_s=total_s, read_timeout_s=self._read_timeout_s)
-        self._register(call, name)
+        total_s = self.total_timeout_s + len(body) / SLOWEST_UPLINK_BYTES_PER_S
+        call = RequestDeadline(self.clock, target=target, total_s=total_s, read_timeout_s=self.read_timeout_s)
+        with self._lock:
+            if self._is_closed:
+                raise DeliveryError(f"{name}: the HTTP client was closed", retry_action=RetryAction.RETRY)
+            self._calls.add(call)
         headers = {"User-Agent": _USER_AGENT, **headers, "Host": origin.netloc, "Content-Length": str(len(body))}
         try:
             with bound_to(call):
@@ -175,12 +173,6 @@ class HttpClient:
         for manager in managers:
             manager.clear()
 
-    def _register(self, call: RequestDeadline, name: str) -> None:
-        with self._lock:
-            if self._is_closed:
-                raise DeliveryError(f"{name}: the HTTP client was closed", retry_action=RetryAction.RETRY)
-            self._calls.add(call)
-
     def _exchange(
         self,
         name: str,
@@ -198,7 +190,7 @@ class HttpClient:
             retries=False,
             redirect=False,
             assert_same_host=False,
-            timeout=urllib3.Timeout(connect=self._connect_timeout_s, read=self._read_timeout_s),
+            timeout=urllib3.Timeout(connect=self.connect_timeout_s, read=self.read_timeout_s),
             preload_content=False,
             decode_content=False,
         )
@@ -208,20 +200,20 @@ class HttpClient:
             # Not released to the pool: the rest of this response must not become the beginning of the next one.
             response.close()
             raise
-        if len(received) > self._max_response_bytes:
+        if len(received) > self.max_response_bytes:
             response.close()
             if response.status < 400:
                 raise DeliveryError(
-                    f"{name}: HTTP {response.status} with an answer of more than {self._max_response_bytes} bytes",
+                    f"{name}: HTTP {response.status} with an answer of more than {self.max_response_bytes} bytes",
                     retry_action=RetryAction.RETRY,
                     status_code=response.status,
                 )
         response.release_conn()
-        return HttpResponse(response.status, response.headers, received[: self._max_response_bytes])
+        return HttpResponse(response.status, response.headers, received[: self.max_response_bytes])
 
     def _read(self, response: urllib3.BaseHTTPResponse) -> bytes:
         """Return the response's body, or its beginning: one byte more than the limit."""
-        limit = self._max_response_bytes + 1
+        limit = self.max_response_bytes + 1
         received = bytearray()
         while len(received) < limit:
             chunk = response.read(min(_READ_CHUNK_BYTES, limit - len(received)), decode_content=False)

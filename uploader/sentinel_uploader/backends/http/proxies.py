@@ -80,21 +80,18 @@ def tls_context(authorities: str | None) -> ssl.SSLContext:
 
 
 def _proxy_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    found = {
-        name.lower().removesuffix("_proxy"): value
-        for name, value in environ.items()
-        if name.lower().endswith("_proxy") and value
-    }
-    if "REQUEST_METHOD" in environ:
-        # In a CGI program HTTP_PROXY is the client's `Proxy:` header (CVE-2016-5385, "httpoxy").
-        found.pop("http", None)
-    for name, value in environ.items():
-        if not name.endswith("_proxy"):
+    found: dict[str, str] = {}
+    # Names in lower case come last: they win, and an empty one removes the proxy.
+    for name, value in sorted(environ.items(), key=lambda variable: variable[0].endswith("_proxy")):
+        scheme, _, suffix = name.lower().rpartition("_")
+        if suffix != "proxy":
             continue
-        scheme = name.removesuffix("_proxy").lower()
-        if value:
+        is_lower_case = name.endswith("_proxy")
+        # In a CGI program HTTP_PROXY is the client's `Proxy:` header (CVE-2016-5385, "httpoxy").
+        is_header = scheme == "http" and not is_lower_case and "REQUEST_METHOD" in environ
+        if value and not is_header:
             found[scheme] = value
-        else:
+        elif is_lower_case:
             found.pop(scheme, None)
     return found
 

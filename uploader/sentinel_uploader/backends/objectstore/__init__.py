@@ -1,1 +1,1 @@
-"""Where the runs' objects go."""
+"""Object stores."""

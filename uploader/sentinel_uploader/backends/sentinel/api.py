@@ -58,7 +58,7 @@ def register_run(
     client = client or default_client()
     body = client.unsupported_fields.strip(registration(metadata, host_info, cloud_info))
     for _ in range(_MAX_TRIES_IN_A_CALL):
-        answer = client.post("register", "/runs", token, _encode(body))
+        answer = client.post("register", "/runs", token, msgspec.json.encode(body))
         adapted = client.unsupported_fields.record_422(body, answer.body) if answer.status == 422 else None
         if adapted is None:
             break
@@ -131,7 +131,7 @@ def _post_finish(client: SentinelClient, path: str, token: str, body: dict[str, 
     gzipped = "data_csv" in body and not unsupported.is_unsupported("Content-Encoding", "gzip")
     plain_is_trial = False
     while True:
-        encoded = _encode(body)
+        encoded = msgspec.json.encode(body)
         if gzipped:
             # Level 1: the body need not be small. No timestamp: a repetition is equal byte for byte.
             answer = client.post("finish", path, token, gzip.compress(encoded, 1, mtime=0), encoding="gzip")
@@ -155,7 +155,3 @@ def _post_finish(client: SentinelClient, path: str, token: str, body: dict[str, 
 
 def _read(call: str, answer: HttpResponse, token: str, client: SentinelClient) -> dict[str, Any]:
     return parse_object(call, answer, token=token, now=client.clock.now())
-
-
-def _encode(body: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode(body)

@@ -14,8 +14,7 @@ from sentinel_uploader.backends.sentinel.api import (
     register_run,
 )
 from sentinel_uploader.backends.sentinel.client import SentinelClient
-from sentinel_uploader.backends.sentinel.credentials import parse_credentials
-from sentinel_uploader.backends.sentinel.responses import SentinelAPIError, processing_error
+from sentinel_uploader.backends.sentinel.responses import SentinelAPIError, parse_credentials, processing_error
 from sentinel_uploader.backends.sentinel.token import TokenError
 from sentinel_uploader.runs.types import Credentials, FinishRequest, FinishResult, Registration, RunDescription
 

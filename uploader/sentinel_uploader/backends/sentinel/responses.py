@@ -1,18 +1,20 @@
-"""Reads the Sentinel API's responses: classifies errors, checks objects."""
+"""Reads the Sentinel API's responses: classifies errors, checks objects, reads credentials."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sentinel_uploader.backends.sentinel.credentials import REQUIRED_KEYS
 from sentinel_uploader.runs.delivery_error import DeliveryError, RetryAction
+from sentinel_uploader.runs.types import Credentials
 from sentinel_uploader.util.untrusted_text import printable, redact
 
 if TYPE_CHECKING:
     # Not at run time: it imports urllib3, which the local target does not need.
     from sentinel_uploader.backends.http.client import HttpResponse
 
+REQUIRED_KEYS = ("access_key", "secret_key", "session_token")
 MAX_BODY_CHARS = 4096
 _SHOWN_CHARS = 200
 
@@ -90,12 +92,12 @@ def to_exception(call: str, answer: "HttpResponse", *, token: str, now: float) -
     )
 
 
-def require_text(call: str, status: int, fields: Mapping[str, Any], *keys: str) -> None:
-    """Raise `SentinelAPIError` that names the first key without a string."""
+def require_text(call: str, status: int, fields: Mapping[str, Any], *keys: str, within: str = "") -> None:
+    """Raise `SentinelAPIError` that names the first key without a string, after the path `within` of its object."""
     for key in keys:
         value = fields.get(key)
         if not isinstance(value, str) or not value:
-            raise _missing_field(call, status, key, value)
+            raise _missing_field(call, status, f"{within}{key}", value)
 
 
 def require_credentials(call: str, status: int, fields: Mapping[str, Any]) -> None:
@@ -103,10 +105,42 @@ def require_credentials(call: str, status: int, fields: Mapping[str, Any]) -> No
     credentials = fields.get("upload_credentials")
     if not isinstance(credentials, dict):
         raise _missing_field(call, status, "upload_credentials", credentials)
-    for key in REQUIRED_KEYS:
-        value = credentials.get(key)
-        if not isinstance(value, str) or not value:
-            raise _missing_field(call, status, f"upload_credentials.{key}", value)
+    require_text(call, status, credentials, *REQUIRED_KEYS, within="upload_credentials.")
+
+
+def parse_credentials(fields: Mapping[str, Any], *, obtained_at: float, clock_offset_s: float = 0.0) -> Credentials:
+    """Read the contract's `upload_credentials`, whose `REQUIRED_KEYS` were checked before.
+
+    The server's clock is ahead of ours by `clock_offset_s`. The expiry in the response is by the server's clock; the
+    result and `obtained_at` are UNIX seconds by ours.
+    """
+    region = fields.get("region")
+    expires_at = parse_expiry(fields)
+    return Credentials(
+        access_key=fields["access_key"],
+        secret_key=fields["secret_key"],
+        session_token=fields["session_token"],
+        region=region if isinstance(region, str) and region else None,
+        expires_at=None if expires_at is None else expires_at - clock_offset_s,
+        obtained_at=obtained_at,
+    )
+
+
+def parse_expiry(fields: Mapping[str, Any]) -> float | None:
+    """Return UNIX seconds of `expires_at` or `expiration` (ISO-8601), `None` without a valid one.
+
+    With or without a fraction, `Z` or an offset; a time without a zone is UTC.
+    """
+    for key in ("expires_at", "expiration"):
+        value = fields.get(key)
+        if not isinstance(value, str):
+            continue
+        try:
+            moment = datetime.fromisoformat(value.strip().upper())
+        except ValueError:
+            continue
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return None
 
 
 def processing_error(response: Mapping[str, Any], rows_sent: int) -> str | None:

@@ -164,7 +164,7 @@ const Charts = (() => {
     };
     const x = {
       ...common,
-      space: 80,
+      space: 60,
       size: 30,
       values: (u, splits, axis, space, step) => splits.map(isOverlay ? elapsed : tick(step)),
     };
@@ -186,11 +186,11 @@ const Charts = (() => {
     const tables = runs.map((_, index) => tableOf(chart, index, runs, data, isOverlay));
     const joined = tables.length > 1 ? uPlot.join(tables) : tables[0];
     const bands = isOverlay ? [] : runs[0].gaps;
-    // Rows of different runs are at different times: `join` marks what is no gap, but only no row of this run.
+    // Runs have rows at different times. `join` leaves a hole where a run has no row, and uPlot draws across holes.
     const options = {
       width: target.clientWidth,
       height: 220,
-      padding: [18, 12, 0, 0],
+      padding: [18, 28, 0, 0],
       cursor: {
         sync: {
           key: "runs",

@@ -175,8 +175,13 @@ const Page = (() => {
       return;
     }
 
+    // A canvas keeps its size on paper: on A4 and Letter there is room for this.
+    const paperWidth = 620;
     const fit = () =>
-      plots.forEach((plot) => plot.setSize({ width: plot.root.parentElement.clientWidth, height: 220 }));
+      plots.forEach((plot) => {
+        const width = root.dataset.printing ? paperWidth : plot.root.parentElement.clientWidth;
+        plot.setSize({ width, height: 220 });
+      });
     const observer = new ResizeObserver(fit);
     observer.observe(document.querySelector("main"));
     listening.signal.addEventListener("abort", () => observer.disconnect());

@@ -57,7 +57,8 @@ def is_region(name: str) -> bool:
 
 def object_location(address: ObjectAddress, region: str, endpoint: S3Endpoint | None) -> tuple[Origin, str]:
     """Return the server of the object, and the escaped path, which is signed and sent."""
-    key = escape_key(address.key)
+    # As SigV4 requires: all but unreserved characters and `/`, in upper-case hexadecimal UTF-8.
+    key = quote(address.key, safe="/~")
     if endpoint is not None:
         return endpoint.origin, f"{endpoint.prefix}/{address.bucket}/{key}"
     server = region_origin(region)
@@ -77,8 +78,3 @@ def bucket_location(bucket: str) -> tuple[Origin, str]:
     if not _HOST_LABEL_BUCKET.fullmatch(bucket):
         return Origin("https", "s3.amazonaws.com", 443), f"/{bucket}"
     return Origin("https", f"{bucket}.s3.amazonaws.com", 443), "/"
-
-
-def escape_key(key: str) -> str:
-    """Escape a key as SigV4 requires: all but unreserved characters and `/`, in upper-case hexadecimal UTF-8."""
-    return quote(key, safe="/~")

@@ -15,12 +15,6 @@ _RETRYABLE_CODES = frozenset(
 )
 
 
-class S3Error(DeliveryError):
-    """An error response of S3; `code` is S3's error code, or empty."""
-
-    code: str = ""
-
-
 class S3ErrorBody(NamedTuple):
     """The content of an error response; empty strings for missing elements."""
 
@@ -51,20 +45,18 @@ def classify_error(fault: S3ErrorBody) -> RetryAction:
 
 def to_exception(
     call: str, answer: HttpResponse, fault: S3ErrorBody, *, secrets: tuple[str, ...], now: float
-) -> S3Error:
+) -> DeliveryError:
     """Return the error of a response; its text contains none of the secrets."""
     text = f"{fault.code}: {fault.message}" if fault.message else fault.code
     if not text and answer.body:
         text = answer.body[:200].decode("utf-8", "replace")
     text = printable(redact(text, *secrets), 300)
-    error = S3Error(
+    return DeliveryError(
         f"{call}: HTTP {answer.status} {text}".rstrip(),
         retry_action=classify_error(fault),
         status_code=answer.status,
         retry_after_s=answer.retry_after_s(now),
     )
-    error.code = fault.code
-    return error
 
 
 def _element(text: str, name: str) -> str:

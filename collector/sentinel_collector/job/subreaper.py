@@ -6,7 +6,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 def set_subreaper() -> bool:
     """Adopt the job's orphans (`prctl(2)`); False where the system cannot do that.
 
-    Adopted orphans must be reaped: `ProcessTree` does it with `adopt_orphans`. Importing ctypes takes 3 ms, so call
+    Adopted orphans must be reaped: the waiter does it. Importing ctypes takes 3 ms, so call
     this after the job has been started. Earlier orphans go to init.
     """
     try:

@@ -1,1 +1,0 @@
-"""Runs that stay on this machine."""
