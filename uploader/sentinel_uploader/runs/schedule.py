@@ -58,7 +58,7 @@ class SchedulingFacts(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float
     cloud_pending: bool
     upload_phase: float = 0.0
-    """How much earlier than after a whole interval the first batch is due: from 0 to 1, half an interval."""
+    """How much earlier than after a whole interval the first batch is due, as a part of the interval."""
     flush: bool = False
     """Deliver the stored rows without waiting for the upload interval."""
     needs_credentials: bool = False
@@ -122,7 +122,7 @@ def _next_for_registered(facts: SchedulingFacts, policy: Policy, now: float) -> 
     stale_at = policy.stale_deadline(silent_since=facts.silent_since, interval_s=facts.interval_s)
     if now >= stale_at:
         return Step.CLOSE_STALE, now
-    interval_s = policy.upload_interval_s * (1.0 - facts.upload_phase / 2)
+    interval_s = policy.upload_interval_s * (1.0 - facts.upload_phase)
     if not facts.unbatched_rows:
         # Rows that come now are due one interval later at the earliest.
         return None, min(max(facts.sealed_at, now) + interval_s, stale_at)
