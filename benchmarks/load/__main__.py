@@ -57,6 +57,7 @@ def _options() -> argparse.Namespace:
     add("--settle", type=float, default=3.0, metavar="SECONDS", help="time between the last connection and that")
     add("--ramp", type=float, default=0.0, metavar="N", help="new collectors a second; 0: all at once")
     add("--storm", action="store_true", help="kill the uploader in the middle: all come back at once")
+    add("--stall", type=float, default=0.0, metavar="SECONDS", help="nothing can be written to the spool in the middle")
     add("--reconnects", type=float, default=0.0, metavar="N", help="connections a second that are opened anew")
     add("--keys", action="store_true", help=f"encrypt; a client key for every {_COLLECTORS_PER_KEY} collectors")
     add("--processes", type=int, default=0, metavar="N", help="of the generator; default: one for 2,500 collectors")
@@ -128,10 +129,14 @@ def _window(crowd: Crowd, uploader: LoadedUploader, options: argparse.Namespace)
     report = first
     ends_at = before.at + options.duration
     storm_at = before.at + options.duration / 2 if options.storm else ends_at
+    stall_at = before.at + 1.0 if options.stall else ends_at
     while (now := time.monotonic()) < ends_at:
         if now >= storm_at:
             storm_at = ends_at
             figures = _storm(crowd, uploader, options.collectors)
+        if now >= stall_at:
+            stall_at = ends_at
+            peak = _peak(peak, uploader.stall(options.stall))
         time.sleep(min(0.5, ends_at - now))
         uploader.check()
         report = _merged(report, crowd.report())

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -84,6 +85,15 @@ class LoadedUploader:
         self._ended_cpu_s += _cpu_s(self.pid)
         self._process.kill()
         self._process.wait()
+
+    def stall(self, seconds: float) -> Usage:
+        """Keep it from writing to its spool for so long, as a disk that hangs; return its usage then."""
+        with contextlib.closing(sqlite3.connect(self.spool / "spool.db", isolation_level=None, timeout=60)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            time.sleep(seconds)
+            usage = self.usage(counts=False)
+            other.execute("ROLLBACK")
+        return usage
 
     def stop(self) -> int:
         """Let it drain and end; return its exit code."""

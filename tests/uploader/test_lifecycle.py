@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from sentinel_uploader.runs.lifecycle import (
     TransitionError,
     transition,
 )
-from sentinel_uploader.runs.schedule import Policy, SchedulingFacts, Step, next_step, should_inline
+from sentinel_uploader.runs.schedule import Policy, SchedulingFacts, Step, next_step, should_inline, upload_phase
 
 ALLOWED = {
     (RunState.NEW, Event.ENDED): RunState.NEW,
@@ -53,6 +54,18 @@ FACTS = SchedulingFacts(
     needs_credentials=False,
     wants_refresh=False,
 )
+
+
+def test_runs_that_begin_together_are_due_spread_over_the_interval() -> None:
+    due = []
+    for run_id in range(1001, 2001):
+        rows = replace(FACTS, unbatched_rows=1, upload_phase=upload_phase(run_id))
+        due.append(next_step(rows, POLICY, 1000.0)[1] - 1000.0)
+    assert 0.0 <= min(due) < 1.0
+    assert 59.0 < max(due) <= 60.0
+    a_second = Counter(int(when) for when in due)
+    assert max(a_second.values()) < 2 * 1000 / 60
+    assert upload_phase(1) == 0.0
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(RunState, Event)))

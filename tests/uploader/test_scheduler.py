@@ -810,6 +810,7 @@ def test_nothing_is_written_and_no_spool_lock_is_taken_under_the_scheduling_lock
     scheduling = WatchedLock(up.scheduler._lock)
     spool_lock = RefusesUnder(up.spool._lock, scheduling)
     up.scheduler._lock, up.spool._lock, up.spool.control._lock = scheduling, spool_lock, spool_lock  # type: ignore[assignment]
+    up.spool._commits._lock = spool_lock  # type: ignore[assignment]
     commits = 0
     under_the_lock: list[str] = []
 

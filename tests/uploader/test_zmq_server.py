@@ -1,5 +1,6 @@
 """Both ends' sockets, real ones on loopback."""
 
+import contextlib
 import socket
 import stat
 import tempfile
@@ -15,6 +16,8 @@ from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.endpoints import parse_address
 from sentinel_protocol.common.errors import AddressError
 from sentinel_protocol.wire.messages import MAX_COLLECTOR_FRAME_BYTES, MAX_UPLOADER_FRAME_BYTES
+from sentinel_uploader.server import receive_queues
+from sentinel_uploader.server.receive_queues import ReceiveQueues, messages_of_one
 from sentinel_uploader.server.zmq_server import ReceivedMessage, ZmqServer
 
 PATIENCE_S = 20.0
@@ -144,3 +147,49 @@ def test_an_address_that_cannot_be_used_is_named() -> None:
             ZmqServer([address])
     with pytest.raises(AddressError, match="cannot listen at"):
         ZmqServer([parse_address("ipc:///nowhere/at/all", bind=True)])
+
+
+def test_the_more_connections_there_are_the_fewer_messages_of_each_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [messages_of_one(connections) for connections in (0, 1, 1024, 2048, 10_000, 100_000)] == [
+        32,
+        32,
+        32,
+        16,
+        3,
+        2,
+    ]
+    monkeypatch.setattr(receive_queues, "MAX_WAITING", 24)
+    with (
+        ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as router,
+        contextlib.ExitStack() as stack,
+    ):
+        marks = []
+        for number in range(8):
+            dealer = stack.enter_context(dealer_to(router.urls[0]))
+            # Many more than may wait, while the mark changes.
+            for _ in range(20):
+                sent(dealer, b"%d" % number)
+            frames: list[bytes] = []
+            while len(frames) < 20:
+                frames += [each.frame for each in received(router)[0]]
+            assert frames == [b"%d" % number] * 20
+            router.receive(limit=1, timeout_s=0.0)
+            marks.append(router._sockets[0].getsockopt(zmq.RCVHWM))
+        assert marks == [24, 12, 8, 6, 4, 4, 3, 3], "and every message comes"
+
+
+def test_the_mark_is_set_again_for_new_connections_and_never_raised() -> None:
+    with ZmqServer([parse_address("tcp://127.0.0.1:*", bind=True)]) as router:
+        (made,) = router._sockets
+        queues = ReceiveQueues([made])
+
+        def mark_after(connections: int, accepted: int) -> int:
+            made.setsockopt(zmq.RCVHWM, 999)
+            queues.adapt(connections, accepted)
+            return int(made.getsockopt(zmq.RCVHWM))
+
+        assert mark_after(1024, 1024) == 999, "the value at the bind is right"
+        assert mark_after(4096, 4096) == 8
+        assert mark_after(4096, 4100) == 999, "few are new"
+        assert mark_after(4096, 4300) == 8
+        assert mark_after(10, 5000) == 8

@@ -32,6 +32,7 @@ DEALER: dict[zmq.SocketOption, int] = _COMMON | {
 }
 ROUTER: dict[zmq.SocketOption, int] = _COMMON | {
     # Counts messages of any size: 1,000 of the largest are 2 GiB for one connection (compared in docs/benchmarks.md).
+    # The uploader's `ReceiveQueues` lowers it when there are many connections.
     zmq.RCVHWM: 32,
     zmq.HANDSHAKE_IVL: 5_000,
     zmq.BACKLOG: 1024,

@@ -7,6 +7,7 @@ share one buffer (A. K. Choudhury, E. L. Hahne, "Dynamic queue length thresholds
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class SpoolQuota:
         """Reserve `size` bytes for a client; False, counted and logged, when its quota does not allow that."""
         if self._free_bytes is None:
             self._free_bytes = self._read_free_bytes()
+        if self._free_bytes == math.inf and not self._throttled:
+            return True
         held = self.spool.usage.spool_bytes(owner) + self._reserved[owner]
         free = self._free_bytes - self._reserved.total()
         over = (held + size) * (1.0 - self.share) > free * self.share or size > free

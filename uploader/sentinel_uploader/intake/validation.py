@@ -33,7 +33,11 @@ class InvalidHello(NamedTuple):
 
 def has_valid_timestamps(message: Samples) -> bool:
     """Whether each sample has a time (UNIX seconds)."""
-    return all(0.0 < sample.timestamp < math.inf for sample in message.samples)
+    # A loop: a generator takes twice the time, for each message.
+    for sample in message.samples:  # noqa: SIM110
+        if not 0.0 < sample.timestamp < math.inf:
+            return False
+    return True
 
 
 def is_valid_finish(message: Finish) -> bool:

@@ -6,6 +6,9 @@ import msgspec
 
 from sentinel_uploader.runs.lifecycle import ENDED_STATES, RunState
 
+_GOLDEN_RATIO = 0.6180339887498949
+_CROWD = 64
+
 
 class Step(StrEnum):
     """The next thing to do for a run. The values are metric labels and appear in log lines."""
@@ -54,6 +57,8 @@ class SchedulingFacts(msgspec.Struct, frozen=True, kw_only=True):
     silent_since: float
     interval_s: float
     cloud_pending: bool
+    upload_phase: float = 0.0
+    """How much earlier than after a whole interval the first batch is due, as a part of the interval."""
     flush: bool = False
     """Deliver the stored rows without waiting for the upload interval."""
     needs_credentials: bool = False
@@ -95,6 +100,14 @@ def _batch_is_full(facts: SchedulingFacts, policy: Policy) -> bool:
     return facts.unbatched_rows >= policy.max_batch_rows or facts.unbatched_bytes >= policy.max_batch_bytes
 
 
+def upload_phase(run_id: int) -> float:
+    """Return a run's `upload_phase`: runs that begin together are not due together, now or later.
+
+    Multiples of the golden ratio are spread evenly, however many there are. The first few runs of a spool need little.
+    """
+    return (run_id - 1) * _GOLDEN_RATIO % 1.0 * min(1.0, (run_id - 1) / _CROWD)
+
+
 def _next_for_new(facts: SchedulingFacts, policy: Policy, now: float) -> tuple[Step | None, float]:
     stale_at = policy.stale_deadline(silent_since=facts.silent_since, interval_s=facts.interval_s)
     if not facts.has_ended and now >= stale_at:
@@ -109,10 +122,11 @@ def _next_for_registered(facts: SchedulingFacts, policy: Policy, now: float) -> 
     stale_at = policy.stale_deadline(silent_since=facts.silent_since, interval_s=facts.interval_s)
     if now >= stale_at:
         return Step.CLOSE_STALE, now
+    interval_s = policy.upload_interval_s * (1.0 - facts.upload_phase)
     if not facts.unbatched_rows:
         # Rows that come now are due one interval later at the earliest.
-        return None, min(max(facts.sealed_at, now) + policy.upload_interval_s, stale_at)
-    due = facts.sealed_at + policy.upload_interval_s
+        return None, min(max(facts.sealed_at, now) + interval_s, stale_at)
+    due = facts.sealed_at + interval_s
     if now >= due:
         return Step.SEAL_BATCH, now
     return None, min(due, stale_at)

@@ -69,6 +69,8 @@ class ConnectionTable:
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self._lock = threading.Lock()
+        self.accepted = 0
+        """How many there were since the start."""
         self._listen_ids: list[set[object]] = []
         self._pending: dict[ConnectionId, _ConnectionInfo] = {}
         """Oldest first."""
@@ -110,6 +112,7 @@ class ConnectionTable:
         """Add a connection. Above `max_connections`, close a pending one and return False."""
         with self._lock:
             self._remove(connection_id)
+            self.accepted += 1
             self._now = max(self._now, now)
             self._pending[connection_id] = _inspect_fd(connection_id.descriptor, now)
             self._inspections.add(connection_id)

@@ -21,6 +21,7 @@ from sentinel_protocol.wire.zmq_monitor import open_monitor
 from sentinel_protocol.wire.zmq_options import ROUTER, ZmqContextOwner
 from sentinel_uploader.server.connection_guard import MONITOR_EVENTS, ConnectionGuard
 from sentinel_uploader.server.connections import ConnectionId, ConnectionLimits, ConnectionTable
+from sentinel_uploader.server.receive_queues import ReceiveQueues
 from sentinel_uploader.server.rejection_log import RejectionLog
 from sentinel_uploader.server.routing_ids import seed_routing_ids
 from sentinel_uploader.server.zap_authenticator import ZAP_DOMAIN, CurveAllowList
@@ -73,6 +74,7 @@ class ZmqServer(ZmqContextOwner):
         self._sockets = [plain_socket]
         if allow_list is not None:
             self._sockets.append(_enable_curve(self._make(zmq.ROUTER, options), allow_list))
+        self._queues = ReceiveQueues(self._sockets)
         self._poller = zmq.Poller()
         self._wake_fd, self._wake_write_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
@@ -105,6 +107,7 @@ class ZmqServer(ZmqContextOwner):
 
         The second value is the number of messages that were dropped because they had more than one frame.
         """
+        self._queues.adapt(len(self._connections), self._connections.accepted)
         received: list[ReceivedMessage] = []
         taken = malformed = 0
         ready = dict(self._poller.poll(max(0, round(timeout_s * 1000))))

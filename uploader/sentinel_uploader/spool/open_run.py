@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, InitVar, dataclass, field
 
 from sentinel_protocol.wire.sample import COLUMNS, CSV_HEADER
 from sentinel_uploader.runs.lifecycle import OPEN_STATES
-from sentinel_uploader.runs.schedule import SchedulingFacts
+from sentinel_uploader.runs.schedule import SchedulingFacts, upload_phase
 from sentinel_uploader.spool.run_record import RunRecord
 
 _MAX_TEXT_PER_ENCODED_BYTE = 5
@@ -148,6 +148,7 @@ class OpenRun:
             silent_since=max(self.last_seen_at, receiving_since),
             interval_s=record.interval_s,
             cloud_pending=self.cloud_pending,
+            upload_phase=0.0 if record.batches else upload_phase(self.id),
             flush=flush,
             needs_credentials=needs_credentials,
             wants_refresh=wants_refresh,

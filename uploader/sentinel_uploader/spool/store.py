@@ -5,6 +5,7 @@ Each change is one transaction. Memory changes after the commit, never before.
 
 import contextlib
 import logging
+import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -16,12 +17,13 @@ from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import Finish, Hello
 from sentinel_uploader.runs.lifecycle import Event, transition
 from sentinel_uploader.runs.schedule import Policy
-from sentinel_uploader.spool import tables
+from sentinel_uploader.spool import batch_changes, tables
 from sentinel_uploader.spool.control_channel import ControlChannel
 from sentinel_uploader.spool.database import Database
-from sentinel_uploader.spool.ended_runs import EndedRuns
+from sentinel_uploader.spool.ended_runs import EndedRuns, RetentionState
 from sentinel_uploader.spool.epochs import check_epoch, continuation
 from sentinel_uploader.spool.errors import SpoolDamagedError, SpoolFullError
+from sentinel_uploader.spool.group_commit import Apply, GroupCommit
 from sentinel_uploader.spool.open_run import ClientUsage, OpenRun
 from sentinel_uploader.spool.run_record import RunRecord, new_record
 from sentinel_uploader.spool.schema import SCHEMA_VERSION
@@ -60,6 +62,7 @@ class Spool:
         self._next_frame_id = 1
         self._next_run_id = 1
         """No id is used twice while this process lives: a notification about a closed run may still be on its way."""
+        self._commits = GroupCommit(database, self._lock)
         self.control = ControlChannel(database, self._lock)
         try:
             self._ended = EndedRuns(database)
@@ -202,82 +205,68 @@ class Spool:
         Raises `SpoolError` and has stored nothing then. Frames of a run that has ended meanwhile (closed as stale,
         discarded) are left out: its `durable_seq` does not change.
         """
-        with self._lock:
-            frames = [frame for frame in frames if self._accepts_rows(frame.run)]
-            finishes = [(run, finish) for run, finish in finishes if self._accepts_rows(run)]
-            if frames:
-                self.require_room(sum(len(frame.payload) for frame in frames))
+        stored: list[int] = []
+
+        def write(connection: sqlite3.Connection) -> Apply:
+            accepted = [frame for frame in frames if self._accepts_rows(frame.run)]
+            if accepted:
+                self.require_room(sum(len(frame.payload) for frame in accepted))
             first_id = self._next_frame_id
-            ended = [(run, self._apply_events(run, Event.ENDED, finish=finish)) for run, finish in finishes]
-            with self._database.transaction() as connection:
-                tables.insert_frames(connection, first_id, frames)
-                for run, record in ended:
-                    tables.update_run(connection, run.id, record)
-            self._next_frame_id += len(frames)
-            now = self._clock.now()
-            for frame_id, frame in enumerate(frames, first_id):
-                frame.run.add_frame(frame_id, frame.first_seq, frame.rows, len(frame.payload), received_at=now)
-                frame.run.last_timestamp = frame.last_timestamp
-                self.usage.recompute(frame.run)
+            ended = [
+                (run, self._apply_events(run, Event.ENDED, finish=finish))
+                for run, finish in finishes
+                if self._accepts_rows(run)
+            ]
+            tables.insert_frames(connection, first_id, accepted)
             for run, record in ended:
-                run.record = record
-            return sum(frame.rows for frame in frames)
+                tables.update_run(connection, run.id, record)
+            return lambda: stored.append(self._add_frames(first_id, accepted, ended))
+
+        self._commits.commit({frame.run.id for frame in frames} | {run.id for run, _ in finishes}, write)
+        return sum(stored)
+
+    def _add_frames(
+        self, first_id: int, frames: Sequence[PendingFrame], ended: Sequence[tuple[OpenRun, RunRecord]]
+    ) -> int:
+        self._next_frame_id += len(frames)
+        now = self._clock.now()
+        for frame_id, frame in enumerate(frames, first_id):
+            frame.run.add_frame(frame_id, frame.first_seq, frame.rows, len(frame.payload), received_at=now)
+            frame.run.last_timestamp = frame.last_timestamp
+            self.usage.recompute(frame.run)
+        for run, record in ended:
+            run.record = record
+        return sum(frame.rows for frame in frames)
 
     def seal_batch(self, run: OpenRun, frames: UnbatchedFrames, batch: Batch, **changes: Any) -> None:
         """Turn the oldest frames into a batch: from now on its range and its bytes are fixed."""
-        count = len(frames.payloads)
-        with self._lock:
-            # Missing rows may have been skipped beyond these while they were encoded.
-            batched_seq = max(run.record.batched_seq, frames.last_seq)
-            record = msgspec.structs.replace(
-                run.record, batched_seq=batched_seq, waiting_since=run.waiting_since or 0.0, **changes
-            )
-            with self._database.transaction() as connection:
-                tables.delete_frames(connection, run.frame_ids[:count])
-                tables.insert_batch(connection, run.id, batch)
-                tables.update_run(connection, run.id, record)
-            run.record = record
-            run.move_to_batch(
-                count,
-                rows=batch.rows,
-                payload_bytes=sum(map(len, frames.payloads)),
-                body_bytes=len(batch.body),
-                now=self._clock.monotonic(),
-            )
-            self.usage.recompute(run)
+        write = batch_changes.seal(run, frames, batch, changes, usage=self.usage, clock=self._clock)
+        self._commits.commit({run.id}, write)
 
     def confirm_batch(self, run: OpenRun, batch: Batch) -> None:
         """Remove a batch whose upload is confirmed."""
-        with self._lock:
-            record = msgspec.structs.replace(
-                run.record,
-                delivered_batches=run.record.delivered_batches + 1,
-                delivered_rows=run.record.delivered_rows + batch.rows,
-                object_bytes=run.record.object_bytes + len(batch.body),
-                waiting_since=run.batch_received_at[1] if len(run.batch_received_at) > 1 else 0.0,
-                last_error="",
-                next_try_at=0.0,
-            )
-            with self._database.transaction() as connection:
-                tables.delete_batch(connection, run.id, batch.number)
-                tables.update_run(connection, run.id, record)
-            run.record = record
-            run.drop_batch(len(batch.body))
-            self.usage.recompute(run)
+        self._commits.commit({run.id}, batch_changes.confirm(run, batch, usage=self.usage))
 
     def update(self, run: OpenRun, *events: Event, **changes: Any) -> None:
         """Apply events and changes to a run's record, durably; raises `TransitionError` for an event not allowed."""
-        with self._lock:
-            record = self._apply_events(run, *events, **changes)
-            with self._database.transaction() as connection:
-                tables.update_run(connection, run.id, record)
-            run.record = record
+        self._update(run, lambda: self._apply_events(run, *events, **changes))
 
     def register_run(self, run: OpenRun, **changes: str) -> None:
         """Record the registration. The run's end may have come while the API was asked."""
-        with self._lock:
+
+        def registered() -> RunRecord:
             events = [Event.REGISTERED, *([Event.ENDED] if run.record.has_ended else [])]
-            self.update(run, *events, last_error="", next_try_at=0.0, **changes)
+            return self._apply_events(run, *events, last_error="", next_try_at=0.0, **changes)
+
+        self._update(run, registered)
+
+    def _update(self, run: OpenRun, change: Callable[[], RunRecord]) -> None:
+        def write(connection: sqlite3.Connection) -> Apply:
+            record = change()
+            tables.update_run(connection, run.id, record)
+            return lambda: setattr(run, "record", record)
+
+        self._commits.commit({run.id}, write)
 
     def end_if_stale(self, run: OpenRun, policy: Policy) -> bool:
         """End a run whose collector is silent; False when a message or the end of the run has come meanwhile."""
@@ -291,20 +280,26 @@ class Spool:
 
     def close_run(self, run: OpenRun, event: Event, **changes: Any) -> None:
         """Finish, fail or discard a run. Its remaining rows are deleted."""
-        with self._lock:
-            changes |= {"batched_seq": run.durable_seq, "ended_at": self._clock.now()}
-            record = self._apply_events(run, event, last_error="", next_try_at=0.0, **changes)
-            with self._database.transaction() as connection:
-                tables.delete_frames(connection, run.frame_ids)
-                tables.delete_batches(connection, run.id)
-                retention = self._ended.evict_oldest(connection, len(msgspec.msgpack.encode(record)))
-                tables.update_run(connection, run.id, record)
+
+        def write(connection: sqlite3.Connection) -> Apply:
+            changed = changes | {"batched_seq": run.durable_seq, "ended_at": self._clock.now()}
+            record = self._apply_events(run, event, last_error="", next_try_at=0.0, **changed)
+            tables.delete_frames(connection, run.frame_ids)
+            tables.delete_batches(connection, run.id)
+            retention = self._ended.evict_oldest(connection, len(msgspec.msgpack.encode(record)))
+            tables.update_run(connection, run.id, record)
+            return lambda: apply(record, retention)
+
+        def apply(record: RunRecord, retention: RetentionState) -> None:
             self._ended.apply(retention)
             run.record = record
             run.drop_rows()
             del self._runs[run.id]
             del self._by_name[_name(record.key, record.owner)]
             self.usage.remove(run)
+
+        # One at a time: each decides which ended runs are kept.
+        self._commits.commit({run.id, self._ended}, write)
 
     def require_writable(self) -> None:
         """Raise `SpoolError` when rows cannot be made durable now; nothing changes, but it is a commit."""
