@@ -139,6 +139,17 @@ def test_a_place_for_sockets_that_others_may_write_to_is_passed_over(short: Path
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize(("owner", "mode"), [(12345, 0o755), (0, 0o777)])
+def test_a_place_for_sockets_that_others_could_rename_is_passed_over(short: Path, owner: int, mode: int) -> None:
+    os.chown(short, owner, 0)
+    short.chmod(mode)
+    assert runtime_dir({"TMPDIR": str(short)}, "x").path == f"/tmp/sentinel-stream-{os.getuid()}"
+    short.chmod(0o1777)
+    os.chown(short, 0, 0)
+    assert runtime_dir({"TMPDIR": str(short)}, "x").path.startswith(f"{short}/")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a directory away")
 def test_a_place_for_sockets_that_somebody_else_has_made_is_passed_over(short: Path) -> None:
     short.chmod(0o1777)
     theirs = short / f"sentinel-stream-{os.getuid()}"

@@ -207,7 +207,7 @@ def save_undeliverable_rows(state_dir: str, run_key: str, incarnation: str, rows
     stem = os.path.join(directory, f"{safe_key[:100]}-{incarnation[:8]}")
     part = f"{stem}.{os.getpid()}.part"
     try:
-        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
             _write_csv(file, rows)
         for number in range(_MAX_UNDELIVERABLE_FILES):
             path = f"{stem}{f'-{number}' if number else ''}.csv"

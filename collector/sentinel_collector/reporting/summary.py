@@ -97,12 +97,12 @@ def _usage(figures: dict[str, Any]) -> str:
     scope = "process" if "process_cpu_usage" in statistics else "system"
     memory = statistics.get("process_memory_mib" if scope == "process" else "system_memory_used_mib", {"max": 0.0})
     peak = max(memory["max"], figures["peak_memory_mib"] or 0.0)
-    cpu = statistics.get(f"{scope}_cpu_usage", {"mean": 0.0, "max": 0.0})
+    # Unknown in all rows (hidden processes), or a run without rows, which has used nothing.
+    cpu = statistics.get(f"{scope}_cpu_usage", None if statistics["rows"] else {"mean": 0.0, "max": 0.0})
     seconds = sum(statistics.get(f"{scope}_{kind}", {"total": 0.0})["total"] for kind in ("utime", "stime"))
-    parts = [
-        f"{statistics['duration_seconds']:.1f} s",
-        f"CPU {seconds:.2f} s ({cpu['mean']:.2f} cores on average, {cpu['max']:.2f} at most)",
-    ]
+    parts = [f"{statistics['duration_seconds']:.1f} s"]
+    if cpu is not None:
+        parts.append(f"CPU {seconds:.2f} s ({cpu['mean']:.2f} cores on average, {cpu['max']:.2f} at most)")
     if peak:
         # Unknown for a job that ended before the first sample.
         parts.append(f"memory {peak:.0f} MiB at most")

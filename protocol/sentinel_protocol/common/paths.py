@@ -108,8 +108,12 @@ def socket_dir_error(directory: str, name: str, *, state_dir: str = "") -> str:
         parent = os.path.dirname(directory)
         if parent == state_dir:
             parent = _existing_ancestor(parent)
-        if os.path.isdir(parent) and os.stat(parent).st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
-            return f"others may rename the directory {directory}: {parent} has no sticky bit"
+        if os.path.isdir(parent):
+            found = os.stat(parent)
+            if found.st_uid not in (os.getuid(), 0):
+                return f"the directory {parent} belongs to another user (uid {found.st_uid})"
+            if found.st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+                return f"others may rename the directory {directory}: {parent} has no sticky bit"
         if not os.path.lexists(directory):
             is_usable = os.path.isdir(parent) and os.access(parent, os.W_OK | os.X_OK)
             return "" if is_usable else f"nothing can be created in {parent}"

@@ -93,7 +93,7 @@ class OverflowFile:
         Raises `OverflowFileInUseError` when another process holds it, `OverflowFileError` when it is no overflow file,
         and `OSError`.
         """
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT | os.O_EXCL if create else 0)
         fd = os.open(path, flags, 0o600)
         try:
             try:
