@@ -101,7 +101,9 @@ class Recorder:
         self._discovery = None if settings["no_cloud"] else self._start_discovery()
         self._description = self._describe_run(argv, container)
         keys = load_keys_without_core_dumps(settings)
-        self._orphans = self._prepare_orphan_recovery(keys)
+        self._orphans = OrphanRecovery(
+            state_dir=self._state_dir, clock=clock, console=console, insecure=settings["insecure"], keys=keys
+        )
         self._delivery = self._open_delivery(addresses, environ, keys)
         self._output = self._open_output()
         self._resume_timestamps()
@@ -343,15 +345,6 @@ class Recorder:
             pss_share=self._settings["pss_budget"] / 100,
             host_root=self._settings["host_root"] or "",
             warn=self._console.warn,
-        )
-
-    def _prepare_orphan_recovery(self, keys: "Mapping[str, ClientCurveKeys]") -> OrphanRecovery:
-        return OrphanRecovery(
-            state_dir=self._state_dir,
-            clock=self._clock,
-            console=self._console,
-            insecure=self._settings["insecure"],
-            keys=keys,
         )
 
     def _exclude(self, pid: int) -> None:

@@ -25,8 +25,8 @@ class JobStreams:
     """
 
     def __init__(self, paths: Iterable[str | None]) -> None:
-        self._kept = _named_fds(paths)
         self._inherited = _inherited_fds()
+        self._kept = _named_fds(paths, (0, 1, *self._inherited))
         try:
             self._devnull_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
@@ -50,7 +50,7 @@ class JobStreams:
                 os.dup2(devnull_fd, fd)
 
 
-def _named_fds(paths: Iterable[str | None]) -> set[int]:
+def _named_fds(paths: Iterable[str | None], candidates: Iterable[int]) -> set[int]:
     kept = set()
     for path in paths:
         if not path:
@@ -60,7 +60,7 @@ def _named_fds(paths: Iterable[str | None]) -> set[int]:
             kept.add(_STREAM_NAMES[path])
         elif directory in _FD_DIRECTORIES and name.isdigit():
             kept.add(int(name))
-        for fd in (0, 1):
+        for fd in candidates:
             try:
                 if os.path.samestat(os.stat(path), os.fstat(fd)):
                     kept.add(fd)
