@@ -135,6 +135,8 @@ def test_job_that_ignores_termination_is_recorded_until_its_own_end(home: Home, 
     wait_until(heard.exists, "the job is ready")
     collector.send_signal(signal.SIGTERM)
     wait_until(lambda: heard.read_text() == "SIGTERM\n", "the job hears of it")
+    # The job may hear of it before the recorder has imported what it needs.
+    wait_until(lambda: output.exists() and output.stat().st_size, "rows are taken")
     before = wait_until(lambda: output.exists() and len(rows_of_file(output)), "rows are written")
     wait_until(lambda: len(rows_of_file(output)) > before + 3, "it is recorded all the same")
     collector.send_signal(signal.SIGTERM)

@@ -96,16 +96,21 @@ class JobMirror:
         is_over = False
 
         def answer() -> None:
-            while not is_over:
-                self._read_events(_ANSWERING_POLL_S)
+            # Where memory runs out, questions have no answer.
+            with contextlib.suppress(Exception):
+                while not is_over:
+                    self._read_events(_ANSWERING_POLL_S)
 
         thread = threading.Thread(target=answer, name="answering", daemon=True)
-        thread.start()
+        # There may be no thread.
+        with contextlib.suppress(RuntimeError):
+            thread.start()
         try:
             yield
         finally:
             is_over = True
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def contains(self, pid: int) -> bool:
         """Whether `pid` is the job or a descendant."""
