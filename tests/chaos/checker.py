@@ -13,7 +13,9 @@ from chaos.scenario import Drama
 
 OFTEN = 8
 """What was done so often without meeting anybody does not do what it says."""
-_SPOOL_FILES = {"spool.db", "lock", "turned_away.json", ".turned_away.json.part"}
+_SPOOL_FILES = {"spool.db", "lock"} | {
+    name for file in ("turned_away.json", "heard.json") for name in (file, f".{file}.part")
+}
 """The last one where an uploader was killed while it wrote the one before, and nothing was turned away since."""
 
 
