@@ -24,7 +24,7 @@ class Console:
     """Writes whole lines to a descriptor, unbuffered. A closed or full descriptor raises nothing."""
 
     def __init__(self, level: Verbosity, *, fd: int = 2) -> None:
-        self._verbosity = level
+        self.verbosity = level
         self._fd = fd
 
     def error(self, text: str) -> None:
@@ -33,12 +33,12 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Write unless `QUIET`."""
-        if self._verbosity >= Verbosity.NORMAL:
+        if self.verbosity >= Verbosity.NORMAL:
             self._write(text)
 
     def debug(self, text: str) -> None:
         """Write when `VERBOSE`."""
-        if self._verbosity >= Verbosity.VERBOSE:
+        if self.verbosity >= Verbosity.VERBOSE:
             self._write(text)
 
     def _write(self, text: str) -> None:
@@ -50,4 +50,4 @@ class Console:
             return
         except OSError:
             # stderr is closed or its disk is full: write no more.
-            self._verbosity = Verbosity.QUIET
+            self.verbosity = Verbosity.QUIET
