@@ -33,7 +33,7 @@ class Console:
     """
 
     def __init__(self, level: Verbosity, *, fd: int = 2, is_writable: Callable[[int], bool] | None = None) -> None:
-        self._verbosity = level
+        self.verbosity = level
         self._fd = fd
         self._is_writable = is_writable
 
@@ -43,12 +43,12 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Write unless `QUIET`."""
-        if self._verbosity >= Verbosity.NORMAL:
+        if self.verbosity >= Verbosity.NORMAL:
             self._write(text)
 
     def debug(self, text: str) -> None:
         """Write when `VERBOSE`."""
-        if self._verbosity >= Verbosity.VERBOSE:
+        if self.verbosity >= Verbosity.VERBOSE:
             self._write(text)
 
     def _write(self, text: str) -> None:
@@ -62,4 +62,4 @@ class Console:
             return
         except OSError:
             # stderr is closed or its disk is full: write no more.
-            self._verbosity = Verbosity.QUIET
+            self.verbosity = Verbosity.QUIET

@@ -29,7 +29,7 @@ from sentinel_collector.sensors.baseline import Baseline
 from sentinel_collector.sensors.cgroup.container_view import ContainerView
 from sentinel_collector.sensors.gpu.factory import open_gpu_sensor
 from sentinel_collector.sensors.interfaces import Accounting
-from sentinel_collector.shutdown import ORPHANS_WAIT_S, await_delivery, close_delivery, wait_limits
+from sentinel_collector.shutdown import ORPHANS_WAIT_S, await_delivery, close_delivery, report_result, wait_limits
 from sentinel_collector.uploader_options import load_keys_without_core_dumps
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.common.endpoints import Address, parse_address
@@ -112,6 +112,8 @@ class Recorder:
 
     def run(self) -> int:
         """Sample until the end, then deliver; return the job's exit code, or 0."""
+        if self._root_pid is None:
+            self._console.warn(f"recording this machine as run {self._delivery.run_key}; Ctrl-C ends")
         self._sample_until_end()
         if self._delivery.is_superseded:
             return self._hand_over_to_newer()
@@ -121,9 +123,10 @@ class Recorder:
         if self._mirror is not None and not self._detached and (left := names_of_running(self._sampler.left_running())):
             self._console.warn(f"the job has left running: {left}")
         finish = self._finish()
-        if finish.exit_code is not None:
-            self._console.debug(f"the job ended with exit code {finish.exit_code}")
         self._delivery.finish(finish)
+        self._count_rows()
+        run_id, host = self._delivery.client.run_id, self._description.host
+        report_result(finish, self._statistics, run_id=run_id, host=host, console=self._console)
         wait_s, acknowledge_wait_s = wait_limits(self._settings, is_detached=self._detached)
         if self._mirror is not None:
             self._mirror.announce_wait(max(wait_s, acknowledge_wait_s) + ORPHANS_WAIT_S + _CLOSE_S)
@@ -136,7 +139,6 @@ class Recorder:
             wait_s=wait_s,
             acknowledge_wait_s=acknowledge_wait_s,
         )
-        self._count_rows()
         close_delivery(
             self._delivery,
             finish,

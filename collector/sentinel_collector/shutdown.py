@@ -1,20 +1,24 @@
 """The end of a recording: wait for the delivery, close it, and report."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
-from sentinel_collector.console import Console
+from sentinel_collector.console import Console, Verbosity
 from sentinel_collector.delivery.delivery import Delivery
 from sentinel_collector.delivery.orphan_recovery import OrphanRecovery
 from sentinel_collector.job.mirror import JobMirror
 from sentinel_collector.job.signals import STOP_SIGNALS, Signals
 from sentinel_collector.reporting.output_target import OutputTargets, RegularFile
+from sentinel_collector.reporting.result import result_lines
 from sentinel_collector.reporting.summary import (
     SUMMARY_START,
+    delivery_lines,
+    look_line,
     parked_line,
+    refused_token,
     summary_figures,
     summary_json,
-    summary_lines,
 )
 from sentinel_protocol.common.clock import Clock
 from sentinel_protocol.wire.messages import Finish
@@ -43,6 +47,14 @@ def wait_limits(settings: Mapping[str, Any], *, is_detached: bool) -> tuple[floa
     return (0.0, ACKNOWLEDGE_WAIT_S) if settings["connect"] else (LOCAL_UPLOADER_WAIT_S, LOCAL_UPLOADER_START_S)
 
 
+def report_result(
+    finish: Finish, statistics: RunStatistics, *, run_id: str, host: Mapping[str, Any], console: Console
+) -> None:
+    """Print how the run ended and what it used."""
+    for line in result_lines(finish, statistics, run_id=run_id, host=host):
+        console.warn(line)
+
+
 def await_delivery(
     delivery: Delivery,
     orphans: OrphanRecovery,
@@ -65,9 +77,13 @@ def await_delivery(
         delivery.wait(_DELIVERY_POLL_S)
         if delivery.cannot_start_uploader or (delivery.is_acknowledged and delivery.client.is_parked):
             break
-        if not error_logged and waited_s >= _DELIVERY_ERROR_AFTER_S and delivery.client.delivery_error:
+        error = delivery.client.delivery_error
+        if waited_s >= UNREACHABLE_WAIT_S and delivery.is_acknowledged and refused_token(error) is not None:
+            # Waiting is of no use.
+            break
+        if not error_logged and waited_s >= _DELIVERY_ERROR_AFTER_S and error:
             error_logged = True
-            console.warn(f"not delivered yet, waiting for up to {wait_s:g} s: {delivery.client.delivery_error}")
+            console.warn(f"not delivered yet, waiting for up to {wait_s:g} s: {error}")
         if waited_s >= max(wait_s, UNREACHABLE_WAIT_S) and delivery.can_exit_early():
             break
         if any(received.signum in STOP_SIGNALS for received in signals.wait(0)):
@@ -88,9 +104,9 @@ def close_delivery(
     summary_path: str | None,
     is_remote: bool,
 ) -> None:
-    """Close the delivery and print the summary; `complete_path` is a CSV file that has all rows, if there is one.
+    """Close the delivery and print where the samples are.
 
-    With `summary_path` the summary is also written there, as JSON.
+    `complete_path` is a CSV file that has all rows, if there is one. With `summary_path` the summary is written there.
     """
     figures = summary_figures(
         run_key=delivery.run_key,
@@ -109,8 +125,10 @@ def close_delivery(
     if not delivery.is_acknowledged and (line := delivery.last_uploader_log_line()):
         console.error(f"last log line of this user's uploader: {line}")
     delivery.close(finish, complete_path)
-    for line in summary_lines(figures, is_remote=is_remote):
+    for line in delivery_lines(figures, is_remote=is_remote, environ=os.environ):
         console.warn(line)
+    if console.verbosity >= Verbosity.NORMAL and (look := look_line(figures, is_remote=is_remote)) is not None:
+        console.warn(look)
     if (parked := parked_line(figures, is_remote=is_remote)) is not None:
         console.error(parked)
     if summary_path:

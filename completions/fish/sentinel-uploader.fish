@@ -50,8 +50,8 @@ function _shtab_sentinel_uploader_using
   test "$_shtab_sentinel_uploader_cmdpath" = "$argv"
 end
 
-set -g _shtab_sentinel_uploader_commands serve status show drain retry discard doctor keys 'keys init' 'keys add' 'keys list' 'keys revoke'
-set -g _shtab_sentinel_uploader_opts_with_value --bind --call-timeout --client-burst --client-spool-share --config --exit-when-idle --http --keys --log-format --max-client-connections --max-client-rows --max-client-runs --max-connections --max-message --max-message-rows --max-metadata --max-name --max-run-key --max-surplus-frames --max-surplus-messages --max-unread --spool --spool-max --stale-after --target --timeout --unhealthy-after --upload-interval
+set -g _shtab_sentinel_uploader_commands serve status show rows drain retry discard doctor keys 'keys init' 'keys add' 'keys list' 'keys revoke'
+set -g _shtab_sentinel_uploader_opts_with_value --after --bind --call-timeout --client-burst --client-spool-share --config --exit-when-idle --http --keys --log-format --max-client-connections --max-client-rows --max-client-runs --max-connections --max-message --max-message-rows --max-metadata --max-name --max-run-key --max-surplus-frames --max-surplus-messages --max-unread --newest --spool --spool-max --stale-after --target --timeout --unhealthy-after --upload-interval
 
 complete -c sentinel-uploader -e
 complete -c sentinel-uploader -f
@@ -118,7 +118,7 @@ complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using serve' -l http 
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using serve' -l unhealthy-after -x -d '`/healthz` fails when a row waits for so long past the upload interval'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using serve' -l log-format -xka "text json" -d 'format of log lines'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using serve' -s v -l verbose -d 'log more'
-complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using; and test $_shtab_sentinel_uploader_npos -eq 0' -a status -d 'every run: state, rows waiting, objects, next try and last error'
+complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using; and test $_shtab_sentinel_uploader_npos -eq 0' -a status -d 'every run: job, state, rows waiting, objects, next try and last error'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using status' -s h -l help -d 'show this help message and exit'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using status' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with settings'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using status' -l spool -xka "(__fish_complete_directories)" -d 'directory of the spool'
@@ -128,6 +128,13 @@ complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using show' -s h -l h
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using show' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with settings'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using show' -l spool -xka "(__fish_complete_directories)" -d 'directory of the spool'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using show' -l json -d 'for programs'
+complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using; and test $_shtab_sentinel_uploader_npos -eq 0' -a rows -d 'the rows of a run that are not delivered, as CSV'
+complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using rows' -s h -l help -d 'show this help message and exit'
+complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using rows' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with settings'
+complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using rows' -l spool -xka "(__fish_complete_directories)" -d 'directory of the spool'
+complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using rows' -l json -d 'for programs'
+complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using rows' -l after -x -d 'only rows with higher numbers'
+complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using rows' -l newest -x -d 'of each run at most so many, the newest'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using; and test $_shtab_sentinel_uploader_npos -eq 0' -a drain -d 'deliver what the spool holds, then end; exit code 1 if rows are left'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using drain' -s h -l help -d 'show this help message and exit'
 complete -c sentinel-uploader -n '_shtab_sentinel_uploader_using drain' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with settings'

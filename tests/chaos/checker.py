@@ -13,7 +13,9 @@ from chaos.scenario import Scenario
 
 OFTEN = 8
 """A disturbance that was made so often without an effect does not work."""
-_SPOOL_FILES = {"spool.db", "lock", "turned_away.json", ".turned_away.json.part"}
+_SPOOL_FILES = {"spool.db", "lock"} | {
+    name for file in ("turned_away.json", "heard.json") for name in (file, f".{file}.part")
+}
 """The last one where an uploader was killed while it wrote the one before, and nothing was rejected since."""
 
 

@@ -1,25 +1,28 @@
 """What `status` and `show` read from a spool, whoever owns it."""
 
 import json
+import os
 import re
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fakes.process_harness import UPLOADER, Home
+from fakes.process_harness import COLLECTOR, UPLOADER, Home, recorder_of, wait_until
 from fakes.scripted_backend import SteppedClock, away, failing, final
 from fakes.uploader_harness import UploaderHarness, delivery, open_spool_at
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import spools_home
-from sentinel_uploader.admin.status_reader import is_undelivered, matches, read_status
+from sentinel_uploader.admin.status_reader import is_undelivered, read_status, runs_named
 from sentinel_uploader.admin.status_table import describe_run, status_text
 from sentinel_uploader.runs.lifecycle import Event
 from sentinel_uploader.spool.lock import SpoolLock
 from sentinel_uploader.spool.schema import SCHEMA_VERSION
+from sentinel_uploader.telemetry.heard_file import HeardFile
 
 
 @pytest.fixture
@@ -54,8 +57,8 @@ def test_every_run_is_shown_with_what_waits_and_what_went_wrong(up: UploaderHarn
     assert "500" in str(runs["waiting"]["last_error"])
     text = status_text([read_status(str(tmp_path / "spool"))], now=up.clock.now())
     assert "no uploader running" in text
-    assert [line.split()[:2] for line in text.splitlines()[2:]] == [
-        ["id-done", "finished"], ["id-parked", "parked"], ["id-waiting", "registered"],
+    assert [line.split()[:3] for line in text.splitlines()[2:]] == [
+        ["id-done", "j", "finished"], ["id-parked", "-", "parked"], ["id-waiting", "-", "registered"],
     ]  # fmt: skip
     described = describe_run(runs["done"])
     assert "job_name: j" in described
@@ -82,8 +85,13 @@ def test_run_that_waits_behind_another_says_for_what_and_a_healthy_one_says_noth
     assert float(str(runs["waits"]["next_try_at"])) > up.clock.now()
     assert (runs["healthy"]["last_error"], runs["healthy"]["next_try_at"]) == ("", 0.0)
     assert healthy.record.run_id
-    text = status_text([read_status(str(tmp_path / "spool"))], now=up.clock.now())
+    status = read_status(str(tmp_path / "spool"))
+    text = status_text([status | {"uploader_pid": 1}], now=up.clock.now())
     assert "waiting for https://api.test: connection refused (failed 1 times, next try in" in text
+    # Nobody tries while no uploader runs.
+    text = status_text([status], now=up.clock.now())
+    assert "waiting for https://api.test: connection refused (failed 1 times)" in text
+    assert "next try in" not in text
 
 
 def test_status_names_the_uploader_that_owns_the_spool(tmp_path: Path) -> None:
@@ -159,8 +167,11 @@ def test_reading_disturbs_nobody(up: UploaderHarness, tmp_path: Path) -> None:
     ],
 )
 def test_run_is_named_by_its_id_its_beginning_or_its_key(name: str, expected: bool) -> None:
-    assert matches({"run_id": "20231114-x", "key": "the key", "client": "node"}, name) is expected
-    assert not matches({"run_id": "", "key": "other", "client": ""}, "2023")
+    runs = [
+        {"run_id": "20231114-x", "key": "the key", "client": "node"},
+        {"run_id": "", "key": "other", "client": ""},
+    ]
+    assert runs_named(runs, name) == (runs[:1] if expected else [])
 
 
 def test_rows_that_are_missing_are_shown(up: UploaderHarness, tmp_path: Path) -> None:
@@ -170,3 +181,57 @@ def test_rows_that_are_missing_are_shown(up: UploaderHarness, tmp_path: Path) ->
     assert "0 (7 missing)" in status_text([read_status(str(tmp_path / "spool"))], now=0.0)
     up.spool.close_run(run, Event.DISCARDED)
     assert shown(tmp_path)["lossy"]["state"] == "discarded"
+
+
+def test_silent_collector_is_late_and_an_ended_run_is_not(tmp_path: Path, up: UploaderHarness) -> None:
+    up.begin("silent", rows=3, metadata={"job_name": "train"})
+    up.begin("ended", rows=3, last=True)
+    lock = SpoolLock(str(tmp_path / "spool"), clock=SystemClock())
+    heard = HeardFile(str(tmp_path / "spool"), up.spool, up.clock, lambda: None)
+    up.let_pass(5.0)
+    up.add(up.begin("silent"), 1)
+    heard.write()
+
+    def at(seconds: float) -> dict[str, dict[str, object]]:
+        status = read_status(str(tmp_path / "spool"), now=up.clock.now() + seconds)
+        return {run["key"]: run for run in status["runs"]}
+
+    assert at(0)["silent"]["last_heard_at"] == pytest.approx(up.clock.now(), abs=0.1)
+    assert [at(seconds)["silent"]["late"] for seconds in (0, 14, 16, 900)] == [False, False, True, True]
+    assert at(900)["ended"]["late"] is False
+    status = read_status(str(tmp_path / "spool"), now=up.clock.now() + 60)
+    text = status_text([status], now=up.clock.now() + 60)
+    assert "train" in text
+    assert "new, late: silent for 60 s" in text or "registered, late: silent for 60 s" in text
+    # Without an uploader nobody listens.
+    lock.release()
+    assert at(900)["silent"]["late"] is False
+    # The next uploader has not heard it yet.
+    again = HeardFile(str(tmp_path / "spool"), up.spool, up.clock, lambda: None)
+    again.write()
+    assert at(900)["silent"]["last_heard_at"] == pytest.approx(up.clock.now(), abs=0.1)
+
+
+def test_status_of_a_stopped_collector_says_late_until_it_goes_on(home: Home) -> None:
+    home.start_uploader("--upload-interval", "3600")
+    words = ["--connect", home.address, "--interval", "0.1", "--run-key", "k", "--job-name", "train", "--"]
+    collector = home.start(COLLECTOR, *words, "sleep", "600")
+    spool = ("--spool", str(home.directory / "spool"))
+
+    def state() -> dict[str, object]:
+        runs = home.status(*spool)
+        return runs[0] if runs else {}
+
+    wait_until(lambda: state().get("rows_waiting"), "the run is known")
+    assert (state()["late"], state()["interval_seconds"]) == (False, 0.1)
+    recorder = recorder_of(collector.pid)
+    os.kill(recorder, signal.SIGSTOP)
+    wait_until(lambda: state()["late"], "the silent collector is late")
+    run_id = str(state()["run_id"])
+    shown = home.run(UPLOADER, "status", run_id[-6:], *spool).stdout
+    assert "train" in shown, shown
+    assert "late: silent for" in shown
+    os.kill(recorder, signal.SIGCONT)
+    wait_until(lambda: not state()["late"], "it is heard again")
+    collector.terminate()
+    collector.communicate(timeout=60)

@@ -2,19 +2,22 @@
 
 import asyncio
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes.delivered_runs import START, sample, write_run
 from fakes.process_harness import BIN, Home, wait_until
+from fakes.viewer_server import ViewerServer
 from textual.widgets import DataTable, Input
 
+from sentinel_protocol.wire.sample import CSV_HEADER, csv_rows
 from sentinel_viewer.analysis.view import view_of
 from sentinel_viewer.cli.show import shown as show_text
 from sentinel_viewer.errors import ReadError
 from sentinel_viewer.live.lookup import found_live, named_live
-from sentinel_viewer.live.uploaders import LiveRun, runs_of
+from sentinel_viewer.live.uploaders import LiveRun, RowsAtUploader, runs_of
 from sentinel_viewer.live.watch import LiveEntry, Watch
 from sentinel_viewer.runs.naming import Library
 from sentinel_viewer.top.app import TopApp
@@ -54,6 +57,57 @@ def test_a_run_that_only_its_uploader_knows_is_shown(home: Home) -> None:
     assert home.run(STREAM, "show", "nobody").returncode == 2
     collector.terminate()
     collector.communicate(timeout=60)
+
+
+def test_a_live_run_is_shown_up_to_its_newest_row(home: Home) -> None:
+    """The upload interval is an hour: nothing but its first registration has left the uploader."""
+    env = {"TRACKER_UPLOAD_INTERVAL": "3600"}
+    words = ["--interval", "0.1", "--wait", "0", "--job-name", "fresh", "--", "sleep", "600"]
+    collector = home.start(str(BIN / "sentinel-collector"), *words, env=env)
+    table = wait_until(lambda: _seen(home), "top has rows")
+    assert "fresh" in table[1]
+    newest, heard = [cell for cell in table[1].split("  ") if cell.strip().endswith("ago")]
+    assert float(newest.split()[0]) < 10, table
+    assert float(heard.split()[0]) < 10, table
+    assert not list(home.runs.glob("*/*.csv.gz"))
+    shown = wait_until(lambda: _used(home, "show", "fresh"), "show has rows")
+    assert "cores on average" in shown
+    report = home.directory / "r.html"
+    assert home.run(STREAM, "report", "fresh", "-o", str(report)).returncode == 0
+    assert "process_cpu_usage" in report.read_text()
+    server = ViewerServer(home)
+    name = next(path.name for path in home.runs.iterdir())
+    with urllib.request.urlopen(server.url(f"/run/{name}"), timeout=30) as answer:
+        assert b"peak" in answer.read()
+    server.process.terminate()
+    collector.terminate()
+    collector.communicate(timeout=60)
+
+
+def _used(home: Home, *words: str) -> str:
+    done = home.run(STREAM, *words)
+    return done.stdout if "memory" in done.stdout else ""
+
+
+def test_rows_at_the_uploader_go_on_where_the_delivered_ones_end(tmp_path: Path) -> None:
+    directory = write_run(tmp_path, "run-0001", [sample(second) for second in range(40)])
+    objects = [(directory / "0001.csv.gz").as_uri()]
+    waiting = {"run-0001": rows_at_uploader(35, 50)}
+    runs = [live(1, objects=objects)]
+    watch = Watch(lambda: runs, Library(str(tmp_path), {}), lambda: waiting)
+    (entry,) = watch.look(START + 60)
+    assert (len(entry.history), entry.newest_row_s) == (50, 11)
+    # Delivered to where this user cannot read it: what was seen stays.
+    runs[0] = live(1, objects=["file:///nowhere/0002.csv.gz"])
+    waiting["run-0001"] = rows_at_uploader(50, 55)
+    (entry,) = watch.look(START + 60)
+    assert (len(entry.history), entry.newest_row_s) == (55, 6)
+    waiting.clear()
+    assert watch.look(START + 60)[0].newest_row_s == 6
+
+
+def rows_at_uploader(first: int, end: int) -> RowsAtUploader:
+    return RowsAtUploader(CSV_HEADER + csv_rows([sample(second) for second in range(first, end)]), [])
 
 
 def _shown(home: Home, name: str) -> str:
@@ -172,6 +226,14 @@ def entry(number: int, **fields: Any) -> LiveEntry:
         "memory_mib": 5000.0 - number, "gpus": None, "rows_waiting": number % 3, "newest_row_s": 1.0, "trouble": "",
     }  # fmt: skip
     return LiveEntry(**(values | fields))
+
+
+def test_a_silent_and_a_revoked_collector_are_marked(tmp_path: Path) -> None:
+    runs = [live(1, last_heard_at=START - 20, late=True, revoked=True, interval_seconds=2)]
+    assert runs[0].run.interval_s == 2
+    (found,) = Watch(lambda: runs, Library(str(tmp_path), {})).look(START)
+    assert (found.state, found.heard_s) == ("registered, late, revoked", 20)
+    assert "20.0 s ago" in once([found])
 
 
 def test_lines_are_sorted_and_filtered() -> None:

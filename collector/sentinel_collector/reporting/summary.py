@@ -1,6 +1,9 @@
-"""The summary of a run: two lines on stderr, or a JSON file."""
+"""Where a run's samples are: lines on stderr; and the run's summary as a JSON file."""
 
 import json
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sentinel_collector.console import pluralize
@@ -9,21 +12,37 @@ from sentinel_protocol.wire.run_statistics import RunStatistics
 
 SUMMARY_START = b'{\n  "run_id": '
 """Every `summary_json` begins like this."""
-_UNITS = ("B", "kB", "MB", "GB", "TB")
+_REFUSED_TOKEN = re.compile(r"(?:(?:register|refresh|finish)|(?P<url>https?://\S+)): HTTP 40[13]\b")
 
 
-def summary_lines(figures: dict[str, Any], *, is_remote: bool = False) -> list[str]:
-    """Return the figures of `summary_figures` as text. With `is_remote` the uploader may be on another machine."""
-    lines = [f"run {figures['run_id'] or figures['run_key']}: {_outcome(figures)}; {_usage(figures)}"]
+def delivery_lines(
+    figures: dict[str, Any], *, is_remote: bool = False, environ: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
+    """Return where the samples are, as text. With `is_remote` the uploader may be on another machine."""
+    samples = pluralize(figures["rows"], "sample")
+    if figures["inline"]:
+        return [f"{samples} sent to the API (inline) as run {figures['run_id']}"]
     if figures["location"]:
-        lines.append(f"{pluralize(figures['rows'], 'sample')} delivered to {figures['location']}")
-    elif figures["durable"] and not figures["delivered"] and not figures["parked"]:
-        if figures["delivery_error"]:
-            lines.append(f"not delivered yet: {figures['delivery_error']}")
-        lines.append(
-            f"the uploader has all samples and delivers them; {_show_command(figures, is_remote)} shows the progress"
-        )
-    return lines
+        return [f"{samples} delivered to {figures['location']}"]
+    if not figures["durable"] or figures["delivered"] or figures["parked"]:
+        return []
+    show = _show_command(figures, is_remote)
+    refusing = refused_token(figures["delivery_error"])
+    if refusing is not None:
+        return [f"{_refused_token_line(refusing, environ)}; {show} shows the run"]
+    trouble = [f"not delivered yet: {figures['delivery_error']}"] if figures["trouble"] else []
+    return [*trouble, f"the uploader has all samples and delivers them; {show} shows the progress"]
+
+
+def look_line(figures: dict[str, Any], *, is_remote: bool) -> str | None:
+    """Return where to look at the run, `None` where the viewer is missing or does not find the run."""
+    if is_remote or not figures["location"].startswith("/"):
+        return None
+    from importlib.util import find_spec
+
+    if find_spec("sentinel_viewer") is None:
+        return None
+    return "`sentinel-stream report latest --open` shows it"
 
 
 def parked_line(figures: dict[str, Any], *, is_remote: bool = False) -> str | None:
@@ -77,9 +96,15 @@ def summary_figures(
         "trouble": error,
         "undelivered_rows": undelivered_rows,
         "location": "" if finished is None else _readable(finished.object_prefix),
+        "inline": _is_inline(finished, statistics.rows),
         "objects": [] if finished is None else [_readable(uri) for uri in finished.objects],
         "response": {} if finished is None else finished.response,
     }
+
+
+def _is_inline(finished: Finished | None, rows: int) -> bool:
+    """Whether the rows were sent with the run's end, not as objects."""
+    return finished is not None and rows > 0 and not finished.objects_count and bool(finished.object_prefix)
 
 
 def summary_json(figures: dict[str, Any]) -> bytes:
@@ -87,40 +112,19 @@ def summary_json(figures: dict[str, Any]) -> bytes:
     return (json.dumps(figures, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
-def _outcome(figures: dict[str, Any]) -> str:
-    code = figures["exit_code"]
-    return str(figures["status"]) if code is None else f"{figures['status']} with exit code {code}"
+def refused_token(trouble: str) -> str | None:
+    """Return the address of the API that refuses the token, empty if unknown; `None` for other trouble."""
+    match = _REFUSED_TOKEN.match(trouble)
+    return None if match is None else match["url"] or ""
 
 
-def _usage(figures: dict[str, Any]) -> str:
-    statistics = figures["statistics"]
-    scope = "process" if "process_cpu_usage" in statistics else "system"
-    memory = statistics.get("process_memory_mib" if scope == "process" else "system_memory_used_mib", {"max": 0.0})
-    peak = max(memory["max"], figures["peak_memory_mib"] or 0.0)
-    # Unknown in all rows (hidden processes), or a run without rows, which has used nothing.
-    cpu = statistics.get(f"{scope}_cpu_usage", None if statistics["rows"] else {"mean": 0.0, "max": 0.0})
-    seconds = sum(statistics.get(f"{scope}_{kind}", {"total": 0.0})["total"] for kind in ("utime", "stime"))
-    parts = [f"{statistics['duration_seconds']:.1f} s"]
-    if cpu is not None:
-        parts.append(f"CPU {seconds:.2f} s ({cpu['mean']:.2f} cores on average, {cpu['max']:.2f} at most)")
-    if peak:
-        # Unknown for a job that ended before the first sample.
-        parts.append(f"memory {peak:.0f} MiB at most")
-    disk = [statistics.get(f"{scope}_disk_{kind}_bytes", {"total": 0})["total"] for kind in ("read", "write")]
-    if any(disk):
-        parts.append(f"disk {_size(disk[0])} read, {_size(disk[1])} written")
-    gpu = statistics.get(f"{scope}_gpu_usage")
-    if gpu is not None and gpu["max"] > 0:
-        parts.append(f"GPU {gpu['mean']:.2f} on average, {gpu['max']:.2f} at most")
-    return ", ".join(parts)
-
-
-def _size(size: float) -> str:
-    for unit in _UNITS:
-        if size < 1000 or unit == _UNITS[-1]:
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+def _refused_token_line(refusing: str, environ: Mapping[str, str]) -> str:
+    api = refusing or environ.get("SENTINEL_API_URL") or "the Sentinel API"
+    file = environ.get("SENTINEL_API_TOKEN_FILE")
+    token = (
+        f"in {file}" if file else "in SENTINEL_API_TOKEN" if environ.get("SENTINEL_API_TOKEN") else "of the uploader"
+    )
+    return f"{api} refuses the token {token}. The samples are kept; the next run with a correct token sends them"
 
 
 def _readable(uri: str) -> str:

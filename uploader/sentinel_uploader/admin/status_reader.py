@@ -2,11 +2,13 @@
 
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
 
+from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.runs.lifecycle import ENDED_STATES, OPEN_STATES, RunState
 from sentinel_uploader.runs.ports import object_uri
@@ -14,22 +16,53 @@ from sentinel_uploader.spool.database import connect, database_path, quarantined
 from sentinel_uploader.spool.lock import lock_owner_pid
 from sentinel_uploader.spool.run_record import RunRecord, decode_record
 from sentinel_uploader.spool.schema import SCHEMA_VERSION
+from sentinel_uploader.telemetry.heard_file import read_heard
 from sentinel_uploader.telemetry.rejections_file import read_rejections
 from sentinel_uploader.util.json_safe import to_json_safe
+
+LATE_AFTER_S = 15.0
+"""A collector that is silent for so long, and for three intervals, is late."""
+_MIN_ID_CHARS = 4
 
 
 class NoSpoolError(UsageError):
     """There is no spool, or one that no uploader has finished creating."""
 
 
-def read_status(spool_dir: str) -> dict[str, Any]:
+def read_status(spool_dir: str, *, now: float | None = None) -> dict[str, Any]:
     """Return `{"spool", "uploader_pid", "set_aside": […], "turned_away", "destinations": […], "runs": […]}`.
 
-    Times are UNIX seconds. `set_aside` are the paths of earlier spools that could not be read. `turned_away` is the
-    result of `read_rejections`.
+    Times are UNIX seconds, `now` as well (default: the current time). `set_aside` are the paths of earlier spools that
+    could not be read. `turned_away` is the result of `read_rejections`.
 
     Raises `NoSpoolError` when there is no spool, `UsageError` when it cannot be read.
     """
+    with reading(spool_dir) as connection:
+        destinations = _destinations(connection)
+        runs = _runs(connection, {entry["name"]: entry for entry in destinations})
+    pid = lock_owner_pid(spool_dir)
+    heard = read_heard(spool_dir)
+    now = SystemClock().now() if now is None else now
+    for run in runs:
+        run["last_heard_at"] = heard.runs.get(run["number"], run["last_heard_at"])
+        silent_s = now - run["last_heard_at"]
+        run["late"] = (
+            pid is not None and _is_recorded(run) and silent_s > max(3 * run["interval_seconds"], LATE_AFTER_S)
+        )
+        run["revoked"] = run["client"] in heard.revoked
+    return {
+        "spool": spool_dir,
+        "uploader_pid": pid,
+        "set_aside": quarantined_files(spool_dir),
+        "turned_away": read_rejections(spool_dir),
+        "destinations": destinations,
+        "runs": runs,
+    }
+
+
+@contextmanager
+def reading(spool_dir: str) -> Iterator[sqlite3.Connection]:
+    """Open a spool that another process may own, for queries; raises as `read_status`, also for errors of the block."""
     path = database_path(spool_dir)
     if not os.path.isfile(path):
         raise NoSpoolError(f"there is no spool in {spool_dir}")
@@ -44,26 +77,21 @@ def read_status(spool_dir: str) -> dict[str, Any]:
             # The tables read here are the same in all versions.
             if not 1 <= version <= SCHEMA_VERSION:
                 raise UsageError(f"the spool {path} has schema version {version}, this command reads {SCHEMA_VERSION}")
-            destinations = _destinations(connection)
-            runs = _runs(connection, {entry["name"]: entry for entry in destinations})
+            yield connection
     except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the spool {path}: {error}") from error
-    return {
-        "spool": spool_dir,
-        "uploader_pid": lock_owner_pid(spool_dir),
-        "set_aside": quarantined_files(spool_dir),
-        "turned_away": read_rejections(spool_dir),
-        "destinations": destinations,
-        "runs": runs,
-    }
 
 
-def matches(run: dict[str, Any], name: str) -> bool:
-    """Whether `name` is this run's id, its key, `CLIENT/KEY`, or the beginning of its id (four characters or more)."""
-    run_id = run["run_id"]
-    return name in {run_id, run["key"], f"{run['client']}/{run['key']}"} or (
-        bool(run_id) and len(name) >= 4 and run_id.startswith(name)
-    )
+def runs_named(runs: Iterable[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the runs with this id, key or `CLIENT/KEY`; else those with these four or more characters in their ids."""
+    runs = list(runs) if name else []
+    exact = [run for run in runs if name in {run["run_id"], run["key"], f"{run['client']}/{run['key']}"}]
+    return exact or [run for run in runs if len(name) >= _MIN_ID_CHARS and name in run["run_id"]]
+
+
+def _is_recorded(run: dict[str, Any]) -> bool:
+    """Whether the run's end is unknown."""
+    return run["status"] is None and run["state"] not in {str(state) for state in ENDED_STATES}
 
 
 def is_undelivered(run: dict[str, Any]) -> bool:
@@ -116,6 +144,10 @@ def _run(number: int, record: RunRecord, waiting: _Pending, destinations: dict[s
         "client": record.owner,
         "state": str(record.state),
         "created_at": record.created_at,
+        "interval_seconds": record.interval_s,
+        "last_heard_at": max(record.created_at, record.statistics.last_timestamp),
+        "late": False,
+        "revoked": False,
         "ended_at": record.ended_at,
         "rows_delivered": record.delivered_rows,
         "rows_waiting": waiting.rows,

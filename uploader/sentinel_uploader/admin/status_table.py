@@ -6,8 +6,9 @@ from typing import Any
 from sentinel_protocol.common.time_text import utc_text
 from sentinel_uploader.telemetry.counters import UNNAMED
 
-_COLUMNS = ("run", "client", "state", "rows", "waiting", "objects", "next try", "last error")
+_COLUMNS = ("run", "client", "job", "state", "rows", "waiting", "objects", "next try", "last error")
 _MAX_ERROR_CHARS = 100
+_MAX_JOB_CHARS = 32
 
 
 def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
@@ -23,14 +24,14 @@ def status_text(statuses: Iterable[dict[str, Any]], *, now: float) -> str:
         )
         lines.extend(
             f"  waiting for {entry['name']}: {_shortened(entry['error'])} "
-            f"(failed {entry['attempts']} times, next try {_relative_time(entry['next_try_at'], now)})"
+            f"(failed {entry['attempts']} times{_next_try(entry, now) if pid is not None else ''})"
             for entry in status["destinations"]
         )
         lines.extend(_rejection_lines(status))
-        rows = [_COLUMNS, *(_cells(run, now) for run in status["runs"])]
-        if not any(run["client"] for run in status["runs"]):
-            # Clients have names only where there are keys.
-            rows = [(row[0], *row[2:]) for row in rows]
+        rows = [_COLUMNS, *(_cells(run, now, has_uploader=pid is not None) for run in status["runs"])]
+        # Clients have names only where there are keys, and runs have jobs only where somebody named them.
+        shown = [n for n, name in enumerate(_COLUMNS) if n not in (1, 2) or any(row[n] != "-" for row in rows[1:])]
+        rows = [tuple(row[n] for n in shown) for row in rows]
         if len(rows) == 1:
             lines.append("  no runs")
             continue
@@ -88,18 +89,37 @@ def _format(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _cells(run: dict[str, Any], now: float) -> tuple[str, ...]:
+def _next_try(entry: dict[str, Any], now: float) -> str:
+    return f", next try {_relative_time(entry['next_try_at'], now)}"
+
+
+def _state(run: dict[str, Any], now: float) -> str:
+    state = str(run["state"])
+    if run["exit_code"]:
+        state += f", exit code {run['exit_code']}"
+    if run["late"]:
+        state += f", late: silent for {now - run['last_heard_at']:.0f} s"
+    return state + (", client revoked" if run["revoked"] else "")
+
+
+def _job(run: dict[str, Any]) -> str:
+    name = str(run["metadata"].get("job_name") or "")
+    return (name if len(name) <= _MAX_JOB_CHARS else name[: _MAX_JOB_CHARS - 1] + "…") or "-"
+
+
+def _cells(run: dict[str, Any], now: float, *, has_uploader: bool) -> tuple[str, ...]:
     rows = str(run["rows_delivered"])
     if run["rows_missing"]:
         rows += f" ({run['rows_missing']} missing)"
     return (
         run["run_id"] or run["key"],
         run["client"] or "-",
-        run["state"],
+        _job(run),
+        _state(run, now),
         rows,
         str(run["rows_waiting"]),
         str(run["objects_delivered"]),
-        _relative_time(run["next_try_at"], now) if run["next_try_at"] else "-",
+        _relative_time(run["next_try_at"], now) if run["next_try_at"] and has_uploader else "-",
         _shortened(run["last_error"]) or "-",
     )
 

@@ -25,6 +25,7 @@ from sentinel_uploader.spool.open_run import OpenRun
 from sentinel_uploader.spool.store import Spool
 from sentinel_uploader.telemetry.counters import Counters
 from sentinel_uploader.telemetry.health import Health
+from sentinel_uploader.telemetry.heard_file import HeardFile
 from sentinel_uploader.telemetry.rejections_file import WRITE_INTERVAL_S, RejectionsFile
 from sentinel_uploader.telemetry.sd_notify import SystemdNotifier
 
@@ -73,6 +74,7 @@ class Service:
             undo.pop_all()
         self._publish_socket_path()
         self._rejections_file = RejectionsFile(config.spool_dir, self._counters, clock)
+        self._heard_file = HeardFile(config.spool_dir, self._spool, clock, self._client_names)
         policy = config.policy
         self._intake = Intake(
             server=self._server,
@@ -208,6 +210,9 @@ class Service:
     def _known_clients(self) -> int:
         return 0 if self._allow_list is None else len(self._allow_list)
 
+    def _client_names(self) -> list[str] | None:
+        return None if self._allow_list is None else self._allow_list.names()
+
     def _wake_run(self, run: OpenRun) -> None:
         self._scheduler.notify(run)
 
@@ -228,6 +233,7 @@ class Service:
             if now >= next_write:
                 next_write = now + WRITE_INTERVAL_S
                 self._rejections_file.write()
+                self._heard_file.write()
             if now >= next_maintenance:
                 next_maintenance = now + (_TICK_S if self._maintain() else _MAINTENANCE_S)
             if self._is_idle(now) or self._is_drained(now):
@@ -299,6 +305,7 @@ class Service:
         intake.join()
         # Does not wait for steps that hang.
         self._scheduler.abandon_steps()
+        self._heard_file.write()
         left = self._scheduler.pending_run_count()
         rows = sum(self._spool.view(lambda run: run.unbatched_rows))
         batches = sum(self._spool.view(lambda run: run.pending_batches))

@@ -47,10 +47,15 @@ def close_stdout() -> None:
 
 def print_error(error: Exception, code: int) -> int:
     """Print an error on the standard error, if there is one; returns the exit code."""
+    print_note(str(error))
+    return code
+
+
+def print_note(text: str) -> None:
+    """Print a line on the standard error, if there is one."""
     if sys.stderr is not None:
         try:
-            print(f"sentinel-uploader: {error}", file=sys.stderr, flush=True)
+            print(f"sentinel-uploader: {text}", file=sys.stderr, flush=True)
         except OSError:
             # The exit code still reports the error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-    return code

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sentinel_protocol.common.errors import UsageError
 from sentinel_protocol.common.local_uploader import spool_dirs
 from sentinel_protocol.common.settings.sources import SettingsFile, build_parser, merge_file, parse_flags_and_env
-from sentinel_uploader.admin.status_reader import NoSpoolError, matches, read_status
+from sentinel_uploader.admin.status_reader import NoSpoolError, read_status, runs_named
 from sentinel_uploader.app.factory import spool_dir
 from sentinel_uploader.app.settings import SETTINGS, SPOOL_FOR_INSPECTION, TARGET
 
@@ -29,7 +29,7 @@ def make_parser(prog: str, summary: str) -> argparse.ArgumentParser:
 def make_run_parser(prog: str, summary: str) -> argparse.ArgumentParser:
     """Return the same parser with a run's name."""
     parser = make_parser(prog, summary)
-    parser.add_argument("run", metavar="RUN", help="run id (its beginning will do) or run key")
+    parser.add_argument("run", metavar="RUN", help="run id (a part of it will do) or run key")
     return parser
 
 
@@ -63,10 +63,11 @@ def find_run(args: argparse.Namespace, environ: Mapping[str, str]) -> tuple[str,
     """Return the spool directory and the status of the one run that `args.run` names; raises `UsageError`."""
     spools = choose_spools(args, environ)
     statuses, _ = read_statuses(spools)
-    found = [(status["spool"], run) for status in statuses for run in status["runs"] if matches(run, args.run)]
+    places = {id(run): status["spool"] for status in statuses for run in status["runs"]}
+    found = runs_named((run for status in statuses for run in status["runs"]), args.run)
     if not found:
         where = ", ".join(spools.directories) or "any spool of this user's"
         raise UsageError(f"there is no run {args.run!r} in {where}; `sentinel-uploader status` lists them")
     if len(found) > 1:
-        raise UsageError(f"{args.run!r} is the beginning of {len(found)} runs; write more of it")
-    return found[0]
+        raise UsageError(f"{args.run!r} names {len(found)} runs; write more of the id")
+    return places[id(found[0])], found[0]

@@ -16,6 +16,7 @@ from sentinel_uploader.cli.console import close_stdout, print_error, write_outpu
 from sentinel_uploader.cli.doctor import DOCTOR
 from sentinel_uploader.cli.drain import DRAIN
 from sentinel_uploader.cli.keys import KEYS
+from sentinel_uploader.cli.rows import ROWS
 from sentinel_uploader.cli.serve import SERVE
 from sentinel_uploader.cli.status import SHOW, STATUS
 
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Command] = {
     "serve": SERVE,
     "status": STATUS,
     "show": SHOW,
+    "rows": ROWS,
     "drain": DRAIN,
     "retry": RETRY,
     "discard": DISCARD,

@@ -30,9 +30,9 @@ class RunView(NamedTuple):
         return self.found.run
 
 
-def view_of(found: FoundRun, library: Library) -> RunView:
-    """Read a run; its advice also considers the last runs of its job that ended well."""
-    rows = read_rows(found)
+def view_of(found: FoundRun, library: Library, rows: Rows | None = None) -> RunView:
+    """Read a run, unless its rows are given; its advice also considers the last runs of its job that ended well."""
+    rows = read_rows(found) if rows is None else rows
     statistics = all_statistics(rows)
     run = found.run
     figures = figures_of_rows(run, rows, statistics) if len(rows) else figures_of_description(run)

@@ -14,6 +14,7 @@ from sentinel_viewer.analysis.spread import spread_of
 from sentinel_viewer.analysis.view import view_of
 from sentinel_viewer.cli import options
 from sentinel_viewer.errors import ReadError
+from sentinel_viewer.live.rows import current_rows
 from sentinel_viewer.output import units
 from sentinel_viewer.output.console import note, write
 from sentinel_viewer.report.page import report_page
@@ -66,7 +67,7 @@ def open_run(words: list[str]) -> int:
 def page_of(library: Library, words: Sequence[str]) -> tuple[list[str], str]:
     """Return the ids of the runs that the words name, and their report."""
     found = library.find(words)
-    views = [view_of(one, library) for one in found]
+    views = [view_of(one, library, current_rows(one)) for one in found]
     compared = differences([view.figures for view in views], spread_of(library, found)) if len(found) > 1 else []
     return [one.run.run_id for one in found], report_page(views, compared)
 

@@ -10,6 +10,7 @@ from sentinel_viewer.analysis.view import RunView, view_of
 from sentinel_viewer.cli import options
 from sentinel_viewer.errors import ReadError, RunNotFoundError
 from sentinel_viewer.live.lookup import found_live, named_live
+from sentinel_viewer.live.rows import current_rows
 from sentinel_viewer.live.uploaders import LiveRun, live_runs
 from sentinel_viewer.output import units
 from sentinel_viewer.output.console import columns, write
@@ -32,7 +33,7 @@ def run(words: list[str]) -> int:
     args = parser.parse_args(words)
     library = options.library(args)
     found, live = _found(library, args.run, args.spool)
-    view = view_of(found, library)
+    view = view_of(found, library, current_rows(found, args.spool))
     write(_as_json(view) if args.json else shown(view, columns(), live))
     return 0
 
@@ -71,7 +72,7 @@ def shown(view: RunView, width: int, live: LiveRun | None = None) -> str:
         spark = max(_MIN_SPARK, min(_MAX_SPARK, width - _TEXT_COLUMNS))
         parts += ["\n", table(list(_usage(view, spark)), indent="  ")]
     elif view.run.is_running:
-        parts.append("\n  no rows are delivered yet\n")
+        parts.append("\n  there are no rows yet\n")
     if view.advice:
         parts.append("\nadvice (!! problem, > change, · good to know)\n")
         parts += [_advice(advice) for advice in view.advice]

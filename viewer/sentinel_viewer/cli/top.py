@@ -5,7 +5,7 @@ from sentinel_viewer.cli import options
 from sentinel_viewer.cli.report import file_name, page_of, show_file, write_file
 from sentinel_viewer.errors import missing_extra
 from sentinel_viewer.live.uploaders import live_runs
-from sentinel_viewer.live.watch import LiveEntry, Watch
+from sentinel_viewer.live.watch import LiveEntry, Watch, newest_rows
 from sentinel_viewer.output.console import is_terminal, note, write
 from sentinel_viewer.top.lines import KEYS, once, sorted_entries
 
@@ -17,7 +17,7 @@ def run(words: list[str]) -> int:
     parser = options.parser(
         "top",
         "Show all runs that are being recorded, as their uploader has them.\n"
-        "CPU and memory are those of the newest rows that were delivered; `newest row` says how old these are.",
+        "CPU and memory are those of the newest rows; `newest row` says how old these are.",
         examples="  sentinel-stream top\n  sentinel-stream top --once --sort memory\n",
     )
     parser.add_argument("--spool", metavar="DIR", help="the spool of one uploader (default all of this user's)")
@@ -31,7 +31,7 @@ def run(words: list[str]) -> int:
     if not args.interval >= _MIN_INTERVAL_S:
         parser.error(f"--interval: at least {_MIN_INTERVAL_S}")
     library, clock = options.library(args), SystemClock()
-    watch = Watch(lambda: live_runs(args.spool), library)
+    watch = Watch(lambda: live_runs(args.spool), library, lambda: newest_rows(args.spool))
 
     def look() -> list[LiveEntry]:
         return watch.look(clock.now(), all_runs=args.all)

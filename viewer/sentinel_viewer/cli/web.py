@@ -9,7 +9,7 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_viewer.cli import options
 from sentinel_viewer.errors import missing_extra
 from sentinel_viewer.live.uploaders import live_runs
-from sentinel_viewer.live.watch import LiveEntry, Watch
+from sentinel_viewer.live.watch import LiveEntry, Watch, newest_rows
 from sentinel_viewer.output.console import note
 
 _PORT = 7750
@@ -38,7 +38,7 @@ def run(words: list[str]) -> int:
     except ImportError:
         raise missing_extra("web") from None
     library, clock, lock = options.library(args), SystemClock(), threading.Lock()
-    watch = Watch(lambda: live_runs(args.spool), library)
+    watch = Watch(lambda: live_runs(args.spool), library, lambda: newest_rows(args.spool))
     token = _token(new_token()) if needs_token(args.host) else None
 
     latest: tuple[float, list[LiveEntry]] | None = None
@@ -56,7 +56,7 @@ def run(words: list[str]) -> int:
     note(f"{address} shows {library.place.uri}; Ctrl-C ends")
     if args.open:
         webbrowser.open(address)
-    serve(opened, args.runs, os.environ, look, token=token)
+    serve(opened, args.runs, os.environ, look, token=token, spool=args.spool)
     return 0
 
 

@@ -1,6 +1,7 @@
 """The rows of a run, column by column, and what their time stamps tell: interval lengths and gaps."""
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import compress, pairwise
@@ -112,6 +113,23 @@ class Rows:
     def end(self) -> float:
         """The last row's time stamp; 0 without rows."""
         return self.times[-1] if len(self) else 0.0
+
+    def followed_by(self, later: "Rows") -> "Rows":
+        """Return these rows and those of `later` that are newer than all of them."""
+        first = bisect_right(later.times, self.end)
+        added = len(later) - first
+        names = list(dict.fromkeys([*self.columns, *later.columns])) if added else self.columns
+        return Rows(
+            {name: self.values(name) + (later.values(name)[first:] if added else array("d")) for name in names},
+            integers=self.integers & later.integers if len(self) and added else self.integers | later.integers,
+            interval_s=self._given_interval_s,
+            remarks=[*self.remarks, *later.remarks],
+        )
+
+    def newest(self, count: int) -> "Rows":
+        """Return the last rows, at most so many."""
+        columns = {name: values[-count:] for name, values in self.columns.items()}
+        return Rows(columns, integers=self.integers, interval_s=self._given_interval_s, remarks=self.remarks)
 
     def rates(self, name: str) -> Values:
         """Return a counter column per second."""

@@ -57,6 +57,7 @@ COLUMNS = (
     TopColumn("gpu", "GPU", lambda one: units.cores(one.gpus), lambda one: one.gpus or 0.0, right=True),
     TopColumn("waiting", "rows waiting", lambda one: str(one.rows_waiting), lambda one: one.rows_waiting, right=True),
     TopColumn("row", "newest row", lambda one: _ago(one.newest_row_s), lambda one: one.newest_row_s or 0.0, right=True),
+    TopColumn("heard", "last heard", lambda one: _ago(one.heard_s), lambda one: one.heard_s or 0.0, right=True),
     TopColumn("trouble", "trouble", lambda one: printable(one.trouble), lambda one: one.trouble),
 )
 KEYS = tuple(column.key for column in COLUMNS)

@@ -17,6 +17,7 @@ from sentinel_viewer.analysis.comparison import differences
 from sentinel_viewer.analysis.spread import spread_of
 from sentinel_viewer.analysis.view import view_of
 from sentinel_viewer.errors import ReadError, RunNotFoundError
+from sentinel_viewer.live.rows import current_rows
 from sentinel_viewer.live.watch import LiveEntry
 from sentinel_viewer.report.html import element, joined
 from sentinel_viewer.report.page import report_page
@@ -26,6 +27,7 @@ from sentinel_viewer.web.access import Access
 from sentinel_viewer.web.list_page import LIMIT, Query, list_page, run_path
 
 _LOCAL_LOOK_S, _REMOTE_LOOK_S = 2.0, 30.0
+_PAGE_S = 10.0
 _MAX_RUNS = 8
 _MAX_LIMIT = 100_000
 
@@ -36,10 +38,17 @@ class Pages:
     `look` returns the live runs; where it raises `ReadError` there is no uploader to ask, and the list has none.
     """
 
-    def __init__(self, where: str | None, environ: Mapping[str, str], look: Callable[[], list[LiveEntry]]) -> None:
+    def __init__(
+        self,
+        where: str | None,
+        environ: Mapping[str, str],
+        look: Callable[[], list[LiveEntry]],
+        spool: str | None = None,
+    ) -> None:
         self._where = where
         self._environ = environ
         self._look = look
+        self._spool = spool
 
     async def list_runs(self, request: Request) -> Response:
         """All runs, filtered."""
@@ -91,8 +100,12 @@ class Pages:
 
         def state() -> tuple[str, bool]:
             found = self._found(name)
+            run = found.run
             objects = found.place.list_objects(name)
-            return repr((sorted(objects.items()), found.run.state)), not found.run.is_running
+            # The page is made anew for each change: not for each row.
+            step = max(1, round(_PAGE_S / (run.interval_s or 1.0)))
+            waiting = [one.rows_waiting // step for one in self._live() if one.run_id == run.run_id]
+            return repr((sorted(objects.items()), run.state, waiting)), not run.is_running
 
         return self._events(request, state)
 
@@ -104,7 +117,7 @@ class Pages:
     def _report(self, names: list[str], *, is_file: bool = False) -> str:
         library = self._library()
         found = [self._found(name) for name in names]
-        views = [view_of(one, library) for one in found]
+        views = [view_of(one, library, current_rows(one, self._spool)) for one in found]
         compared = differences([view.figures for view in views], spread_of(library, found)) if len(found) > 1 else []
         if is_file:
             return report_page(views, compared)

@@ -14,7 +14,7 @@ from sentinel_viewer.top.lines import COLUMNS
 
 LIMIT = 200
 _MORE = 5
-_LIVE_COLUMNS = ("job", "host", "state", "age", "cpu", "history", "memory", "gpu", "waiting", "row", "trouble")
+_LIVE_COLUMNS = ("job", "host", "state", "age", "cpu", "history", "memory", "gpu", "waiting", "row", "heard", "trouble")
 _TITLE_CHARS = 80
 _NUMBERS = frozenset({2, 4, 5})
 

@@ -45,9 +45,10 @@ def serve(
     look: Callable[[], list[LiveEntry]],
     *,
     token: str | None,
+    spool: str | None = None,
 ) -> None:
     """Serve at the socket until a signal ends it."""
-    app = create_app(Pages(where, environ, look), token=token)
+    app = create_app(Pages(where, environ, look, spool), token=token)
     config = uvicorn.Config(
         app,
         log_level="warning",
