@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fakes.process_harness import COLLECTOR, UPLOADER, Home, recorder_of, wait_until
 from fakes.scripted_backend import SteppedClock, away, failing, final
-from fakes.uploader_harness import UploaderHarness, delivery, open_spool_at
+from fakes.uploader_harness import UploaderHarness, delivery, hello, open_spool_at
 
 from sentinel_protocol.common.clock import SystemClock
 from sentinel_protocol.common.errors import UsageError
@@ -235,3 +235,18 @@ def test_status_of_a_stopped_collector_says_late_until_it_goes_on(home: Home) ->
     wait_until(lambda: not state()["late"], "it is heard again")
     collector.terminate()
     collector.communicate(timeout=60)
+
+
+def test_run_of_a_client_that_is_not_on_the_list_any_more_is_revoked(tmp_path: Path, up: Delivery) -> None:
+    clients = ["node7"]
+    heard = HeardFile(str(tmp_path / "spool"), up.spool, up.clock, lambda: clients)
+    up.spool.open_run(hello("run"), owner="node7")
+    heard.write()
+    assert shown(tmp_path)["run"]["revoked"] is False
+    clients.clear()
+    heard.write()
+    assert shown(tmp_path)["run"]["revoked"] is True
+    assert "new, client revoked" in status_text([read_status(str(tmp_path / "spool"))], now=up.clock.now())
+    clients.append("node7")
+    heard.write()
+    assert shown(tmp_path)["run"]["revoked"] is False
