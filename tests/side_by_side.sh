@@ -1,21 +1,30 @@
 #!/usr/bin/env bash
-# side_by_side.sh PYTEST: all tests, in two runs at the same time. Most of them wait for something, so that takes half
-# as long as one after the other. The first half's report comes when both are done; the last line is a run's own summary,
-# that of a run that has failed if there is one.
+# side_by_side.sh PYTEST: all tests, in three runs at the same time. Most of them wait for something, so that takes a
+# third as long as one after the other. The reports of the first two come when all are done. The last line is a run's own
+# summary, that of a run that has failed if there is one.
 set -u
-report=$(mktemp) seen=$(mktemp)
-"$1" -p no:cacheprovider tests/uploader tests/protocol >"$report" 2>&1 &
-first=$!
-trap 'rm -f "$report" "$seen"' EXIT
-trap 'kill -TERM "$first"; wait "$first"; exit 130' INT TERM
+parts=("tests/uploader tests/protocol" "tests/collector" "--ignore=tests/uploader --ignore=tests/protocol --ignore=tests/collector")
+reports=$(mktemp -d)
+pids=()
+trap 'rm -rf "$reports"' EXIT
+trap 'kill -TERM "${pids[@]}"; wait "${pids[@]}"; exit 130' INT TERM
+for part in 0 1; do
+    # shellcheck disable=SC2086 # words of their own
+    "$1" -p no:cacheprovider ${parts[part]} >"$reports/$part" 2>&1 &
+    pids+=($!)
+done
 set -o pipefail
-"$1" --ignore=tests/uploader --ignore=tests/protocol 2>&1 | tee "$seen"
-second_code=$?
-wait "$first"
-first_code=$?
-cat "$report"
-if [ "$second_code" -ne 0 ]; then
-    tail -n 1 "$seen"
-    exit "$second_code"
-fi
-exit "$first_code"
+# shellcheck disable=SC2086
+"$1" ${parts[2]} 2>&1 | tee "$reports/2"
+codes=("" "" $?)
+for part in 0 1; do
+    wait "${pids[part]}"
+    codes[part]=$?
+    cat "$reports/$part"
+done
+for part in 0 1 2; do
+    if [ "${codes[part]}" -ne 0 ]; then
+        tail -n 1 "$reports/$part"
+        exit "${codes[part]}"
+    fi
+done
