@@ -237,7 +237,7 @@ def test_status_of_a_stopped_collector_says_late_until_it_goes_on(home: Home) ->
     collector.communicate(timeout=60)
 
 
-def test_run_of_a_client_that_is_not_on_the_list_any_more_is_revoked(tmp_path: Path, up: Delivery) -> None:
+def test_run_of_a_client_that_is_not_on_the_list_any_more_is_revoked(tmp_path: Path, up: UploaderHarness) -> None:
     clients = ["node7"]
     heard = HeardFile(str(tmp_path / "spool"), up.spool, up.clock, lambda: clients)
     up.spool.open_run(hello("run"), owner="node7")
