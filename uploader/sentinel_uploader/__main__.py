@@ -16,6 +16,8 @@ def run() -> None:
     isolate(__file__)
     from sentinel_uploader.cli.main import main
 
+    # What is made is private, and can be used, whatever the umask was.
+    os.umask(0o077)
     sys.exit(main())
 
 

@@ -37,8 +37,6 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     disable_core_dumps()
-    # What is made is private, and can be used, whatever the umask was.
-    os.umask(0o077)
     try:
         code = _run(list(sys.argv[1:] if argv is None else argv), os.environ)
         # What argparse has printed is flushed here: at the end of the process nothing would catch an error.
