@@ -210,7 +210,12 @@ def job_of(collector_pid: int) -> int:
 def recorders_of(collector_pid: int) -> list[int]:
     """Return the pid of a collector's recorder, if there is one: it has the collector's command line."""
     own = Path(f"/proc/{collector_pid}/cmdline").read_bytes()
-    return [pid for pid in _children(collector_pid) if Path(f"/proc/{pid}/cmdline").read_bytes() == own]
+    found = []
+    for pid in _children(collector_pid):
+        with contextlib.suppress(FileNotFoundError):  # It has ended meanwhile.
+            if Path(f"/proc/{pid}/cmdline").read_bytes() == own:
+                found.append(pid)
+    return found
 
 
 def recorder_of(collector_pid: int) -> int:
