@@ -19,7 +19,7 @@ from sentinel_uploader.delivery.csv_batch import decompress_rows
 from sentinel_uploader.doctor.api_checks import JOB_NAME, check_backend
 from sentinel_uploader.doctor.findings import Finding, Severity, exit_code, report
 from sentinel_uploader.doctor.machine_checks import (
-    OpenRun,
+    ProbedRun,
     check_descriptors,
     check_directory_target,
     check_disk,
@@ -40,7 +40,7 @@ def backend() -> Iterator[Backend]:
         yield made
 
 
-def asked(environ: dict[str, str], *, put: bool = False, run: OpenRun | None = None) -> dict[str, list[Finding]]:
+def asked(environ: dict[str, str], *, put: bool = False, run: ProbedRun | None = None) -> dict[str, list[Finding]]:
     """Return what is found outside, by subject."""
     found: dict[str, list[Finding]] = {}
     for finding in check_backend(environ, clock=SystemClock(), put=put, run=run):
@@ -224,7 +224,7 @@ def test_amazon_is_asked_where_no_other_server_is_named(tmp_path: Path) -> None:
     ):
         aws = {name: value for name, value in backend.environ.items() if not name.startswith("AWS_")}
         aws |= {"HTTPS_PROXY": proxy.address, "AWS_CA_BUNDLE": str(authority.certificate)}
-        run = OpenRun("run-1", "s3://bucket/prefix")
+        run = ProbedRun("run-1", "s3://bucket/prefix")
         for environ, known, host in (
             (aws, None, "s3.us-east-1"),
             (aws | {"AWS_REGION": "eu-west-3"}, None, "s3.eu-west-3"),
@@ -255,7 +255,7 @@ def test_credentials_that_had_expired_before_they_came(backend: Backend) -> None
         fault = backend.api.faults.add(
             "refresh", status=200, body=body, times=1, where=lambda call: call.run_id == "run-1"
         )
-        credentials = only(asked(backend.environ, run=OpenRun("run-1", "s3://bucket/prefix"))["credentials"])
+        credentials = only(asked(backend.environ, run=ProbedRun("run-1", "s3://bucket/prefix"))["credentials"])
         assert fault.fired == 1
         assert (credentials.severity, "B" in credentials.text) == (verdict, False)
 

@@ -19,7 +19,7 @@ from sentinel_uploader.backends.sentinel.client import DEFAULT_BASE_URL, Sentine
 from sentinel_uploader.backends.sentinel.token import TokenError, token_source
 from sentinel_uploader.delivery.csv_batch import gzip_csv
 from sentinel_uploader.doctor.findings import Finding, Severity, failed, ok, skipped, warning
-from sentinel_uploader.doctor.machine_checks import OpenRun
+from sentinel_uploader.doctor.machine_checks import ProbedRun
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.doctor.storage_checks import ask_for_credentials, check_storage
 from sentinel_uploader.runs.delivery_error import DeliveryError
@@ -30,7 +30,7 @@ JOB_NAME = "sentinel-uploader doctor"
 
 
 def check_backend(
-    environ: Mapping[str, str], *, clock: Clock, put: bool, run: OpenRun | None = None
+    environ: Mapping[str, str], *, clock: Clock, put: bool, run: ProbedRun | None = None
 ) -> Iterator[Finding]:
     """Check API and storage without leaving anything there. With `put`, also create, store and finish one empty run.
 

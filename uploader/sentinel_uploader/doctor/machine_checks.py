@@ -25,7 +25,7 @@ _GIVE = "give it to the user who runs this"
 _SECRET_SUFFIX = "_secret"  # noqa: S105 -- how such files are named
 
 
-class OpenRun(NamedTuple):
+class ProbedRun(NamedTuple):
     """A registered run that has not ended, and the URI prefix of its objects."""
 
     run_id: str
@@ -62,7 +62,7 @@ def check_spool(directory: str) -> Iterator[Finding]:
     yield from _delivery_findings(status)
 
 
-def open_run(directory: str, schemes: Collection[str]) -> OpenRun | None:
+def open_run(directory: str, schemes: Collection[str]) -> ProbedRun | None:
     """Return the newest open run in the spool that has an id, and an address with one of the schemes."""
     try:
         runs = read_status(directory)["runs"]
@@ -71,7 +71,7 @@ def open_run(directory: str, schemes: Collection[str]) -> OpenRun | None:
         return None
     kept = [run for run in runs if run["state"] in _AT_THE_API and run["location"].partition("://")[0] in schemes]
     newest = max(kept, key=lambda run: float(run["created_at"]), default=None)
-    return None if newest is None else OpenRun(newest["run_id"], newest["location"])
+    return None if newest is None else ProbedRun(newest["run_id"], newest["location"])
 
 
 def check_disk(directory: str, spool_max_bytes: int) -> Finding:

@@ -7,7 +7,7 @@ from sentinel_protocol.common.errors import UsageError
 from sentinel_uploader.backends.objectstore.by_scheme import StoresByScheme
 from sentinel_uploader.backends.sentinel.backend import SentinelBackend
 from sentinel_uploader.doctor.findings import Finding, Severity, failed, ok
-from sentinel_uploader.doctor.machine_checks import OpenRun
+from sentinel_uploader.doctor.machine_checks import ProbedRun
 from sentinel_uploader.doctor.probe import ProbeContext
 from sentinel_uploader.runs.delivery_error import DeliveryError
 from sentinel_uploader.runs.ports import StoreProbe
@@ -16,7 +16,7 @@ from sentinel_uploader.util.untrusted_text import printable
 
 
 def ask_for_credentials(
-    context: ProbeContext, api: SentinelBackend, run: OpenRun
+    context: ProbeContext, api: SentinelBackend, run: ProbedRun
 ) -> tuple[Finding, Credentials | None]:
     """Request the run's credentials, as the uploader does; return a finding about them, and them."""
     subject = "credentials"
@@ -37,7 +37,7 @@ def ask_for_credentials(
     return ok(subject, f"{text}, new ones are good for {left_s / 60:.0f} minutes"), given
 
 
-def check_storage(context: ProbeContext, run: OpenRun | None, credentials: Credentials | None) -> Iterator[Finding]:
+def check_storage(context: ProbeContext, run: ProbedRun | None, credentials: Credentials | None) -> Iterator[Finding]:
     """Probe the object stores: that of the run, or all."""
     region = credentials.region if credentials is not None else None
     try:

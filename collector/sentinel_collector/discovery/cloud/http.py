@@ -29,7 +29,7 @@ class Request(NamedTuple):
     limit_share: float = 1.0
 
 
-class HttpResponse(NamedTuple):
+class MetadataResponse(NamedTuple):
     """A complete response with status 200. Header names are in lower case."""
 
     headers: dict[str, str]
@@ -44,7 +44,9 @@ class SocketWait(NamedTuple):
     deadline: float
 
 
-def exchange(address: Address, request: Request, deadline: float) -> Generator[SocketWait, None, HttpResponse | None]:
+def exchange(
+    address: Address, request: Request, deadline: float
+) -> Generator[SocketWait, None, MetadataResponse | None]:
     """Send one request and return its response; `None` when no complete response with status 200 came.
 
     Yields what to wait for. The caller resumes the generator when the socket is ready, and throws `TimeoutError` into
@@ -80,7 +82,7 @@ def _encode(host: str, request: Request) -> bytes:
     return "\r\n".join(lines).encode("ascii")
 
 
-def _parse(received: bytearray, *, is_complete: bool) -> HttpResponse | None:
+def _parse(received: bytearray, *, is_complete: bool) -> MetadataResponse | None:
     """Return the response, `None` while a part is missing. Raises `ValueError` for what cannot become one."""
     end = received.find(b"\r\n\r\n")
     if len(received) > MAX_RESPONSE_BYTES:
@@ -93,7 +95,7 @@ def _parse(received: bytearray, *, is_complete: bool) -> HttpResponse | None:
         raise ValueError(f"status line {status_line[:40]!r}")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     body = _complete_body(headers, bytes(received[end + 4 :]), is_complete=is_complete)
-    return None if body is None else HttpResponse(headers, body)
+    return None if body is None else MetadataResponse(headers, body)
 
 
 def _complete_body(headers: dict[str, str], body: bytes, *, is_complete: bool) -> bytes | None:

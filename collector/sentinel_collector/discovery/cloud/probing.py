@@ -9,7 +9,7 @@ import select
 from collections.abc import Generator
 from typing import NamedTuple
 
-from sentinel_collector.discovery.cloud.http import Address, HttpResponse, SocketWait, exchange
+from sentinel_collector.discovery.cloud.http import Address, MetadataResponse, SocketWait, exchange
 from sentinel_collector.discovery.cloud.providers import Steps
 from sentinel_collector.discovery.cloud.responses import Fields
 from sentinel_protocol.common.clock import Clock
@@ -80,7 +80,7 @@ class ConcurrentProbe:
 
     def _converse(self, address: Address, steps: Steps, now: float) -> _Conversation:
         deadline = now + self._limit_s
-        response: HttpResponse | None = None
+        response: MetadataResponse | None = None
         with contextlib.closing(steps):
             while True:
                 try:

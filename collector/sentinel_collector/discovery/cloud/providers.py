@@ -1,6 +1,6 @@
 """The metadata services of thirteen providers: their requests, and how their responses are recognised.
 
-Each provider is a generator. It yields a `Request`, is sent the `HttpResponse` (`None` when no complete 200 came in
+Each provider is a generator. It yields a `Request`, is sent the `MetadataResponse` (`None` when no complete 200 came in
 time), and returns the fields that it found, or `None`. Any server may response on a link-local address, so
 `cloud_fields` accepts only short plain words, and each provider requires a value that no other service has.
 
@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Generator
 from typing import NamedTuple
 
-from sentinel_collector.discovery.cloud.http import Address, HttpResponse, Request
+from sentinel_collector.discovery.cloud.http import Address, MetadataResponse, Request
 from sentinel_collector.discovery.cloud.responses import (
     Fields,
     basename,
@@ -37,7 +37,7 @@ class Context(NamedTuple):
     share_identity: bool
 
 
-Steps = Generator[Request, HttpResponse | None, Fields | None]
+Steps = Generator[Request, MetadataResponse | None, Fields | None]
 
 
 class Provider(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from sentinel_collector.discovery.cloud.http import HttpResponse
+from sentinel_collector.discovery.cloud.http import MetadataResponse
 
 Fields = dict[str, str]
 ACCOUNT_FIELD = "cloud_account_id"
@@ -35,18 +35,18 @@ def validated_word(value: str, max_chars: int = _MAX_CHARS) -> str:
     return stripped if len(stripped) <= max_chars and _PLAIN.fullmatch(stripped) else ""
 
 
-def text(response: HttpResponse | None) -> str:
+def text(response: MetadataResponse | None) -> str:
     """Return the body without surrounding space, empty without a response."""
     return response.body.decode("ascii", "replace").strip() if response else ""
 
 
-def header_token(response: HttpResponse | None) -> str:
+def header_token(response: MetadataResponse | None) -> str:
     """Return the body as a token; empty when it cannot be a header's value."""
     token = text(response)
     return token if _TOKEN.fullmatch(token) else ""
 
 
-def json_object(response: HttpResponse | None) -> dict[str, Any]:
+def json_object(response: MetadataResponse | None) -> dict[str, Any]:
     """Return the body's JSON object; empty for anything else."""
     try:
         value = msgspec.json.decode(response.body) if response else None
@@ -55,7 +55,7 @@ def json_object(response: HttpResponse | None) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def basename(response: HttpResponse | None) -> str:
+def basename(response: MetadataResponse | None) -> str:
     """`projects/123/zones/europe-west1-b` → `europe-west1-b`."""
     return text(response).rpartition("/")[2]
 
